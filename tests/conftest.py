@@ -1,0 +1,58 @@
+"""Fixtures that many tests share, and the rules of the whole suite: offline, and no test skipped in silence."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
+
+import pytest
+import small
+
+import v2l
+
+DATA = Path(__file__).parent / "data"
+EXPECTED_SKIPS = ("needs ffmpeg", "needs the real clips")
+"""Reasons for which a test may be skipped where CI runs; any other skip fails the run there."""
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory) -> Path:
+    """A small SmolVLM with random weights and a hypernetwork beside it."""
+    folder = small.write_model(tmp_path_factory.mktemp("models") / "small")
+    small.write_hypernetwork(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def vlm(model_folder):
+    return v2l.load_vlm(model_folder)
+
+
+@pytest.fixture(scope="session")
+def hypernetwork(model_folder):
+    return v2l.load_hypernetwork(model_folder)
+
+
+@pytest.fixture(scope="session")
+def videos(tmp_path_factory) -> list[Path]:
+    """Three different clips of 4, 6 and 8 seconds."""
+    folder = tmp_path_factory.mktemp("videos")
+    return [small.write_video(folder / f"clip {n}.mp4", frames=32 + 16 * n, seed=n) for n in range(3)]
+
+
+@pytest.fixture(scope="session")
+def adapters(videos, vlm, hypernetwork) -> list[v2l.Adapter]:
+    return [v2l.encode(video, vlm, hypernetwork) for video in videos]
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if not os.environ.get("CI"):
+        return
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    for report in reporter.stats.get("skipped", []):
+        reason = str(report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr)
+        if not any(expected in reason for expected in EXPECTED_SKIPS):
+            reporter.write_line(f"unexpected skip: {report.nodeid}: {reason}", red=True)
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED

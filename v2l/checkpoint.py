@@ -1,0 +1,192 @@
+"""Hypernetwork weights on disk: v2l's own safetensors file, and the published pickles, imported without running them.
+
+v2l's file holds the published state dict under its published names, and in its metadata the sizes, the frozen model
+it belongs to and what it was trained with.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from v2l.errors import V2LError
+from v2l.files import content_sha256, damaged, printable, read_tensors, write_tensors
+from v2l.hypernetwork import TARGET, Hypernetwork, HypernetworkConfig, Origin, TrainedWith
+from v2l.models import EMBEDDED, PRESETS, cached_file
+from v2l.pickled import PublishedCheckpoint, read_published
+from v2l.records import from_json, to_json
+
+VERSION = 1
+MAX_FILE_BYTES = 4 << 30
+FILE_NAME = "hypernetwork.safetensors"
+"""What a model folder calls the hypernetwork that belongs to it."""
+
+PUBLISHED_TRAINING = {
+    # (base model, layers, hidden size, rank) -> how the published checkpoint was trained (paper section 4)
+    ("HuggingFaceTB/SmolVLM2-500M-Video-Instruct", 32, 960, 16): TrainedWith(frames=12, fps=1.0, resolution=384),
+    ("HuggingFaceTB/SmolVLM2-2.2B-Instruct", 24, 2048, 16): TrainedWith(frames=12, fps=1.0, resolution=384),
+}
+
+# What else a published configuration can ask for has no code behind it there, or is not what was published.
+_PUBLISHED_CHOICES = {
+    "per_rank_gen": True,
+    "use_bias": True,
+    "use_per_rank_bias": False,
+    "per_layer_processing": False,
+    "use_light_weight_lora": False,
+    "use_token_mixing": False,
+    "num_pre_head_layers": 1,
+    "extra_modules": None,
+}
+_PUBLISHED_AGGREGATOR = {"num_self_attn_per_block": 0, "shared_weights": False, "layer_to_layer_ctx_encoder": True}
+
+
+def load_hypernetwork(source: str | os.PathLike, device: str | torch.device = "cpu") -> Hypernetwork:
+    """A hypernetwork with its weights, in float32, ready to generate.
+
+    source: a preset (tiny, smolvlm2-500m, smolvlm2-2.2b), v2l's .safetensors, a folder that holds one, or a published
+        .pt, which is read without executing anything in it
+
+    Raises V2LError where it is missing, damaged or not a hypernetwork that v2l implements.
+    """
+    path = _locate(os.fspath(source))
+    if path.suffix == ".pt":
+        hypernetwork = _from_published(read_published(path), path)
+    else:
+        hypernetwork = _from_safetensors(path)
+    return hypernetwork.to(device).eval()
+
+
+def save_hypernetwork(hypernetwork: Hypernetwork, path: str | os.PathLike) -> None:
+    """Writes v2l's own file, whole or not at all: same weights and origin, same bytes."""
+    if hypernetwork.origin is None:
+        raise V2LError("this hypernetwork has no origin to record; set one with with_origin() before saving it")
+    write_tensors(path, hypernetwork.state_dict(), _metadata(hypernetwork.config, hypernetwork.origin))
+
+
+def import_checkpoint(checkpoint: str | os.PathLike, output: str | os.PathLike) -> Hypernetwork:
+    """Reads a published .pt and writes it as v2l's safetensors. Both make the same adapters, under the same sha256.
+
+    Raises V2LError, with nothing written, where the file is anything but a published checkpoint.
+    """
+    if Path(output).suffix != ".safetensors":
+        raise V2LError(f"{printable(output)} must end in .safetensors, so that v2l knows it again")
+    hypernetwork = _from_published(read_published(checkpoint), Path(checkpoint))
+    save_hypernetwork(hypernetwork, output)
+    return hypernetwork
+
+
+def with_origin(
+    hypernetwork: Hypernetwork, id: str, base_model: str, base_fingerprint: str | None, trained_with: TrainedWith
+) -> Hypernetwork:
+    """The same hypernetwork, told where it comes from; the sha256 of its weights as they are is taken here."""
+    unsealed = Origin(id, base_model, base_fingerprint, trained_with, sha256="")
+    sha256 = content_sha256(_metadata(hypernetwork.config, unsealed), hypernetwork.state_dict())
+    hypernetwork.origin = Origin(id, base_model, base_fingerprint, trained_with, sha256)
+    return hypernetwork
+
+
+def _locate(source: str) -> Path:
+    if source == "tiny":
+        if not (EMBEDDED / FILE_NAME).is_file():
+            raise V2LError("this version of v2l has no embedded hypernetwork yet; name a hypernetwork file or a preset")
+        return EMBEDDED / FILE_NAME
+    if source in PRESETS:
+        return cached_file(PRESETS[source].hypernetwork_repo, PRESETS[source].hypernetwork_file)
+    path = Path(source)
+    if path.is_dir():
+        path = path / FILE_NAME
+    if path.suffix not in (".pt", ".safetensors"):
+        raise V2LError(
+            f"{printable(source)} is no hypernetwork; name a .safetensors, a published .pt or one of "
+            f"{', '.join(['tiny', *PRESETS])}"
+        )
+    return path
+
+
+# v2l's own file ----------------------------------------------------------------------------------------------------
+
+
+def _metadata(config: HypernetworkConfig, origin: Origin) -> dict[str, Any]:
+    """Everything in the file's metadata but the sha256, which seals it and the weights."""
+    described = to_json(origin)
+    described.pop("sha256")
+    return {"format": "v2l-hypernetwork", "version": VERSION, "config": to_json(config), **described}
+
+
+def _from_safetensors(path: Path) -> Hypernetwork:
+    tensors, metadata = read_tensors(path, "hypernetwork", VERSION, MAX_FILE_BYTES)
+    try:
+        config = from_json(HypernetworkConfig, metadata.pop("config", None), "config")
+        origin = from_json(Origin, metadata, "metadata")
+        hypernetwork = _filled(config, tensors)
+    except ValueError as error:
+        raise damaged(path, "hypernetwork", printable(error)) from error
+    hypernetwork.origin = origin
+    return hypernetwork
+
+
+def _filled(config: HypernetworkConfig, tensors: Mapping[str, torch.Tensor]) -> Hypernetwork:
+    """A hypernetwork of these sizes with exactly these weights. Raises ValueError where they do not fit."""
+    if min(to_json(config).values()) <= 0 or config.num_heads % config.num_kv_heads or config.num_blocks > 1000:
+        raise ValueError("its sizes make no network")
+    with torch.device("meta"):  # nothing is allocated by what a file claims
+        hypernetwork = Hypernetwork(config)
+    expected = hypernetwork.state_dict()
+    for name in sorted(expected.keys() ^ tensors.keys()):
+        raise ValueError(f"{name} is {'missing' if name in expected else 'not part of such a hypernetwork'}")
+    for name, tensor in tensors.items():
+        if tensor.shape != expected[name].shape or tensor.dtype != torch.float32:
+            raise ValueError(
+                f"{name} is {tuple(tensor.shape)} {tensor.dtype}, not {tuple(expected[name].shape)} torch.float32"
+            )
+    hypernetwork.load_state_dict(tensors, strict=True, assign=True)
+    return hypernetwork
+
+
+# Published checkpoints ---------------------------------------------------------------------------------------------
+
+
+def _from_published(published: PublishedCheckpoint, path: Path) -> Hypernetwork:
+    try:
+        config = _published_config(published)
+        # copies, because tensors of a foreign file may share their memory
+        hypernetwork = _filled(config, {name: tensor.clone() for name, tensor in published.tensors.items()})
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise V2LError(
+            f"{printable(path)} is not a Frames2LoRA checkpoint that v2l implements: {printable(error)}; get the "
+            "published one"
+        ) from error
+    key = (published.base_model, config.num_layers, config.hidden_size, config.rank)
+    trained_with = PUBLISHED_TRAINING.get(key, TrainedWith())
+    return with_origin(hypernetwork, f"frames2lora {published.base_model}", published.base_model, None, trained_with)
+
+
+def _published_config(published: PublishedCheckpoint) -> HypernetworkConfig:
+    stated = published.hypernet_config
+    lora, aggregator = stated["lora_config"], stated["aggregator_config"]
+    for settings, choices in ((stated, _PUBLISHED_CHOICES), (aggregator, _PUBLISHED_AGGREGATOR)):
+        for name, choice in choices.items():
+            if settings.get(name, choice) != choice:
+                raise ValueError(f"it was made with {name} = {settings[name]!r}")
+    if list(lora["target_modules"]) != [TARGET]:
+        raise ValueError(f"it adapts {lora['target_modules']} and not {TARGET} alone")
+    inputs, outputs = stated["feature_sizes"]
+    if outputs[TARGET] != stated["base_hidden_size"]:
+        raise ValueError(f"its {TARGET} does not lead back to the hidden size")
+    sizes = {
+        "num_layers": len(stated["layer_indices"]),
+        "hidden_size": stated["base_hidden_size"],
+        "intermediate_size": inputs[TARGET],
+        "rank": lora["r"],
+        "lora_alpha": float(lora["lora_alpha"]),
+        "latent_size": stated["latent_size"],
+        "num_latents": aggregator["n_latent_queries"],
+        "num_blocks": aggregator["num_blocks"],
+    }
+    defaults = to_json(HypernetworkConfig(1, 1, 1))
+    return from_json(HypernetworkConfig, {**defaults, **sizes}, "hypernet_config")

@@ -1,0 +1,9 @@
+"""What v2l raises and warns with on purpose."""
+
+
+class V2LError(Exception):
+    """What is wrong, with which file or value, and what to do about it: one sentence, printed as one line."""
+
+
+class V2LWarning(UserWarning):
+    """Something that works but may surprise: one sentence, printed as one line."""

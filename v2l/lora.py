@@ -1,0 +1,111 @@
+"""An adapter on a frozen model: attached inside a `with` block, gone without a trace after it.
+
+A layer's output becomes W x + (x a^T) b. On the side path the extra product is computed in the adapter's own number
+type and added to the layer's output, as the published code does; merged, it is folded into a copy of W.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+
+import torch
+
+from v2l.adapter import Adapter
+from v2l.errors import V2LError
+from v2l.files import printable
+from v2l.vlm import FrozenVLM
+
+Factors = Sequence[tuple[torch.Tensor, torch.Tensor]]
+"""Per layer a and b: (R, d_in) and (R, d_out) for every row of a batch, or (B, R, ...) for one row each."""
+
+
+@contextmanager
+def applied(
+    vlm: FrozenVLM, adapter: Adapter | Sequence[Adapter], strength: float = 1.0, merged: bool = False
+) -> Iterator[None]:
+    """Attaches an adapter, or one adapter per row of the batches to come, for the length of a `with` block.
+
+    strength: multiplies the change; applied to b alone, so that 0.5 is half
+    merged: change the weights themselves instead of adding a second path; one adapter only. The original tensors are
+        kept and put back.
+
+    Before, and after however the block is left, the model's outputs are bit-identical to those without.
+    Raises V2LError where an adapter was made for another model or one is attached already.
+    """
+    adapters = [adapter] if isinstance(adapter, Adapter) else list(adapter)
+    if merged and len(adapters) != 1:
+        raise V2LError(f"{len(adapters)} adapters cannot be merged into one model; attach them side by side")
+    for each in adapters:
+        check_fits(each, vlm)
+    if vlm.attached:
+        raise V2LError("an adapter is attached to this model already; leave its `with` block first, or compose the two")
+    a, b = _rows(adapters)
+    a, b = a.to(vlm.device), b.to(vlm.device) * strength
+    attach = _merged if merged else attached
+    vlm.attached = True
+    try:
+        with attach(vlm.down_projections, list(zip(a, b, strict=True))):
+            yield
+    finally:
+        vlm.attached = False
+
+
+@contextmanager
+def attached(modules: Sequence[torch.nn.Linear], factors: Factors) -> Iterator[None]:
+    """The side path for any factors, gradients included: what `applied` and training share."""
+    with ExitStack() as hooks:
+        for module, (a, b) in zip(modules, factors, strict=True):
+            hooks.callback(module.register_forward_hook(_side_path(a, b)).remove)
+        yield
+
+
+def check_fits(adapter: Adapter, vlm: FrozenVLM) -> None:
+    """Raises V2LError, with both names, where `adapter` was made for another model than `vlm`."""
+    base = adapter.description.base_model
+    if base.fingerprint != vlm.fingerprint:
+        raise V2LError(
+            f"this adapter was made for {printable(base.id)} ({base.fingerprint[:12]}), the model at hand is "
+            f"{printable(vlm.id)} ({vlm.fingerprint[:12]}); load that model, or encode the video again"
+        )
+    module = vlm.down_projections[0]
+    made_for = len(adapter.a), adapter.a.shape[2], adapter.b.shape[2]
+    if made_for != (vlm.num_layers, module.in_features, module.out_features):
+        raise V2LError(
+            f"this adapter's factors (layers, in, out) are {made_for}, {printable(vlm.id)} has "
+            f"{(vlm.num_layers, module.in_features, module.out_features)}; the file is not what it says"
+        )
+
+
+def _rows(adapters: Sequence[Adapter]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Stacked factors, (L, R, d), or (L, B, R, d) for several adapters, zero-padded to the largest rank."""
+    if len(adapters) == 1:
+        return adapters[0].a, adapters[0].b
+    rank = max(adapter.rank for adapter in adapters)
+
+    def padded(factors: list[torch.Tensor]) -> torch.Tensor:
+        short = [torch.nn.functional.pad(factor.float(), (0, 0, 0, rank - factor.shape[1])) for factor in factors]
+        return torch.stack(short, dim=1)
+
+    return padded([adapter.a for adapter in adapters]), padded([adapter.b for adapter in adapters])
+
+
+def _side_path(a: torch.Tensor, b: torch.Tensor):
+    def add_change(_module: torch.nn.Linear, inputs: tuple[torch.Tensor], output: torch.Tensor) -> torch.Tensor:
+        change = inputs[0].to(a.dtype) @ a.transpose(-1, -2) @ b
+        return (output + change).to(output.dtype)
+
+    return add_change
+
+
+@contextmanager
+def _merged(modules: Sequence[torch.nn.Linear], factors: Factors) -> Iterator[None]:
+    originals = [module.weight for module in modules]
+    try:
+        for module, (a, b) in zip(modules, factors, strict=True):
+            changed = module.weight + b.T @ a
+            module.weight = torch.nn.Parameter(changed.to(module.weight.dtype), requires_grad=False)
+        yield
+    finally:
+        for module, original in zip(modules, originals, strict=True):
+            module.weight = original

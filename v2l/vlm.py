@@ -1,0 +1,352 @@
+"""The frozen SmolVLM2: look at images, read a video layer by layer, answer.
+
+Everything that touches the model's modules is here. The model is never trained, never changed (adapters are attached
+from outside, see lora.py), and reads videos only with no adapter attached.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch.nn.utils.rnn import pad_sequence
+
+from v2l.errors import V2LError, V2LWarning
+from v2l.files import printable
+from v2l.models import ModelFolder, find_model
+from v2l.prompt import END_OF_TURN, GLOBAL_VIEW, IMAGE, IMAGE_EDGE, PIXEL_MEAN, PIXEL_STD, START, question_text
+
+TOKENS_AT_ONCE = 4096
+"""How many tokens of several windows go through a decoder layer together; bounds memory, not results."""
+IMAGES_AT_ONCE = 8
+"""How many images go through the vision tower together."""
+
+
+class FrozenVLM:
+    """A SmolVLM2 on a device, for reading only.
+
+    id, revision, fingerprint: of the model folder (see models.py)
+    geometry: image size and tokens per image
+    text_model, lm_head: the language model; vision: (vision tower, connector), or None where it was not loaded
+    tokenizer: a `tokenizers.Tokenizer`, or None where the folder has none
+    """
+
+    def __init__(self, folder: ModelFolder, modules: dict[str, Any], device: torch.device):
+        self.folder, self.id, self.revision = folder, folder.id, folder.revision
+        self.fingerprint = folder.fingerprint()
+        self.geometry = folder.geometry
+        self.image_token_id = folder.config.image_token_id
+        self.max_positions = folder.config.text_config.max_position_embeddings
+        self.text_model, self.lm_head, self.vision = modules["text"], modules["head"], modules["vision"]
+        self.device, self.dtype = device, self.text_model.embed_tokens.weight.dtype
+        self.tokenizer = _load_tokenizer(folder)
+        self.end_of_answer_ids = folder.end_of_answer_ids
+        if self.tokenizer is not None:
+            self.end_of_answer_ids = self.end_of_answer_ids | {self.tokenizer.token_to_id(END_OF_TURN)}
+        self.attached = False
+        """True while an adapter is attached (lora.py): nothing may be encoded then."""
+
+    # Sizes -----------------------------------------------------------------------------------------------------
+
+    @property
+    def num_layers(self) -> int:
+        return len(self.text_model.layers)
+
+    @property
+    def down_projections(self) -> list[torch.nn.Linear]:
+        """The `mlp.down_proj` of every decoder layer, in order: what adapters change."""
+        return [layer.mlp.down_proj for layer in self.text_model.layers]
+
+    # Text ------------------------------------------------------------------------------------------------------
+
+    def tokenize(self, text: str) -> torch.Tensor:
+        """Token ids, (T,) int64, of a prompt that prompt.py built; nothing is added to it."""
+        if self.tokenizer is None:
+            raise V2LError(f"the model {printable(self.id)} has no tokenizer.json; put the model's own beside it")
+        return torch.tensor(self.tokenizer.encode(text, add_special_tokens=False).ids, device=self.device)
+
+    def detokenize(self, ids: Sequence[int]) -> str:
+        """The text of generated ids, control tokens left out."""
+        return self.tokenizer.decode(list(ids), skip_special_tokens=True)
+
+    def check_user_text(self, text: str) -> str:
+        """The text, stripped, if it may stand in a prompt. Raises V2LError where it is empty or holds one of the
+        tokenizer's control tokens, which would otherwise act as one (an `<image>` in a question, say)."""
+        for token in self.tokenizer.get_added_tokens_decoder().values() if self.tokenizer else ():
+            if token.content in text:
+                raise V2LError(f"{printable(text)!r} holds the control token {token.content}; leave it out")
+        if not text.strip():
+            raise V2LError("the question or prompt is empty; say what you want to know")
+        return text.strip()
+
+    # Seeing and reading ----------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def see(self, images: torch.Tensor) -> torch.Tensor:
+        """Images to what the language model gets in the place of their `<image>` tokens.
+
+        images: (N, 3, S, S) uint8, or float as the vision tower takes them (-1 to 1). Returns (N, tokens, D).
+        """
+        if self.vision is None:
+            raise V2LError("this model was loaded without its vision tower; load it with vision=True to read videos")
+        vision_tower, connector = self.vision
+        seen = []
+        for batch in images.split(IMAGES_AT_ONCE):
+            batch = batch.to(self.device)
+            if batch.dtype == torch.uint8:
+                batch = (batch.float() / 255 - PIXEL_MEAN) / PIXEL_STD
+            seen.append(connector(vision_tower(pixel_values=batch.to(self.dtype)).last_hidden_state))
+        return torch.cat(seen)
+
+    @torch.no_grad()
+    def embed(self, input_ids: torch.Tensor, image_embeddings: torch.Tensor | None = None) -> torch.Tensor:
+        """Input embeddings, (T,) -> (T, D), with image_embeddings, (N, tokens, D), in the image tokens' places.
+        Raises V2LError where the prompt has another number of places."""
+        embeddings = self.text_model.embed_tokens(input_ids)
+        places = input_ids == self.image_token_id
+        given = 0 if image_embeddings is None else image_embeddings.shape[0] * image_embeddings.shape[1]
+        if int(places.sum()) != given:
+            raise V2LError(f"the prompt has {int(places.sum())} image tokens and {given} image embeddings were given")
+        if given:
+            embeddings = embeddings.masked_scatter(places[:, None], image_embeddings.to(embeddings.dtype))
+        return embeddings
+
+    def read_layers(self, windows: Sequence[torch.Tensor]) -> Iterator[Iterator[torch.Tensor]]:
+        """The inputs of every decoder layer for the windows of one video, layer by layer (paper section 3: the
+        hidden states h_0 .. h_{L-1}; the output of the last layer is not read).
+
+        windows: input embeddings, (T_k, D) each, every window a prompt of its own with positions from zero
+
+        Yields L iterators; each yields pieces (1, tokens, D) in the order of the windows, without padding, and runs
+        that layer as it goes: exhaust one before taking the next. One hidden state per token is held, never a stack.
+        """
+        if self.attached:
+            raise V2LError("an adapter is attached to this model; leave its `with` block before reading a video")
+        batches = _micro_batches(windows)
+        for index in range(self.num_layers):
+            yield self._read_layer(index, batches)
+
+    @torch.no_grad()
+    def _read_layer(self, index: int, batches: list[_WindowBatch]) -> Iterator[torch.Tensor]:
+        last = index == self.num_layers - 1
+        for batch in batches:
+            yield batch.tokens()
+            if not last:  # nobody reads what comes out of the last layer
+                positions = torch.arange(batch.hidden.shape[1], device=self.device)[None]
+                batch.hidden = self.text_model.layers[index](
+                    batch.hidden,
+                    attention_mask=batch.attention_mask(),
+                    position_ids=positions,
+                    position_embeddings=self.text_model.rotary_emb(batch.hidden, positions),
+                )
+
+    # Answering -------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def logits(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
+        """Next-token logits of text, (B, T) -> (B, T, vocabulary), or (T,) -> (T, vocabulary), with whatever adapter
+        is attached. attention_mask: (B, T), non-zero where a token counts; pad on the right."""
+        if input_ids.ndim == 1:
+            return self.logits(input_ids[None])[0]
+        hidden = self.text_model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+        return self.lm_head(hidden.last_hidden_state)
+
+    @torch.no_grad()
+    def greedy(self, prompts: Sequence[torch.Tensor], max_new_tokens: int) -> Iterator[list[int]]:
+        """The most likely continuation, token by token, of several prompts at once, with a KV cache.
+
+        prompts: input embeddings, (T_b, D) each; the answer of one does not depend on the others
+
+        Yields the B ids of each step as they are chosen; ends when every row has ended or after `max_new_tokens`.
+        What a row says after its own end means nothing. Raises V2LError past the model's positions.
+        """
+        from transformers.cache_utils import DynamicCache
+
+        lengths = torch.tensor([len(prompt) for prompt in prompts], device=self.device)
+        if int(lengths.max()) + max_new_tokens > self.max_positions:
+            raise V2LError(
+                f"a prompt of {int(lengths.max()):,} tokens and {max_new_tokens} new ones exceed the model's "
+                f"{self.max_positions:,} positions; use fewer frames, a lower resolution or fewer new tokens"
+            )
+        inputs = pad_sequence(list(prompts), batch_first=True)  # (B, T, D), padded on the right
+        steps = torch.arange(inputs.shape[1], device=self.device)
+        mask = (steps[None] < lengths[:, None]).long()
+        positions, chosen = steps[None], lengths - 1
+        cache = DynamicCache(config=self.text_model.config)
+        ended = torch.zeros(len(prompts), dtype=torch.bool, device=self.device)
+        stops = torch.tensor(sorted(self.end_of_answer_ids), device=self.device)
+        rows = torch.arange(len(prompts), device=self.device)
+        for _ in range(max_new_tokens):
+            hidden = self.text_model(
+                inputs_embeds=inputs,
+                attention_mask=None if len(prompts) == 1 else mask,
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=True,
+            ).last_hidden_state[rows, chosen]
+            tokens = self.lm_head(hidden).argmax(-1)  # (B,)
+            yield tokens.tolist()
+            ended |= torch.isin(tokens, stops)
+            if ended.all():
+                return
+            inputs, positions, chosen = self.text_model.embed_tokens(tokens)[:, None], lengths[:, None], 0
+            mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
+            lengths = lengths + 1
+
+
+class _WindowBatch:
+    """Windows that go through the decoder layers together, padded on the right to one length."""
+
+    def __init__(self, windows: Sequence[torch.Tensor]):
+        self.hidden = pad_sequence(list(windows), batch_first=True)  # (b, T, D)
+        lengths = torch.tensor([len(window) for window in windows], device=self.hidden.device)
+        self.mask = torch.arange(self.hidden.shape[1], device=self.hidden.device)[None] < lengths[:, None]
+        self.padded = not bool(self.mask.all())
+
+    def tokens(self) -> torch.Tensor:
+        """(1, tokens, D): the windows one after the other, without their padding."""
+        return self.hidden[self.mask][None] if self.padded else self.hidden.flatten(0, 1)[None]
+
+    def attention_mask(self) -> torch.Tensor | None:
+        """(b, 1, T, T) bool, causal and without the padding; None, plain causal, where there is none."""
+        if not self.padded:
+            return None
+        length = self.mask.shape[1]
+        causal = torch.ones(length, length, dtype=torch.bool, device=self.mask.device).tril()
+        return causal & self.mask[:, None, None, :]
+
+
+def _micro_batches(windows: Sequence[torch.Tensor]) -> list[_WindowBatch]:
+    """Windows in order, in groups of one size that depends on nothing but this video's own windows."""
+    together = max(1, TOKENS_AT_ONCE // max(len(window) for window in windows))
+    return [_WindowBatch(windows[start : start + together]) for start in range(0, len(windows), together)]
+
+
+# Loading -----------------------------------------------------------------------------------------------------------
+
+
+def load_vlm(
+    model: str = "tiny",
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    vision: bool = True,
+) -> FrozenVLM:
+    """Loads a frozen SmolVLM2.
+
+    model: a preset (tiny, smolvlm2-500m, smolvlm2-2.2b) or a folder in the Hugging Face layout
+    device: default CUDA, then MPS, then the CPU, whichever is there; a device that is named must exist
+    dtype: torch.float32, bfloat16 or float16; default bfloat16 on CUDA, float32 elsewhere
+    vision: False loads the language model alone, which is all that answering from adapters needs
+
+    Raises V2LError where the model is not there, incomplete or of another kind. Never reaches the network.
+    """
+    folder = find_model(model)
+    device = _device(device)
+    dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
+    options = {"dtype": dtype, "attn_implementation": "sdpa", "local_files_only": True, "output_loading_info": True}
+    with _quiet_transformers():
+        try:
+            modules, info = _load_whole(folder, options) if vision else _load_language_model(folder, options)
+        except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+            raise V2LError(
+                f"cannot load the model in {printable(folder.path)}: {printable(error)}; get another copy of it"
+            ) from error
+    lacking = sorted(info["missing_keys"]) + [str(key) for key in info["mismatched_keys"]]
+    if lacking:
+        raise V2LError(
+            f"the model in {printable(folder.path)} has no fitting {printable(lacking[0])} "
+            f"({len(lacking)} such tensors); get another copy of it"
+        )
+    for module in (modules["text"], modules["head"], *(modules["vision"] or ())):
+        module.to(device).eval().requires_grad_(False)
+    return FrozenVLM(folder, modules, device)
+
+
+def _load_whole(folder: ModelFolder, options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    from transformers.models.smolvlm.modeling_smolvlm import SmolVLMForConditionalGeneration
+
+    model, info = SmolVLMForConditionalGeneration.from_pretrained(folder.path, **options)
+    vision = (model.model.vision_model, model.model.connector)
+    return {"text": model.model.text_model, "head": model.lm_head, "vision": vision}, info
+
+
+def _load_language_model(folder: ModelFolder, options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    from transformers.models.llama.modeling_llama import LlamaForCausalLM
+
+    config = folder.config.text_config
+    config.tie_word_embeddings = folder.config.tie_word_embeddings
+    renamed = {r"^model\.text_model\.": "model."}
+    model, info = LlamaForCausalLM.from_pretrained(folder.path, config=config, key_mapping=renamed, **options)
+    return {"text": model.model, "head": model.lm_head, "vision": None}, info
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Without transformers' own bar and report: which tensors are used is checked here, and stderr is the user's."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity(logging.CRITICAL)
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _device(name: str | torch.device | None) -> torch.device:
+    if name is None:
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise V2LError(f"the device {printable(name)} is not there; use cpu, or leave it out to choose") from error
+    return device
+
+
+def _load_tokenizer(folder: ModelFolder) -> Any | None:
+    from tokenizers import Tokenizer
+
+    path = folder.path / "tokenizer.json"
+    if not path.is_file():
+        return None
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises nothing narrower
+        raise V2LError(f"cannot read {printable(path)}: {printable(error)}; get another copy of it") from error
+    for token in (START, END_OF_TURN, IMAGE, IMAGE_EDGE, GLOBAL_VIEW):
+        if len(tokenizer.encode(token, add_special_tokens=False).ids) != 1:
+            raise V2LError(f"{printable(path)} does not know {token} as one token; it is not SmolVLM2's tokenizer")
+    if tokenizer.token_to_id(IMAGE) != folder.config.image_token_id:
+        raise V2LError(f"{printable(path)} and config.json disagree about the id of {IMAGE}; get another copy of both")
+    _compare_template(folder)
+    return tokenizer
+
+
+def _compare_template(folder: ModelFolder) -> None:
+    """One warning where the folder's own chat template would write another prompt than v2l does."""
+    template = folder.chat_template()
+    if template is None:
+        return
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    chat = [{"role": "user", "content": [{"type": "text", "text": "question"}]}]
+    try:
+        rendered = render_jinja_template([chat], chat_template=template, add_generation_prompt=True)[0][0]
+    except Exception:  # a template that cannot be rendered differs, whatever the reason
+        rendered = None
+    if rendered != question_text("question"):
+        warnings.warn(
+            f"the chat template in {printable(folder.path)} is not SmolVLM2's; v2l writes its prompts as SmolVLM2's",
+            V2LWarning,
+            stacklevel=2,
+        )

@@ -1,0 +1,121 @@
+"""A video as the frozen model gets it: frames through the vision tower, then prompts that fit its positions.
+
+Encoding and in-context inference both start here, so that they see the same pixels and the same words.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from v2l.adapter import Reading
+from v2l.errors import V2LError
+from v2l.hypernetwork import TrainedWith
+from v2l.prompt import PromptFrame, frame_images, tile_grid, video_text
+from v2l.sampling import Video, choose_frames
+from v2l.video import probe, read_frames
+from v2l.vlm import IMAGES_AT_ONCE, FrozenVLM
+
+
+@dataclass(frozen=True)
+class SeenVideo:
+    """A video as the vision tower saw it.
+
+    frames: time and tiles of each frame, in order
+    images: (N, tokens, D) embeddings of all images, frame by frame; N is the number of frames where none is tiled
+    """
+
+    video: Video
+    frames: tuple[PromptFrame, ...]
+    images: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Window:
+    """One complete prompt about consecutive frames. frames: how many; embeddings: (T, D) for the language model."""
+
+    frames: int
+    embeddings: torch.Tensor
+
+
+def fill_reading(reading: Reading, trained_with: TrainedWith, vlm: FrozenVLM) -> Reading:
+    """The reading with every None but start and end replaced by what the hypernetwork was trained with, or by the
+    model's own frame size. Raises V2LError for a number of frames, a rate or a resolution that is not positive."""
+    filled = replace(
+        reading,
+        frames=trained_with.frames if reading.frames is None else reading.frames,
+        fps=float(trained_with.fps if reading.fps is None else reading.fps),
+        resolution=reading.resolution or trained_with.resolution or vlm.geometry.longest_edge,
+        start=None if reading.start is None else float(reading.start),
+        end=None if reading.end is None else float(reading.end),
+    )
+    for name in ("frames", "fps", "resolution"):
+        if not getattr(filled, name) > 0 or (name == "resolution" and reading.resolution == 0):
+            raise V2LError(f"{name} is {getattr(reading, name)}; give a number above 0")
+    return filled
+
+
+def see_video(path: str | os.PathLike, vlm: FrozenVLM, reading: Reading) -> SeenVideo:
+    """Decodes the frames that `reading` (filled) asks for and shows them to the vision tower a few at a time: pixels
+    of no more than a micro-batch are ever held. Raises V2LError where the video cannot be read."""
+    video = probe(path)
+    chosen = choose_frames(video, reading.frames, reading.fps, reading.start, reading.end)
+    rows, cols = tile_grid(video.width, video.height, vlm.geometry, reading.resolution)
+    times: list[PromptFrame] = []
+
+    def images() -> Iterator[np.ndarray]:
+        for frame in read_frames(video, chosen):
+            times.append(PromptFrame(frame.seconds, rows, cols))
+            yield from frame_images(frame.pixels, vlm.geometry, reading.resolution)
+
+    seen = torch.cat([vlm.see(batch) for batch in _batches(images())])
+    return SeenVideo(video, tuple(times), seen)
+
+
+def _batches(images: Iterator[np.ndarray]) -> Iterator[torch.Tensor]:
+    """(n, 3, S, S) uint8, `IMAGES_AT_ONCE` at a time and the rest at the end."""
+    held: list[np.ndarray] = []
+    for image in images:
+        held.append(image)
+        if len(held) == IMAGES_AT_ONCE:
+            yield torch.from_numpy(np.stack(held))
+            held.clear()
+    if held:
+        yield torch.from_numpy(np.stack(held))
+
+
+def cut_windows(seen: SeenVideo, vlm: FrozenVLM, prompt: str, window_frames: int) -> list[Window]:
+    """The prompts that make up the video: one, as published, while that fits the model's positions; beyond them
+    windows of `window_frames` frames (fewer where even those do not fit), each a complete prompt with its own intro
+    line, absolute timestamps and positions from zero. Raises V2LError where a single frame does not fit."""
+    count = len(seen.frames)
+    size = count
+    while True:
+        spans = [(start, min(start + size, count)) for start in range(0, count, size)]
+        ids = [video_ids(seen, vlm, prompt, *span) for span in spans]
+        longest = max(len(window) for window in ids)
+        if longest <= vlm.max_positions:
+            break
+        if size == 1:
+            raise V2LError(
+                f"one frame takes {longest:,} tokens and the model has {vlm.max_positions:,} positions; use a lower "
+                "resolution"
+            )
+        size = min(window_frames, size - 1, max(1, size * vlm.max_positions // longest))
+    per_frame = len(seen.images) // count
+    return [
+        Window(stop - start, vlm.embed(window, seen.images[start * per_frame : stop * per_frame]))
+        for (start, stop), window in zip(spans, ids, strict=True)
+    ]
+
+
+def video_ids(
+    seen: SeenVideo, vlm: FrozenVLM, prompt: str, start: int = 0, stop: int | None = None, answer: bool = False
+) -> torch.Tensor:
+    """Token ids, (T,), of the prompt that shows frames start .. stop - 1 and says `prompt`; `answer` asks for one."""
+    frames = seen.frames[start:stop]
+    return vlm.tokenize(video_text(frames, seen.video.duration, prompt, vlm.geometry, generation_prompt=answer))
