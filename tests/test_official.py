@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 import v2l
 from v2l.adapter import Adapter, BaseModel, Block, Description, Maker, Reading, Segment
 from v2l.files import FileIdentity
+from v2l.vlm import Window
 
 OFFICIAL = DATA / "official-a"
 
@@ -35,7 +36,7 @@ def hypernetwork():
 def layer_inputs(vlm, expected):
     images = vlm.see(expected["pixel_values"][0])
     return torch.cat(
-        [torch.cat(list(pieces)) for pieces in vlm.read_layers([vlm.embed(expected["input_ids"][0], images)])]
+        [torch.cat(list(pieces)) for pieces in vlm.read_layers([Window(4, expected["input_ids"][0], images)])]
     )
 
 
@@ -101,7 +102,7 @@ def test_two_segments(vlm, hypernetwork, expected):
     for frames in ((0, 1), (2, 3)):
         shown = [token for frame in frames for token in (10 + frame % 8, 3, 4, *[5] * 4, 3)]
         ids = torch.tensor([1, 7, 8, *shown, 9, 30, 31, 32, 6])
-        factors = hypernetwork.generate(vlm.read_layers([vlm.embed(ids, images[list(frames)])]))
+        factors = hypernetwork.generate(vlm.read_layers([Window(2, ids, images[list(frames)])]))
         halves.append(as_adapter(*(torch.cat(part) for part in zip(*factors, strict=True)), vlm, hypernetwork))
     both = v2l.compose(halves)
     assert close(both.a[None], expected["combined_two.down_proj.A"])

@@ -46,7 +46,7 @@ def test_factors_are_the_hypernetworks_on_the_hidden_states(videos, vlm, hyperne
     seen = see_video(videos[0], vlm, Reading(frames=8, fps=1.0, resolution=32))
     (window,) = cut_windows(seen, vlm, "Internalize this video for later captioning.", window_frames=4)
     with torch.no_grad():
-        layers = [torch.cat(list(pieces), dim=1) for pieces in vlm.read_layers([window.embeddings])]
+        layers = [torch.cat(list(pieces), dim=1) for pieces in vlm.read_layers([window])]
         factors = hypernetwork.generate(torch.stack(layers, dim=1))
     for layer, (a, b) in enumerate(factors):
         assert torch.allclose(adapters[0].a[layer], a[0], atol=1e-6)
@@ -190,7 +190,8 @@ def test_a_window_is_the_prompt_of_its_own_frames(videos, vlm):
     windows = cut_windows(seen, vlm, "Watch.", window_frames=4)
     part = type(seen)(seen.video, seen.frames[4:8], seen.images[4:8])
     (alone,) = cut_windows(part, vlm, "Watch.", window_frames=4)
-    assert torch.equal(windows[1].embeddings, alone.embeddings)
+    assert torch.equal(windows[1].input_ids, alone.input_ids)
+    assert torch.equal(windows[1].images, alone.images)
 
 
 def test_windows_shrink_where_even_they_do_not_fit(videos, vlm):
@@ -198,7 +199,7 @@ def test_windows_shrink_where_even_they_do_not_fit(videos, vlm):
     windows = cut_windows(seen, vlm, "Watch.", window_frames=12)
     assert sum(window.frames for window in windows) == 12
     assert len(windows) > 1
-    assert max(len(window.embeddings) for window in windows) <= vlm.max_positions
+    assert max(len(window.input_ids) for window in windows) <= vlm.max_positions
     with pytest.raises(v2l.V2LError, match="one frame takes"):
         cut_windows(see_video(videos[2], vlm, Reading(frames=1, fps=1.0, resolution=512)), vlm, "Watch.", 12)
 

@@ -12,6 +12,7 @@ from transformers import SmolVLMForConditionalGeneration
 import v2l
 from v2l.models import find_model
 from v2l.prompt import question_text
+from v2l.vlm import Window
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +36,7 @@ def test_layer_inputs_are_the_hidden_states(vlm, reference):
     torch.manual_seed(0)
     ids, images = prompt_with_images(vlm, 3)
     expected = reference.model(input_ids=ids[None], pixel_values=images[None], output_hidden_states=True).hidden_states
-    actual = [torch.cat(list(pieces), dim=1) for pieces in vlm.read_layers([vlm.embed(ids, vlm.see(images))])]
+    actual = [torch.cat(list(pieces), dim=1) for pieces in vlm.read_layers([Window(3, ids, vlm.see(images))])]
     assert len(actual) == len(expected) - 1
     for one, other in zip(actual, expected, strict=False):
         assert torch.allclose(one, other, atol=1e-5)
@@ -45,7 +46,10 @@ def test_layer_inputs_are_the_hidden_states(vlm, reference):
 def test_windows_do_not_see_each_other(vlm):
     """Windows of different lengths, padded together, give what each gives alone, one after the other."""
     torch.manual_seed(1)
-    windows = [torch.randn(length, 48) for length in (7, 12, 3)]
+    windows = []
+    for count in (2, 5, 1):
+        ids, images = prompt_with_images(vlm, count)
+        windows.append(Window(count, ids, vlm.see(images)))
     alone = [[torch.cat(list(p), dim=1) for p in vlm.read_layers([window])] for window in windows]
     together = [torch.cat(list(p), dim=1) for p in vlm.read_layers(windows)]
     for layer, states in enumerate(together):

@@ -18,11 +18,14 @@ from torch import nn
 from torch.nn import functional as F
 
 from v2l.errors import V2LError
-from v2l.perceiver import GatedMLP, Resampler
+from v2l.perceiver import GatedMLP, Resampler, unit_context
 from v2l.prompt import INTERNALIZATION_PROMPT
 
 TARGET = "down_proj"
 """The one module of each decoder layer that is adapted, by its name in the published state dict."""
+
+TOKENS_AT_ONCE = 1024
+"""How many tokens are projected together: the projection's inner width is four times the model's."""
 
 LayerInput = torch.Tensor | Iterable[torch.Tensor]
 """What the hypernetwork reads of one layer: (B, T, D), or pieces of it along T in the order shown."""
@@ -172,7 +175,7 @@ class LayerReader(nn.Module):
         if mask is not None and mask.shape != context.shape[:2]:
             raise _mask_misfit(mask, context.shape[:2])
         with _autocast(context):
-            return self.decoder(self.encoder(context, mask))
+            return self.decoder(unit_context(self.encoder(context, mask)))
 
     def _project(self, pieces: Iterable[torch.Tensor], mask: torch.Tensor | None) -> Iterator[torch.Tensor]:
         start = 0
@@ -188,8 +191,9 @@ class LayerReader(nn.Module):
                     raise _mask_misfit(mask, piece.shape[:2])
                 piece = piece.masked_fill(~counted[..., None], 0)
             start += piece.shape[1]
-            with _autocast(piece):
-                yield self.modality_projection(piece)
+            for part in piece.split(TOKENS_AT_ONCE, dim=1):
+                with _autocast(part):
+                    yield unit_context(self.modality_projection(part))
 
 
 class ResidualBlock(nn.Module):

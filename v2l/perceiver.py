@@ -129,8 +129,8 @@ class Resampler(nn.Module):
         self.layernorm = RMSNorm(width)
 
     def forward(self, context: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-        """context: (B, T, W); mask: (B, T) bool, True where a token counts. Returns (B, num_latents, W)."""
-        context = unit_context(context)
+        """context: (B, T, W), from `unit_context`; mask: (B, T) bool, True where a token counts. Returns
+        (B, num_latents, W)."""
         latents = self.latents_q.expand(len(context), -1, -1)
         for layer in self.layers:
             latents = layer(latents, context, mask)

@@ -19,8 +19,8 @@ from v2l.lora import applied
 from v2l.prompt import question_text
 from v2l.sampling import frame_range
 from v2l.video import load_cv2
-from v2l.vlm import FrozenVLM
-from v2l.watch import SeenVideo, Window, cut_windows, fill_reading, see_video, video_ids
+from v2l.vlm import FrozenVLM, Window
+from v2l.watch import SeenVideo, cut_windows, fill_reading, see_video, video_ids
 
 MAX_NEW_TOKENS = 128
 
@@ -90,7 +90,7 @@ def generate_factors(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """One video's factors, (L, 2R, d_in) and (L, 2R, d_out), float32 on the CPU: the hypernetwork reads the hidden
     states of all windows together, a decoder layer at a time."""
-    factors = hypernetwork.generate(vlm.read_layers([window.embeddings for window in windows]))
+    factors = hypernetwork.generate(vlm.read_layers(windows))
     a, b = zip(*factors, strict=True)
     return torch.cat(a).cpu(), torch.cat(b).cpu()
 

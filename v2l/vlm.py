@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,10 +21,23 @@ from v2l.files import printable
 from v2l.models import ModelFolder, find_model
 from v2l.prompt import END_OF_TURN, GLOBAL_VIEW, IMAGE, IMAGE_EDGE, PIXEL_MEAN, PIXEL_STD, START, question_text
 
-TOKENS_AT_ONCE = 4096
-"""How many tokens of several windows go through a decoder layer together; bounds memory, not results."""
+TOKENS_AT_ONCE = 2048
+"""How many tokens of several windows go through a decoder layer together, a whole window at least."""
 IMAGES_AT_ONCE = 8
 """How many images go through the vision tower together."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """One complete prompt about consecutive frames of a video.
+
+    frames: how many it shows
+    input_ids: (T,); images: (N, tokens, D), what stands in the image tokens' places
+    """
+
+    frames: int
+    input_ids: torch.Tensor
+    images: torch.Tensor
 
 
 class FrozenVLM:
@@ -115,18 +129,21 @@ class FrozenVLM:
             embeddings = embeddings.masked_scatter(places[:, None], image_embeddings.to(embeddings.dtype))
         return embeddings
 
-    def read_layers(self, windows: Sequence[torch.Tensor]) -> Iterator[Iterator[torch.Tensor]]:
+    def read_layers(self, windows: Sequence[Window]) -> Iterator[Iterator[torch.Tensor]]:
         """The inputs of every decoder layer for the windows of one video, layer by layer (paper section 3: the
         hidden states h_0 .. h_{L-1}; the output of the last layer is not read).
 
-        windows: input embeddings, (T_k, D) each, every window a prompt of its own with positions from zero
+        windows: each a prompt of its own, with positions from zero
 
         Yields L iterators; each yields pieces (1, tokens, D) in the order of the windows, without padding, and runs
         that layer as it goes: exhaust one before taking the next. One hidden state per token is held, never a stack.
         """
         if self.attached:
             raise V2LError("an adapter is attached to this model; leave its `with` block before reading a video")
-        batches = _micro_batches(windows)
+        # groups of one size that depends on nothing but this video's own windows
+        together = max(1, TOKENS_AT_ONCE // max(len(window.input_ids) for window in windows))
+        groups = [windows[start : start + together] for start in range(0, len(windows), together)]
+        batches = [_WindowBatch([self.embed(window.input_ids, window.images) for window in g]) for g in groups]
         for index in range(self.num_layers):
             yield self._read_layer(index, batches)
 
@@ -199,7 +216,10 @@ class FrozenVLM:
 
 
 class _WindowBatch:
-    """Windows that go through the decoder layers together, padded on the right to one length."""
+    """Windows that go through the decoder layers together, padded on the right to one length.
+
+    hidden: (b, T, D), first their input embeddings, then what each layer makes of them
+    """
 
     def __init__(self, windows: Sequence[torch.Tensor]):
         self.hidden = pad_sequence(list(windows), batch_first=True)  # (b, T, D)
@@ -218,12 +238,6 @@ class _WindowBatch:
         length = self.mask.shape[1]
         causal = torch.ones(length, length, dtype=torch.bool, device=self.mask.device).tril()
         return causal & self.mask[:, None, None, :]
-
-
-def _micro_batches(windows: Sequence[torch.Tensor]) -> list[_WindowBatch]:
-    """Windows in order, in groups of one size that depends on nothing but this video's own windows."""
-    together = max(1, TOKENS_AT_ONCE // max(len(window) for window in windows))
-    return [_WindowBatch(windows[start : start + together]) for start in range(0, len(windows), together)]
 
 
 # Loading -----------------------------------------------------------------------------------------------------------

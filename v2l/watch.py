@@ -18,7 +18,7 @@ from v2l.hypernetwork import TrainedWith
 from v2l.prompt import PromptFrame, frame_images, tile_grid, video_text
 from v2l.sampling import Video, choose_frames
 from v2l.video import probe, read_frames
-from v2l.vlm import IMAGES_AT_ONCE, FrozenVLM
+from v2l.vlm import IMAGES_AT_ONCE, FrozenVLM, Window
 
 
 @dataclass(frozen=True)
@@ -32,14 +32,6 @@ class SeenVideo:
     video: Video
     frames: tuple[PromptFrame, ...]
     images: torch.Tensor
-
-
-@dataclass(frozen=True)
-class Window:
-    """One complete prompt about consecutive frames. frames: how many; embeddings: (T, D) for the language model."""
-
-    frames: int
-    embeddings: torch.Tensor
 
 
 def fill_reading(reading: Reading, trained_with: TrainedWith, vlm: FrozenVLM) -> Reading:
@@ -108,7 +100,7 @@ def cut_windows(seen: SeenVideo, vlm: FrozenVLM, prompt: str, window_frames: int
         size = min(window_frames, size - 1, max(1, size * vlm.max_positions // longest))
     per_frame = len(seen.images) // count
     return [
-        Window(stop - start, vlm.embed(window, seen.images[start * per_frame : stop * per_frame]))
+        Window(stop - start, window, seen.images[start * per_frame : stop * per_frame])
         for (start, stop), window in zip(spans, ids, strict=True)
     ]
 

@@ -1,0 +1,106 @@
+"""The real architectures at their true size, with random weights: nothing but the weights is missing."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import small
+import torch
+from transformers import SmolVLMConfig
+
+from v2l.hypernetwork import TrainedWith
+
+TEXT_500M = {
+    "model_type": "llama",
+    "hidden_size": 960,
+    "intermediate_size": 2560,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 15,
+    "num_key_value_heads": 5,
+    "head_dim": 64,
+    "vocab_size": 49280,
+    "max_position_embeddings": 8192,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 100000.0,
+    "pad_token_id": 2,
+}
+VISION_500M = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "image_size": 512,
+    "patch_size": 16,
+}
+
+ENCODE = """
+import re, sys, time
+import v2l
+
+def memory(kind):  # GiB of this process on Linux: VmRSS now, VmHWM at its highest
+    return int(re.search(kind + r":\\s+(\\d+)", open("/proc/self/status").read())[1]) / 2**20
+
+folder, video = sys.argv[1:]
+vlm, hypernetwork = v2l.load_vlm(folder, device="cpu"), v2l.load_hypernetwork(folder)
+loaded, start = memory("VmRSS"), time.perf_counter()
+open("/proc/self/clear_refs", "w").write("5")  # the highest from here on
+adapter = v2l.encode(video, vlm, hypernetwork)
+seconds = time.perf_counter() - start
+(segment,) = adapter.description.segments
+adapter.save(folder + "/clip.v2l.safetensors")
+print(f"ranks {tuple(adapter.a.shape)} frames {len(segment.timestamps)} windows {segment.windows}")
+print(f"memory {loaded:.2f} GiB loaded, {memory('VmHWM'):.2f} GiB at its peak, {seconds:.1f} s")
+"""
+
+
+@pytest.mark.slow
+def test_500m_encodes_a_12_frame_clip_on_the_cpu(tmp_path):
+    """True dimensions, random weights in a bfloat16 file, float32 on the CPU; prints its peak memory."""
+    config = SmolVLMConfig(
+        text_config=TEXT_500M,
+        vision_config=VISION_500M,
+        scale_factor=4,
+        image_token_id=small.IMAGE_TOKEN_ID,
+        pad_token_id=2,
+        tie_word_embeddings=False,
+    )
+    folder = small.write_model(tmp_path / "500m", config=config, dtype=torch.bfloat16)
+    published = {"rank": 16, "lora_alpha": 128.0, "latent_size": 512, "num_blocks": 9}
+    heads = {"num_heads": 16, "num_kv_heads": 4, "head_dim": 128}
+    small.write_hypernetwork(folder, trained_with=TrainedWith(resolution=384), **published, **heads)
+    video = small.write_video(tmp_path / "clip.mp4", frames=15 * 8, width=320, height=180)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    run = [sys.executable, "-c", ENCODE, str(folder), str(video)]
+    printed = subprocess.run(run, capture_output=True, text=True, check=True, env=environment).stdout
+    print(f"\n{printed}")
+    assert "ranks (32, 32, 2560) frames 12 windows (12,)" in printed
+    assert float(re.search(r"loaded, ([\d.]+) GiB at", printed)[1]) < 6
+    assert (folder / "clip.v2l.safetensors").stat().st_size < 16e6
+
+
+@pytest.mark.slow
+def test_memory_at_1024_frames(tmp_path):
+    """Section 6 of the design on a model of 8 layers x 256: 1,024 frames against 64, each in its own process."""
+    config = small.small_config(
+        hidden_size=256,
+        intermediate_size=640,
+        num_hidden_layers=8,
+        num_attention_heads=8,
+        head_dim=32,
+        max_position_embeddings=2048,
+    )
+    folder = small.write_model(tmp_path / "model", config=config)
+    small.write_hypernetwork(folder, trained_with=TrainedWith(), latent_size=128)
+    peaks = {}
+    for frames in (64, 256, 1024):
+        video = small.write_video(tmp_path / f"{frames}.mp4", frames=frames)
+        code = ENCODE.replace("hypernetwork)\n", f"hypernetwork, frames={frames}, fps=8)\n", 1)
+        run = [sys.executable, "-c", code, str(folder), str(video)]
+        printed = subprocess.run(run, capture_output=True, text=True, check=True).stdout
+        print(f"\n{printed}")
+        assert f"frames {frames} " in printed
+        peaks[frames] = float(re.search(r"loaded, ([\d.]+) GiB at", printed)[1])
+    assert peaks[1024] < 1.5 * peaks[64]
