@@ -12,8 +12,9 @@ import torch
 from safetensors.torch import load_file, save
 
 import v2l
-from v2l.adapter import Adapter, BaseModel, Block, Description, Maker, Reading, Segment
+from v2l.adapter import Adapter, BaseModel, Block, Description, Maker, Segment
 from v2l.files import FileIdentity, canonical_json, content_sha256
+from v2l.sampling import Reading
 
 SEGMENT = Segment(
     source=FileIdentity("lecture.mp4", 1234, "ab" * 32),

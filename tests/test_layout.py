@@ -19,7 +19,7 @@ ORDER = [
     "video models pickled hypernetwork adapter",
     "vlm composition checkpoint",
     "lora watch",
-    "pipeline",
+    "pipeline answer",
 ]
 """Each line may import from the lines above it and from its own line's left; the README lists the files in the order
 that the data flows."""

@@ -10,8 +10,9 @@ from conftest import DATA
 from safetensors.torch import load_file
 
 import v2l
-from v2l.adapter import Adapter, BaseModel, Block, Description, Maker, Reading, Segment
+from v2l.adapter import Adapter, BaseModel, Block, Description, Maker, Segment
 from v2l.files import FileIdentity
+from v2l.sampling import Reading
 from v2l.vlm import Window
 
 OFFICIAL = DATA / "official-a"

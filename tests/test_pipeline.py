@@ -15,9 +15,9 @@ from conftest import DATA
 from transformers import SmolVLMForConditionalGeneration
 
 import v2l
-from v2l.adapter import Reading
 from v2l.hypernetwork import TrainedWith
 from v2l.prompt import question_text
+from v2l.sampling import Reading
 from v2l.watch import cut_windows, fill_reading, see_video
 
 REAL_CLIPS = Path(__file__).parents[2] / "shared" / "videos"
@@ -243,8 +243,8 @@ def test_what_is_no_video(tmp_path, vlm, hypernetwork):
 
 def test_defaults_come_from_the_hypernetwork_then_the_model(vlm):
     trained = TrainedWith(frames=5, fps=2.0, resolution=None)
-    assert fill_reading(Reading(), trained, vlm) == Reading(frames=5, fps=2.0, resolution=32)
-    assert fill_reading(Reading(frames=9), TrainedWith(resolution=48), vlm) == Reading(9, 1.0, resolution=48)
+    assert fill_reading(Reading(), trained, vlm.geometry) == Reading(frames=5, fps=2.0, resolution=32)
+    assert fill_reading(Reading(frames=9), TrainedWith(resolution=48), vlm.geometry) == Reading(9, 1.0, resolution=48)
 
 
 @pytest.mark.parametrize("name", ["Tarsier_20.mp4", "v_00014063_0.mp4", "v_00016555_0.mp4"])

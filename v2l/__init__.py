@@ -12,16 +12,18 @@ _HOME = {
     "V2LError": "errors",
     "V2LWarning": "errors",
     "applied": "lora",
-    "ask": "pipeline",
-    "ask_each": "pipeline",
-    "ask_in_context": "pipeline",
+    "ask": "answer",
+    "ask_each": "answer",
+    "ask_in_context": "answer",
     "compose": "composition",
     "encode": "pipeline",
     "import_checkpoint": "checkpoint",
     "load_hypernetwork": "checkpoint",
     "load_vlm": "vlm",
     "save_hypernetwork": "checkpoint",
-    "stream": "pipeline",
+    "Reading": "sampling",
+    "stream": "answer",
+    "stream_in_context": "answer",
 }
 
 

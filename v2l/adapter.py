@@ -15,6 +15,7 @@ import torch
 from v2l.errors import V2LError
 from v2l.files import FileIdentity, content_sha256, damaged, printable, read_tensors, write_tensors
 from v2l.records import from_json, to_json
+from v2l.sampling import Reading
 
 VERSION = 1
 MAX_RANK = 512
@@ -42,23 +43,6 @@ class Maker:
     sha256: str
     trained_windows: int
     trained_segments: int
-
-
-@dataclass(frozen=True)
-class Reading:
-    """How a video is to be read. None leaves a choice to what the hypernetwork was trained with.
-
-    frames: at most this many (the paper's method: one per 1/fps seconds, no more than `frames`)
-    fps: frames per second of video that sampling aims for
-    start, end: seconds of the video, None for its beginning and its end
-    resolution: pixels of a frame's longest edge; beyond the model's image size frames are cut into tiles
-    """
-
-    frames: int | None = None
-    fps: float | None = None
-    start: float | None = None
-    end: float | None = None
-    resolution: int | None = None
 
 
 @dataclass(frozen=True)

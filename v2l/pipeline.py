@@ -1,31 +1,27 @@
-"""The whole story: a video to an adapter, an adapter and a question to an answer.
+"""A video to an adapter: the only place where frames, prompt, model and hypernetwork meet.
 
-The only place where frames, prompt, model and hypernetwork meet; training, evaluation and benchmarks call its parts.
+Training, evaluation and benchmarks call its parts; answer.py has the other half of the story.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
 from v2l import __version__
-from v2l.adapter import Adapter, BaseModel, Block, Description, Maker, Reading, Segment
+from v2l.adapter import Adapter, BaseModel, Block, Description, Maker, Segment
 from v2l.errors import V2LError
 from v2l.files import identify, printable, unreadable
-from v2l.hypernetwork import Hypernetwork, Origin, TrainedWith
-from v2l.lora import applied
-from v2l.prompt import question_text
-from v2l.sampling import frame_range
+from v2l.hypernetwork import Hypernetwork, Origin
+from v2l.sampling import Reading, frame_range
 from v2l.video import load_cv2
 from v2l.vlm import FrozenVLM, Window
-from v2l.watch import SeenVideo, cut_windows, fill_reading, see_video, video_ids
+from v2l.watch import SeenVideo, cut_windows, fill_reading, see_video
 
-MAX_NEW_TOKENS = 128
-
-
-# Encoding ----------------------------------------------------------------------------------------------------------
+Progress = Callable[[int, int], None]
+"""Called with the steps done and their number: a step is a frame seen or a decoder layer read."""
 
 
 def encode(
@@ -48,14 +44,27 @@ def encode(
     The same file, settings, device, dtype and number of threads give the same adapter, bit for bit.
     Raises V2LError where the video cannot be read, or model and hypernetwork do not belong together.
     """
+    return encode_reading(path, vlm, hypernetwork, Reading(frames, fps, start, end, resolution))
+
+
+def encode_reading(
+    path: str | os.PathLike,
+    vlm: FrozenVLM,
+    hypernetwork: Hypernetwork,
+    reading: Reading,
+    progress: Progress = lambda done, total: None,
+) -> Adapter:
+    """`encode` with its settings as one value and a callback for those who wait."""
     origin = check_belongs(hypernetwork, vlm)
     trained_with = origin.trained_with
-    reading = fill_reading(Reading(frames, fps, start, end, resolution), trained_with, vlm)
+    reading = fill_reading(reading, trained_with, vlm.geometry)
     before = _status(path)
     source = identify(path)
-    seen = see_video(path, vlm, reading)
+    layers = vlm.num_layers
+    seen = see_video(path, vlm, reading, lambda done, frames: progress(done, frames + layers))
     windows = cut_windows(seen, vlm, trained_with.prompt, trained_with.window_frames)
-    a, b = generate_factors(windows, vlm, hypernetwork)
+    frames = len(seen.frames)
+    a, b = generate_factors(windows, vlm, hypernetwork, lambda done, _: progress(frames + done, frames + layers))
     if _status(path) != before:
         raise V2LError(f"{printable(path)} changed while it was being read; encode it again when it is complete")
     begin, finish = _span(seen, reading)
@@ -86,11 +95,21 @@ def encode(
 
 @torch.no_grad()
 def generate_factors(
-    windows: Sequence[Window], vlm: FrozenVLM, hypernetwork: Hypernetwork
+    windows: Sequence[Window],
+    vlm: FrozenVLM,
+    hypernetwork: Hypernetwork,
+    progress: Progress = lambda done, total: None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """One video's factors, (L, 2R, d_in) and (L, 2R, d_out), float32 on the CPU: the hypernetwork reads the hidden
     states of all windows together, a decoder layer at a time."""
-    factors = hypernetwork.generate(vlm.read_layers(windows))
+
+    def layers() -> Iterator[Iterator[torch.Tensor]]:
+        for index, layer in enumerate(vlm.read_layers(windows)):
+            progress(index, vlm.num_layers)
+            yield layer
+
+    factors = hypernetwork.generate(layers())
+    progress(vlm.num_layers, vlm.num_layers)
     a, b = zip(*factors, strict=True)
     return torch.cat(a).cpu(), torch.cat(b).cpu()
 
@@ -129,92 +148,3 @@ def _status(path: str | os.PathLike) -> tuple[int, int, int]:
     except OSError as error:
         raise unreadable(path, error) from error
     return status.st_ino, status.st_size, status.st_mtime_ns
-
-
-# Answering ---------------------------------------------------------------------------------------------------------
-
-
-def ask(
-    adapter: Adapter,
-    question: str,
-    vlm: FrozenVLM,
-    max_new_tokens: int = MAX_NEW_TOKENS,
-    strength: float = 1.0,
-) -> str:
-    """The answer to a question about an encoded video: text alone goes in, not one visual token.
-
-    max_new_tokens: the longest answer; strength: how much of the adapter to wear, 1 as made
-    Raises V2LError where the adapter was made for another model, or the question is empty or holds control tokens.
-    """
-    return "".join(stream(adapter, question, vlm, max_new_tokens, strength))
-
-
-def stream(
-    adapter: Adapter,
-    question: str,
-    vlm: FrozenVLM,
-    max_new_tokens: int = MAX_NEW_TOKENS,
-    strength: float = 1.0,
-) -> Iterator[str]:
-    """The same answer in pieces, as they are chosen. The model wears the adapter until the last piece is taken or
-    the iterator is closed."""
-    prompt = question_embeddings(question, vlm)
-    with applied(vlm, adapter, strength):
-        yield from _text_pieces((ids[0] for ids in vlm.greedy([prompt], max_new_tokens)), vlm)
-
-
-def ask_each(
-    adapters: Sequence[Adapter], questions: Sequence[str], vlm: FrozenVLM, max_new_tokens: int = MAX_NEW_TOKENS
-) -> list[str]:
-    """One answer per pair of adapter and question, all in one batch: row i wears adapters[i]."""
-    prompts = [question_embeddings(question, vlm) for question in questions]
-    if len(adapters) != len(prompts):
-        raise V2LError(f"{len(adapters)} adapters and {len(prompts)} questions were given; give one question for each")
-    if not prompts:
-        return []
-    with applied(vlm, adapters):
-        steps = list(vlm.greedy(prompts, max_new_tokens))
-    return ["".join(_text_pieces(iter(ids), vlm)) for ids in zip(*steps, strict=True)]
-
-
-def ask_in_context(
-    path: str | os.PathLike,
-    question: str,
-    vlm: FrozenVLM,
-    reading: Reading | None = None,
-    max_new_tokens: int = MAX_NEW_TOKENS,
-) -> str:
-    """The answer with the video in the prompt: what adapters are measured against, from the same frames and words.
-
-    reading: how to read the video; None, and what is None in it, is as the published method reads it
-    Raises V2LError where the prompt exceeds the model's positions.
-    """
-    reading = fill_reading(reading or Reading(), TrainedWith(), vlm)
-    question = vlm.check_user_text(question)
-    seen = see_video(path, vlm, reading)
-    prompt = vlm.embed(video_ids(seen, vlm, question, answer=True), seen.images)
-    return "".join(_text_pieces((ids[0] for ids in vlm.greedy([prompt], max_new_tokens)), vlm))
-
-
-def question_embeddings(question: str, vlm: FrozenVLM) -> torch.Tensor:
-    """(T, D): the prompt of a question without a video. It cannot hold a visual token, whatever the question says."""
-    return vlm.embed(vlm.tokenize(question_text(vlm.check_user_text(question))))
-
-
-def _text_pieces(tokens: Iterator[int], vlm: FrozenVLM) -> Iterator[str]:
-    """Generated ids as pieces of text that together are the answer, without white space at its ends; ends at the
-    first id that ends an answer."""
-    ids: list[int] = []
-    shown = ""
-    for token in tokens:
-        if token in vlm.end_of_answer_ids:
-            break
-        ids.append(token)
-        text = vlm.detokenize(ids).lstrip()
-        ready = text.rstrip().removesuffix("\ufffd")  # half a character so far: wait for its other bytes
-        if len(ready) > len(shown) and ready.startswith(shown):
-            yield ready[len(shown) :]
-            shown = ready
-    rest = vlm.detokenize(ids).strip()
-    if len(rest) > len(shown):
-        yield rest[len(shown) :]

@@ -34,6 +34,23 @@ class Video:
     recovery: int = field(repr=False, compare=False)
 
 
+@dataclass(frozen=True)
+class Reading:
+    """How a video is to be read. None leaves a choice to what the hypernetwork was trained with.
+
+    frames: at most this many (the paper's method: one per 1/fps seconds, no more than `frames`)
+    fps: frames per second of video that sampling aims for
+    start, end: seconds of the video, None for its beginning and its end
+    resolution: pixels of a frame's longest edge; beyond the model's image size frames are cut into tiles
+    """
+
+    frames: int | None = None
+    fps: float | None = None
+    start: float | None = None
+    end: float | None = None
+    resolution: int | None = None
+
+
 def sample_indices(
     frame_count: int, fps: float, max_frames: int, target_fps: float = 1.0, skip_seconds: float = 1.0
 ) -> list[int]:

@@ -6,17 +6,16 @@ Encoding and in-context inference both start here, so that they see the same pix
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
-from v2l.adapter import Reading
 from v2l.errors import V2LError
 from v2l.hypernetwork import TrainedWith
-from v2l.prompt import PromptFrame, frame_images, tile_grid, video_text
-from v2l.sampling import Video, choose_frames
+from v2l.prompt import PromptFrame, VisionGeometry, frame_images, tile_grid, video_text
+from v2l.sampling import Reading, Video, choose_frames
 from v2l.video import probe, read_frames
 from v2l.vlm import IMAGES_AT_ONCE, FrozenVLM, Window
 
@@ -34,14 +33,14 @@ class SeenVideo:
     images: torch.Tensor
 
 
-def fill_reading(reading: Reading, trained_with: TrainedWith, vlm: FrozenVLM) -> Reading:
+def fill_reading(reading: Reading, trained_with: TrainedWith, geometry: VisionGeometry) -> Reading:
     """The reading with every None but start and end replaced by what the hypernetwork was trained with, or by the
     model's own frame size. Raises V2LError for a number of frames, a rate or a resolution that is not positive."""
     filled = replace(
         reading,
         frames=trained_with.frames if reading.frames is None else reading.frames,
         fps=float(trained_with.fps if reading.fps is None else reading.fps),
-        resolution=reading.resolution or trained_with.resolution or vlm.geometry.longest_edge,
+        resolution=reading.resolution or trained_with.resolution or geometry.longest_edge,
         start=None if reading.start is None else float(reading.start),
         end=None if reading.end is None else float(reading.end),
     )
@@ -51,9 +50,15 @@ def fill_reading(reading: Reading, trained_with: TrainedWith, vlm: FrozenVLM) ->
     return filled
 
 
-def see_video(path: str | os.PathLike, vlm: FrozenVLM, reading: Reading) -> SeenVideo:
+def see_video(
+    path: str | os.PathLike,
+    vlm: FrozenVLM,
+    reading: Reading,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> SeenVideo:
     """Decodes the frames that `reading` (filled) asks for and shows them to the vision tower a few at a time: pixels
-    of no more than a micro-batch are ever held. Raises V2LError where the video cannot be read."""
+    of no more than a micro-batch are ever held. `progress` hears of every frame and of their number. Raises V2LError
+    where the video cannot be read."""
     video = probe(path)
     chosen = choose_frames(video, reading.frames, reading.fps, reading.start, reading.end)
     rows, cols = tile_grid(video.width, video.height, vlm.geometry, reading.resolution)
@@ -61,6 +66,7 @@ def see_video(path: str | os.PathLike, vlm: FrozenVLM, reading: Reading) -> Seen
 
     def images() -> Iterator[np.ndarray]:
         for frame in read_frames(video, chosen):
+            progress(len(times), len(chosen))
             times.append(PromptFrame(frame.seconds, rows, cols))
             yield from frame_images(frame.pixels, vlm.geometry, reading.resolution)
 
