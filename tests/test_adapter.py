@@ -13,8 +13,9 @@ from safetensors.torch import load_file, save
 
 import v2l
 from v2l.adapter import Adapter, BaseModel, Block, Description, Maker, Segment
-from v2l.files import FileIdentity, canonical_json, content_sha256
+from v2l.files import FileIdentity
 from v2l.sampling import Reading
+from v2l.sealed import canonical_json, content_sha256
 
 SEGMENT = Segment(
     source=FileIdentity("lecture.mp4", 1234, "ab" * 32),

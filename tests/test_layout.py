@@ -16,10 +16,17 @@ TREES = {path.relative_to(ROOT / "v2l"): ast.parse(path.read_text()) for path in
 ORDER = [
     "__init__ errors",
     "records files sampling prompt perceiver",
-    "video models pickled hypernetwork adapter",
+    "sealed video models pickled hypernetwork adapter",
     "vlm composition checkpoint",
     "lora watch",
-    "pipeline answer",
+    "pipeline answer targets choice",
+    "staleness session",
+    "batch",
+    "display",
+    "info",
+    "commands",
+    "cli",
+    "__main__",
 ]
 """Each line may import from the lines above it and from its own line's left; the README lists the files in the order
 that the data flows."""
@@ -61,7 +68,10 @@ def test_functions_take_at_most_8_parameters():
         names = [a.arg for a in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)]
         return len([name for name in names if name not in ("self", "cls")])
 
-    assert [(str(path), node.name) for path, node in functions() if count(node) > 8] == []
+    def is_command(node):  # its parameters are the command's options
+        return any(ast.unparse(decorator).startswith("app.") for decorator in node.decorator_list)
+
+    assert [(str(path), node.name) for path, node in functions() if count(node) > 8 and not is_command(node)] == []
 
 
 def test_public_functions_are_annotated_and_documented():
@@ -126,7 +136,7 @@ def test_every_setting_is_read_somewhere():
     assert unread == []
 
 
-def test_importing_v2l_costs_nothing():
+def test_importing_the_command_costs_nothing():
     code = (
         "import sys, v2l, v2l.errors; print([m for m in ('torch', 'transformers', 'cv2', 'numpy') if m in sys.modules])"
     )

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 import torch
 
 from v2l.errors import V2LError
-from v2l.files import FileIdentity, content_sha256, damaged, printable, read_tensors, write_tensors
+from v2l.files import FileIdentity, printable
 from v2l.records import from_json, to_json
 from v2l.sampling import Reading
+from v2l.sealed import content_sha256, damaged, read_tensors, write_tensors
 
 VERSION = 1
 MAX_RANK = 512

@@ -14,11 +14,12 @@ from typing import Any
 import torch
 
 from v2l.errors import V2LError
-from v2l.files import content_sha256, damaged, printable, read_tensors, write_tensors
+from v2l.files import printable
 from v2l.hypernetwork import TARGET, Hypernetwork, HypernetworkConfig, Origin, TrainedWith
 from v2l.models import EMBEDDED, PRESETS, cached_file
 from v2l.pickled import PublishedCheckpoint, read_published
 from v2l.records import from_json, to_json
+from v2l.sealed import content_sha256, damaged, read_metadata, read_tensors, write_tensors
 
 VERSION = 1
 MAX_FILE_BYTES = 4 << 30
@@ -59,6 +60,17 @@ def load_hypernetwork(source: str | os.PathLike, device: str | torch.device = "c
     else:
         hypernetwork = _from_safetensors(path)
     return hypernetwork.to(device).eval()
+
+
+def read_origin(source: str | os.PathLike) -> Origin:
+    """What a hypernetwork's file says of itself, without its weights; a published .pt is read whole.
+
+    source: as for `load_hypernetwork`. Raises V2LError as that does.
+    """
+    path = _locate(os.fspath(source))
+    if path.suffix == ".pt":
+        return _from_published(read_published(path), path).origin
+    return _described(read_metadata(path, "hypernetwork", VERSION, MAX_FILE_BYTES), path)[1]
 
 
 def save_hypernetwork(hypernetwork: Hypernetwork, path: str | os.PathLike) -> None:
@@ -120,14 +132,21 @@ def _metadata(config: HypernetworkConfig, origin: Origin) -> dict[str, Any]:
 
 def _from_safetensors(path: Path) -> Hypernetwork:
     tensors, metadata = read_tensors(path, "hypernetwork", VERSION, MAX_FILE_BYTES)
+    config, origin = _described(metadata, path)
     try:
-        config = from_json(HypernetworkConfig, metadata.pop("config", None), "config")
-        origin = from_json(Origin, metadata, "metadata")
         hypernetwork = _filled(config, tensors)
     except ValueError as error:
         raise damaged(path, "hypernetwork", printable(error)) from error
     hypernetwork.origin = origin
     return hypernetwork
+
+
+def _described(metadata: dict[str, Any], path: Path) -> tuple[HypernetworkConfig, Origin]:
+    try:
+        config = from_json(HypernetworkConfig, metadata.pop("config", None), "config")
+        return config, from_json(Origin, metadata, "metadata")
+    except ValueError as error:
+        raise damaged(path, "hypernetwork", printable(error)) from error
 
 
 def _filled(config: HypernetworkConfig, tensors: Mapping[str, torch.Tensor]) -> Hypernetwork:

@@ -7,3 +7,7 @@ class V2LError(Exception):
 
 class V2LWarning(UserWarning):
     """Something that works but may surprise: one sentence, printed as one line."""
+
+
+class UsageError(V2LError):
+    """The command cannot mean what it says: exit code 2, nothing was begun."""

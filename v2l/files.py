@@ -1,30 +1,17 @@
-"""Files that are written whole or not at all, and read with limits: the only place that writes results to disk."""
+"""Files by name, identity and content: what may be printed of them, and the one way to write them whole or not at all.
+
+Needs no torch: the command line starts with it.
+"""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-import stat
 import tempfile
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
 
 from v2l.errors import V2LError
-
-METADATA_KEY = "v2l"
-MAX_HEADER_BYTES = 1_000_000
-"""Far above any file of v2l's own; a header that needs more is not one."""
-
-DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16}
-"""The number types that v2l's files may hold, by their safetensors names."""
-
 
 # Identity ----------------------------------------------------------------------------------------------------------
 
@@ -108,115 +95,3 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-# Tensors with one canonical metadata string ------------------------------------------------------------------------
-
-
-def canonical_json(value: Mapping[str, Any]) -> str:
-    """The one spelling of a metadata object: sorted keys, no spaces, ASCII, finite numbers."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
-
-
-def content_sha256(metadata: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> str:
-    """sha256 over metadata and tensors (names, dtypes, shapes and bytes, sorted by name), as 64 hex digits."""
-    digest = hashlib.sha256(canonical_json(metadata).encode())
-    names = {dtype: name for name, dtype in DTYPES.items()}
-    for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
-        line = {"name": name, "dtype": names[tensor.dtype], "shape": list(tensor.shape)}
-        digest.update(canonical_json(line).encode())
-        digest.update(tensor.flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
-
-
-def write_tensors(path: str | os.PathLike, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, Any]) -> None:
-    """Writes a safetensors file with all metadata under the single key `v2l` (safetensors orders several keys at
-    random), sealed by the sha256 of metadata and tensors. Same content, same bytes."""
-    sealed = {**metadata, "sha256": content_sha256(metadata, tensors)}
-    header = canonical_json(sealed)
-    if len(header) > MAX_HEADER_BYTES // 2:
-        raise V2LError(
-            f"the description of {printable(path)} would take {len(header):,} bytes, more than any reader accepts; "
-            "use fewer frames or segments"
-        )
-    write_atomically(path, save({k: t.detach().cpu().contiguous() for k, t in tensors.items()}, {METADATA_KEY: header}))
-
-
-def read_tensors(
-    path: str | os.PathLike, kind: str, version: int, max_bytes: int
-) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """The tensors and the metadata of a file that `write_tensors` wrote, on the CPU.
-
-    kind, version: what the file must be; its metadata states the format `v2l-{kind}` and the version, which are taken
-        off once they are found right
-    Raises V2LError where the file is too large, damaged, of another make, or does not match its own sha256.
-    """
-    data = _read_limited(path, kind, max_bytes)
-    metadata = _metadata(_header(data, path, kind), path, kind)
-    stated = {"format": metadata.get("format"), "version": metadata.get("version")}
-    if canonical_json(stated) != canonical_json({"format": f"v2l-{kind}", "version": version}):  # 1 is not true
-        raise damaged(path, kind, f"it states {printable(stated)}, this v2l reads v2l-{kind} version {version}")
-    try:
-        tensors = load(data)
-    except (SafetensorError, ValueError, KeyError, RuntimeError) as error:
-        raise damaged(path, kind, printable(error)) from error
-    for name, tensor in tensors.items():
-        if not torch.isfinite(tensor).all():
-            raise damaged(path, kind, f"{printable(name)} holds values that are not finite")
-    if metadata.get("sha256") != content_sha256({k: v for k, v in metadata.items() if k != "sha256"}, tensors):
-        raise damaged(path, kind, "its content does not match its own sha256")
-    return tensors, {name: value for name, value in metadata.items() if name not in ("format", "version")}
-
-
-def damaged(path: str | os.PathLike, kind: str, what: str) -> V2LError:
-    """The one line for a file whose content is not what it should be."""
-    return V2LError(f"{printable(path)} is not a sound v2l {kind}: {what}; make it again or get another copy")
-
-
-def _read_limited(path: str | os.PathLike, kind: str, max_bytes: int) -> bytes:
-    try:
-        with open(path, "rb", opener=_open_without_waiting) as file:
-            status = os.fstat(file.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                raise V2LError(f"{printable(path)} is not a regular file; name a v2l {kind} file")
-            if status.st_size > max_bytes:
-                raise damaged(path, kind, f"it has {status.st_size:,} bytes and a v2l {kind} at most {max_bytes:,}")
-            return file.read(max_bytes)
-    except OSError as error:
-        raise unreadable(path, error) from error
-
-
-def _open_without_waiting(path: str, flags: int) -> int:
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # a FIFO without a writer would block for ever
-
-
-def _header(data: bytes, path: str | os.PathLike, kind: str) -> dict[str, Any]:
-    """The safetensors header, checked for size and dtypes before the library allocates anything by it."""
-    length = int.from_bytes(data[:8], "little")
-    if len(data) < 8 or not 2 <= length <= min(MAX_HEADER_BYTES, len(data) - 8):
-        raise damaged(path, kind, "no safetensors header of a plausible size")
-    try:
-        header = json.loads(data[8 : 8 + length])
-    except (ValueError, RecursionError) as error:
-        raise damaged(path, kind, "its header is not JSON") from error
-    if not isinstance(header, dict):
-        raise damaged(path, kind, "its header is not a JSON object")
-    for name, entry in header.items():
-        if name != "__metadata__" and (not isinstance(entry, dict) or entry.get("dtype") not in DTYPES):
-            raise damaged(path, kind, f"{printable(name)} is not float32 or bfloat16")
-    return header
-
-
-def _metadata(header: Mapping[str, Any], path: str | os.PathLike, kind: str) -> dict[str, Any]:
-    entries = header.get("__metadata__")
-    if not isinstance(entries, dict) or list(entries) != [METADATA_KEY] or not isinstance(entries[METADATA_KEY], str):
-        raise damaged(path, kind, f"its metadata is not one string under the key {METADATA_KEY!r}")
-    try:
-        metadata = json.loads(entries[METADATA_KEY])
-        canonical = isinstance(metadata, dict) and canonical_json(metadata) == entries[METADATA_KEY]
-    except (ValueError, RecursionError) as error:
-        raise damaged(path, kind, "its metadata is not JSON") from error
-    if not canonical:
-        raise damaged(path, kind, "its metadata is not in canonical form")
-    return metadata

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from v2l.errors import V2LError
-from v2l.files import canonical_json, printable
+from v2l.files import printable
 from v2l.prompt import VisionGeometry
+from v2l.sealed import canonical_json
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,141 @@
+"""Many videos to many adapters: each made, found current, or failed on its own, the others undisturbed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from v2l.adapter import Adapter
+from v2l.choice import Choice
+from v2l.composition import compose
+from v2l.errors import V2LError
+from v2l.pipeline import encode_reading
+from v2l.sampling import Reading
+from v2l.staleness import Wanted, judge
+from v2l.targets import Target
+from v2l.video import probe
+from v2l.watch import fill_reading
+
+
+@dataclass(frozen=True)
+class EncodeOptions:
+    """What to encode again, and into how many adapters.
+
+    segments: cut each video into this many stretches of one length; segment_seconds: or into stretches of this
+        many seconds; compose: also write the composed adapter of a video's segments
+    check_hash, overwrite: look closer than size and time, or do not look at all
+    replace_foreign: also replace adapters that were made for another model
+    """
+
+    reading: Reading
+    segments: int | None = None
+    segment_seconds: float | None = None
+    compose: bool = False
+    check_hash: bool = False
+    overwrite: bool = False
+    replace_foreign: bool = False
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one adapter.
+
+    status: "encoded", "composed", "current", "kept" (made for another model) or "failed"
+    note: why it was encoded again or kept, or the error
+    seconds: that encoding took; adapter: where it was made just now
+    """
+
+    target: Target
+    status: str
+    note: str = ""
+    seconds: float = 0.0
+    adapter: Adapter | None = None
+
+
+Watch = Callable[[Path, int, int], None]
+"""Hears which video is being encoded, the steps done and their number."""
+
+
+def encode_target(target: Target, options: EncodeOptions, choice: Choice, watch: Watch) -> Iterator[Outcome]:
+    """One video: its adapter, or one per segment and then, if asked for, the composed one. Failures are outcomes."""
+    try:
+        if options.segments is None and options.segment_seconds is None:
+            yield _encode_one(target, options, choice, watch)
+            return
+        outcomes = []
+        for index, reading in enumerate(cut(target.video, options)):
+            part = replace(options, reading=reading)
+            outcomes.append(_encode_one(target.segment(index), part, choice, watch))
+            yield outcomes[-1]
+        if options.compose:
+            yield _compose_segments(target, outcomes, options)
+    except V2LError as error:
+        yield Outcome(target, "failed", str(error))
+
+
+def cut(video: Path, options: EncodeOptions) -> Sequence[Reading]:
+    """The readings of a video's segments, which follow one another without a gap. Raises V2LError where the video
+    cannot be read or the range holds nothing."""
+    start = options.reading.start or 0.0
+    duration = probe(video).duration
+    end = min(duration if options.reading.end is None else options.reading.end, duration)
+    if options.segments:
+        count, length = options.segments, (end - start) / options.segments
+    else:
+        length = options.segment_seconds
+        count = max(1, -int((start - end) // length))
+    borders = [round(start + index * length, 6) for index in range(count)]
+    return [
+        replace(options.reading, start=begin, end=finish)
+        for begin, finish in zip(borders, [*borders[1:], round(end, 6)], strict=True)
+    ]
+
+
+def _encode_one(target: Target, options: EncodeOptions, choice: Choice, watch: Watch) -> Outcome:
+    reading = fill_reading(options.reading, choice.origin.trained_with, choice.folder.geometry)
+    reason = ""
+    if not options.overwrite:
+        wanted = Wanted(target.video, reading, choice.fingerprint, choice.origin)
+        verdict = judge(target.output, wanted, options.check_hash)
+        if verdict.state == "current":
+            return Outcome(target, "current")
+        if verdict.state == "foreign" and not options.replace_foreign:
+            return Outcome(target, "kept", f"it was made for {verdict.reason}; --model replaces it")
+        reason = f"it was made for {verdict.reason}" if verdict.state == "foreign" else verdict.reason
+    started = time.perf_counter()
+    adapter = encode_reading(
+        target.video,
+        choice.vlm,
+        choice.hypernetwork,
+        reading,
+        progress=lambda done, total: watch(target.video, done, total),
+    )
+    _make_folder(target.output.parent)
+    adapter.save(target.output)
+    return Outcome(target, "encoded", reason, time.perf_counter() - started, adapter)
+
+
+def _compose_segments(target: Target, outcomes: Sequence[Outcome], options: EncodeOptions) -> Outcome:
+    if any(outcome.status == "kept" for outcome in outcomes):
+        return Outcome(target, "failed", "not composed: some of its segments were made for another model")
+    parts = [outcome.adapter or Adapter.load(outcome.target.output) for outcome in outcomes]
+    whole = compose(parts)
+    if not options.overwrite and target.output.exists():
+        try:
+            if Adapter.load(target.output).sha256() == whole.sha256():
+                return Outcome(target, "current")
+        except V2LError:
+            pass  # damaged: composed again like any stale adapter
+    whole.save(target.output)
+    return Outcome(target, "composed", adapter=whole)
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise V2LError(
+            f"cannot make the folder {folder}: {error.strerror}; check the place and its permissions"
+        ) from error

@@ -1,0 +1,92 @@
+"""Which model and hypernetwork a command works with, known by what their files say and loaded only when needed."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from functools import cached_property
+
+from v2l.adapter import Adapter
+from v2l.checkpoint import load_hypernetwork, read_origin
+from v2l.errors import V2LError
+from v2l.files import printable
+from v2l.hypernetwork import Hypernetwork, Origin
+from v2l.models import PRESETS, ModelFolder, find_model
+from v2l.vlm import FrozenVLM, load_vlm
+
+ENVIRONMENT = "V2L_MODEL"
+
+
+@dataclass
+class Choice:
+    """A model by name, its hypernetwork's source, and how to load them.
+
+    chosen_by: "option", "environment", "adapter" or "fallback", the demonstration model that stands in where nothing
+        else was said
+    """
+
+    model: str
+    chosen_by: str
+    hypernetwork_source: str | None = None
+    device: str | None = None
+    dtype: str | None = None
+
+    @cached_property
+    def folder(self) -> ModelFolder:
+        """The model's folder; raises V2LError where it is not there."""
+        return find_model(self.model)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of the frozen model, from its files."""
+        return self.folder.fingerprint()
+
+    @cached_property
+    def origin(self) -> Origin:
+        """What the hypernetwork's file says of it."""
+        return read_origin(self.hypernetwork_source or self.model)
+
+    @cached_property
+    def vlm(self) -> FrozenVLM:
+        """The model with its vision tower, for encoding and for questions in context."""
+        return self._load(vision=True)
+
+    @cached_property
+    def language_model(self) -> FrozenVLM:
+        """What answers from adapters; the whole model where that is loaded already."""
+        return self.__dict__.get("vlm") or self._load(vision=False)
+
+    @cached_property
+    def hypernetwork(self) -> Hypernetwork:
+        """On the model's device."""
+        return load_hypernetwork(self.hypernetwork_source or self.model, device=self.vlm.device)
+
+    def _load(self, vision: bool) -> FrozenVLM:
+        import torch
+
+        dtype = getattr(torch, self.dtype) if self.dtype else None
+        return load_vlm(self.model, device=self.device, dtype=dtype, vision=vision)
+
+
+def choose_model(option: str | None) -> tuple[str, str]:
+    """(model, chosen by) for work that no adapter decides: `--model`, else V2L_MODEL, else the demonstration model."""
+    if option:
+        return option, "option"
+    if os.environ.get(ENVIRONMENT):
+        return os.environ[ENVIRONMENT], "environment"
+    return "tiny", "fallback"
+
+
+def choose_model_for(adapter: Adapter, option: str | None) -> tuple[str, str]:
+    """The same for an adapter, which names the model it was made for where neither option nor environment does."""
+    model, chosen_by = choose_model(option)
+    if chosen_by != "fallback":
+        return model, chosen_by
+    base = adapter.description.base_model
+    named = {preset.model: name for name, preset in PRESETS.items()} | {"tiny": "tiny"}
+    if base.id not in named:
+        raise V2LError(
+            f"this adapter was made for {printable(base.id)} ({base.fingerprint[:12]}), a model that v2l has no name "
+            f"for; say where it is with --model FOLDER or {ENVIRONMENT}"
+        )
+    return named[base.id], "adapter"

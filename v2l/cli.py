@@ -1,0 +1,364 @@
+"""The `v2l` command: each command reads its words, calls one function and prints what comes back.
+
+Nothing heavy is imported before a command runs, so that `v2l --help` and completion stay quick.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from enum import StrEnum
+from pathlib import Path
+from types import FrameType
+from typing import Annotated
+
+import typer
+
+from v2l.display import Display, StdoutClosed
+from v2l.errors import UsageError, V2LError, V2LWarning
+
+app = typer.Typer(
+    name="v2l",
+    help="Turns a video into a small adapter that a vision-language model answers from, with zero visual tokens.",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None if os.environ.get("TERM") == "dumb" else "rich",
+)
+
+
+class Dtype(StrEnum):
+    """Number types a model can be loaded in."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+def seconds(text: str) -> float:
+    """A time as seconds or as [H:]MM:SS[.s]. Raises BadParameter."""
+    try:
+        parts = [float(part) for part in text.split(":")]
+        value = sum(part * 60**place for place, part in enumerate(reversed(parts)))
+    except ValueError as error:
+        raise typer.BadParameter(f"{text!r} is no time; give seconds (90.5) or H:MM:SS (0:01:30.5)") from error
+    if len(parts) > 3 or not all(0 <= part < float("inf") for part in parts):
+        raise typer.BadParameter(f"{text!r} is no time; give seconds (90.5) or H:MM:SS (0:01:30.5)")
+    return value
+
+
+READ, WRITE, AGAIN, MODEL, OUTPUT = "What to read", "Where to write", "When to encode again", "Model", "Output"
+
+Model = Annotated[
+    str | None,
+    typer.Option("--model", "-m", help="A preset or a model folder; else V2L_MODEL.", rich_help_panel=MODEL),
+]
+HypernetworkFile = Annotated[
+    str | None,
+    typer.Option("--hypernetwork", help="Its hypernetwork, where the model's own is not meant.", rich_help_panel=MODEL),
+]
+Device = Annotated[
+    str | None, typer.Option("--device", help="cpu, cuda, cuda:1, mps; else the best there.", rich_help_panel=MODEL)
+]
+NumberType = Annotated[
+    Dtype | None,
+    typer.Option("--dtype", help="Else bfloat16 on CUDA, float32 elsewhere.", rich_help_panel=MODEL),
+]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object a line.", rich_help_panel=OUTPUT)]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No notes, no progress.", rich_help_panel=OUTPUT)]
+Debug = Annotated[bool, typer.Option("--debug", help="Tracebacks of errors.", rich_help_panel=OUTPUT)]
+Frames = Annotated[
+    int | None,
+    typer.Option("--frames", min=1, help="At most this many frames; else as trained.", rich_help_panel=READ),
+]
+Fps = Annotated[
+    float | None,
+    typer.Option("--fps", help="Frames per second of video to aim for; else as trained.", rich_help_panel=READ),
+]
+Start = Annotated[
+    float | None,
+    typer.Option("--start", parser=seconds, metavar="TIME", help="Seconds, or H:MM:SS.", rich_help_panel=READ),
+]
+End = Annotated[
+    float | None,
+    typer.Option("--end", parser=seconds, metavar="TIME", help="Seconds, or H:MM:SS.", rich_help_panel=READ),
+]
+Resolution = Annotated[
+    int | None,
+    typer.Option(
+        "--resolution",
+        min=8,
+        help="Pixels of a frame's longest edge; more than the model's image is tiled.",
+        rich_help_panel=READ,
+    ),
+]
+Rank = Annotated[int | None, typer.Option("--rank", min=1, help="Reduce the generated ranks to this many, by SVD.")]
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Versions of v2l and what it stands on.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="The versions as JSON.")] = False,
+) -> None:
+    """Options of `v2l` itself."""
+    if version:
+        from v2l.info import versions
+
+        found = versions()
+        text = "\n".join(f"{name} {number}" for name, number in found.items())
+        Display(as_json).result(text, {"command": "version", "versions": found})
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        raise typer.Exit(2)
+
+
+@app.command(no_args_is_help=True)
+def encode(
+    inputs: Annotated[list[Path] | None, typer.Argument(help="Videos and folders of videos.")] = None,
+    recursive: Annotated[
+        bool, typer.Option("--recursive", "-r", help="Folders in folders too.", rich_help_panel=READ)
+    ] = False,
+    files_from: Annotated[
+        str | None,
+        typer.Option(
+            "--files-from",
+            metavar="FILE|-",
+            help="More inputs from a list, one a line or NUL-separated.",
+            rich_help_panel=READ,
+        ),
+    ] = None,
+    frames: Frames = None,
+    fps: Fps = None,
+    start: Start = None,
+    end: End = None,
+    resolution: Resolution = None,
+    segments: Annotated[
+        int | None,
+        typer.Option("--segments", min=1, help="Cut each video into N adapters.", metavar="N", rich_help_panel=READ),
+    ] = None,
+    segment_seconds: Annotated[
+        float | None,
+        typer.Option("--segment-seconds", help="Cut into adapters of S seconds.", metavar="S", rich_help_panel=READ),
+    ] = None,
+    compose: Annotated[
+        bool, typer.Option("--compose", help="Also write the segments as one adapter.", rich_help_panel=WRITE)
+    ] = False,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The adapter of the one video.", rich_help_panel=WRITE)
+    ] = None,
+    output_dir: Annotated[
+        Path | None, typer.Option("--output-dir", help="A folder for all adapters.", rich_help_panel=WRITE)
+    ] = None,
+    check_hash: Annotated[
+        bool,
+        typer.Option("--check-hash", help="Compare contents, not sizes and times.", rich_help_panel=AGAIN),
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Encode again whatever is there.", rich_help_panel=AGAIN)
+    ] = False,
+    fail_fast: Annotated[
+        bool, typer.Option("--fail-fast", help="Stop at the first failure.", rich_help_panel=AGAIN)
+    ] = False,
+    model: Model = None,
+    hypernetwork: HypernetworkFile = None,
+    device: Device = None,
+    dtype: NumberType = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Read videos once and write an adapter beside each: lecture.mp4 -> lecture.v2l.safetensors.
+
+    What is there and still current is left alone. Prints the adapters' paths.
+    """
+    with command(as_json, quiet, debug) as display:
+        from v2l import commands
+        from v2l.batch import EncodeOptions
+        from v2l.sampling import Reading
+        from v2l.targets import Destination
+
+        if segments and segment_seconds:
+            raise UsageError("--segments and --segment-seconds both say how to cut; give one of them")
+        if compose and not (segments or segment_seconds):
+            raise UsageError("--compose needs segments; give --segments or --segment-seconds")
+        if output and output_dir:
+            raise UsageError("-o and --output-dir both say where to write; give one of them")
+        for name, value in (("--fps", fps), ("--segment-seconds", segment_seconds)):
+            if value is not None and not 0 < value < float("inf"):
+                raise UsageError(f"{name} is {value}; give a number above 0")
+        reading = Reading(frames, fps, start, end, resolution)
+        options = EncodeOptions(
+            reading, segments, segment_seconds, compose, check_hash, overwrite, replace_foreign=model is not None
+        )
+        ok = commands.encode(
+            commands.encode_inputs(inputs or [], files_from),
+            Destination(output, output_dir),
+            options,
+            commands.choice(model, hypernetwork, device, dtype, display),
+            display,
+            recursive=recursive,
+            fail_fast=fail_fast,
+        )
+        raise typer.Exit(0 if ok else 1)
+
+
+@app.command(no_args_is_help=True)
+def ask(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="ADAPTER... QUESTION...", help="Adapters, videos or folders of adapters; questions; - for stdin."
+        ),
+    ] = None,
+    question: Annotated[
+        list[str] | None, typer.Option("--question", "-q", help="A question, whatever it looks like.")
+    ] = None,
+    in_context: Annotated[
+        list[Path] | None,
+        typer.Option("--in-context", metavar="VIDEO", help="Ask this video the expensive way, for comparison."),
+    ] = None,
+    frames: Frames = None,
+    fps: Fps = None,
+    start: Start = None,
+    end: End = None,
+    resolution: Resolution = None,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="The longest answer.")] = 128,
+    strength: Annotated[float, typer.Option("--strength", help="How much of the adapter to wear; 1 as made.")] = 1.0,
+    no_stream: Annotated[bool, typer.Option("--no-stream", help="Whole answers only.", rich_help_panel=OUTPUT)] = False,
+    model: Model = None,
+    hypernetwork: HypernetworkFile = None,
+    device: Device = None,
+    dtype: NumberType = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Answer questions about encoded videos, from text alone.
+
+    One answer is printed as it is; several as adapter, question and answer, separated by tabs. Without a question, on
+    a terminal, a chat begins (Ctrl-D ends it); each question stands for itself. --frames, --fps, --start, --end and
+    --resolution are for videos: those given by name, encoded first where needed, and those asked in context.
+    """
+    with command(as_json, quiet, debug) as display:
+        from v2l import commands
+        from v2l.sampling import Reading
+        from v2l.session import Manner
+
+        ok = commands.ask(
+            [*(words or [])],
+            [*(question or [])],
+            [*(in_context or [])],
+            Manner(max_new_tokens, strength, Reading(frames, fps, start, end, resolution)),
+            commands.choice(model, hypernetwork, device, dtype, display, announce=False),
+            display,
+            streaming=not no_stream,
+        )
+        raise typer.Exit(0 if ok else 1)
+
+
+@app.command(no_args_is_help=True)
+def compose(
+    adapters: Annotated[list[Path], typer.Argument(help="Adapters of segments, in their order.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The composed adapter.")],
+    rank: Rank = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an adapter that is there.")] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Put several adapters into one: ranks one after the other, the learned bias once."""
+    with command(as_json, quiet, debug) as display:
+        from v2l import commands
+
+        commands.compose(adapters, output, rank, overwrite, display)
+
+
+@app.command(no_args_is_help=True)
+def info(
+    files: Annotated[list[Path], typer.Argument(help="Adapters and hypernetworks.")],
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Say what is in a file: model, ranks, segments with their times, size, hashes."""
+    with command(as_json, quiet, debug) as display:
+        from v2l import commands
+
+        raise typer.Exit(0 if commands.info(files, display) else 1)
+
+
+@app.command("import", no_args_is_help=True)
+def import_checkpoint(
+    checkpoint: Annotated[Path, typer.Argument(help="A published hypernetwork (.pt).")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="v2l's own file (.safetensors).")],
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Read a published checkpoint, executing nothing in it, and write it as v2l's own file."""
+    with command(as_json, quiet, debug) as display:
+        from v2l import commands
+
+        commands.import_published(checkpoint, output, overwrite, display)
+
+
+@contextlib.contextmanager
+def command(as_json: bool, quiet: bool, debug: bool) -> Iterator[Display]:
+    """What all commands share: errors become one line and an exit code, warnings notes, SIGTERM a clean end."""
+    display = Display(as_json, quiet)
+    signal.signal(signal.SIGTERM, _terminate)
+    warnings.showwarning = _warn_through(display)
+    try:
+        yield display
+    except typer.Exit:  # a RuntimeError to Python
+        raise
+    except V2LError as error:
+        _fail(display, error, debug, code=2 if isinstance(error, UsageError) else 1)
+    except StdoutClosed:
+        raise typer.Exit(0) from None
+    except KeyboardInterrupt:
+        display.end_progress()
+        display.note("interrupted; what was finished is kept")
+        raise typer.Exit(130) from None
+    except (OSError, MemoryError, RuntimeError) as error:
+        _fail(display, error, debug, code=1)
+    finally:
+        display.end_progress()
+
+
+def _fail(display: Display, error: BaseException, debug: bool, code: int) -> None:
+    display.end_progress()
+    if debug:
+        import traceback
+
+        traceback.print_exception(error)
+    expected = isinstance(error, V2LError)
+    first_line = (str(error).splitlines() or [""])[0]
+    display.error(first_line if expected else f"{type(error).__name__}: {first_line}; --debug shows where")
+    raise typer.Exit(code) from None
+
+
+def _terminate(_signal: int, _frame: FrameType | None) -> None:
+    sys.exit(128 + signal.SIGTERM)
+
+
+def _warn_through(display: Display) -> Callable[..., None]:
+    """V2LWarnings become notes; what the libraries below have to say to programmers is left out."""
+
+    def show(message: Warning | str, category: type[Warning], *_: object) -> None:
+        if issubclass(category, V2LWarning):
+            display.warn(f"warning: {message}")
+
+    return show
+
+
+def main() -> None:
+    """The console script."""
+    app()

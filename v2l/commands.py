@@ -1,0 +1,341 @@
+"""What each command does once its options are understood: call the library, hand every result to the display."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from v2l.adapter import Adapter
+from v2l.batch import EncodeOptions, Outcome, encode_target
+from v2l.checkpoint import import_checkpoint
+from v2l.choice import Choice, choose_model
+from v2l.composition import compose as compose_adapters
+from v2l.display import Display, StdoutClosed, amount, inert, shown, tab_separated
+from v2l.errors import UsageError, V2LError
+from v2l.files import printable
+from v2l.info import clock, describe
+from v2l.session import Asked, Manner, Subject, check_plan, sort_words, start_answer, subjects_of
+from v2l.targets import ADAPTER_SUFFIX, Destination, Target, find_targets, read_names
+
+DEMONSTRATION = (
+    "note: using tiny, the demonstration model, which only knows synthetic clips; name a real one with --model or "
+    "V2L_MODEL (hf download HuggingFaceTB/SmolVLM2-500M-Video-Instruct gets one)"
+)
+
+
+def choice(
+    model: str | None,
+    hypernetwork: str | None,
+    device: str | None,
+    dtype: str | None,
+    display: Display,
+    announce: bool = True,
+) -> Choice:
+    """The model that the options name, or stand in for; says so where it is only the demonstration."""
+    name, chosen_by = choose_model(model)
+    chosen = Choice(name, chosen_by, hypernetwork, device, dtype)
+    if announce:
+        announce_fallback(chosen, display)
+    return chosen
+
+
+def announce_fallback(chosen: Choice, display: Display) -> None:
+    """Nobody chose the demonstration model: say that it is one, once it is known to be there."""
+    if chosen.chosen_by == "fallback" and chosen.folder:
+        display.warn(DEMONSTRATION)
+
+
+# encode ------------------------------------------------------------------------------------------------------------
+
+
+def encode_inputs(inputs: Sequence[Path], files_from: str | None) -> list[Path]:
+    """Inputs and the names in a list. Raises UsageError where there are none at all."""
+    found = list(inputs)
+    if files_from == "-":
+        found += read_names(sys.stdin.buffer)
+    elif files_from:
+        try:
+            with open(files_from, "rb") as file:
+                found += read_names(file)
+        except OSError as error:
+            raise UsageError(f"cannot read the list {printable(files_from)}: {error.strerror}") from error
+    elif not found:
+        raise UsageError("name a video or a folder of videos to encode")
+    return found
+
+
+def encode(
+    inputs: Sequence[Path],
+    destination: Destination,
+    options: EncodeOptions,
+    choice: Choice,
+    display: Display,
+    recursive: bool = False,
+    fail_fast: bool = False,
+) -> bool:
+    """Encodes all inputs, printing each adapter's path; True where none failed."""
+    targets, empty = find_targets(inputs, destination, options.reading, recursive)
+    counts: dict[str, int] = {}
+    failed = iter([Outcome(Target(path, path), "failed", str(error)) for path, error in empty])
+    listening = True
+    for outcome in itertools.chain(failed, _outcomes(targets, options, choice, display)):
+        counts[outcome.status] = counts.get(outcome.status, 0) + 1
+        try:
+            _tell(outcome, display, listening)
+        except StdoutClosed:
+            listening = False  # the files are the result: go on for them
+        if outcome.status == "failed" and fail_fast:
+            break
+    display.end_progress()
+    display.note(", ".join(f"{number} {status}" for status, number in counts.items()) or "nothing to encode")
+    return "failed" not in counts
+
+
+def _outcomes(targets: Sequence[Target], options: EncodeOptions, choice: Choice, display: Display) -> Iterator[Outcome]:
+    """All targets' outcomes, with a bar: over videos where there are several, else over the one's steps."""
+    several = len(targets) > 1
+    display.start_progress(len(targets) if several else 1, "video" if several else "step")
+    for index, target in enumerate(targets):
+
+        def watch(video: Path, done: int, total: int, index: int = index) -> None:
+            if several:
+                display.progress(index + done / total, len(targets), f"{printable(video.name)} {done}/{total}")
+            else:
+                display.progress(done, total, printable(video.name))
+
+        yield from encode_target(target, options, choice, watch)
+        if several:
+            display.progress(index + 1, len(targets))
+
+
+def _tell(outcome: Outcome, display: Display, listening: bool) -> None:
+    video, output = outcome.target.video, outcome.target.output
+    record = {"command": "encode", "video": video, "adapter": output, "status": outcome.status}
+    if outcome.note:
+        record["error" if outcome.status == "failed" else "note"] = outcome.note
+    if outcome.status == "failed":
+        display.error(outcome.note if printable(video) in outcome.note else f"{printable(video)}: {outcome.note}")
+        if display.as_json and listening:
+            display.result("", {**record, "adapter": None})
+        return
+    if outcome.note:
+        made = "kept" if outcome.status == "kept" else "encoded again"
+        display.note(f"{printable(output)}: {made}: {outcome.note}")
+    text = shown(output)
+    if outcome.adapter is not None:
+        size = os.stat(output).st_size
+        frames = sum(len(segment.timestamps) for segment in outcome.adapter.description.segments)
+        record |= {"bytes": size, "frames": frames, "rank": outcome.adapter.rank, "seconds": round(outcome.seconds, 3)}
+        if sys.stdout.isatty():
+            text += f"  {amount(size)}, {frames} frames" + (f", {outcome.seconds:.1f} s" if outcome.seconds else "")
+        for note in outcome.adapter.description.not_validated:
+            display.note(f"{printable(output)}: {note}")
+    if listening:
+        display.result(text, record)
+
+
+# ask ---------------------------------------------------------------------------------------------------------------
+
+
+def ask(
+    words: Sequence[str],
+    questions: Sequence[str],
+    in_context: Sequence[Path],
+    manner: Manner,
+    choice: Choice,
+    display: Display,
+    streaming: bool = True,
+) -> bool:
+    """Asks everything that the words mean; True where all was answered."""
+    asked = sort_words(words)
+    interactive = sys.stdin.isatty() and sys.stdout.isatty() and not display.as_json
+    check_plan(
+        Asked(asked.adapters, asked.videos, (*asked.questions, *questions), asked.read_stdin), in_context, interactive
+    )
+    asked_all = [*asked.questions, *questions]
+    if asked.read_stdin:
+        asked_all += [line.strip() for line in sys.stdin if line.strip()]
+    ok = True
+    adapters = list(asked.adapters)
+    for video in asked.videos:
+        adapter = _encoded(video, manner, choice, display)
+        ok = ok and adapter is not None
+        adapters += [adapter] if adapter else []
+    subjects = [*subjects_of(adapters, choice), *(Subject(video, choice) for video in in_context)]
+    if not (asked_all or asked.read_stdin):
+        return _chat(subjects, manner, display) and ok
+    alone = len(subjects) * len(asked_all) == 1
+    for subject in subjects:
+        if not isinstance(subject, Subject):
+            display.error(str(subject[1]))
+            ok = False
+            continue
+        announce_fallback(subject.choice, display)
+        for question in asked_all:
+            ok = _answer(subject, question, manner, display, alone, streaming) and ok
+    return ok
+
+
+def _encoded(video: Path, manner: Manner, choice: Choice, display: Display) -> Path | None:
+    """The current adapter of a video named among the words; None, said, where it cannot be made."""
+    targets, _ = find_targets([video], Destination(), manner.reading)
+    options = EncodeOptions(manner.reading, replace_foreign=choice.chosen_by == "option")
+    for outcome in _outcomes(targets, options, choice, display):
+        display.end_progress()
+        if outcome.status == "failed":
+            display.error(outcome.note)
+            return None
+        if outcome.note:
+            display.note(f"{printable(outcome.target.output)}: {outcome.note}")
+    return targets[0].output
+
+
+def _answer(subject: Subject, question: str, manner: Manner, display: Display, alone: bool, streaming: bool) -> bool:
+    try:
+        answer = start_answer(subject, question, manner)
+        live = alone and streaming and sys.stdout.isatty() and not display.as_json
+        text = ""
+        for piece in answer:
+            text += piece
+            if live:
+                display.write(inert(piece))
+    except V2LError as error:
+        display.error(f"{printable(subject.path)}: {error}")
+        return False
+    if live:
+        display.write("\n")
+        return True
+    plain = text if alone else tab_separated(shown(subject.path), question, text)
+    record = {
+        "command": "ask",
+        "adapter" if subject.adapter else "video": subject.path,
+        "question": question,
+        "answer": text,
+        "model": subject.choice.folder.id,
+        "model_chosen_by": subject.choice.chosen_by,
+        "prompt_tokens": answer.prompt_tokens,
+        "visual_tokens": answer.visual_tokens,
+        "new_tokens": answer.tokens,
+        "time_to_first_token": answer.time_to_first_token,
+        "tokens_per_second": answer.tokens_per_second,
+    }
+    display.result(inert(plain) if sys.stdout.isatty() else plain, record)
+    return True
+
+
+def _chat(subjects: Sequence[Subject | tuple[Path, V2LError]], manner: Manner, display: Display) -> bool:
+    """Questions typed at a terminal until Ctrl-D; Ctrl-C stops an answer."""
+    import contextlib
+
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401  # gives input() its line editing and history
+
+    sound = [subject for subject in subjects if isinstance(subject, Subject)]
+    for subject in subjects:
+        if not isinstance(subject, Subject):
+            display.error(str(subject[1]))
+    for subject in sound:
+        announce_fallback(subject.choice, display)
+    display.note("ask away, one question a line; Ctrl-D ends the chat, Ctrl-C an answer")
+    while sound:
+        try:
+            question = input("> ").strip()
+        except EOFError:
+            display.write("\n")
+            break
+        if not question:
+            continue
+        try:
+            for subject in sound:
+                if len(sound) > 1:
+                    display.write(f"{printable(subject.path)}: ")
+                _answer(subject, question, manner, display, alone=True, streaming=True)
+        except KeyboardInterrupt:
+            display.write("\n")
+    return len(sound) == len(subjects)
+
+
+# compose, info, import ---------------------------------------------------------------------------------------------
+
+
+def compose(paths: Sequence[Path], output: Path, rank: int | None, overwrite: bool, display: Display) -> None:
+    """Writes the composed adapter and says what a reader of its timeline should know."""
+    if not output.name.endswith(ADAPTER_SUFFIX):
+        raise UsageError(f"-o {printable(output)} must end in {ADAPTER_SUFFIX}, by which `v2l ask` knows an adapter")
+    whole = compose_adapters([Adapter.load(path) for path in paths], rank)
+    for note in timeline_notes(whole):
+        display.note(f"warning: {note}")
+    _refuse_to_replace(output, overwrite, same=lambda: Adapter.load(output).sha256() == whole.sha256())
+    whole.save(output)
+    made = whole.description
+    errors = [block.relative_error for block in made.blocks if block.relative_error]
+    if rank is not None:
+        display.note(f"reduced to rank {rank}, relative error {errors[-1] if errors else 0.0:.2%}")
+    record = {
+        "command": "compose",
+        "adapter": output,
+        "segments": len(made.segments),
+        "rank": whole.rank,
+        "relative_error": errors[-1] if rank is not None and errors else 0.0,
+        "bytes": os.stat(output).st_size,
+    }
+    text = shown(output)
+    if sys.stdout.isatty():
+        text += f"  {amount(record['bytes'])}, {len(made.segments)} segments, rank {whole.rank}"
+    display.result(text, record)
+
+
+def timeline_notes(adapter: Adapter) -> Iterator[str]:
+    """Gaps and overlaps between neighbouring segments of one video, and steps back in time, a line each."""
+    for one, other in itertools.pairwise(adapter.description.segments):
+        if one.source.sha256 != other.source.sha256 or one.end == other.start:
+            continue
+        name, end, start = printable(other.source.name), clock(one.end), clock(other.start)
+        if other.start > one.end:
+            yield f"{name}: a gap from {end} to {start} between two segments"
+        elif other.end > one.start:
+            yield f"{name}: two segments overlap from {start} to {clock(min(one.end, other.end))}"
+        else:
+            yield f"{name}: the segment from {start} stands after the one that ends at {end}"
+
+
+def info(files: Sequence[Path], display: Display) -> bool:
+    """Describes every file; True where all could be read."""
+    ok = True
+    for path in files:
+        try:
+            kind, rows, record = describe(path)
+        except V2LError as error:
+            display.error(str(error))
+            ok = False
+            continue
+        if display.as_json:
+            display.result("", {"command": "info", **record})
+        else:
+            display.panel(f"{kind} {printable(path)}", [(kind, printable(path)), *rows])
+    return ok
+
+
+def import_published(checkpoint: Path, output: Path, overwrite: bool, display: Display) -> None:
+    """Writes a published checkpoint as v2l's own file."""
+    _refuse_to_replace(output, overwrite, same=lambda: False)
+    hypernetwork = import_checkpoint(checkpoint, output)
+    origin = hypernetwork.origin
+    display.note(f"a hypernetwork for {printable(origin.base_model)}, rank {hypernetwork.config.rank}")
+    record = {"command": "import", "hypernetwork": output, "base_model": origin.base_model, "sha256": origin.sha256}
+    display.result(shown(output), record)
+
+
+def _refuse_to_replace(output: Path, overwrite: bool, same: Callable[[], bool]) -> None:
+    """Raises V2LError where something else stands at `output` and nobody said to replace it."""
+    if overwrite or not os.path.lexists(output):
+        return
+    try:
+        if same():
+            return
+    except V2LError:
+        pass  # not even readable, so certainly not the same
+    raise V2LError(f"{printable(output)} is there already; --overwrite replaces it")

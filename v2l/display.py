@@ -1,0 +1,148 @@
+"""Everything v2l prints: results on standard output, all else on standard error, both safe for any terminal."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from v2l.files import printable
+
+JSON_VERSION = 1
+
+
+class StdoutClosed(Exception):
+    """Nobody reads standard output any more."""
+
+
+class Display:
+    """Where a command's words go.
+
+    as_json: results as one object a line; quiet: no notes and no progress
+    """
+
+    def __init__(self, as_json: bool = False, quiet: bool = False):
+        self.as_json, self.quiet = as_json, quiet
+        self._bar: Any = None
+        # names of files need not be UTF-8, and a pipe gets them byte for byte
+        for output in (sys.stdout, sys.stderr):
+            output.reconfigure(errors="surrogateescape" if output.encoding == "utf-8" else "backslashreplace")
+
+    # Results ---------------------------------------------------------------------------------------------------
+
+    def result(self, text: str, record: Mapping[str, Any], end: str = "\n") -> None:
+        """A result: `text` for people and pipes, or the record with --json."""
+        if self.as_json:
+            text = json.dumps({"v2l": JSON_VERSION, **record}, default=_jsonable)
+        self.write(text + end)
+
+    def write(self, text: str) -> None:
+        """Raw text on standard output. Raises StdoutClosed where nobody reads it."""
+        if self._bar is not None:
+            self._bar.clear()
+        try:
+            sys.stdout.write(text)
+            sys.stdout.flush()
+        except BrokenPipeError as error:
+            # what Python itself would still flush at the end goes nowhere
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise StdoutClosed from error
+        if self._bar is not None:
+            self._bar.refresh()
+
+    def panel(self, title: str, rows: Iterable[tuple[str, str]]) -> None:
+        """Named values: a framed table on a terminal, plain lines in a pipe."""
+        rows = list(rows)
+        if not sys.stdout.isatty():
+            width = max(len(name) for name, _ in rows)
+            self.write("".join(f"{name:<{width}}  {value}\n" for name, value in rows))
+            return
+        from rich.console import Console
+        from rich.panel import Panel
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table.grid(padding=(0, 2))
+        for name, value in rows:
+            table.add_row(Text(name, style="bold"), Text(value, overflow="fold"))
+        Console().print(Panel(table, title=Text(title), title_align="left", expand=False))
+
+    # Notes -----------------------------------------------------------------------------------------------------
+
+    def note(self, text: str) -> None:
+        """Something worth knowing, unless --quiet."""
+        if not self.quiet:
+            self._say(text)
+
+    def warn(self, text: str) -> None:
+        """Something that must be known, also with --quiet."""
+        self._say(f"v2l: {text}")
+
+    def error(self, text: str) -> None:
+        """What went wrong: one line."""
+        self._say(f"v2l: error: {text}")
+
+    def _say(self, text: str) -> None:
+        if self._bar is not None:
+            self._bar.clear()
+        print(text, file=sys.stderr, flush=True)
+        if self._bar is not None:
+            self._bar.refresh()
+
+    # Progress --------------------------------------------------------------------------------------------------
+
+    def start_progress(self, total: int, unit: str) -> None:
+        """A bar with rate and time left on standard error, where that is a terminal that can show one."""
+        if self.quiet or not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
+            return
+        from tqdm import tqdm
+
+        self._bar = tqdm(total=total, unit=unit, dynamic_ncols=True, leave=False, file=sys.stderr, mininterval=0.1)
+
+    def progress(self, done: float, total: int, doing: str = "") -> None:
+        """Moves the bar."""
+        if self._bar is None:
+            return
+        self._bar.total = total
+        self._bar.n = done
+        self._bar.set_postfix_str(doing, refresh=False)
+        self._bar.update(0)
+
+    def end_progress(self) -> None:
+        """Takes the bar away."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+
+def shown(path: str | os.PathLike) -> str:
+    """A path as standard output gets it: byte for byte in a pipe, printable on a terminal."""
+    return printable(path) if sys.stdout.isatty() else os.fspath(path)
+
+
+def inert(text: str) -> str:
+    """Text that someone else wrote, as it may stand on a terminal: line ends and tabs kept, other control characters
+    escaped."""
+    return "".join(char if char.isprintable() or char in "\n\t" else ascii(char)[1:-1] for char in text)
+
+
+def tab_separated(*fields: str) -> str:
+    """Fields on one line; backslashes, tabs and line ends inside them escaped."""
+    escaped = (
+        field.replace("\\", "\\\\").replace("\t", "\\t").replace("\n", "\\n").replace("\r", "\\r") for field in fields
+    )
+    return "\t".join(escaped)
+
+
+def amount(number: int) -> str:
+    """Bytes as people read them."""
+    return f"{number / 1e6:.1f} MB" if number >= 1e5 else f"{number / 1e3:.1f} kB"
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, Path):
+        return os.fspath(value)
+    raise TypeError(f"{type(value)} is no JSON")

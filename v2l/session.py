@@ -1,0 +1,111 @@
+"""What a line of `v2l ask` means, and the answers it gets: one model at a time, whatever the order of its adapters."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from v2l.adapter import Adapter
+from v2l.answer import Stream, stream, stream_in_context
+from v2l.choice import Choice, choose_model_for
+from v2l.errors import UsageError, V2LError
+from v2l.files import printable
+from v2l.sampling import Reading
+from v2l.targets import ADAPTER_SUFFIX, VIDEO_SUFFIXES, adapters_in
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The words of a command line, sorted: adapters to ask, videos to encode first, questions; `read_stdin` where `-`
+    stands for questions on standard input."""
+
+    adapters: tuple[Path, ...] = ()
+    videos: tuple[Path, ...] = ()
+    questions: tuple[str, ...] = ()
+    read_stdin: bool = False
+
+
+def sort_words(words: Sequence[str]) -> Asked:
+    """A word is an adapter by its suffix, a video if it is a file with a video's suffix, a folder stands for its
+    adapters, `-` for questions from standard input, and anything else is a question.
+
+    Raises V2LError for an adapter, or what can only be a video's name, that is not there.
+    """
+    adapters, videos, questions = [], [], []
+    for word in words:
+        if word == "-":
+            continue
+        path = Path(word)
+        if word.endswith(ADAPTER_SUFFIX):
+            if not os.path.exists(path):
+                raise V2LError(f"no adapter {printable(word)}; make it with: v2l encode VIDEO")
+            adapters.append(path)
+        elif os.path.isdir(path):
+            adapters += adapters_in(path)
+        elif path.suffix.lower() in VIDEO_SUFFIXES and not any(char.isspace() for char in word):
+            if not os.path.isfile(path):
+                raise V2LError(f"no video {printable(word)}; only local files are read, check the name")
+            videos.append(path)
+        elif path.suffix.lower() in VIDEO_SUFFIXES and os.path.isfile(path):
+            videos.append(path)
+        else:
+            questions.append(word)
+    return Asked(tuple(adapters), tuple(videos), tuple(questions), "-" in words)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """Something to ask: an adapter with the model it is worn by, or a video in context."""
+
+    path: Path
+    choice: Choice
+    adapter: Adapter | None = None
+
+
+@dataclass(frozen=True)
+class Manner:
+    """How to answer. reading: for videos in context."""
+
+    max_new_tokens: int
+    strength: float
+    reading: Reading
+
+
+def subjects_of(adapters: Sequence[Path], choice: Choice) -> Iterator[Subject | tuple[Path, V2LError]]:
+    """The adapters loaded, those for one model together, in the order in which the models first appear; in place of
+    one that cannot be read, its error. `choice` is what the user said; where that is nothing, adapters say."""
+    groups: dict[str, list[Subject | tuple[Path, V2LError]]] = {}
+    choices: dict[str, Choice] = {}
+    for path in adapters:
+        try:
+            adapter = Adapter.load(path)
+            option = choice.model if choice.chosen_by == "option" else None
+            model, chosen_by = choose_model_for(adapter, option)
+            chosen = choices.setdefault(model, choice if model == choice.model else _like(choice, model, chosen_by))
+            groups.setdefault(model, []).append(Subject(path, chosen, adapter))
+        except V2LError as error:
+            groups.setdefault("", []).append((path, error))
+    for group in groups.values():
+        yield from group
+
+
+def start_answer(subject: Subject, question: str, manner: Manner) -> Stream:
+    """The answer to a question about a subject, not yet begun. Raises V2LError as `stream` does."""
+    if subject.adapter is None:
+        vlm = subject.choice.vlm
+        return stream_in_context(subject.path, question, vlm, manner.reading, manner.max_new_tokens)
+    return stream(subject.adapter, question, subject.choice.language_model, manner.max_new_tokens, manner.strength)
+
+
+def check_plan(asked: Asked, in_context: Sequence[Path], interactive: bool) -> None:
+    """Raises UsageError where there is nothing to ask, or no question and no terminal to type one at."""
+    if not (asked.adapters or asked.videos or in_context):
+        raise UsageError(f"name an adapter (*{ADAPTER_SUFFIX}), a video or a folder of adapters to ask")
+    if not (asked.questions or asked.read_stdin or interactive):
+        raise UsageError("ask a question: after the adapter, with -q, or - for questions on standard input")
+
+
+def _like(choice: Choice, model: str, chosen_by: str) -> Choice:
+    return Choice(model, chosen_by, None, choice.device, choice.dtype)

@@ -1,0 +1,74 @@
+"""Whether an adapter that is there still is what encoding would make: content decides, never device or version."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from v2l.adapter import Adapter
+from v2l.errors import V2LError
+from v2l.files import identify, unreadable
+from v2l.hypernetwork import Origin
+from v2l.sampling import Reading
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What an adapter would be made from. reading: filled, see `fill_reading`."""
+
+    video: Path
+    reading: Reading
+    fingerprint: str
+    origin: Origin
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """state: "missing", "stale" (with the reason), "current", or "foreign": made for another model (which one)."""
+
+    state: str
+    reason: str = ""
+
+
+def judge(output: Path, wanted: Wanted, check_hash: bool = False) -> Verdict:
+    """Compares the adapter at `output` with what is wanted. The video is hashed only where its size and time do not
+    settle it, or with `check_hash`; an adapter that is current in spite of a newer video is touched, so that the
+    next look is quick. Raises V2LError where the video cannot be read."""
+    if not os.path.lexists(output):
+        return Verdict("missing")
+    try:
+        adapter = Adapter.load(output)
+    except V2LError as error:
+        return Verdict("stale", str(error))
+    made = adapter.description
+    if made.base_model.fingerprint != wanted.fingerprint:
+        return Verdict("foreign", f"{made.base_model.id} ({made.base_model.fingerprint[:12]})")
+    if made.hypernetwork.sha256 != wanted.origin.sha256:
+        return Verdict("stale", "it was made by another hypernetwork")
+    if len(made.segments) != 1:
+        return Verdict("stale", f"it holds {len(made.segments)} segments")
+    segment = made.segments[0]
+    now = {**asdict(wanted.reading), "window_frames": wanted.origin.trained_with.window_frames}
+    then = {**asdict(segment.reading), "window_frames": segment.window_frames}
+    changed = [f"{name} was {then[name]} and is {now[name]}" for name in now if now[name] != then[name]]
+    if segment.prompt != wanted.origin.trained_with.prompt:
+        changed.append("the internalization prompt changed")
+    if changed:
+        return Verdict("stale", ", ".join(changed))
+    return _judge_source(output, wanted.video, (segment.source.size, segment.source.sha256), check_hash)
+
+
+def _judge_source(output: Path, video: Path, recorded: tuple[int, str], check_hash: bool) -> Verdict:
+    try:
+        status = os.stat(video)
+    except OSError as error:
+        raise unreadable(video, error) from error
+    same_size = status.st_size == recorded[0]
+    not_newer = status.st_mtime_ns <= os.stat(output).st_mtime_ns
+    if same_size and not_newer and not check_hash:
+        return Verdict("current")
+    if not same_size or identify(video).sha256 != recorded[1]:
+        return Verdict("stale", "the video's content changed")
+    os.utime(output)
+    return Verdict("current")

@@ -1,0 +1,125 @@
+"""Which videos a command line means, and where their adapters go."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import BinaryIO
+
+from v2l.errors import UsageError, V2LError
+from v2l.files import printable
+from v2l.sampling import Reading
+
+ADAPTER_SUFFIX = ".v2l.safetensors"
+VIDEO_SUFFIXES = frozenset(".3gp .avi .flv .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .webm .wmv".split())
+"""What a folder's videos are known by; a file that is named itself may have any name."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """A video and its adapter's place. With segments, `output` is the composed adapter's and the segments' names come
+    from it."""
+
+    video: Path
+    output: Path
+
+    def segment(self, index: int) -> Target:
+        """The place of segment `index`, counted from 0: lecture.000.v2l.safetensors beside lecture.v2l.safetensors."""
+        stem = self.output.name.removesuffix(ADAPTER_SUFFIX)
+        return replace(self, output=self.output.with_name(f"{stem}.{index:03d}{ADAPTER_SUFFIX}"))
+
+
+@dataclass(frozen=True)
+class Destination:
+    """Where adapters are to go: beside their videos unless `output` (one file) or `folder` is given."""
+
+    output: Path | None = None
+    folder: Path | None = None
+
+
+def find_targets(
+    inputs: Sequence[Path], destination: Destination, reading: Reading, recursive: bool = False
+) -> tuple[list[Target], list[tuple[Path, V2LError]]]:
+    """The targets of files and folders, in the order given, folders sorted by name; and the inputs that hold nothing.
+
+    reading: its start and end go into the default names
+    recursive: look into the folders of folders; with `destination.folder` their tree is kept there
+
+    Raises UsageError where two videos would write one adapter, or `destination` cannot serve them all.
+    """
+    targets: list[Target] = []
+    empty: list[tuple[Path, V2LError]] = []
+    for given in inputs:
+        if not given.is_dir():
+            targets.append(Target(given, _place(given, Path(given.name), destination, reading)))
+            continue
+        found = [
+            Target(video, _place(video, video.relative_to(given), destination, reading))
+            for video in _videos(given, recursive)
+        ]
+        targets += found
+        if not found:
+            deeper = "" if recursive else " (--recursive looks into its folders too)"
+            empty.append((given, V2LError(f"the folder {printable(given)} holds no videos{deeper}")))
+    targets = list(dict.fromkeys(targets))
+    if destination.output and len(targets) > 1:
+        raise UsageError(f"-o names one file and {len(targets)} videos were given; use --output-dir")
+    taken: dict[Path, Path] = {}
+    for target in targets:
+        other = taken.setdefault(Path(os.path.abspath(target.output)), target.video)
+        if os.path.abspath(other) != os.path.abspath(target.video):
+            raise UsageError(
+                f"{printable(other)} and {printable(target.video)} would both write {printable(target.output)}; "
+                "encode them apart, with -o or --output-dir"
+            )
+    return targets, empty
+
+
+def read_names(file: BinaryIO) -> list[Path]:
+    """File names of a list, one a line, or separated by NUL where it holds one (as `find -print0` writes)."""
+    content = file.read()
+    names = content.split(b"\0") if b"\0" in content else content.splitlines()
+    return [Path(os.fsdecode(name)) for name in names if name]
+
+
+def adapters_in(folder: Path) -> list[Path]:
+    """A folder's adapters, sorted by name. Raises V2LError where there are none."""
+    found = sorted(path for path in folder.iterdir() if path.name.endswith(ADAPTER_SUFFIX))
+    if not found:
+        raise V2LError(f"the folder {printable(folder)} holds no adapters (*{ADAPTER_SUFFIX}); encode its videos first")
+    return found
+
+
+def _videos(folder: Path, recursive: bool) -> Iterator[Path]:
+    def fail(error: OSError) -> None:
+        raise V2LError(f"cannot list {printable(folder)}: {error.strerror}; check its permissions") from error
+
+    for root, folders, files in os.walk(folder, onerror=fail):
+        folders[:] = sorted(name for name in folders if not name.startswith(".")) if recursive else []
+        for name in sorted(files):
+            if Path(name).suffix.lower() in VIDEO_SUFFIXES and not name.startswith("."):
+                yield Path(root) / name
+
+
+def _place(video: Path, relative: Path, destination: Destination, reading: Reading) -> Path:
+    if destination.output:
+        if not destination.output.name.endswith(ADAPTER_SUFFIX):
+            raise UsageError(
+                f"-o {printable(destination.output)} must end in {ADAPTER_SUFFIX}, by which `v2l ask` knows an adapter"
+            )
+        return destination.output
+    name = f"{video.stem}{_range_name(reading)}{ADAPTER_SUFFIX}"
+    return destination.folder / relative.parent / name if destination.folder else video.with_name(name)
+
+
+def _range_name(reading: Reading) -> str:
+    if reading.start is None and reading.end is None:
+        return ""
+    end = "end" if reading.end is None else _seconds(reading.end)
+    return f".{_seconds(reading.start or 0.0)}-{end}"
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.6f}".rstrip("0").rstrip(".")
