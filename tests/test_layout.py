@@ -136,16 +136,22 @@ def test_every_setting_is_read_somewhere():
     assert unread == []
 
 
+def imported_by(statement: str, names: tuple[str, ...]) -> list[str]:
+    code = f"import sys; {statement}; print(*[name for name in {names} if name in sys.modules])"
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+
+
 def test_importing_the_command_costs_nothing():
-    code = (
-        "import sys, v2l, v2l.errors; print([m for m in ('torch', 'transformers', 'cv2', 'numpy') if m in sys.modules])"
-    )
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+    assert imported_by("import v2l, v2l.cli", ("torch", "transformers", "cv2", "numpy", "rich.table")) == []
+    assert imported_by("import v2l.sampling", ("numpy",)) == ["numpy"]
 
 
 def test_decoding_imports_neither_torch_nor_transformers():
-    code = "import sys, v2l.video; print([m for m in ('torch', 'transformers') if m in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+    assert imported_by("import v2l.video", ("torch", "transformers")) == []
+
+
+def test_answering_needs_no_cv2():
+    assert imported_by("import v2l.commands, v2l.answer, v2l.lora", ("cv2",)) == []
 
 
 @pytest.mark.parametrize("path", ["pyproject.toml", "README.md", "LICENSE", ".ci/run"])
