@@ -1,6 +1,8 @@
 """Attached inside the block, gone after it, and the same change on every path."""
 
+import contextlib
 import dataclasses
+import threading
 
 import pytest
 import small
@@ -33,7 +35,6 @@ def test_the_model_is_bit_identical_before_and_after(vlm, adapters, ids, merged)
         assert module.weight is weight
         assert torch.equal(weight, copy)
         assert not module._forward_hooks
-    assert not vlm.attached
 
 
 def test_merged_is_the_side_path(vlm, adapters, ids):
@@ -65,13 +66,54 @@ def test_each_row_of_a_batch_wears_its_own(vlm, adapters, ids):
             assert torch.allclose(row, vlm.logits(ids), atol=1e-5)
 
 
-def test_bfloat16_adapters_and_models(model_folder, adapters, ids):
-    half = v2l.load_vlm(model_folder, dtype=torch.bfloat16)
+def test_bfloat16_adapters_and_models(model_folder, vlm, adapters, ids):
     smaller = dataclasses.replace(adapters[0], a=adapters[0].a.bfloat16(), b=adapters[0].b.bfloat16())
+    with v2l.applied(vlm, adapters[0]):
+        exact = vlm.logits(ids)
+    half = v2l.load_vlm(model_folder, dtype=torch.bfloat16)
     for adapter in (adapters[0], smaller):
         for merged in (False, True):
             with v2l.applied(half, adapter, merged=merged):
-                assert half.logits(ids).dtype == torch.bfloat16
+                logits = half.logits(ids)
+            assert logits.dtype == torch.bfloat16
+            assert (logits - exact).abs().max() < 0.05 * exact.abs().max()
+    with pytest.raises(v2l.V2LError, match="make no adapter"):
+        dataclasses.replace(adapters[0], a=adapters[0].a.half())
+    with pytest.raises(v2l.V2LError, match="one number type"):
+        v2l.compose([adapters[0], smaller])
+
+
+def test_a_batch_has_one_row_for_each_adapter(vlm, adapters, ids):
+    with v2l.applied(vlm, adapters[:2]):
+        for rows in (1, 3):
+            with pytest.raises(v2l.V2LError, match="one row for each"):
+                vlm.logits(ids.expand(rows, -1))
+    for worn, strength in (([], 1.0), (adapters[0], float("nan"))):
+        with pytest.raises(v2l.V2LError, match="cannot be worn"), v2l.applied(vlm, worn, strength=strength):
+            pass
+
+
+def test_two_threads_do_not_mix(vlm, adapters, videos, hypernetwork):
+    """Whoever comes second is refused; nobody gets an adapter read through another."""
+    expected = adapters[0].sha256()
+    stop = threading.Event()
+
+    def wear():
+        while not stop.is_set():
+            with contextlib.suppress(v2l.V2LError), v2l.applied(vlm, adapters[1]):
+                vlm.logits(torch.tensor([1, 2, 3]))
+
+    thread = threading.Thread(target=wear)
+    thread.start()
+    made = []
+    try:
+        while len(made) < 3:
+            with contextlib.suppress(v2l.V2LError):
+                made.append(v2l.encode(videos[0], vlm, hypernetwork).sha256())
+    finally:
+        stop.set()
+        thread.join()
+    assert made == [expected] * 3
 
 
 def test_factors_carry_gradients(vlm):
@@ -85,10 +127,12 @@ def test_factors_carry_gradients(vlm):
 
 def test_one_at_a_time(vlm, adapters, videos, hypernetwork):
     with v2l.applied(vlm, adapters[0]):
-        with pytest.raises(v2l.V2LError, match="attached to this model already"), v2l.applied(vlm, adapters[1]):
+        with pytest.raises(v2l.V2LError, match="wearing an adapter now"), v2l.applied(vlm, adapters[1]):
             pass
-        with pytest.raises(v2l.V2LError, match="before reading a video"):
+        with pytest.raises(v2l.V2LError, match="reading a video now"):
             v2l.encode(videos[0], vlm, hypernetwork)
+        with pytest.raises(v2l.V2LError, match="answering in context now"):
+            v2l.ask_in_context(videos[0], "what?", vlm)
     with pytest.raises(v2l.V2LError, match="cannot be merged"), v2l.applied(vlm, adapters, merged=True):
         pass
 

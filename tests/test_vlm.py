@@ -135,6 +135,11 @@ def test_a_sharded_model_has_the_same_fingerprint(vlm, copied_model):
     assert v2l.load_vlm(copied_model).fingerprint == vlm.fingerprint
 
 
+def test_one_file_comes_before_shards_as_in_transformers(vlm, copied_model):
+    (copied_model / "model.safetensors.index.json").write_text('{"weight_map": {"x": "nowhere.safetensors"}}')
+    assert find_model(copied_model).fingerprint() == vlm.fingerprint
+
+
 def test_a_foreign_template_is_one_warning(copied_model):
     (copied_model / "chat_template.jinja").write_text("{% for m in messages %}[{{ m.role }}]{% endfor %}")
     with pytest.warns(v2l.V2LWarning, match="chat template"):
@@ -185,6 +190,14 @@ def _drop_tensor(folder):
         (_drop_tensor, "no fitting .*gate_proj"),
         (lambda folder: _cut(folder, "tokenizer.json"), "cannot read"),
         (lambda folder: _change_config(folder, image_token_id=7), "disagree"),
+        (lambda folder: _change_config(folder, scale_factor=3), "do not divide"),
+        (lambda folder: _change_config(folder, scale_factor=0), "do not divide"),
+        (lambda folder: _change_config(folder, text_config={"hidden_size": "wide"}), "cannot read"),
+        (lambda folder: (folder / "preprocessor_config.json").write_text("[]"), "not a JSON object"),
+        (
+            lambda folder: (folder / "preprocessor_config.json").write_text('{"max_image_size": true}'),
+            "number of pixels",
+        ),
     ],
 )
 def test_a_damaged_folder_is_one_line(copied_model, damage, message):

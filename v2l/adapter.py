@@ -125,6 +125,13 @@ class Adapter:
     b: torch.Tensor
     description: Description
 
+    def __post_init__(self) -> None:
+        if self.a.dtype != self.b.dtype or self.a.dtype not in _DTYPE_NAMES or self.a.shape[:2] != self.b.shape[:2]:
+            raise V2LError(
+                f"factors of shapes {tuple(self.a.shape)} and {tuple(self.b.shape)} in {self.a.dtype} and "
+                f"{self.b.dtype} make no adapter; both are (layers, ranks, width), in float32 or bfloat16"
+            )
+
     @property
     def rank(self) -> int:
         """Total rank R, the learned bias included."""

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 
 import torch
 
 from v2l.adapter import Adapter
 from v2l.errors import V2LError
 from v2l.hypernetwork import TrainedWith
-from v2l.lora import applied
+from v2l.lora import applied, check_fits
 from v2l.prompt import question_text
 from v2l.sampling import Reading
 from v2l.vlm import FrozenVLM
@@ -21,28 +22,28 @@ from v2l.watch import fill_reading, see_video, video_ids
 MAX_NEW_TOKENS = 128
 
 
+@dataclass
+class _Clock:
+    """Tokens so far, and when the question, the first and the last of them came, by `time.perf_counter`."""
+
+    asked: float
+    first: float | None = None
+    last: float | None = None
+    tokens: int = 0
+
+
 class Stream:
     """An answer as it comes: iterate over its pieces of text, which together are the answer without white space at
-    its ends; then read how it went. The model wears the adapter from the first piece to the last, or to `close`.
+    its ends; then read how it went. The model is in use from the first piece to the last, to `close`, or until the
+    stream is forgotten; as a context manager it closes itself.
 
     prompt_tokens, visual_tokens: how many went in, and how many of them were image tokens
-    tokens: how many came out so far, the one that ends the answer included
     """
 
-    def __init__(
-        self,
-        prompt: torch.Tensor,
-        visual_tokens: int,
-        vlm: FrozenVLM,
-        max_new_tokens: int,
-        asked: float,
-        wearing: AbstractContextManager | None = None,
-    ):
-        """prompt: (T, D) embeddings; asked: `time.perf_counter()` when the question came."""
-        self.prompt_tokens, self.visual_tokens = len(prompt), visual_tokens
-        self.tokens = 0
-        self._asked, self._first, self._last = asked, None, None
-        self._pieces = self._answer(prompt, vlm, max_new_tokens, wearing or nullcontext())
+    def __init__(self, pieces: Generator[str], clock: _Clock, prompt_tokens: int, visual_tokens: int):
+        # the generator must not refer back to this object: a cycle would keep a forgotten stream's adapter on
+        self._pieces, self._clock = pieces, clock
+        self.prompt_tokens, self.visual_tokens = prompt_tokens, visual_tokens
 
     def __iter__(self) -> Stream:
         return self
@@ -50,32 +51,31 @@ class Stream:
     def __next__(self) -> str:
         return next(self._pieces)
 
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def close(self) -> None:
         """Ends the answer early and takes the adapter off."""
         self._pieces.close()
 
     @property
+    def tokens(self) -> int:
+        """How many came out so far, the one that ends the answer included."""
+        return self._clock.tokens
+
+    @property
     def time_to_first_token(self) -> float | None:
         """Seconds from the question to the first token; None before it."""
-        return None if self._first is None else self._first - self._asked
+        return None if self._clock.first is None else self._clock.first - self._clock.asked
 
     @property
     def tokens_per_second(self) -> float | None:
         """After the first token; None while there is no second."""
-        return None if self.tokens < 2 else (self.tokens - 1) / (self._last - self._first)
-
-    def _answer(
-        self, prompt: torch.Tensor, vlm: FrozenVLM, max_new_tokens: int, wearing: AbstractContextManager
-    ) -> Iterator[str]:
-        with wearing:
-            yield from _text_pieces(self._timed(vlm.greedy([prompt], max_new_tokens)), vlm)
-
-    def _timed(self, steps: Iterator[list[int]]) -> Iterator[int]:
-        for (token,) in steps:
-            self._last = time.perf_counter()
-            self._first = self._first or self._last
-            self.tokens += 1
-            yield token
+        clock = self._clock
+        return None if clock.tokens < 2 else (clock.tokens - 1) / (clock.last - clock.first)
 
 
 def stream(
@@ -90,9 +90,11 @@ def stream(
     max_new_tokens: the longest answer; strength: how much of the adapter to wear, 1 as made
     Raises V2LError where the adapter was made for another model, or the question is empty or holds control tokens.
     """
-    asked = time.perf_counter()
+    clock = _Clock(asked=time.perf_counter())
+    check_fits(adapter, vlm)
     prompt = question_embeddings(question, vlm)
-    return Stream(prompt, 0, vlm, max_new_tokens, asked, applied(vlm, adapter, strength))
+    pieces = _pieces(prompt, vlm, max_new_tokens, clock, applied(vlm, adapter, strength))
+    return Stream(pieces, clock, len(prompt), visual_tokens=0)
 
 
 def stream_in_context(
@@ -104,15 +106,17 @@ def stream_in_context(
 ) -> Stream:
     """The answer with the video in the prompt: what adapters are measured against, from the same frames and words.
 
-    reading: how to read the video; None, and what is None in it, is as the published method reads it
+    reading: how to read the video; what is None in it is 12 frames, one a second, at the model's own frame size. The
+        frames of an adapter are `adapter.description.segments[0].reading`
     Raises V2LError where the video cannot be read or its prompt exceeds the model's positions.
     """
-    asked = time.perf_counter()
+    clock = _Clock(asked=time.perf_counter())
     question = vlm.check_user_text(question)
     seen = see_video(path, vlm, fill_reading(reading or Reading(), TrainedWith(), vlm.geometry))
     ids = video_ids(seen, vlm, question, answer=True)
-    visual_tokens = int((ids == vlm.image_token_id).sum())
-    return Stream(vlm.embed(ids, seen.images), visual_tokens, vlm, max_new_tokens, asked)
+    prompt = vlm.embed(ids, seen.images)
+    pieces = _pieces(prompt, vlm, max_new_tokens, clock, vlm.exclusively("answering in context"))
+    return Stream(pieces, clock, len(prompt), visual_tokens=int((ids == vlm.image_token_id).sum()))
 
 
 def ask(
@@ -122,7 +126,7 @@ def ask(
     max_new_tokens: int = MAX_NEW_TOKENS,
     strength: float = 1.0,
 ) -> str:
-    """The whole answer of `stream`."""
+    """The answer to a question about an encoded video, whole; arguments and errors as `stream`."""
     return "".join(stream(adapter, question, vlm, max_new_tokens, strength))
 
 
@@ -133,14 +137,15 @@ def ask_in_context(
     reading: Reading | None = None,
     max_new_tokens: int = MAX_NEW_TOKENS,
 ) -> str:
-    """The whole answer of `stream_in_context`."""
+    """The answer with the video in the prompt, whole; arguments and errors as `stream_in_context`."""
     return "".join(stream_in_context(path, question, vlm, reading, max_new_tokens))
 
 
 def ask_each(
     adapters: Sequence[Adapter], questions: Sequence[str], vlm: FrozenVLM, max_new_tokens: int = MAX_NEW_TOKENS
 ) -> list[str]:
-    """One answer per pair of adapter and question, all in one batch: row i wears adapters[i]."""
+    """One answer per pair of adapter and question, all in one batch: row i wears adapters[i]. Arguments and errors as
+    `stream`, and V2LError where the two numbers differ."""
     prompts = [question_embeddings(question, vlm) for question in questions]
     if len(adapters) != len(prompts):
         raise V2LError(f"{len(adapters)} adapters and {len(prompts)} questions were given; give one question for each")
@@ -154,6 +159,22 @@ def ask_each(
 def question_embeddings(question: str, vlm: FrozenVLM) -> torch.Tensor:
     """(T, D): the prompt of a question without a video. It cannot hold a visual token, whatever the question says."""
     return vlm.embed(vlm.tokenize(question_text(vlm.check_user_text(question))))
+
+
+def _pieces(
+    prompt: torch.Tensor, vlm: FrozenVLM, max_new_tokens: int, clock: _Clock, using: AbstractContextManager
+) -> Generator[str]:
+    """The answer to a prompt, (T, D), while `using` holds the model."""
+
+    def timed() -> Iterator[int]:
+        for (token,) in vlm.greedy([prompt], max_new_tokens):
+            clock.last = time.perf_counter()
+            clock.first = clock.first or clock.last
+            clock.tokens += 1
+            yield token
+
+    with using:
+        yield from _text_pieces(timed(), vlm)
 
 
 def _text_pieces(tokens: Iterator[int], vlm: FrozenVLM) -> Iterator[str]:

@@ -20,12 +20,14 @@ from v2l.models import EMBEDDED, PRESETS, cached_file
 from v2l.pickled import PublishedCheckpoint, read_published
 from v2l.records import from_json, to_json
 from v2l.sealed import content_sha256, damaged, read_metadata, read_tensors, write_tensors
+from v2l.vlm import choose_device
 
 VERSION = 1
 MAX_FILE_BYTES = 4 << 30
 FILE_NAME = "hypernetwork.safetensors"
 """What a model folder calls the hypernetwork that belongs to it."""
 
+# Part of what the sha256 of a published checkpoint seals: a change here makes adapters of before and after strangers.
 PUBLISHED_TRAINING = {
     # (base model, layers, hidden size, rank) -> how the published checkpoint was trained (paper section 4)
     ("HuggingFaceTB/SmolVLM2-500M-Video-Instruct", 32, 960, 16): TrainedWith(frames=12, fps=1.0, resolution=384),
@@ -46,14 +48,16 @@ _PUBLISHED_CHOICES = {
 _PUBLISHED_AGGREGATOR = {"num_self_attn_per_block": 0, "shared_weights": False, "layer_to_layer_ctx_encoder": True}
 
 
-def load_hypernetwork(source: str | os.PathLike, device: str | torch.device = "cpu") -> Hypernetwork:
+def load_hypernetwork(source: str | os.PathLike, device: str | torch.device | None = None) -> Hypernetwork:
     """A hypernetwork with its weights, in float32, ready to generate.
 
     source: a preset (tiny, smolvlm2-500m, smolvlm2-2.2b), v2l's .safetensors, a folder that holds one, or a published
         .pt, which is read without executing anything in it
+    device: default as for `load_vlm`, so that the two meet
 
     Raises V2LError where it is missing, damaged or not a hypernetwork that v2l implements.
     """
+    device = choose_device(device)
     path = _locate(os.fspath(source))
     if path.suffix == ".pt":
         hypernetwork = _from_published(read_published(path), path)
@@ -144,7 +148,10 @@ def _from_safetensors(path: Path) -> Hypernetwork:
 def _described(metadata: dict[str, Any], path: Path) -> tuple[HypernetworkConfig, Origin]:
     try:
         config = from_json(HypernetworkConfig, metadata.pop("config", None), "config")
-        return config, from_json(Origin, metadata, "metadata")
+        origin = from_json(Origin, metadata, "metadata")
+        if min(origin.trained_with.frames, origin.trained_with.fps, origin.trained_with.window_frames) <= 0:
+            raise ValueError("it was trained with no frames")
+        return config, origin
     except ValueError as error:
         raise damaged(path, "hypernetwork", printable(error)) from error
 
@@ -188,12 +195,16 @@ def _from_published(published: PublishedCheckpoint, path: Path) -> Hypernetwork:
 def _published_config(published: PublishedCheckpoint) -> HypernetworkConfig:
     stated = published.hypernet_config
     lora, aggregator = stated["lora_config"], stated["aggregator_config"]
+    if published.context_encoder.get("ctx_encoder_type") != "per_layer_activations":
+        raise ValueError("it does not read the activations of every layer")
     for settings, choices in ((stated, _PUBLISHED_CHOICES), (aggregator, _PUBLISHED_AGGREGATOR)):
         for name, choice in choices.items():
             if settings.get(name, choice) != choice:
                 raise ValueError(f"it was made with {name} = {settings[name]!r}")
     if list(lora["target_modules"]) != [TARGET]:
         raise ValueError(f"it adapts {lora['target_modules']} and not {TARGET} alone")
+    if stated["layer_indices"] != list(range(len(stated["layer_indices"]))):
+        raise ValueError(f"it adapts the layers {stated['layer_indices']} and not all in their order")
     inputs, outputs = stated["feature_sizes"]
     if outputs[TARGET] != stated["base_hidden_size"]:
         raise ValueError(f"its {TARGET} does not lead back to the hidden size")

@@ -6,7 +6,6 @@ Nothing heavy is imported before a command runs, so that `v2l --help` and comple
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import sys
 import warnings
@@ -14,12 +13,14 @@ from collections.abc import Callable, Iterator
 from enum import StrEnum
 from pathlib import Path
 from types import FrameType
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from v2l.display import Display, StdoutClosed
-from v2l.errors import UsageError, V2LError, V2LWarning
+from v2l.errors import StdoutClosed, UsageError, V2LError, V2LWarning
+
+if TYPE_CHECKING:
+    from v2l.display import Display
 
 app = typer.Typer(
     name="v2l",
@@ -28,7 +29,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    rich_markup_mode=None if os.environ.get("TERM") == "dumb" else "rich",
+    rich_markup_mode=None,  # rich help would double the time that `v2l --help` takes
 )
 
 
@@ -52,52 +53,52 @@ def seconds(text: str) -> float:
     return value
 
 
-READ, WRITE, AGAIN, MODEL, OUTPUT = "What to read", "Where to write", "When to encode again", "Model", "Output"
-
 Model = Annotated[
     str | None,
-    typer.Option("--model", "-m", help="A preset or a model folder; else V2L_MODEL.", rich_help_panel=MODEL),
+    typer.Option("--model", "-m", metavar="NAME|FOLDER", help="A preset or a model folder; else V2L_MODEL."),
 ]
 HypernetworkFile = Annotated[
     str | None,
-    typer.Option("--hypernetwork", help="Its hypernetwork, where the model's own is not meant.", rich_help_panel=MODEL),
+    typer.Option("--hypernetwork", metavar="FILE", help="Its hypernetwork, where the model's own is not meant."),
 ]
 Device = Annotated[
-    str | None, typer.Option("--device", help="cpu, cuda, cuda:1, mps; else the best there.", rich_help_panel=MODEL)
+    str | None, typer.Option("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps; else the best there.")
 ]
 NumberType = Annotated[
     Dtype | None,
-    typer.Option("--dtype", help="Else bfloat16 on CUDA, float32 elsewhere.", rich_help_panel=MODEL),
+    typer.Option("--dtype", help="Else bfloat16 on CUDA, float32 elsewhere."),
 ]
-Json = Annotated[bool, typer.Option("--json", help="One JSON object a line.", rich_help_panel=OUTPUT)]
-Quiet = Annotated[bool, typer.Option("--quiet", help="No notes, no progress.", rich_help_panel=OUTPUT)]
-Debug = Annotated[bool, typer.Option("--debug", help="Tracebacks of errors.", rich_help_panel=OUTPUT)]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object a line.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No notes, no progress.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Tracebacks of errors.")]
 Frames = Annotated[
     int | None,
-    typer.Option("--frames", min=1, help="At most this many frames; else as trained.", rich_help_panel=READ),
+    typer.Option("--frames", min=1, metavar="N", help="At most this many frames; else as trained."),
 ]
 Fps = Annotated[
     float | None,
-    typer.Option("--fps", help="Frames per second of video to aim for; else as trained.", rich_help_panel=READ),
+    typer.Option("--fps", metavar="RATE", help="Frames per second of video to aim for; else as trained."),
 ]
 Start = Annotated[
     float | None,
-    typer.Option("--start", parser=seconds, metavar="TIME", help="Seconds, or H:MM:SS.", rich_help_panel=READ),
+    typer.Option("--start", parser=seconds, metavar="TIME", help="Seconds, or H:MM:SS."),
 ]
 End = Annotated[
     float | None,
-    typer.Option("--end", parser=seconds, metavar="TIME", help="Seconds, or H:MM:SS.", rich_help_panel=READ),
+    typer.Option("--end", parser=seconds, metavar="TIME", help="Seconds, or H:MM:SS."),
 ]
 Resolution = Annotated[
     int | None,
     typer.Option(
         "--resolution",
         min=8,
+        metavar="PIXELS",
         help="Pixels of a frame's longest edge; more than the model's image is tiled.",
-        rich_help_panel=READ,
     ),
 ]
-Rank = Annotated[int | None, typer.Option("--rank", min=1, help="Reduce the generated ranks to this many, by SVD.")]
+Rank = Annotated[
+    int | None, typer.Option("--rank", min=1, metavar="N", help="Reduce the generated ranks to this many, by SVD.")
+]
 
 
 @app.callback(invoke_without_command=True)
@@ -108,6 +109,7 @@ def root(
 ) -> None:
     """Options of `v2l` itself."""
     if version:
+        from v2l.display import Display
         from v2l.info import versions
 
         found = versions()
@@ -120,18 +122,14 @@ def root(
 
 @app.command(no_args_is_help=True)
 def encode(
-    inputs: Annotated[list[Path] | None, typer.Argument(help="Videos and folders of videos.")] = None,
-    recursive: Annotated[
-        bool, typer.Option("--recursive", "-r", help="Folders in folders too.", rich_help_panel=READ)
-    ] = False,
+    inputs: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="VIDEO|FOLDER...", help="Videos and folders of videos.", show_default=False),
+    ] = None,
+    recursive: Annotated[bool, typer.Option("--recursive", "-r", help="Folders in folders too.")] = False,
     files_from: Annotated[
         str | None,
-        typer.Option(
-            "--files-from",
-            metavar="FILE|-",
-            help="More inputs from a list, one a line or NUL-separated.",
-            rich_help_panel=READ,
-        ),
+        typer.Option("--files-from", metavar="FILE|-", help="More inputs from a list, one a line or NUL-separated."),
     ] = None,
     frames: Frames = None,
     fps: Fps = None,
@@ -140,31 +138,25 @@ def encode(
     resolution: Resolution = None,
     segments: Annotated[
         int | None,
-        typer.Option("--segments", min=1, help="Cut each video into N adapters.", metavar="N", rich_help_panel=READ),
+        typer.Option("--segments", min=1, help="Cut each video into N adapters.", metavar="N"),
     ] = None,
     segment_seconds: Annotated[
         float | None,
-        typer.Option("--segment-seconds", help="Cut into adapters of S seconds.", metavar="S", rich_help_panel=READ),
+        typer.Option("--segment-seconds", help="Cut into adapters of S seconds.", metavar="S"),
     ] = None,
-    compose: Annotated[
-        bool, typer.Option("--compose", help="Also write the segments as one adapter.", rich_help_panel=WRITE)
-    ] = False,
+    compose: Annotated[bool, typer.Option("--compose", help="Also write the segments as one adapter.")] = False,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="The adapter of the one video.", rich_help_panel=WRITE)
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="The adapter of the one video.")
     ] = None,
     output_dir: Annotated[
-        Path | None, typer.Option("--output-dir", help="A folder for all adapters.", rich_help_panel=WRITE)
+        Path | None, typer.Option("--output-dir", metavar="FOLDER", help="A folder for all adapters.")
     ] = None,
     check_hash: Annotated[
         bool,
-        typer.Option("--check-hash", help="Compare contents, not sizes and times.", rich_help_panel=AGAIN),
+        typer.Option("--check-hash", help="Compare contents, not sizes and times."),
     ] = False,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Encode again whatever is there.", rich_help_panel=AGAIN)
-    ] = False,
-    fail_fast: Annotated[
-        bool, typer.Option("--fail-fast", help="Stop at the first failure.", rich_help_panel=AGAIN)
-    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Encode again whatever is there.")] = False,
+    fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Stop at the first failure.")] = False,
     model: Model = None,
     hypernetwork: HypernetworkFile = None,
     device: Device = None,
@@ -173,9 +165,9 @@ def encode(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Read videos once and write an adapter beside each: lecture.mp4 -> lecture.v2l.safetensors.
+    """Read videos once, write an adapter beside each.
 
-    What is there and still current is left alone. Prints the adapters' paths.
+    lecture.mp4 becomes lecture.v2l.safetensors. What is there and still current is left alone. Prints the adapters' paths.
     """
     with command(as_json, quiet, debug) as display:
         from v2l import commands
@@ -213,11 +205,11 @@ def ask(
     words: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="ADAPTER... QUESTION...", help="Adapters, videos or folders of adapters; questions; - for stdin."
+            metavar="ADAPTER|QUESTION...", help="Adapters, videos or folders of adapters; questions; - for stdin."
         ),
     ] = None,
     question: Annotated[
-        list[str] | None, typer.Option("--question", "-q", help="A question, whatever it looks like.")
+        list[str] | None, typer.Option("--question", "-q", metavar="TEXT", help="A question, whatever it looks like.")
     ] = None,
     in_context: Annotated[
         list[Path] | None,
@@ -228,9 +220,11 @@ def ask(
     start: Start = None,
     end: End = None,
     resolution: Resolution = None,
-    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="The longest answer.")] = 128,
-    strength: Annotated[float, typer.Option("--strength", help="How much of the adapter to wear; 1 as made.")] = 1.0,
-    no_stream: Annotated[bool, typer.Option("--no-stream", help="Whole answers only.", rich_help_panel=OUTPUT)] = False,
+    max_new_tokens: Annotated[
+        int, typer.Option("--max-new-tokens", min=1, metavar="N", help="The longest answer.")
+    ] = 128,
+    strength: Annotated[float, typer.Option("--strength", metavar="X", help="How much of the adapter to wear.")] = 1.0,
+    no_stream: Annotated[bool, typer.Option("--no-stream", help="Whole answers only.")] = False,
     model: Model = None,
     hypernetwork: HypernetworkFile = None,
     device: Device = None,
@@ -239,9 +233,9 @@ def ask(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Answer questions about encoded videos, from text alone.
+    """Answer questions about encoded videos.
 
-    One answer is printed as it is; several as adapter, question and answer, separated by tabs. Without a question, on
+    Text alone goes in, not one visual token. One answer is printed as it is; several as adapter, question and answer, separated by tabs. Without a question, on
     a terminal, a chat begins (Ctrl-D ends it); each question stands for itself. --frames, --fps, --start, --end and
     --resolution are for videos: those given by name, encoded first where needed, and those asked in context.
     """
@@ -264,15 +258,18 @@ def ask(
 
 @app.command(no_args_is_help=True)
 def compose(
-    adapters: Annotated[list[Path], typer.Argument(help="Adapters of segments, in their order.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The composed adapter.")],
+    adapters: Annotated[list[Path], typer.Argument(metavar="ADAPTER...", help="Adapters of segments, in their order.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The composed adapter.")],
     rank: Rank = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an adapter that is there.")] = False,
     as_json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Put several adapters into one: ranks one after the other, the learned bias once."""
+    """Put several adapters into one.
+
+    Their ranks stand one after the other, in the order given, and the learned bias once.
+    """
     with command(as_json, quiet, debug) as display:
         from v2l import commands
 
@@ -281,12 +278,15 @@ def compose(
 
 @app.command(no_args_is_help=True)
 def info(
-    files: Annotated[list[Path], typer.Argument(help="Adapters and hypernetworks.")],
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Adapters and hypernetworks.")],
     as_json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Say what is in a file: model, ranks, segments with their times, size, hashes."""
+    """Say what is in a file.
+
+    Of an adapter: its model, ranks, segments with their times, size and hashes.
+    """
     with command(as_json, quiet, debug) as display:
         from v2l import commands
 
@@ -295,14 +295,17 @@ def info(
 
 @app.command("import", no_args_is_help=True)
 def import_checkpoint(
-    checkpoint: Annotated[Path, typer.Argument(help="A published hypernetwork (.pt).")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="v2l's own file (.safetensors).")],
+    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT.pt", help="A published hypernetwork.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="v2l's own file (.safetensors).")],
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,
     as_json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Read a published checkpoint, executing nothing in it, and write it as v2l's own file."""
+    """Turn a published checkpoint into v2l's own file.
+
+    The checkpoint is a pickle; it is read as data, and nothing in it is executed.
+    """
     with command(as_json, quiet, debug) as display:
         from v2l import commands
 
@@ -312,6 +315,8 @@ def import_checkpoint(
 @contextlib.contextmanager
 def command(as_json: bool, quiet: bool, debug: bool) -> Iterator[Display]:
     """What all commands share: errors become one line and an exit code, warnings notes, SIGTERM a clean end."""
+    from v2l.display import Display
+
     display = Display(as_json, quiet)
     signal.signal(signal.SIGTERM, _terminate)
     warnings.showwarning = _warn_through(display)

@@ -13,8 +13,8 @@ from v2l.batch import EncodeOptions, Outcome, encode_target
 from v2l.checkpoint import import_checkpoint
 from v2l.choice import Choice, choose_model
 from v2l.composition import compose as compose_adapters
-from v2l.display import Display, StdoutClosed, amount, inert, shown, tab_separated
-from v2l.errors import UsageError, V2LError
+from v2l.display import Display, amount, inert, shown, tab_separated
+from v2l.errors import StdoutClosed, UsageError, V2LError
 from v2l.files import printable
 from v2l.info import clock, describe
 from v2l.session import Asked, Manner, Subject, check_plan, sort_words, start_answer, subjects_of

@@ -83,6 +83,8 @@ def _check_alike(one: Adapter, other: Adapter) -> None:
             f"({left.hypernetwork.sha256[:12]}) and {printable(right.hypernetwork.id)} "
             f"({right.hypernetwork.sha256[:12]}); encode both with one"
         )
+    if one.a.dtype != other.a.dtype:
+        raise V2LError(f"one adapter is {one.a.dtype} and one {other.a.dtype}; encode both in one number type")
     same_shape = one.a.shape[::2] == other.a.shape[::2] and one.b.shape[::2] == other.b.shape[::2]
     same_bias = left.bias_rank == right.bias_rank and all(map(torch.equal, _bias(one), _bias(other)))
     if not (same_shape and same_bias):

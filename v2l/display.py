@@ -9,13 +9,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from v2l.errors import StdoutClosed
 from v2l.files import printable
 
 JSON_VERSION = 1
-
-
-class StdoutClosed(Exception):
-    """Nobody reads standard output any more."""
 
 
 class Display:

@@ -5,6 +5,10 @@ class V2LError(Exception):
     """What is wrong, with which file or value, and what to do about it: one sentence, printed as one line."""
 
 
+class StdoutClosed(Exception):
+    """Nobody reads standard output any more: not an error of anyone's."""
+
+
 class V2LWarning(UserWarning):
     """Something that works but may surprise: one sentence, printed as one line."""
 

@@ -1,12 +1,13 @@
 """An adapter on a frozen model: attached inside a `with` block, gone without a trace after it.
 
-A layer's output becomes W x + (x a^T) b. On the side path the extra product is computed in the adapter's own number
-type and added to the layer's output, as the published code does; merged, it is folded into a copy of W.
+A layer's output becomes W x + (x a^T) b. On the side path the extra product is computed in float32 and added to the
+layer's output, as the published code does; merged, it is folded into a copy of W.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
 import torch
@@ -31,24 +32,20 @@ def applied(
         kept and put back.
 
     Before, and after however the block is left, the model's outputs are bit-identical to those without.
-    Raises V2LError where an adapter was made for another model or one is attached already.
+    Raises V2LError where an adapter was made for another model, or the model is in use (`FrozenVLM.exclusively`).
     """
     adapters = [adapter] if isinstance(adapter, Adapter) else list(adapter)
+    if not adapters or not math.isfinite(strength):
+        raise V2LError(f"{len(adapters)} adapters at strength {strength} cannot be worn; give one and a finite number")
     if merged and len(adapters) != 1:
         raise V2LError(f"{len(adapters)} adapters cannot be merged into one model; attach them side by side")
     for each in adapters:
         check_fits(each, vlm)
-    if vlm.attached:
-        raise V2LError("an adapter is attached to this model already; leave its `with` block first, or compose the two")
-    a, b = _rows(adapters)
-    a, b = a.to(vlm.device), b.to(vlm.device) * strength
+    a, b = (stacked.to(vlm.device) for stacked in _rows(adapters))
     attach = _merged if merged else attached
-    vlm.attached = True
-    try:
-        with attach(vlm.down_projections, list(zip(a, b, strict=True))):
-            yield
-    finally:
-        vlm.attached = False
+    factors = list(zip(a, b * strength, strict=True))
+    with vlm.exclusively("wearing an adapter"), attach(vlm.down_projections, factors):
+        yield
 
 
 @contextmanager
@@ -56,7 +53,9 @@ def attached(modules: Sequence[torch.nn.Linear], factors: Factors) -> Iterator[N
     """The side path for any factors, gradients included: what `applied` and training share."""
     with ExitStack() as hooks:
         for module, (a, b) in zip(modules, factors, strict=True):
-            hooks.callback(module.register_forward_hook(_side_path(a, b)).remove)
+            handle = module.register_forward_hook(_side_path(a, b))
+            # not handle.remove: its weak reference is dead when the garbage collector ends a forgotten generator
+            hooks.callback(module._forward_hooks.pop, handle.id, None)
         yield
 
 
@@ -78,9 +77,9 @@ def check_fits(adapter: Adapter, vlm: FrozenVLM) -> None:
 
 
 def _rows(adapters: Sequence[Adapter]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Stacked factors, (L, R, d), or (L, B, R, d) for several adapters, zero-padded to the largest rank."""
+    """Stacked factors in float32, (L, R, d), or (L, B, R, d) for several adapters, zero-padded to the largest rank."""
     if len(adapters) == 1:
-        return adapters[0].a, adapters[0].b
+        return adapters[0].a.float(), adapters[0].b.float()
     rank = max(adapter.rank for adapter in adapters)
 
     def padded(factors: list[torch.Tensor]) -> torch.Tensor:
@@ -90,8 +89,12 @@ def _rows(adapters: Sequence[Adapter]) -> tuple[torch.Tensor, torch.Tensor]:
     return padded([adapter.a for adapter in adapters]), padded([adapter.b for adapter in adapters])
 
 
-def _side_path(a: torch.Tensor, b: torch.Tensor):
+def _side_path(a: torch.Tensor, b: torch.Tensor) -> Callable[..., torch.Tensor]:
     def add_change(_module: torch.nn.Linear, inputs: tuple[torch.Tensor], output: torch.Tensor) -> torch.Tensor:
+        if a.ndim == 3 and (inputs[0].ndim != 3 or len(inputs[0]) != len(a)):
+            raise V2LError(
+                f"a batch of shape {tuple(inputs[0].shape)} came to {len(a)} adapters; give one row for each"
+            )
         change = inputs[0].to(a.dtype) @ a.transpose(-1, -2) @ b
         return (output + change).to(output.dtype)
 

@@ -46,29 +46,21 @@ class ModelFolder:
     id: the model's public name, or the folder's where it has none
     revision: the hub's commit, or None for a folder that did not come from there
     config: the transformers SmolVLMConfig, with every default filled in
+    geometry: image size, tokens per image and frame size, as this folder states them
     """
 
     path: Path
     id: str
     revision: str | None
     config: Any = field(repr=False)
-
-    @property
-    def geometry(self) -> VisionGeometry:
-        """Image size, tokens per image and frame size, as this folder states them (paper section 4 uses 64 and 81
-        tokens a frame at 500M and 2.2B)."""
-        vision, scale = self.config.vision_config, self.config.scale_factor
-        processor = _image_processor(self.path)
-        size = _edge(processor, "max_image_size") or vision.image_size
-        patches = size // vision.patch_size
-        longest_edge = _edge(processor.get("video_sampling") or {}, "video_size") or size
-        return VisionGeometry(size, patches**2 // scale**2, longest_edge)
+    geometry: VisionGeometry
 
     @property
     def end_of_answer_ids(self) -> set[int]:
         """Token ids that end an answer, from generation_config.json."""
         stated = _read_json(self.path / "generation_config.json", optional=True).get("eos_token_id")
-        return {stated} if isinstance(stated, int) else set(stated or ())
+        stated = stated if isinstance(stated, list) else [stated]
+        return {token for token in stated if isinstance(token, int)}
 
     def chat_template(self) -> str | None:
         """The chat template that the folder brings, wherever its version of transformers put it."""
@@ -118,11 +110,11 @@ class ModelFolder:
         """Tensor name -> the safetensors file that holds it."""
         from safetensors import SafetensorError, safe_open
 
-        index = _read_json(self.path / "model.safetensors.index.json", optional=True).get("weight_map")
-        if index:
-            return {name: self.path / Path(shard).name for name, shard in index.items()}
-        single = self.path / "model.safetensors"
+        single = self.path / "model.safetensors"  # which transformers takes first, too
         if not single.is_file():
+            index = _read_json(self.path / "model.safetensors.index.json", optional=True).get("weight_map")
+            if isinstance(index, dict):
+                return {name: self.path / Path(shard).name for name, shard in index.items()}
             raise V2LError(
                 f"{printable(self.path)} has no model.safetensors; v2l reads no pickled weights, save the model as "
                 "safetensors"
@@ -175,10 +167,30 @@ def _open_folder(path: Path, id: str | None, revision: str | None) -> ModelFolde
             f"{printable(path)} holds a model of type {printable(raw.get('model_type'))}; v2l works with SmolVLM2 "
             "(model_type smolvlm)"
         )
-    config = SmolVLMConfig.from_pretrained(path, local_files_only=True)
+    try:
+        config = SmolVLMConfig.from_pretrained(path, local_files_only=True)
+    except Exception as error:  # its validation raises classes of several libraries
+        raise V2LError(
+            f"cannot read {printable(path / 'config.json')}: {printable(error)}; get another copy"
+        ) from error
     stated = raw.get("_name_or_path")
     stated = stated if isinstance(stated, str) else ""
-    return ModelFolder(path, id or stated or path.resolve().name, revision, config)
+    return ModelFolder(path, id or stated or path.resolve().name, revision, config, _geometry(path, config))
+
+
+def _geometry(path: Path, config: Any) -> VisionGeometry:
+    """The sizes that the published models state too: 64 tokens a frame at 500M, 81 at 2.2B."""
+    vision, scale = config.vision_config, config.scale_factor
+    processor = _image_processor(path)
+    size = _edge(processor, "max_image_size") or vision.image_size
+    patches = size // vision.patch_size
+    if patches < 1 or scale < 1 or patches % scale:
+        raise V2LError(
+            f"{printable(path)} states images of {size} pixels, patches of {vision.patch_size} and a scale factor of "
+            f"{scale}, which do not divide; get another copy of the model"
+        )
+    longest_edge = _edge(_mapping(processor.get("video_sampling")), "video_size") or size
+    return VisionGeometry(size, (patches // scale) ** 2, longest_edge)
 
 
 def _language_config(config: Any) -> dict[str, Any]:
@@ -204,7 +216,11 @@ def _tensor_bytes(path: Path, name: str) -> bytes:
 def _image_processor(path: Path) -> Mapping[str, Any]:
     """The image processor's settings: a file of their own until transformers 5, a part of a larger one since."""
     own = _read_json(path / "preprocessor_config.json", optional=True)
-    return own or _read_json(path / "processor_config.json", optional=True).get("image_processor", {})
+    return own or _mapping(_read_json(path / "processor_config.json", optional=True).get("image_processor"))
+
+
+def _mapping(value: object) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
 
 
 def _edge(settings: Mapping[str, Any], key: str) -> int | None:
@@ -213,7 +229,7 @@ def _edge(settings: Mapping[str, Any], key: str) -> int | None:
     value = value.get("longest_edge") if isinstance(value, Mapping) else value
     if value is None:
         return None
-    if not isinstance(value, int) or not 1 <= value <= 16384:
+    if type(value) is not int or not 1 <= value <= 16384:
         raise V2LError(f"the model folder states {key} = {printable(value)}; it must be a number of pixels")
     return value
 

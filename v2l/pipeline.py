@@ -6,13 +6,14 @@ Training, evaluation and benchmarks call its parts; answer.py has the other half
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
 from v2l import __version__
 from v2l.adapter import Adapter, BaseModel, Block, Description, Maker, Segment
-from v2l.errors import V2LError
+from v2l.errors import V2LError, V2LWarning
 from v2l.files import identify, printable, unreadable
 from v2l.hypernetwork import Hypernetwork, Origin
 from v2l.sampling import Reading, frame_range
@@ -65,6 +66,8 @@ def encode_reading(
     windows = cut_windows(seen, vlm, trained_with.prompt, trained_with.window_frames)
     frames = len(seen.frames)
     a, b = generate_factors(windows, vlm, hypernetwork, lambda done, _: progress(frames + done, frames + layers))
+    if not (torch.isfinite(a).all() and torch.isfinite(b).all()):
+        raise V2LError(f"{printable(path)} gave factors that are not finite in {vlm.dtype}; use bfloat16 or float32")
     if _status(path) != before:
         raise V2LError(f"{printable(path)} changed while it was being read; encode it again when it is complete")
     begin, finish = _span(seen, reading)
@@ -128,6 +131,13 @@ def check_belongs(hypernetwork: Hypernetwork, vlm: FrozenVLM) -> Origin:
         raise V2LError(
             f"the hypernetwork {printable(origin.id)} was trained for {printable(origin.base_model)}, the model at "
             f"hand is {printable(vlm.id)}; load the two that belong together"
+        )
+    if origin.base_fingerprint is None and origin.base_model.split("/")[-1] != vlm.id.split("/")[-1]:
+        warnings.warn(
+            f"the hypernetwork was trained for {printable(origin.base_model)} and the model at hand calls itself "
+            f"{printable(vlm.id)}; only their sizes are known to agree",
+            V2LWarning,
+            stacklevel=3,
         )
     device = hypernetwork.head.weight.device
     if device.type != vlm.device.type:

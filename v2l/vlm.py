@@ -6,6 +6,7 @@ from outside, see lora.py), and reads videos only with no adapter attached.
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -61,8 +62,21 @@ class FrozenVLM:
         self.end_of_answer_ids = folder.end_of_answer_ids
         if self.tokenizer is not None:
             self.end_of_answer_ids = self.end_of_answer_ids | {self.tokenizer.token_to_id(END_OF_TURN)}
-        self.attached = False
-        """True while an adapter is attached (lora.py): nothing may be encoded then."""
+        self._in_use = threading.Lock()
+
+    @contextmanager
+    def exclusively(self, purpose: str) -> Iterator[None]:
+        """Held while an adapter is attached, a video is read or one is asked in context: each would spoil the others.
+        Raises V2LError, without waiting, where the model is in use; `purpose` says for what it was wanted."""
+        if not self._in_use.acquire(blocking=False):
+            raise V2LError(
+                f"the model cannot be used for {purpose} now: an adapter is attached, or a video or an answer is under "
+                "way; leave that `with` block, exhaust or close that answer, or load a second model"
+            )
+        try:
+            yield
+        finally:
+            self._in_use.release()
 
     # Sizes -----------------------------------------------------------------------------------------------------
 
@@ -138,14 +152,17 @@ class FrozenVLM:
         Yields L iterators; each yields pieces (1, tokens, D) in the order of the windows, without padding, and runs
         that layer as it goes: exhaust one before taking the next. One hidden state per token is held, never a stack.
         """
-        if self.attached:
-            raise V2LError("an adapter is attached to this model; leave its `with` block before reading a video")
+        with self.exclusively("reading a video"):
+            batches = self._window_batches(windows)
+            for index in range(self.num_layers):
+                yield self._read_layer(index, batches)
+
+    @torch.no_grad()
+    def _window_batches(self, windows: Sequence[Window]) -> list[_WindowBatch]:
         # groups of one size that depends on nothing but this video's own windows
         together = max(1, TOKENS_AT_ONCE // max(len(window.input_ids) for window in windows))
         groups = [windows[start : start + together] for start in range(0, len(windows), together)]
-        batches = [_WindowBatch([self.embed(window.input_ids, window.images) for window in g]) for g in groups]
-        for index in range(self.num_layers):
-            yield self._read_layer(index, batches)
+        return [_WindowBatch([self.embed(window.input_ids, window.images) for window in group]) for group in groups]
 
     @torch.no_grad()
     def _read_layer(self, index: int, batches: list[_WindowBatch]) -> Iterator[torch.Tensor]:
@@ -184,10 +201,12 @@ class FrozenVLM:
         from transformers.cache_utils import DynamicCache
 
         lengths = torch.tensor([len(prompt) for prompt in prompts], device=self.device)
+        if max_new_tokens < 1:
+            raise V2LError(f"an answer of {max_new_tokens} tokens was asked for; give at least 1")
         if int(lengths.max()) + max_new_tokens > self.max_positions:
             raise V2LError(
-                f"a prompt of {int(lengths.max()):,} tokens and {max_new_tokens} new ones exceed the model's "
-                f"{self.max_positions:,} positions; use fewer frames, a lower resolution or fewer new tokens"
+                f"a prompt of {int(lengths.max()):,} tokens and {max_new_tokens:,} new ones exceed the model's "
+                f"{self.max_positions:,} positions; shorten the question or the answer, or show fewer or smaller frames"
             )
         inputs = pad_sequence(list(prompts), batch_first=True)  # (B, T, D), padded on the right
         steps = torch.arange(inputs.shape[1], device=self.device)
@@ -259,7 +278,7 @@ def load_vlm(
     Raises V2LError where the model is not there, incomplete or of another kind. Never reaches the network.
     """
     folder = find_model(model)
-    device = _device(device)
+    device = choose_device(device)
     dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
     options = {"dtype": dtype, "attn_implementation": "sdpa", "local_files_only": True, "output_loading_info": True}
     with _quiet_transformers():
@@ -314,7 +333,8 @@ def _quiet_transformers() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _device(name: str | torch.device | None) -> torch.device:
+def choose_device(name: str | torch.device | None) -> torch.device:
+    """The device of that name, or the best there is where it is None. Raises V2LError where it is not there."""
     if name is None:
         if torch.cuda.is_available():
             return torch.device("cuda")

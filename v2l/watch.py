@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from numbers import Integral
 
 import numpy as np
 import torch
@@ -36,11 +37,13 @@ class SeenVideo:
 def fill_reading(reading: Reading, trained_with: TrainedWith, geometry: VisionGeometry) -> Reading:
     """The reading with every None but start and end replaced by what the hypernetwork was trained with, or by the
     model's own frame size. Raises V2LError for a number of frames, a rate or a resolution that is not positive."""
+    if isinstance(reading.frames, bool) or not isinstance(reading.frames, Integral | None):
+        raise V2LError(f"frames is {reading.frames!r}; give a whole number")
     filled = replace(
         reading,
-        frames=trained_with.frames if reading.frames is None else reading.frames,
+        frames=trained_with.frames if reading.frames is None else int(reading.frames),
         fps=float(trained_with.fps if reading.fps is None else reading.fps),
-        resolution=reading.resolution or trained_with.resolution or geometry.longest_edge,
+        resolution=int(reading.resolution or trained_with.resolution or geometry.longest_edge),
         start=None if reading.start is None else float(reading.start),
         end=None if reading.end is None else float(reading.end),
     )
@@ -62,6 +65,12 @@ def see_video(
     video = probe(path)
     chosen = choose_frames(video, reading.frames, reading.fps, reading.start, reading.end)
     rows, cols = tile_grid(video.width, video.height, vlm.geometry, reading.resolution)
+    tokens = (rows * cols + 1) * vlm.geometry.tokens_per_image
+    if tokens > vlm.max_positions:
+        raise V2LError(
+            f"at resolution {reading.resolution} one frame takes {tokens:,} image tokens and the model has "
+            f"{vlm.max_positions:,} positions; use a lower resolution"
+        )
     times: list[PromptFrame] = []
 
     def images() -> Iterator[np.ndarray]:
