@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import cv2
@@ -168,3 +169,10 @@ def write_video(
         writer.write(frame)
     writer.release()
     return path
+
+
+if __name__ == "__main__":
+    # `python tests/small.py FOLDER` writes a model and a clip to try the commands on; it knows nothing
+    place = Path(sys.argv[1])
+    write_hypernetwork(write_model(place / "model"))
+    write_video(place / "lecture.mp4", frames=160, width=320, height=180)

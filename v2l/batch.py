@@ -104,13 +104,10 @@ def _encode_one(target: Target, options: EncodeOptions, choice: Choice, watch: W
         if verdict.state == "foreign" and not options.replace_foreign:
             return Outcome(target, "kept", f"it was made for {verdict.reason}; --model replaces it")
         reason = f"it was made for {verdict.reason}" if verdict.state == "foreign" else verdict.reason
+    vlm, hypernetwork = choice.vlm, choice.hypernetwork
     started = time.perf_counter()
     adapter = encode_reading(
-        target.video,
-        choice.vlm,
-        choice.hypernetwork,
-        reading,
-        progress=lambda done, total: watch(target.video, done, total),
+        target.video, vlm, hypernetwork, reading, lambda done, total: watch(target.video, done, total)
     )
     _make_folder(target.output.parent)
     adapter.save(target.output)

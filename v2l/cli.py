@@ -124,7 +124,7 @@ def root(
 def encode(
     inputs: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="VIDEO|FOLDER...", help="Videos and folders of videos.", show_default=False),
+        typer.Argument(metavar="VIDEO|FOLDER", help="Videos and folders of videos.", show_default=False),
     ] = None,
     recursive: Annotated[bool, typer.Option("--recursive", "-r", help="Folders in folders too.")] = False,
     files_from: Annotated[
@@ -167,7 +167,8 @@ def encode(
 ) -> None:
     """Read videos once, write an adapter beside each.
 
-    lecture.mp4 becomes lecture.v2l.safetensors. What is there and still current is left alone. Prints the adapters' paths.
+    lecture.mp4 becomes lecture.v2l.safetensors. What is there and still current is left alone. Prints the adapters'
+    paths.
     """
     with command(as_json, quiet, debug) as display:
         from v2l import commands
@@ -192,7 +193,7 @@ def encode(
             commands.encode_inputs(inputs or [], files_from),
             Destination(output, output_dir),
             options,
-            commands.choice(model, hypernetwork, device, dtype, display),
+            commands.choice(model, hypernetwork, device, dtype),
             display,
             recursive=recursive,
             fail_fast=fail_fast,
@@ -205,7 +206,7 @@ def ask(
     words: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="ADAPTER|QUESTION...", help="Adapters, videos or folders of adapters; questions; - for stdin."
+            metavar="ADAPTER|QUESTION", help="Adapters, videos or folders of adapters; questions; - for stdin."
         ),
     ] = None,
     question: Annotated[
@@ -235,9 +236,10 @@ def ask(
 ) -> None:
     """Answer questions about encoded videos.
 
-    Text alone goes in, not one visual token. One answer is printed as it is; several as adapter, question and answer, separated by tabs. Without a question, on
-    a terminal, a chat begins (Ctrl-D ends it); each question stands for itself. --frames, --fps, --start, --end and
-    --resolution are for videos: those given by name, encoded first where needed, and those asked in context.
+    Text alone goes in, not one visual token. One answer is printed as it is; several as adapter, question and answer,
+    separated by tabs. Without a question, on a terminal, a chat begins (Ctrl-D ends it); each question stands for
+    itself. --frames, --fps, --start, --end and --resolution are for videos: those given by name, encoded first where
+    needed, and those asked in context.
     """
     with command(as_json, quiet, debug) as display:
         from v2l import commands
@@ -249,7 +251,7 @@ def ask(
             [*(question or [])],
             [*(in_context or [])],
             Manner(max_new_tokens, strength, Reading(frames, fps, start, end, resolution)),
-            commands.choice(model, hypernetwork, device, dtype, display, announce=False),
+            commands.choice(model, hypernetwork, device, dtype),
             display,
             streaming=not no_stream,
         )
@@ -258,7 +260,7 @@ def ask(
 
 @app.command(no_args_is_help=True)
 def compose(
-    adapters: Annotated[list[Path], typer.Argument(metavar="ADAPTER...", help="Adapters of segments, in their order.")],
+    adapters: Annotated[list[Path], typer.Argument(metavar="ADAPTER", help="Adapters of segments, in their order.")],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The composed adapter.")],
     rank: Rank = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an adapter that is there.")] = False,
@@ -278,7 +280,7 @@ def compose(
 
 @app.command(no_args_is_help=True)
 def info(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Adapters and hypernetworks.")],
+    files: Annotated[list[Path], typer.Argument(metavar="FILE", help="Adapters and hypernetworks.")],
     as_json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,

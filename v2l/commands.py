@@ -26,20 +26,10 @@ DEMONSTRATION = (
 )
 
 
-def choice(
-    model: str | None,
-    hypernetwork: str | None,
-    device: str | None,
-    dtype: str | None,
-    display: Display,
-    announce: bool = True,
-) -> Choice:
-    """The model that the options name, or stand in for; says so where it is only the demonstration."""
+def choice(model: str | None, hypernetwork: str | None, device: str | None, dtype: str | None) -> Choice:
+    """The model that the options name, or that stands in where they name none."""
     name, chosen_by = choose_model(model)
-    chosen = Choice(name, chosen_by, hypernetwork, device, dtype)
-    if announce:
-        announce_fallback(chosen, display)
-    return chosen
+    return Choice(name, chosen_by, hypernetwork, device, dtype)
 
 
 def announce_fallback(chosen: Choice, display: Display) -> None:
@@ -78,13 +68,14 @@ def encode(
 ) -> bool:
     """Encodes all inputs, printing each adapter's path; True where none failed."""
     targets, empty = find_targets(inputs, destination, options.reading, recursive)
+    announce_fallback(choice, display)
     counts: dict[str, int] = {}
     failed = iter([Outcome(Target(path, path), "failed", str(error)) for path, error in empty])
     listening = True
     for outcome in itertools.chain(failed, _outcomes(targets, options, choice, display)):
         counts[outcome.status] = counts.get(outcome.status, 0) + 1
         try:
-            _tell(outcome, display, listening)
+            _tell(outcome, choice, display, listening)
         except StdoutClosed:
             listening = False  # the files are the result: go on for them
         if outcome.status == "failed" and fail_fast:
@@ -111,9 +102,10 @@ def _outcomes(targets: Sequence[Target], options: EncodeOptions, choice: Choice,
             display.progress(index + 1, len(targets))
 
 
-def _tell(outcome: Outcome, display: Display, listening: bool) -> None:
+def _tell(outcome: Outcome, choice: Choice, display: Display, listening: bool) -> None:
     video, output = outcome.target.video, outcome.target.output
-    record = {"command": "encode", "video": video, "adapter": output, "status": outcome.status}
+    model = {"model": choice.folder.id, "model_chosen_by": choice.chosen_by}
+    record = {"command": "encode", "video": video, "adapter": output, "status": outcome.status, **model}
     if outcome.note:
         record["error" if outcome.status == "failed" else "note"] = outcome.note
     if outcome.status == "failed":

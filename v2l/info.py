@@ -90,7 +90,8 @@ def _adapter_rows(adapter: Adapter, size: int) -> Iterator[tuple[str, str]]:
         yield from _segment_rows(segment, f"segment {index}" if len(made.segments) > 1 else "video")
     for note in made.not_validated:
         yield "note", note
-    yield "sha256", f"{adapter.sha256()}, made by v2l {printable(made.v2l_version)}"
+    yield "made by", f"v2l {printable(made.v2l_version)}"
+    yield "sha256", adapter.sha256()
 
 
 def _segment_rows(segment: Segment, title: str) -> Iterator[tuple[str, str]]:

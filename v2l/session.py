@@ -14,6 +14,7 @@ from v2l.errors import UsageError, V2LError
 from v2l.files import printable
 from v2l.sampling import Reading
 from v2l.targets import ADAPTER_SUFFIX, VIDEO_SUFFIXES, adapters_in
+from v2l.watch import fill_reading
 
 
 @dataclass(frozen=True)
@@ -94,9 +95,18 @@ def subjects_of(adapters: Sequence[Path], choice: Choice) -> Iterator[Subject | 
 def start_answer(subject: Subject, question: str, manner: Manner) -> Stream:
     """The answer to a question about a subject, not yet begun. Raises V2LError as `stream` does."""
     if subject.adapter is None:
-        vlm = subject.choice.vlm
-        return stream_in_context(subject.path, question, vlm, manner.reading, manner.max_new_tokens)
+        reading = _comparable(manner.reading, subject.choice)
+        return stream_in_context(subject.path, question, subject.choice.vlm, reading, manner.max_new_tokens)
     return stream(subject.adapter, question, subject.choice.language_model, manner.max_new_tokens, manner.strength)
+
+
+def _comparable(reading: Reading, choice: Choice) -> Reading:
+    """The reading that encoding would use, so that both see the same frames; as given where the model has no
+    hypernetwork to say how."""
+    try:
+        return fill_reading(reading, choice.origin.trained_with, choice.folder.geometry)
+    except V2LError:
+        return reading
 
 
 def check_plan(asked: Asked, in_context: Sequence[Path], interactive: bool) -> None:
