@@ -81,11 +81,11 @@ Fps = Annotated[
 ]
 Start = Annotated[
     float | None,
-    typer.Option("--start", parser=seconds, metavar="TIME", help="Seconds, or H:MM:SS."),
+    typer.Option("--start", parser=seconds, metavar="TIME", help="From here on; seconds, or H:MM:SS."),
 ]
 End = Annotated[
     float | None,
-    typer.Option("--end", parser=seconds, metavar="TIME", help="Seconds, or H:MM:SS."),
+    typer.Option("--end", parser=seconds, metavar="TIME", help="Up to here; seconds, or H:MM:SS."),
 ]
 Resolution = Annotated[
     int | None,

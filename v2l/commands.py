@@ -93,7 +93,8 @@ def _outcomes(targets: Sequence[Target], options: EncodeOptions, choice: Choice,
 
         def watch(video: Path, done: int, total: int, index: int = index) -> None:
             if several:
-                display.progress(index + done / total, len(targets), f"{printable(video.name)} {done}/{total}")
+                doing = f"{index + 1}/{len(targets)} {printable(video.name)}"
+                display.progress(index + done / total, len(targets), doing)
             else:
                 display.progress(done, total, printable(video.name))
 

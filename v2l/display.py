@@ -97,7 +97,9 @@ class Display:
             return
         from tqdm import tqdm
 
-        self._bar = tqdm(total=total, unit=unit, dynamic_ncols=True, leave=False, file=sys.stderr, mininterval=0.1)
+        # without the plain count: it is a fraction while a video of several is under way
+        form = "{percentage:3.0f}%|{bar}| {elapsed}<{remaining}, {rate_fmt}{postfix}"
+        self._bar = tqdm(total=total, unit=unit, bar_format=form, dynamic_ncols=True, leave=False, mininterval=0.1)
 
     def progress(self, done: float, total: int, doing: str = "") -> None:
         """Moves the bar."""

@@ -1,0 +1,464 @@
+"""Writes the completion files of bash, zsh and fish beside this script, from the command line's own definition.
+
+They are static, so that pressing TAB costs no Python: `python completions/generate.py` writes them, with `--check` it
+only says whether they are current.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import typer
+
+from v2l.cli import Dtype, app
+from v2l.models import PRESETS
+from v2l.targets import ADAPTER_SUFFIX, VIDEO_SUFFIXES
+
+Parameter = typer.core.TyperOption | typer.core.TyperArgument
+HEADER = "# Completion of v2l's command line in {shell}. Written by completions/generate.py, which changes it."
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What may stand somewhere on the command line.
+
+    words: offered as they are
+    suffixes: of the files that are offered, in upper and lower case; an empty one allows any file
+    paths: offer folders, in which those files may lie
+    """
+
+    words: tuple[str, ...] = ()
+    suffixes: tuple[str, ...] = ()
+    paths: bool = True
+
+
+VIDEOS = tuple(sorted(VIDEO_SUFFIXES))
+KINDS = {
+    "adapters": Kind(suffixes=(ADAPTER_SUFFIX,)),
+    "checkpoints": Kind(suffixes=(".pt",)),
+    "devices": Kind(words=("cpu", "cuda", "mps"), paths=False),
+    "dtypes": Kind(words=tuple(Dtype), paths=False),
+    "files": Kind(suffixes=("",)),
+    "folders": Kind(),
+    "models": Kind(words=("tiny", *PRESETS)),
+    "safetensors": Kind(suffixes=(".safetensors",)),
+    "subjects": Kind(suffixes=(ADAPTER_SUFFIX, *VIDEOS)),
+    "videos": Kind(suffixes=VIDEOS),
+    "weights": Kind(suffixes=(".pt", ".safetensors")),
+}
+FREE = ""
+"""The kind of a number, a time or a question: nothing can be offered for it."""
+
+PARAMETERS = {
+    **dict.fromkeys("frames fps start end resolution segments segment_seconds".split(), FREE),
+    **dict.fromkeys("max_new_tokens strength question rank".split(), FREE),
+    "inputs": "videos",
+    "words": "subjects",
+    "adapters": "adapters",
+    "files": "weights",
+    "checkpoint": "checkpoints",
+    "files_from": "files",
+    "in_context": "videos",
+    "output": "adapters",
+    "import output": "safetensors",
+    "output_dir": "folders",
+    "model": "models",
+    "hypernetwork": "weights",
+    "device": "devices",
+    "dtype": "dtypes",
+}
+"""A parameter's name, after its command's where it means something else there, to the kind of its values."""
+
+
+@dataclass(frozen=True)
+class Option:
+    """An option as it is typed, its long name first. kind: of its value, None where it takes none."""
+
+    name: str
+    flags: tuple[str, ...]
+    help: str
+    kind: str | None
+    repeats: bool
+
+
+@dataclass(frozen=True)
+class Words:
+    """What a command takes besides options: one word of a kind, or several of it."""
+
+    kind: str = FREE
+    help: str = ""
+    repeats: bool = False
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command as it is typed."""
+
+    name: str
+    help: str
+    options: tuple[Option, ...]
+    words: Words
+
+
+def read_commands() -> tuple[Command, ...]:
+    """The root, whose name is empty, and its commands."""
+    root = typer.main.get_command(app)
+    context = typer.Context(root, info_name=app.info.name, **root.context_settings)
+    found = [Command("", "", _options("", root.get_params(context)), Words())]
+    for name, command in root.commands.items():
+        parameters = command.get_params(typer.Context(command, parent=context, info_name=name))
+        found.append(Command(name, _first_sentence(command.help), _options(name, parameters), _words(name, parameters)))
+    return tuple(found)
+
+
+def _options(command: str, parameters: Sequence[Parameter]) -> tuple[Option, ...]:
+    """Sorts each option's names: those of --help come out of a set, in another order every time."""
+    return tuple(
+        Option(
+            parameter.name.replace("_", " "),
+            tuple(sorted((*parameter.opts, *parameter.secondary_opts), key=len, reverse=True)),
+            _first_sentence(parameter.help),
+            None if parameter.is_flag else _kind(command, parameter.name),
+            parameter.multiple,
+        )
+        for parameter in parameters
+        if parameter.param_type_name == "option" and not parameter.hidden
+    )
+
+
+def _words(command: str, parameters: Sequence[Parameter]) -> Words:
+    arguments = [parameter for parameter in parameters if parameter.param_type_name == "argument"]
+    if not arguments:
+        return Words()
+    (argument,) = arguments  # more than one would have to be counted while completing
+    return Words(_kind(command, argument.name), _first_sentence(argument.help), argument.nargs == -1)
+
+
+def _kind(command: str, parameter: str) -> str:
+    for name in (f"{command} {parameter}", parameter):
+        if name in PARAMETERS:
+            return PARAMETERS[name]
+    raise SystemExit(f"{parameter} of v2l {command} is new: say in PARAMETERS of {__file__} what completes it")
+
+
+def _first_sentence(help: str | None) -> str:
+    """In one line and without its full stop, as completion menus show it."""
+    line = " ".join((help or "").split("\n\n")[0].split())
+    return line.partition(". ")[0].removesuffix(".")
+
+
+# bash --------------------------------------------------------------------------------------------------------------
+
+BASH = r"""
+# Candidates are added to COMPREPLY line by line, so that spaces and wildcards in names stay what they are.
+_v2l_words() {
+    mapfile -t -O ${#COMPREPLY[@]} COMPREPLY < <(compgen -W "$2" -- "$1")
+}
+
+# Folders, and files whose names match the pattern.
+_v2l_paths() {
+    compopt -o filenames
+    mapfile -t -O ${#COMPREPLY[@]} COMPREPLY < <(_v2l_list "$1" "$2")
+}
+
+# compgen undoes the quotes of what was typed; the subshell keeps the shell's own options as they were.
+_v2l_list() (
+    shopt -s extglob nocasematch
+    compgen -d -- "$1"
+    while IFS= read -r name; do
+        [[ $name == $2 ]] && printf '%s\n' "$name"
+    done < <(compgen -f -- "$1")
+)
+
+_v2l_offer() {
+    case $1 in
+@offers@
+    esac
+}
+
+# Sets `kind` to what follows an option of a command; fails where nothing does.
+_v2l_option() {
+    case $1 in
+@values@
+        *) return 1 ;;
+    esac
+}
+
+_v2l() {
+    local IFS=$' \t\n' current=$2 command='' kind='' takes_value='' only_words='' options='' words='' word
+    COMPREPLY=()
+    for word in "${COMP_WORDS[@]:1:COMP_CWORD-1}"; do
+        if [[ $takes_value ]]; then
+            [[ $word == = ]] || takes_value='' # bash makes three words of --model=tiny
+        elif [[ $only_words || $word != -?* ]]; then
+            command=${command:-$word}
+        elif [[ $word == -- ]]; then
+            only_words=yes
+        elif _v2l_option "$command $word"; then
+            takes_value=yes
+        fi
+    done
+    if [[ $takes_value ]]; then
+        [[ $current == = ]] && current=''
+        _v2l_offer "$kind" "$current"
+        return
+    fi
+    case $command in
+@commands@
+    esac
+    if [[ $current == -* && ! $only_words ]]; then
+        _v2l_words "$current" "$options"
+    elif [[ $command ]]; then
+        _v2l_offer "$words" "$current"
+    else
+        _v2l_words "$current" '@names@'
+    fi
+}
+
+complete -F _v2l v2l
+"""
+
+
+def bash_file(commands: tuple[Command, ...]) -> str:
+    """The text of v2l.bash."""
+    parts = {
+        "offers": _lines(8, (f"{name}) {'; '.join(_bash_offers(kind))} ;;" for name, kind in KINDS.items())),
+        "values": _lines(8, _bash_values(commands)),
+        "commands": _lines(8, (_bash_command(command) for command in commands)),
+        "names": " ".join(command.name for command in commands if command.name),
+    }
+    return HEADER.format(shell="bash, 4 or later") + "\n" + _filled(BASH, parts)
+
+
+def _bash_offers(kind: Kind) -> Iterator[str]:
+    if kind.words:
+        yield f"_v2l_words \"$2\" '{' '.join(kind.words)}'"
+    if kind.paths:
+        pattern = "*" if "" in kind.suffixes else f"*@({'|'.join(kind.suffixes)})" if kind.suffixes else ""
+        yield f"_v2l_paths \"$2\" '{pattern}'"
+
+
+def _bash_values(commands: tuple[Command, ...]) -> Iterator[str]:
+    """Case patterns, one line for all options whose values are of one kind."""
+    for kind in (*KINDS, FREE):
+        patterns = [
+            f"'{command.name} {flag}'"
+            for command in commands
+            for option in command.options
+            if option.kind == kind
+            for flag in option.flags
+        ]
+        if patterns:
+            yield f"{' | '.join(patterns)}) kind='{kind}' ;;"
+
+
+def _bash_command(command: Command) -> str:
+    flags = " ".join(flag for option in command.options for flag in option.flags)
+    return f"'{command.name}') words='{command.words.kind}' options='{flags}' ;;"
+
+
+# zsh ---------------------------------------------------------------------------------------------------------------
+
+ZSH = r"""
+@kinds@
+
+_v2l_commands() {
+    local -a commands=(
+@names@
+    )
+    _describe -t commands command commands
+}
+
+_v2l() {
+    local curcontext=$curcontext state line
+    local -A opt_args
+    _arguments -C -s -S \
+@root@
+        '(-): :_v2l_commands' \
+        '(-)*:: :->words' && return
+    [[ $state == words ]] || return
+    curcontext=${curcontext%:*:*}:v2l-$words[1]:
+    case $words[1] in
+@commands@
+    esac
+}
+
+_v2l "$@"
+"""
+
+
+def zsh_file(commands: tuple[Command, ...]) -> str:
+    """The text of _v2l."""
+    root, *others = commands
+    names = (_quoted(f"{command.name}:{command.help}") for command in others)
+    parts = {
+        "kinds": "\n".join(f"_v2l_{name}() {{ {_zsh_offers(name, kind)} }}" for name, kind in KINDS.items()),
+        "names": _lines(8, names),
+        "root": _lines(8, (f"{spec} \\" for spec in _zsh_specs(root))),
+        "commands": "\n".join(_zsh_command(command) for command in others),
+    }
+    return "#compdef v2l\n" + HEADER.format(shell="zsh") + "\n" + _filled(ZSH, parts)
+
+
+def _zsh_offers(name: str, kind: Kind) -> str:
+    """The body of a function that _arguments hands a description to."""
+    words = " ".join(kind.words)
+    if not kind.paths:
+        return f'compadd "$@" -- {words};'
+    if words:
+        return f"_alternative '{name}:{name}:({words})' 'folders:folder:_files -/';"
+    if not kind.suffixes:
+        return '_files "$@" -/;'
+    if "" in kind.suffixes:
+        return '_files "$@";'
+    return f"_files \"$@\" -g '(#i)*({'|'.join(kind.suffixes)})(-.)';"
+
+
+def _zsh_command(command: Command) -> str:
+    specs = list(_zsh_specs(command))
+    if command.words.kind:
+        place = "*" if command.words.repeats else "1"
+        specs.append(_quoted(f"{place}:{_zsh_message(command.words.help)}:_v2l_{command.words.kind}"))
+    call = " \\\n                ".join(["_arguments -s -S", *specs])
+    return _lines(8, [f"{command.name})", f"    {call}", "    ;;"])
+
+
+def _zsh_specs(command: Command) -> Iterator[str]:
+    """One for each way to write each option. `(-o --output)` keeps an option that was given from being offered again;
+    `=` and `+` say that its value may be joined to it."""
+    for option in command.options:
+        for flag in option.flags:
+            again = "*" if option.repeats else f"({' '.join(option.flags)})"
+            text = "[" + option.help.replace("]", "\\]") + "]"
+            if option.kind is None:
+                yield _quoted(f"{again}{flag}{text}")
+                continue
+            joint = "=" if flag.startswith("--") else "+"
+            action = f"_v2l_{option.kind}" if option.kind else " "
+            yield _quoted(f"{again}{flag}{joint}{text}:{_zsh_message(option.name)}:{action}")
+
+
+def _zsh_message(text: str) -> str:
+    return text.replace(":", "\\:")
+
+
+# fish --------------------------------------------------------------------------------------------------------------
+
+FISH = r"""
+# Whether the command is the one named; without a name, whether there is none yet.
+function __v2l_in
+    for word in (commandline -opc)[2..]
+        string match -q -- '-*' $word; and continue
+        test "$word" = "$argv[1]"
+        return
+    end
+    test -z "$argv[1]"
+end
+
+# Folders, and files that end in one of the suffixes. fish itself completes what was typed, so that its quotes count.
+function __v2l_paths
+    set -l token (commandline -ct | string replace -r -- '^--[^=]*=' '')
+    set -l ends (string escape --style=regex -- / $argv | string join '|')
+    complete -C "__fish_command_without_completions $token" | string match -rei -- "^[^\t]*(?:$ends)(?:\t|\$)"
+end
+
+@kinds@
+
+complete -c v2l -f
+@names@
+
+@options@
+"""
+
+
+def fish_file(commands: tuple[Command, ...]) -> str:
+    """The text of v2l.fish."""
+    root, *others = commands
+    parts = {
+        "kinds": "\n\n".join(_fish_function(name, kind) for name, kind in KINDS.items()),
+        "names": "\n".join(f"{_fish_rule(root)} -a {each.name} -d {_fish_quoted(each.help)}" for each in others),
+        "options": "\n\n".join("\n".join(_fish_rules(command)) for command in commands),
+    }
+    return HEADER.format(shell="fish") + "\n" + _filled(FISH, parts)
+
+
+def _fish_function(name: str, kind: Kind) -> str:
+    body = [f"    printf '%s\\n' {' '.join(kind.words)}"] if kind.words else []
+    if kind.paths:
+        body.append(" ".join(["    __v2l_paths", *(suffix or "''" for suffix in kind.suffixes)]))
+    return "\n".join([f"function __v2l_{name}", *body, "end"])
+
+
+def _fish_rule(command: Command) -> str:
+    return f"complete -c v2l -n '{f'__v2l_in {command.name}'.strip()}'"
+
+
+def _fish_rules(command: Command) -> Iterator[str]:
+    rule = _fish_rule(command)
+    if command.words.kind:
+        yield f"{rule} -a '(__v2l_{command.words.kind})'"
+    for option in command.options:
+        flags = " ".join(
+            f"-l {flag.removeprefix('--')}" if flag.startswith("--") else f"-s {flag.removeprefix('-')}"
+            for flag in option.flags
+        )
+        value = "" if option.kind is None else f" -x -a '(__v2l_{option.kind})'" if option.kind else " -x"
+        yield f"{rule} {flags}{value} -d {_fish_quoted(option.help)}"
+
+
+def _fish_quoted(text: str) -> str:
+    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+# all ---------------------------------------------------------------------------------------------------------------
+
+
+def _quoted(text: str) -> str:
+    """One word to bash and zsh. shlex.quote does the same, but leaves some words bare, and columns ragged."""
+    return "'" + text.replace("'", "'\\''") + "'"
+
+
+def _lines(indent: int, lines: Iterable[str]) -> str:
+    return "\n".join(" " * indent + line for line in lines)
+
+
+def _filled(template: str, parts: Mapping[str, str]) -> str:
+    for name, text in parts.items():
+        template = template.replace(f"@{name}@", text)
+    return template
+
+
+def generate() -> dict[Path, str]:
+    """Each completion file's place and text."""
+    folder, commands = Path(__file__).parent, read_commands()
+    return {
+        folder / "v2l.bash": bash_file(commands),
+        folder / "_v2l": zsh_file(commands),
+        folder / "v2l.fish": fish_file(commands),
+    }
+
+
+def main() -> None:
+    """Writes the files, or exits with 1 where `--check` finds one that is not current."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if a file is not current")
+    check = parser.parse_args().check
+    stale = [
+        (path, text)
+        for path, text in generate().items()
+        if not path.is_file() or path.read_text(encoding="utf-8") != text
+    ]
+    for path, text in stale:
+        if check:
+            print(f"{path.name} is not current; run python completions/generate.py", file=sys.stderr)
+        else:
+            path.write_text(text, encoding="utf-8")
+    sys.exit(1 if check and stale else 0)
+
+
+if __name__ == "__main__":
+    main()

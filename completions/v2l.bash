@@ -1,0 +1,92 @@
+# Completion of v2l's command line in bash, 4 or later. Written by completions/generate.py, which changes it.
+
+# Candidates are added to COMPREPLY line by line, so that spaces and wildcards in names stay what they are.
+_v2l_words() {
+    mapfile -t -O ${#COMPREPLY[@]} COMPREPLY < <(compgen -W "$2" -- "$1")
+}
+
+# Folders, and files whose names match the pattern.
+_v2l_paths() {
+    compopt -o filenames
+    mapfile -t -O ${#COMPREPLY[@]} COMPREPLY < <(_v2l_list "$1" "$2")
+}
+
+# compgen undoes the quotes of what was typed; the subshell keeps the shell's own options as they were.
+_v2l_list() (
+    shopt -s extglob nocasematch
+    compgen -d -- "$1"
+    while IFS= read -r name; do
+        [[ $name == $2 ]] && printf '%s\n' "$name"
+    done < <(compgen -f -- "$1")
+)
+
+_v2l_offer() {
+    case $1 in
+        adapters) _v2l_paths "$2" '*@(.v2l.safetensors)' ;;
+        checkpoints) _v2l_paths "$2" '*@(.pt)' ;;
+        devices) _v2l_words "$2" 'cpu cuda mps' ;;
+        dtypes) _v2l_words "$2" 'float32 bfloat16 float16' ;;
+        files) _v2l_paths "$2" '*' ;;
+        folders) _v2l_paths "$2" '' ;;
+        models) _v2l_words "$2" 'tiny smolvlm2-500m smolvlm2-2.2b'; _v2l_paths "$2" '' ;;
+        safetensors) _v2l_paths "$2" '*@(.safetensors)' ;;
+        subjects) _v2l_paths "$2" '*@(.v2l.safetensors|.3gp|.avi|.flv|.m2ts|.m4v|.mkv|.mov|.mp4|.mpeg|.mpg|.mts|.ogv|.ts|.webm|.wmv)' ;;
+        videos) _v2l_paths "$2" '*@(.3gp|.avi|.flv|.m2ts|.m4v|.mkv|.mov|.mp4|.mpeg|.mpg|.mts|.ogv|.ts|.webm|.wmv)' ;;
+        weights) _v2l_paths "$2" '*@(.pt|.safetensors)' ;;
+    esac
+}
+
+# Sets `kind` to what follows an option of a command; fails where nothing does.
+_v2l_option() {
+    case $1 in
+        'encode --output' | 'encode -o' | 'compose --output' | 'compose -o') kind='adapters' ;;
+        'encode --device' | 'ask --device') kind='devices' ;;
+        'encode --dtype' | 'ask --dtype') kind='dtypes' ;;
+        'encode --files-from') kind='files' ;;
+        'encode --output-dir') kind='folders' ;;
+        'encode --model' | 'encode -m' | 'ask --model' | 'ask -m') kind='models' ;;
+        'import --output' | 'import -o') kind='safetensors' ;;
+        'ask --in-context') kind='videos' ;;
+        'encode --hypernetwork' | 'ask --hypernetwork') kind='weights' ;;
+        'encode --frames' | 'encode --fps' | 'encode --start' | 'encode --end' | 'encode --resolution' | 'encode --segments' | 'encode --segment-seconds' | 'ask --question' | 'ask -q' | 'ask --frames' | 'ask --fps' | 'ask --start' | 'ask --end' | 'ask --resolution' | 'ask --max-new-tokens' | 'ask --strength' | 'compose --rank') kind='' ;;
+        *) return 1 ;;
+    esac
+}
+
+_v2l() {
+    local IFS=$' \t\n' current=$2 command='' kind='' takes_value='' only_words='' options='' words='' word
+    COMPREPLY=()
+    for word in "${COMP_WORDS[@]:1:COMP_CWORD-1}"; do
+        if [[ $takes_value ]]; then
+            [[ $word == = ]] || takes_value='' # bash makes three words of --model=tiny
+        elif [[ $only_words || $word != -?* ]]; then
+            command=${command:-$word}
+        elif [[ $word == -- ]]; then
+            only_words=yes
+        elif _v2l_option "$command $word"; then
+            takes_value=yes
+        fi
+    done
+    if [[ $takes_value ]]; then
+        [[ $current == = ]] && current=''
+        _v2l_offer "$kind" "$current"
+        return
+    fi
+    case $command in
+        '') words='' options='--version --json --help -h' ;;
+        'encode') words='videos' options='--recursive -r --files-from --frames --fps --start --end --resolution --segments --segment-seconds --compose --output -o --output-dir --check-hash --overwrite --fail-fast --model -m --hypernetwork --device --dtype --json --quiet --debug --help -h' ;;
+        'ask') words='subjects' options='--question -q --in-context --frames --fps --start --end --resolution --max-new-tokens --strength --no-stream --model -m --hypernetwork --device --dtype --json --quiet --debug --help -h' ;;
+        'compose') words='adapters' options='--output -o --rank --overwrite --json --quiet --debug --help -h' ;;
+        'info') words='weights' options='--json --quiet --debug --help -h' ;;
+        'import') words='checkpoints' options='--output -o --overwrite --json --quiet --debug --help -h' ;;
+    esac
+    if [[ $current == -* && ! $only_words ]]; then
+        _v2l_words "$current" "$options"
+    elif [[ $command ]]; then
+        _v2l_offer "$words" "$current"
+    else
+        _v2l_words "$current" 'encode ask compose info import'
+    fi
+}
+
+complete -F _v2l v2l

@@ -1,0 +1,142 @@
+# Completion of v2l's command line in fish. Written by completions/generate.py, which changes it.
+
+# Whether the command is the one named; without a name, whether there is none yet.
+function __v2l_in
+    for word in (commandline -opc)[2..]
+        string match -q -- '-*' $word; and continue
+        test "$word" = "$argv[1]"
+        return
+    end
+    test -z "$argv[1]"
+end
+
+# Folders, and files that end in one of the suffixes. fish itself completes what was typed, so that its quotes count.
+function __v2l_paths
+    set -l token (commandline -ct | string replace -r -- '^--[^=]*=' '')
+    set -l ends (string escape --style=regex -- / $argv | string join '|')
+    complete -C "__fish_command_without_completions $token" | string match -rei -- "^[^\t]*(?:$ends)(?:\t|\$)"
+end
+
+function __v2l_adapters
+    __v2l_paths .v2l.safetensors
+end
+
+function __v2l_checkpoints
+    __v2l_paths .pt
+end
+
+function __v2l_devices
+    printf '%s\n' cpu cuda mps
+end
+
+function __v2l_dtypes
+    printf '%s\n' float32 bfloat16 float16
+end
+
+function __v2l_files
+    __v2l_paths ''
+end
+
+function __v2l_folders
+    __v2l_paths
+end
+
+function __v2l_models
+    printf '%s\n' tiny smolvlm2-500m smolvlm2-2.2b
+    __v2l_paths
+end
+
+function __v2l_safetensors
+    __v2l_paths .safetensors
+end
+
+function __v2l_subjects
+    __v2l_paths .v2l.safetensors .3gp .avi .flv .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .webm .wmv
+end
+
+function __v2l_videos
+    __v2l_paths .3gp .avi .flv .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .webm .wmv
+end
+
+function __v2l_weights
+    __v2l_paths .pt .safetensors
+end
+
+complete -c v2l -f
+complete -c v2l -n '__v2l_in' -a encode -d 'Read videos once, write an adapter beside each'
+complete -c v2l -n '__v2l_in' -a ask -d 'Answer questions about encoded videos'
+complete -c v2l -n '__v2l_in' -a compose -d 'Put several adapters into one'
+complete -c v2l -n '__v2l_in' -a info -d 'Say what is in a file'
+complete -c v2l -n '__v2l_in' -a import -d 'Turn a published checkpoint into v2l\'s own file'
+
+complete -c v2l -n '__v2l_in' -l version -d 'Versions of v2l and what it stands on'
+complete -c v2l -n '__v2l_in' -l json -d 'The versions as JSON'
+complete -c v2l -n '__v2l_in' -l help -s h -d 'Show this message and exit'
+
+complete -c v2l -n '__v2l_in encode' -a '(__v2l_videos)'
+complete -c v2l -n '__v2l_in encode' -l recursive -s r -d 'Folders in folders too'
+complete -c v2l -n '__v2l_in encode' -l files-from -x -a '(__v2l_files)' -d 'More inputs from a list, one a line or NUL-separated'
+complete -c v2l -n '__v2l_in encode' -l frames -x -d 'At most this many frames; else as trained'
+complete -c v2l -n '__v2l_in encode' -l fps -x -d 'Frames per second of video to aim for; else as trained'
+complete -c v2l -n '__v2l_in encode' -l start -x -d 'From here on; seconds, or H:MM:SS'
+complete -c v2l -n '__v2l_in encode' -l end -x -d 'Up to here; seconds, or H:MM:SS'
+complete -c v2l -n '__v2l_in encode' -l resolution -x -d 'Pixels of a frame\'s longest edge; more than the model\'s image is tiled'
+complete -c v2l -n '__v2l_in encode' -l segments -x -d 'Cut each video into N adapters'
+complete -c v2l -n '__v2l_in encode' -l segment-seconds -x -d 'Cut into adapters of S seconds'
+complete -c v2l -n '__v2l_in encode' -l compose -d 'Also write the segments as one adapter'
+complete -c v2l -n '__v2l_in encode' -l output -s o -x -a '(__v2l_adapters)' -d 'The adapter of the one video'
+complete -c v2l -n '__v2l_in encode' -l output-dir -x -a '(__v2l_folders)' -d 'A folder for all adapters'
+complete -c v2l -n '__v2l_in encode' -l check-hash -d 'Compare contents, not sizes and times'
+complete -c v2l -n '__v2l_in encode' -l overwrite -d 'Encode again whatever is there'
+complete -c v2l -n '__v2l_in encode' -l fail-fast -d 'Stop at the first failure'
+complete -c v2l -n '__v2l_in encode' -l model -s m -x -a '(__v2l_models)' -d 'A preset or a model folder; else V2L_MODEL'
+complete -c v2l -n '__v2l_in encode' -l hypernetwork -x -a '(__v2l_weights)' -d 'Its hypernetwork, where the model\'s own is not meant'
+complete -c v2l -n '__v2l_in encode' -l device -x -a '(__v2l_devices)' -d 'cpu, cuda, cuda:1, mps; else the best there'
+complete -c v2l -n '__v2l_in encode' -l dtype -x -a '(__v2l_dtypes)' -d 'Else bfloat16 on CUDA, float32 elsewhere'
+complete -c v2l -n '__v2l_in encode' -l json -d 'One JSON object a line'
+complete -c v2l -n '__v2l_in encode' -l quiet -d 'No notes, no progress'
+complete -c v2l -n '__v2l_in encode' -l debug -d 'Tracebacks of errors'
+complete -c v2l -n '__v2l_in encode' -l help -s h -d 'Show this message and exit'
+
+complete -c v2l -n '__v2l_in ask' -a '(__v2l_subjects)'
+complete -c v2l -n '__v2l_in ask' -l question -s q -x -d 'A question, whatever it looks like'
+complete -c v2l -n '__v2l_in ask' -l in-context -x -a '(__v2l_videos)' -d 'Ask this video the expensive way, for comparison'
+complete -c v2l -n '__v2l_in ask' -l frames -x -d 'At most this many frames; else as trained'
+complete -c v2l -n '__v2l_in ask' -l fps -x -d 'Frames per second of video to aim for; else as trained'
+complete -c v2l -n '__v2l_in ask' -l start -x -d 'From here on; seconds, or H:MM:SS'
+complete -c v2l -n '__v2l_in ask' -l end -x -d 'Up to here; seconds, or H:MM:SS'
+complete -c v2l -n '__v2l_in ask' -l resolution -x -d 'Pixels of a frame\'s longest edge; more than the model\'s image is tiled'
+complete -c v2l -n '__v2l_in ask' -l max-new-tokens -x -d 'The longest answer'
+complete -c v2l -n '__v2l_in ask' -l strength -x -d 'How much of the adapter to wear'
+complete -c v2l -n '__v2l_in ask' -l no-stream -d 'Whole answers only'
+complete -c v2l -n '__v2l_in ask' -l model -s m -x -a '(__v2l_models)' -d 'A preset or a model folder; else V2L_MODEL'
+complete -c v2l -n '__v2l_in ask' -l hypernetwork -x -a '(__v2l_weights)' -d 'Its hypernetwork, where the model\'s own is not meant'
+complete -c v2l -n '__v2l_in ask' -l device -x -a '(__v2l_devices)' -d 'cpu, cuda, cuda:1, mps; else the best there'
+complete -c v2l -n '__v2l_in ask' -l dtype -x -a '(__v2l_dtypes)' -d 'Else bfloat16 on CUDA, float32 elsewhere'
+complete -c v2l -n '__v2l_in ask' -l json -d 'One JSON object a line'
+complete -c v2l -n '__v2l_in ask' -l quiet -d 'No notes, no progress'
+complete -c v2l -n '__v2l_in ask' -l debug -d 'Tracebacks of errors'
+complete -c v2l -n '__v2l_in ask' -l help -s h -d 'Show this message and exit'
+
+complete -c v2l -n '__v2l_in compose' -a '(__v2l_adapters)'
+complete -c v2l -n '__v2l_in compose' -l output -s o -x -a '(__v2l_adapters)' -d 'The composed adapter'
+complete -c v2l -n '__v2l_in compose' -l rank -x -d 'Reduce the generated ranks to this many, by SVD'
+complete -c v2l -n '__v2l_in compose' -l overwrite -d 'Replace an adapter that is there'
+complete -c v2l -n '__v2l_in compose' -l json -d 'One JSON object a line'
+complete -c v2l -n '__v2l_in compose' -l quiet -d 'No notes, no progress'
+complete -c v2l -n '__v2l_in compose' -l debug -d 'Tracebacks of errors'
+complete -c v2l -n '__v2l_in compose' -l help -s h -d 'Show this message and exit'
+
+complete -c v2l -n '__v2l_in info' -a '(__v2l_weights)'
+complete -c v2l -n '__v2l_in info' -l json -d 'One JSON object a line'
+complete -c v2l -n '__v2l_in info' -l quiet -d 'No notes, no progress'
+complete -c v2l -n '__v2l_in info' -l debug -d 'Tracebacks of errors'
+complete -c v2l -n '__v2l_in info' -l help -s h -d 'Show this message and exit'
+
+complete -c v2l -n '__v2l_in import' -a '(__v2l_checkpoints)'
+complete -c v2l -n '__v2l_in import' -l output -s o -x -a '(__v2l_safetensors)' -d 'v2l\'s own file (.safetensors)'
+complete -c v2l -n '__v2l_in import' -l overwrite -d 'Replace a file that is there'
+complete -c v2l -n '__v2l_in import' -l json -d 'One JSON object a line'
+complete -c v2l -n '__v2l_in import' -l quiet -d 'No notes, no progress'
+complete -c v2l -n '__v2l_in import' -l debug -d 'Tracebacks of errors'
+complete -c v2l -n '__v2l_in import' -l help -s h -d 'Show this message and exit'
