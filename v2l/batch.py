@@ -10,7 +10,7 @@ from pathlib import Path
 from v2l.adapter import Adapter
 from v2l.choice import Choice
 from v2l.composition import compose
-from v2l.errors import V2LError
+from v2l.errors import ModelError, V2LError
 from v2l.pipeline import encode_reading
 from v2l.sampling import Reading
 from v2l.staleness import Wanted, judge
@@ -59,7 +59,8 @@ Watch = Callable[[Path, int, int], None]
 
 
 def encode_target(target: Target, options: EncodeOptions, choice: Choice, watch: Watch) -> Iterator[Outcome]:
-    """One video: its adapter, or one per segment and then, if asked for, the composed one. Failures are outcomes."""
+    """One video: its adapter, or one per segment and then, if asked for, the composed one. Failures are outcomes, all
+    but the ModelError that would meet every other video too."""
     try:
         if options.segments is None and options.segment_seconds is None:
             yield _encode_one(target, options, choice, watch)
@@ -71,6 +72,8 @@ def encode_target(target: Target, options: EncodeOptions, choice: Choice, watch:
             yield outcomes[-1]
         if options.compose:
             yield _compose_segments(target, outcomes, options)
+    except ModelError:
+        raise
     except V2LError as error:
         yield Outcome(target, "failed", str(error))
 
@@ -104,7 +107,7 @@ def _encode_one(target: Target, options: EncodeOptions, choice: Choice, watch: W
         if verdict.state == "foreign" and not options.replace_foreign:
             return Outcome(target, "kept", f"it was made for {verdict.reason}; --model replaces it")
         reason = f"it was made for {verdict.reason}" if verdict.state == "foreign" else verdict.reason
-    vlm, hypernetwork = choice.vlm, choice.hypernetwork
+    vlm, hypernetwork = choice.load()
     started = time.perf_counter()
     adapter = encode_reading(
         target.video, vlm, hypernetwork, reading, lambda done, total: watch(target.video, done, total)

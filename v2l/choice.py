@@ -8,7 +8,7 @@ from functools import cached_property
 
 from v2l.adapter import Adapter
 from v2l.checkpoint import load_hypernetwork, read_origin
-from v2l.errors import V2LError
+from v2l.errors import ModelError, V2LError
 from v2l.files import printable
 from v2l.hypernetwork import Hypernetwork, Origin
 from v2l.models import PRESETS, ModelFolder, find_model
@@ -60,6 +60,17 @@ class Choice:
     def hypernetwork(self) -> Hypernetwork:
         """On the model's device."""
         return load_hypernetwork(self.hypernetwork_source or self.model, device=self.vlm.device)
+
+    def check(self) -> None:
+        """Raises V2LError where the model or its hypernetwork is not there; loads neither."""
+        _ = self.fingerprint, self.origin
+
+    def load(self) -> tuple[FrozenVLM, Hypernetwork]:
+        """Both, for encoding. Raises ModelError where one cannot be loaded: no other video would fare better."""
+        try:
+            return self.vlm, self.hypernetwork
+        except V2LError as error:
+            raise ModelError(str(error)) from error
 
     def _load(self, vision: bool) -> FrozenVLM:
         import torch

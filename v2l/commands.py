@@ -69,6 +69,8 @@ def encode(
     """Encodes all inputs, printing each adapter's path; True where none failed."""
     targets, empty = find_targets(inputs, destination, options.reading, recursive)
     announce_fallback(choice, display)
+    if targets:
+        choice.check()
     counts: dict[str, int] = {}
     failed = iter([Outcome(Target(path, path), "failed", str(error)) for path, error in empty])
     listening = True

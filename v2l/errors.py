@@ -5,6 +5,10 @@ class V2LError(Exception):
     """What is wrong, with which file or value, and what to do about it: one sentence, printed as one line."""
 
 
+class ModelError(V2LError):
+    """The model or its hypernetwork cannot be had, so nothing that is left to do can be done."""
+
+
 class StdoutClosed(Exception):
     """Nobody reads standard output any more: not an error of anyone's."""
 

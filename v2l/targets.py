@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from v2l.sampling import Reading
 ADAPTER_SUFFIX = ".v2l.safetensors"
 VIDEO_SUFFIXES = frozenset(".3gp .avi .flv .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .webm .wmv".split())
 """What a folder's videos are known by; a file that is named itself may have any name."""
+_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+:/", re.IGNORECASE)  # a Path has lost the second slash
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,9 @@ def find_targets(
     targets: list[Target] = []
     empty: list[tuple[Path, V2LError]] = []
     for given in inputs:
+        if _ADDRESS.match(os.fspath(given)) and not given.exists():
+            empty.append((given, V2LError(f"{printable(given)} is an address; v2l reads local files, fetch it first")))
+            continue
         if not given.is_dir():
             targets.append(Target(given, _place(given, Path(given.name), destination, reading)))
             continue
