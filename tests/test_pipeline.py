@@ -232,14 +232,15 @@ def test_a_window_is_the_prompt_of_its_own_frames(videos, vlm):
     assert torch.equal(windows[1].images, alone.images)
 
 
-def test_windows_shrink_where_even_they_do_not_fit(videos, vlm):
+def test_windows_shrink_where_even_they_do_not_fit(videos, vlm, monkeypatch):
     seen = see_video(videos[2], vlm, Reading(frames=12, fps=2.0, resolution=128))
     windows = cut_windows(seen, vlm, "Watch.", window_frames=12)
     assert sum(window.frames for window in windows) == 12
     assert len(windows) > 1
     assert max(len(window.input_ids) for window in windows) <= vlm.max_positions
+    monkeypatch.setattr(vlm, "max_positions", 100)
     with pytest.raises(v2l.V2LError, match="one frame takes"):
-        cut_windows(see_video(videos[2], vlm, Reading(frames=1, fps=1.0, resolution=352)), vlm, "Watch.", 12)
+        cut_windows(seen, vlm, "Watch.", window_frames=12)
 
 
 def test_a_video_in_context_must_fit(videos, vlm):
@@ -250,6 +251,8 @@ def test_a_video_in_context_must_fit(videos, vlm):
 def test_a_resolution_no_prompt_could_hold_is_refused_before_decoding(videos, vlm, hypernetwork):
     with pytest.raises(v2l.V2LError, match="image tokens and the model has 1,024 positions"):
         v2l.encode(videos[0], vlm, hypernetwork, resolution=10**6)
+    with pytest.raises(v2l.V2LError, match="6 x 7 tiles and the model has no token"):
+        v2l.encode(videos[0], vlm, hypernetwork, resolution=224)
 
 
 def test_a_hypernetwork_that_only_fits_by_size_is_one_warning(videos, vlm, hypernetwork, monkeypatch):

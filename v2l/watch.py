@@ -39,16 +39,17 @@ def fill_reading(reading: Reading, trained_with: TrainedWith, geometry: VisionGe
     model's own frame size. Raises V2LError for a number of frames, a rate or a resolution that is not positive."""
     if isinstance(reading.frames, bool) or not isinstance(reading.frames, Integral | None):
         raise V2LError(f"frames is {reading.frames!r}; give a whole number")
+    own_resolution = trained_with.resolution or geometry.longest_edge
     filled = replace(
         reading,
         frames=trained_with.frames if reading.frames is None else int(reading.frames),
         fps=float(trained_with.fps if reading.fps is None else reading.fps),
-        resolution=int(reading.resolution or trained_with.resolution or geometry.longest_edge),
+        resolution=own_resolution if reading.resolution is None else int(reading.resolution),
         start=None if reading.start is None else float(reading.start),
         end=None if reading.end is None else float(reading.end),
     )
     for name in ("frames", "fps", "resolution"):
-        if not getattr(filled, name) > 0 or (name == "resolution" and reading.resolution == 0):
+        if not getattr(filled, name) > 0:
             raise V2LError(f"{name} is {getattr(reading, name)}; give a number above 0")
     return filled
 
@@ -65,12 +66,7 @@ def see_video(
     video = probe(path)
     chosen = choose_frames(video, reading.frames, reading.fps, reading.start, reading.end)
     rows, cols = tile_grid(video.width, video.height, vlm.geometry, reading.resolution)
-    tokens = (rows * cols + 1) * vlm.geometry.tokens_per_image
-    if tokens > vlm.max_positions:
-        raise V2LError(
-            f"at resolution {reading.resolution} one frame takes {tokens:,} image tokens and the model has "
-            f"{vlm.max_positions:,} positions; use a lower resolution"
-        )
+    _check_tiles(rows, cols, vlm, reading.resolution)
     times: list[PromptFrame] = []
 
     def images() -> Iterator[np.ndarray]:
@@ -81,6 +77,21 @@ def see_video(
 
     seen = torch.cat([vlm.see(batch) for batch in _batches(images())])
     return SeenVideo(video, tuple(times), seen)
+
+
+def _check_tiles(rows: int, cols: int, vlm: FrozenVLM, resolution: int) -> None:
+    """Refuses what no prompt could hold before anything is decoded for it."""
+    tokens = (rows * cols + 1) * vlm.geometry.tokens_per_image
+    if tokens > vlm.max_positions:
+        raise V2LError(
+            f"at resolution {resolution} one frame takes {tokens:,} image tokens and the model has "
+            f"{vlm.max_positions:,} positions; use a lower resolution"
+        )
+    if rows and vlm.tokenizer and vlm.tokenizer.token_to_id(f"<row_{rows}_col_{cols}>") is None:
+        raise V2LError(
+            f"at resolution {resolution} a frame is cut into {rows} x {cols} tiles and the model has no token for the "
+            "last of them; use a lower resolution"
+        )
 
 
 def _batches(images: Iterator[np.ndarray]) -> Iterator[torch.Tensor]:
