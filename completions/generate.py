@@ -14,8 +14,9 @@ from pathlib import Path
 
 import typer
 
-from v2l.cli import Dtype, app
+from v2l.cli import app
 from v2l.models import PRESETS
+from v2l.options import Control, Dtype, Metric
 from v2l.targets import ADAPTER_SUFFIX, VIDEO_SUFFIXES
 
 Parameter = typer.core.TyperOption | typer.core.TyperArgument
@@ -44,6 +45,9 @@ KINDS = {
     "dtypes": Kind(words=tuple(Dtype), paths=False),
     "files": Kind(suffixes=("",)),
     "folders": Kind(),
+    "controls": Kind(words=tuple(Control), paths=False),
+    "manifests": Kind(suffixes=(".jsonl",)),
+    "metrics": Kind(words=tuple(Metric), paths=False),
     "models": Kind(words=("tiny", *PRESETS)),
     "safetensors": Kind(suffixes=(".safetensors",)),
     "subjects": Kind(suffixes=(ADAPTER_SUFFIX, *VIDEOS)),
@@ -70,6 +74,12 @@ PARAMETERS = {
     "hypernetwork": "weights",
     "device": "devices",
     "dtype": "dtypes",
+    "manifest": "manifests",
+    "eval output": "manifests",
+    "root": "folders",
+    "metric": "metrics",
+    "without": "controls",
+    "margin": FREE,
 }
 """A parameter's name, after its command's where it means something else there, to the kind of its values."""
 

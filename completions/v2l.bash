@@ -28,6 +28,9 @@ _v2l_offer() {
         dtypes) _v2l_words "$2" 'float32 bfloat16 float16' ;;
         files) _v2l_paths "$2" '*' ;;
         folders) _v2l_paths "$2" '' ;;
+        controls) _v2l_words "$2" 'in_context nothing bias other_clip' ;;
+        manifests) _v2l_paths "$2" '*@(.jsonl)' ;;
+        metrics) _v2l_words "$2" 'exact f1 rouge_l' ;;
         models) _v2l_words "$2" 'tiny smolvlm2-500m smolvlm2-2.2b'; _v2l_paths "$2" '' ;;
         safetensors) _v2l_paths "$2" '*@(.safetensors)' ;;
         subjects) _v2l_paths "$2" '*@(.v2l.safetensors|.3gp|.avi|.flv|.m2ts|.m4v|.mkv|.mov|.mp4|.mpeg|.mpg|.mts|.ogv|.ts|.webm|.wmv)' ;;
@@ -40,15 +43,18 @@ _v2l_offer() {
 _v2l_option() {
     case $1 in
         'encode --output' | 'encode -o' | 'compose --output' | 'compose -o') kind='adapters' ;;
-        'encode --device' | 'ask --device') kind='devices' ;;
-        'encode --dtype' | 'ask --dtype') kind='dtypes' ;;
+        'encode --device' | 'ask --device' | 'eval --device') kind='devices' ;;
+        'encode --dtype' | 'ask --dtype' | 'eval --dtype') kind='dtypes' ;;
         'encode --files-from') kind='files' ;;
-        'encode --output-dir') kind='folders' ;;
-        'encode --model' | 'encode -m' | 'ask --model' | 'ask -m') kind='models' ;;
+        'encode --output-dir' | 'eval --root') kind='folders' ;;
+        'eval --without') kind='controls' ;;
+        'eval --output' | 'eval -o') kind='manifests' ;;
+        'eval --metric') kind='metrics' ;;
+        'encode --model' | 'encode -m' | 'ask --model' | 'ask -m' | 'eval --model' | 'eval -m') kind='models' ;;
         'import --output' | 'import -o') kind='safetensors' ;;
         'ask --in-context') kind='videos' ;;
-        'encode --hypernetwork' | 'ask --hypernetwork') kind='weights' ;;
-        'encode --frames' | 'encode --fps' | 'encode --start' | 'encode --end' | 'encode --resolution' | 'encode --segments' | 'encode --segment-seconds' | 'ask --question' | 'ask -q' | 'ask --frames' | 'ask --fps' | 'ask --start' | 'ask --end' | 'ask --resolution' | 'ask --max-new-tokens' | 'ask --strength' | 'compose --rank') kind='' ;;
+        'encode --hypernetwork' | 'ask --hypernetwork' | 'eval --hypernetwork') kind='weights' ;;
+        'encode --frames' | 'encode --fps' | 'encode --start' | 'encode --end' | 'encode --resolution' | 'encode --segments' | 'encode --segment-seconds' | 'ask --question' | 'ask -q' | 'ask --frames' | 'ask --fps' | 'ask --start' | 'ask --end' | 'ask --resolution' | 'ask --max-new-tokens' | 'ask --strength' | 'eval --margin' | 'eval --frames' | 'eval --fps' | 'eval --resolution' | 'eval --max-new-tokens' | 'compose --rank') kind='' ;;
         *) return 1 ;;
     esac
 }
@@ -76,6 +82,7 @@ _v2l() {
         '') words='' options='--version --json --help -h' ;;
         'encode') words='videos' options='--recursive -r --files-from --frames --fps --start --end --resolution --segments --segment-seconds --compose --output -o --output-dir --check-hash --overwrite --fail-fast --model -m --hypernetwork --device --dtype --json --quiet --debug --help -h' ;;
         'ask') words='subjects' options='--question -q --in-context --frames --fps --start --end --resolution --max-new-tokens --strength --no-stream --model -m --hypernetwork --device --dtype --json --quiet --debug --help -h' ;;
+        'eval') words='manifests' options='--root --output -o --metric --margin --without --frames --fps --resolution --max-new-tokens --model -m --hypernetwork --device --dtype --json --quiet --debug --help -h' ;;
         'compose') words='adapters' options='--output -o --rank --overwrite --json --quiet --debug --help -h' ;;
         'info') words='weights' options='--json --quiet --debug --help -h' ;;
         'import') words='checkpoints' options='--output -o --overwrite --json --quiet --debug --help -h' ;;
@@ -85,7 +92,7 @@ _v2l() {
     elif [[ $command ]]; then
         _v2l_offer "$words" "$current"
     else
-        _v2l_words "$current" 'encode ask compose info import'
+        _v2l_words "$current" 'encode ask eval compose info import'
     fi
 }
 

@@ -41,6 +41,18 @@ function __v2l_folders
     __v2l_paths
 end
 
+function __v2l_controls
+    printf '%s\n' in_context nothing bias other_clip
+end
+
+function __v2l_manifests
+    __v2l_paths .jsonl
+end
+
+function __v2l_metrics
+    printf '%s\n' exact f1 rouge_l
+end
+
 function __v2l_models
     printf '%s\n' tiny smolvlm2-500m smolvlm2-2.2b
     __v2l_paths
@@ -65,6 +77,7 @@ end
 complete -c v2l -f
 complete -c v2l -n '__v2l_in' -a encode -d 'Read videos once, write an adapter beside each'
 complete -c v2l -n '__v2l_in' -a ask -d 'Answer questions about encoded videos'
+complete -c v2l -n '__v2l_in' -a eval -d 'Hold adapters against the video in context'
 complete -c v2l -n '__v2l_in' -a compose -d 'Put several adapters into one'
 complete -c v2l -n '__v2l_in' -a info -d 'Say what is in a file'
 complete -c v2l -n '__v2l_in' -a import -d 'Turn a published checkpoint into v2l\'s own file'
@@ -117,6 +130,25 @@ complete -c v2l -n '__v2l_in ask' -l json -d 'One JSON object a line'
 complete -c v2l -n '__v2l_in ask' -l quiet -d 'No notes, no progress'
 complete -c v2l -n '__v2l_in ask' -l debug -d 'Tracebacks of errors'
 complete -c v2l -n '__v2l_in ask' -l help -s h -d 'Show this message and exit'
+
+complete -c v2l -n '__v2l_in eval' -a '(__v2l_manifests)'
+complete -c v2l -n '__v2l_in eval' -l root -x -a '(__v2l_folders)' -d 'Where video paths start; else at the manifest'
+complete -c v2l -n '__v2l_in eval' -l output -s o -x -a '(__v2l_manifests)' -d 'Every answer, gone on from; else MANIFEST.eval.jsonl'
+complete -c v2l -n '__v2l_in eval' -l metric -x -a '(__v2l_metrics)' -d 'What the tables show'
+complete -c v2l -n '__v2l_in eval' -l margin -x -d 'For equivalence; the paper\'s is 0.05'
+complete -c v2l -n '__v2l_in eval' -l without -x -a '(__v2l_controls)' -d 'A control to leave out; may be given again'
+complete -c v2l -n '__v2l_in eval' -l frames -x -d 'At most this many frames; else as trained'
+complete -c v2l -n '__v2l_in eval' -l fps -x -d 'Frames per second of video to aim for; else as trained'
+complete -c v2l -n '__v2l_in eval' -l resolution -x -d 'Pixels of a frame\'s longest edge; more than the model\'s image is tiled'
+complete -c v2l -n '__v2l_in eval' -l max-new-tokens -x -d 'The longest answer'
+complete -c v2l -n '__v2l_in eval' -l model -s m -x -a '(__v2l_models)' -d 'A preset or a model folder; else V2L_MODEL'
+complete -c v2l -n '__v2l_in eval' -l hypernetwork -x -a '(__v2l_weights)' -d 'Its hypernetwork, where the model\'s own is not meant'
+complete -c v2l -n '__v2l_in eval' -l device -x -a '(__v2l_devices)' -d 'cpu, cuda, cuda:1, mps; else the best there'
+complete -c v2l -n '__v2l_in eval' -l dtype -x -a '(__v2l_dtypes)' -d 'Else bfloat16 on CUDA, float32 elsewhere'
+complete -c v2l -n '__v2l_in eval' -l json -d 'One JSON object a line'
+complete -c v2l -n '__v2l_in eval' -l quiet -d 'No notes, no progress'
+complete -c v2l -n '__v2l_in eval' -l debug -d 'Tracebacks of errors'
+complete -c v2l -n '__v2l_in eval' -l help -s h -d 'Show this message and exit'
 
 complete -c v2l -n '__v2l_in compose' -a '(__v2l_adapters)'
 complete -c v2l -n '__v2l_in compose' -l output -s o -x -a '(__v2l_adapters)' -d 'The composed adapter'

@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 import typer
 
-from v2l.cli import Dtype, app
+from v2l.cli import app
 from v2l.models import PRESETS
+from v2l.options import Dtype
 from v2l.targets import VIDEO_SUFFIXES
 
 FOLDER = Path(__file__).parents[1] / "completions"

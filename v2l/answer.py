@@ -142,16 +142,16 @@ def ask_in_context(
 
 
 def ask_each(
-    adapters: Sequence[Adapter], questions: Sequence[str], vlm: FrozenVLM, max_new_tokens: int = MAX_NEW_TOKENS
+    adapters: Sequence[Adapter] | None, questions: Sequence[str], vlm: FrozenVLM, max_new_tokens: int = MAX_NEW_TOKENS
 ) -> list[str]:
-    """One answer per pair of adapter and question, all in one batch: row i wears adapters[i]. Arguments and errors as
-    `stream`, and V2LError where the two numbers differ."""
+    """One answer per question, all in one batch: row i wears adapters[i], or none does where `adapters` is None.
+    Arguments and errors as `stream`, and V2LError where the two numbers differ."""
     prompts = [question_embeddings(question, vlm) for question in questions]
-    if len(adapters) != len(prompts):
+    if adapters is not None and len(adapters) != len(prompts):
         raise V2LError(f"{len(adapters)} adapters and {len(prompts)} questions were given; give one question for each")
     if not prompts:
         return []
-    with applied(vlm, adapters):
+    with vlm.exclusively("answering without a video") if adapters is None else applied(vlm, adapters):
         steps = list(vlm.greedy(prompts, max_new_tokens))
     return ["".join(_text_pieces(iter(ids), vlm)) for ids in zip(*steps, strict=True)]
 

@@ -10,7 +10,6 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from enum import StrEnum
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated
@@ -18,6 +17,23 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from v2l.errors import StdoutClosed, UsageError, V2LError, V2LWarning
+from v2l.options import (
+    Control,
+    Debug,
+    Device,
+    End,
+    Fps,
+    Frames,
+    HypernetworkFile,
+    Json,
+    Metric,
+    Model,
+    NumberType,
+    Quiet,
+    Rank,
+    Resolution,
+    Start,
+)
 
 if TYPE_CHECKING:
     from v2l.display import Display
@@ -31,74 +47,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # rich help would double the time that `v2l --help` takes
 )
-
-
-class Dtype(StrEnum):
-    """Number types a model can be loaded in."""
-
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-    float16 = "float16"
-
-
-def seconds(text: str) -> float:
-    """A time as seconds or as [H:]MM:SS[.s]. Raises BadParameter."""
-    try:
-        parts = [float(part) for part in text.split(":")]
-        value = sum(part * 60**place for place, part in enumerate(reversed(parts)))
-    except ValueError as error:
-        raise typer.BadParameter(f"{text!r} is no time; give seconds (90.5) or H:MM:SS (0:01:30.5)") from error
-    if len(parts) > 3 or not all(0 <= part < float("inf") for part in parts):
-        raise typer.BadParameter(f"{text!r} is no time; give seconds (90.5) or H:MM:SS (0:01:30.5)")
-    return value
-
-
-Model = Annotated[
-    str | None,
-    typer.Option("--model", "-m", metavar="NAME|FOLDER", help="A preset or a model folder; else V2L_MODEL."),
-]
-HypernetworkFile = Annotated[
-    str | None,
-    typer.Option("--hypernetwork", metavar="FILE", help="Its hypernetwork, where the model's own is not meant."),
-]
-Device = Annotated[
-    str | None, typer.Option("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps; else the best there.")
-]
-NumberType = Annotated[
-    Dtype | None,
-    typer.Option("--dtype", help="Else bfloat16 on CUDA, float32 elsewhere."),
-]
-Json = Annotated[bool, typer.Option("--json", help="One JSON object a line.")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="No notes, no progress.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Tracebacks of errors.")]
-Frames = Annotated[
-    int | None,
-    typer.Option("--frames", min=1, metavar="N", help="At most this many frames; else as trained."),
-]
-Fps = Annotated[
-    float | None,
-    typer.Option("--fps", metavar="RATE", help="Frames per second of video to aim for; else as trained."),
-]
-Start = Annotated[
-    float | None,
-    typer.Option("--start", parser=seconds, metavar="TIME", help="From here on; seconds, or H:MM:SS."),
-]
-End = Annotated[
-    float | None,
-    typer.Option("--end", parser=seconds, metavar="TIME", help="Up to here; seconds, or H:MM:SS."),
-]
-Resolution = Annotated[
-    int | None,
-    typer.Option(
-        "--resolution",
-        min=8,
-        metavar="PIXELS",
-        help="Pixels of a frame's longest edge; more than the model's image is tiled.",
-    ),
-]
-Rank = Annotated[
-    int | None, typer.Option("--rank", min=1, metavar="N", help="Reduce the generated ranks to this many, by SVD.")
-]
 
 
 @app.callback(invoke_without_command=True)
@@ -254,6 +202,63 @@ def ask(
             commands.choice(model, hypernetwork, device, dtype),
             display,
             streaming=not no_stream,
+        )
+        raise typer.Exit(0 if ok else 1)
+
+
+@app.command("eval", no_args_is_help=True)
+def evaluate(
+    manifest: Annotated[Path, typer.Argument(metavar="MANIFEST", help="Examples, one JSON object a line.")],
+    root: Annotated[
+        Path | None, typer.Option("--root", metavar="FOLDER", help="Where video paths start; else at the manifest.")
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="Every answer, gone on from; else MANIFEST.eval.jsonl."),
+    ] = None,
+    metric: Annotated[Metric, typer.Option("--metric", help="What the tables show.")] = Metric.exact,
+    margin: Annotated[
+        float, typer.Option("--margin", metavar="X", help="For equivalence; the paper's is 0.05.")
+    ] = 0.05,
+    without: Annotated[
+        list[Control] | None, typer.Option("--without", help="A control to leave out; may be given again.")
+    ] = None,
+    frames: Frames = None,
+    fps: Fps = None,
+    resolution: Resolution = None,
+    max_new_tokens: Annotated[
+        int, typer.Option("--max-new-tokens", min=1, metavar="N", help="The longest answer.")
+    ] = 64,
+    model: Model = None,
+    hypernetwork: HypernetworkFile = None,
+    device: Device = None,
+    dtype: NumberType = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Hold adapters against the video in context.
+
+    The same frozen model answers every question with the video in context, with its adapter, with neither, with the
+    learned bias alone and with another clip's adapter; the differences come with intervals resampled by clip.
+    """
+    with command(as_json, quiet, debug) as display:
+        from v2l import commands
+        from v2l.evaluate import CONDITIONS, Setting
+        from v2l.sampling import Reading
+
+        if not 0 < margin < float("inf"):
+            raise UsageError(f"--margin is {margin}; give a number above 0")
+        kept = tuple(name for name in CONDITIONS if name not in (without or []))
+        ok = commands.evaluate(
+            manifest,
+            root,
+            output,
+            Setting(Reading(frames, fps, None, None, resolution), max_new_tokens, kept),
+            commands.choice(model, hypernetwork, device, dtype),
+            display,
+            metric,
+            margin,
         )
         raise typer.Exit(0 if ok else 1)
 

@@ -15,8 +15,11 @@ from v2l.choice import Choice, choose_model
 from v2l.composition import compose as compose_adapters
 from v2l.display import Display, amount, inert, shown, tab_separated
 from v2l.errors import StdoutClosed, UsageError, V2LError
+from v2l.evaluate import Evaluation, Setting
 from v2l.files import printable
 from v2l.info import clock, describe
+from v2l.manifest import read_manifest
+from v2l.report import summarise
 from v2l.session import Asked, Manner, Subject, check_plan, sort_words, start_answer, subjects_of
 from v2l.targets import ADAPTER_SUFFIX, Destination, Target, find_targets, read_names
 
@@ -251,6 +254,47 @@ def _chat(subjects: Sequence[Subject | tuple[Path, V2LError]], manner: Manner, d
         except KeyboardInterrupt:
             display.write("\n")
     return len(sound) == len(subjects)
+
+
+# eval --------------------------------------------------------------------------------------------------------------
+
+
+def evaluate(
+    manifest: Path,
+    root: Path | None,
+    output: Path | None,
+    setting: Setting,
+    choice: Choice,
+    display: Display,
+    metric: str,
+    margin: float,
+) -> bool:
+    """Answers a manifest in every way and prints how the ways compare; True where all was answered."""
+    examples = read_manifest(manifest, root)
+    announce_fallback(choice, display)
+    vlm, hypernetwork = choice.load()
+    evaluation = Evaluation(examples, vlm, hypernetwork, setting, output or manifest.with_suffix(".eval.jsonl"))
+    if evaluation.done:
+        display.note(f"{len(evaluation.done)} of {len(examples)} questions were answered before")
+    results = []
+    display.start_progress(len(examples), "question")
+    for result in evaluation.run():
+        results.append(result)
+        display.progress(len(results), len(examples))
+        if result.error is not None:
+            display.error(f"{printable(result.id)}: {result.error}")
+    display.end_progress()
+    report = summarise(results, metric, margin)
+    if display.as_json:
+        display.result("", {"command": "eval", "results": evaluation.output, **report.record()})
+    else:
+        display.note(f"{metric}; every answer is in {printable(evaluation.output)}")
+        display.table(*report.means_table())
+        display.write("\n")
+        display.table(*report.against_table())
+    if report.failed:
+        display.error(f"{report.failed} of {len(results)} questions could not be answered")
+    return not report.failed
 
 
 # compose, info, import ---------------------------------------------------------------------------------------------

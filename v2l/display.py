@@ -67,6 +67,23 @@ class Display:
             table.add_row(Text(name, style="bold"), Text(value, overflow="fold"))
         Console().print(Panel(table, title=Text(title), title_align="left", expand=False))
 
+    def table(self, header: list[str], rows: list[list[str]]) -> None:
+        """A table with numbers to the right on a terminal, tab-separated lines in a pipe."""
+        if not sys.stdout.isatty():
+            self.write("".join("\t".join(row) + "\n" for row in [header, *rows]))
+            return
+        from rich.box import SIMPLE_HEAD
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(box=SIMPLE_HEAD)
+        for place, name in enumerate(header):
+            table.add_column(name, justify="right" if place else "left")
+        for row in rows:
+            table.add_row(*(Text(inert(cell)) for cell in row))
+        Console().print(table)
+
     # Notes -----------------------------------------------------------------------------------------------------
 
     def note(self, text: str) -> None:

@@ -1,0 +1,112 @@
+"""An evaluation on a small random model: what each condition really is, and that a second run goes on."""
+
+import dataclasses
+import json
+
+import pytest
+
+import v2l
+from v2l.evaluate import CONDITIONS, Evaluation, Setting, bias_alone
+from v2l.manifest import Example
+from v2l.report import summarise
+
+SETTING = Setting(v2l.Reading(), max_new_tokens=6)
+QUESTIONS = ("what is on the whiteboard?", "where is the square?", "what comes first?", "who is it?")
+
+
+@pytest.fixture(scope="module")
+def examples(videos):
+    return [
+        Example(f"{clip}-{number}", video, f"kind {number % 2}", question, "a square", None, None)
+        for clip, video in enumerate(videos)
+        for number, question in enumerate(QUESTIONS)
+    ]
+
+
+@pytest.fixture(scope="module")
+def finished(examples, vlm, hypernetwork, tmp_path_factory):
+    output = tmp_path_factory.mktemp("evaluation") / "results.jsonl"
+    results = list(Evaluation(examples, vlm, hypernetwork, SETTING, output).run())
+    return output, results
+
+
+def test_every_condition_is_what_it_says(finished, examples, adapters, videos, vlm):
+    _, results = finished
+    assert [result.id for result in results] == [example.id for example in examples]
+    for place, result in enumerate(results):
+        clip, question = place // 4, result.prompt
+        assert tuple(result.answers) == CONDITIONS
+        reading = adapters[clip].description.segments[0].reading
+        assert result.answers["in_context"] == v2l.ask_in_context(videos[clip], question, vlm, reading, 6)
+        assert result.answers["adapter"] == v2l.ask(adapters[clip], question, vlm, 6)
+        assert result.answers["bias"] == v2l.ask(bias_alone(adapters[clip]), question, vlm, 6)
+        assert result.answers["other_clip"] == v2l.ask(adapters[clip - 1], question, vlm, 6)
+        assert result.answers["nothing"] == v2l.ask(adapters[clip], question, vlm, 6, strength=0.0)
+
+
+def test_the_bias_alone_is_the_same_for_every_clip(adapters, vlm):
+    answers = {v2l.ask(bias_alone(adapter), QUESTIONS[0], vlm, 8) for adapter in adapters}
+    assert len(answers) == 1
+
+
+def test_a_second_run_goes_on_and_ends_with_the_same_file(finished, examples, vlm, hypernetwork, tmp_path):
+    output, results = finished
+    again = tmp_path / "results.jsonl"
+    lines = output.read_text().splitlines(keepends=True)
+    again.write_text("".join(lines[:7]) + lines[7][:20])  # ended in the middle of a line
+    evaluation = Evaluation(examples, vlm, hypernetwork, SETTING, again)
+    assert len(evaluation.done) == 6
+    assert list(evaluation.run()) == results
+    assert sorted(again.read_text().splitlines()) == sorted(output.read_text().splitlines())
+    assert list(Evaluation(examples, vlm, hypernetwork, SETTING, again).run()) == results
+
+
+def test_another_settings_results_are_not_mixed_in(finished, examples, vlm, hypernetwork, tmp_path):
+    output, _ = finished
+    with pytest.raises(v2l.V2LError, match="another model, hypernetwork or setting"):
+        Evaluation(examples, vlm, hypernetwork, dataclasses.replace(SETTING, max_new_tokens=7), output)
+    (tmp_path / "x.jsonl").write_text("no json\n")
+    with pytest.raises(v2l.V2LError, match="no evaluation to go on from"):
+        Evaluation(examples, vlm, hypernetwork, SETTING, tmp_path / "x.jsonl")
+
+
+def test_a_clip_that_cannot_be_read_is_counted_and_tried_again(examples, vlm, hypernetwork, tmp_path):
+    missing = dataclasses.replace(examples[0], id="missing", video=tmp_path / "missing.mp4")
+    chosen = [*examples[4:], missing]
+    output = tmp_path / "results.jsonl"
+    results = list(Evaluation(chosen, vlm, hypernetwork, SETTING, output).run())
+    (failed,) = [result for result in results if result.error]
+    assert failed.id == "missing"
+    assert "cannot read" in failed.error
+    assert summarise(results, "f1", 0.05).failed == 1
+    assert "missing" not in Evaluation(chosen, vlm, hypernetwork, SETTING, output).done
+
+
+def test_the_report_is_the_means_and_their_differences(finished):
+    results = finished[1]
+    scored = [
+        dataclasses.replace(
+            result,
+            scores={name: {"exact": float(name == "in_context" or result.kind == "kind 0")} for name in CONDITIONS},
+        )
+        for result in results
+    ]
+    report = summarise(scored, "exact", margin=0.05)
+    assert report.counts == {"kind 0": 6, "kind 1": 6}
+    assert report.macro["in_context"] == 1.0
+    assert report.macro["adapter"] == 0.5
+    assert report.against["in_context"].difference == -0.5
+    assert not report.against["in_context"].non_inferior
+    assert report.against["bias"].equivalent
+    record = json.loads(json.dumps(report.record()))
+    assert record["against"]["bias"]["equivalent"] is True
+    header, rows = report.means_table()
+    assert header[:4] == ["question", "n", "in context", "adapter"]
+    assert rows[-1][:4] == ["all kinds", "12", "1.000", "0.500"]
+
+
+def test_controls_need_a_second_clip(examples, vlm, hypernetwork, tmp_path):
+    with pytest.raises(v2l.V2LError, match="second clip"):
+        Evaluation(examples[:4], vlm, hypernetwork, SETTING, tmp_path / "r.jsonl")
+    alone = dataclasses.replace(SETTING, conditions=("in_context", "adapter"))
+    assert len(list(Evaluation(examples[:4], vlm, hypernetwork, alone, tmp_path / "r.jsonl").run())) == 4

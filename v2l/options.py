@@ -1,0 +1,93 @@
+"""The options that several commands share, and the words they take."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+
+class Dtype(StrEnum):
+    """Number types a model can be loaded in."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+class Metric(StrEnum):
+    """Scores of an answer, see scoring.py."""
+
+    exact = "exact"
+    f1 = "f1"
+    rouge_l = "rouge_l"
+
+
+class Control(StrEnum):
+    """What an evaluation can leave out: all but the adapter."""
+
+    in_context = "in_context"
+    nothing = "nothing"
+    bias = "bias"
+    other_clip = "other_clip"
+
+
+def seconds(text: str) -> float:
+    """A time as seconds or as [H:]MM:SS[.s]. Raises BadParameter."""
+    try:
+        parts = [float(part) for part in text.split(":")]
+        value = sum(part * 60**place for place, part in enumerate(reversed(parts)))
+    except ValueError as error:
+        raise typer.BadParameter(f"{text!r} is no time; give seconds (90.5) or H:MM:SS (0:01:30.5)") from error
+    if len(parts) > 3 or not all(0 <= part < float("inf") for part in parts):
+        raise typer.BadParameter(f"{text!r} is no time; give seconds (90.5) or H:MM:SS (0:01:30.5)")
+    return value
+
+
+Model = Annotated[
+    str | None,
+    typer.Option("--model", "-m", metavar="NAME|FOLDER", help="A preset or a model folder; else V2L_MODEL."),
+]
+HypernetworkFile = Annotated[
+    str | None,
+    typer.Option("--hypernetwork", metavar="FILE", help="Its hypernetwork, where the model's own is not meant."),
+]
+Device = Annotated[
+    str | None, typer.Option("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps; else the best there.")
+]
+NumberType = Annotated[
+    Dtype | None,
+    typer.Option("--dtype", help="Else bfloat16 on CUDA, float32 elsewhere."),
+]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object a line.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No notes, no progress.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Tracebacks of errors.")]
+Frames = Annotated[
+    int | None,
+    typer.Option("--frames", min=1, metavar="N", help="At most this many frames; else as trained."),
+]
+Fps = Annotated[
+    float | None,
+    typer.Option("--fps", metavar="RATE", help="Frames per second of video to aim for; else as trained."),
+]
+Start = Annotated[
+    float | None,
+    typer.Option("--start", parser=seconds, metavar="TIME", help="From here on; seconds, or H:MM:SS."),
+]
+End = Annotated[
+    float | None,
+    typer.Option("--end", parser=seconds, metavar="TIME", help="Up to here; seconds, or H:MM:SS."),
+]
+Resolution = Annotated[
+    int | None,
+    typer.Option(
+        "--resolution",
+        min=8,
+        metavar="PIXELS",
+        help="Pixels of a frame's longest edge; more than the model's image is tiled.",
+    ),
+]
+Rank = Annotated[
+    int | None, typer.Option("--rank", min=1, metavar="N", help="Reduce the generated ranks to this many, by SVD.")
+]

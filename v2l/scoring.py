@@ -1,0 +1,157 @@
+"""How good an answer is, and whether one way of answering is as good as another.
+
+Scores follow SQuAD's definitions and Google's rouge-score; intervals and tests are scipy's (the extra `eval`). The
+paper's tables use token-F1 with a margin of 0.05 (section 5); its text gives neither the normalisation nor the number
+of resamples, so both are stated here.
+"""
+
+from __future__ import annotations
+
+import re
+import string
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from v2l.errors import V2LError
+
+RESAMPLES = 10_000
+CONFIDENCE = 0.95
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+def words(text: str) -> list[str]:
+    """SQuAD's normalisation: lower case, no punctuation, no articles, split at white space."""
+    return _ARTICLES.sub(" ", text.lower().translate(_NO_PUNCTUATION)).split()
+
+
+def exact_match(answer: str, target: str) -> float:
+    """1.0 where both normalise to the same words, else 0.0."""
+    return float(words(answer) == words(target))
+
+
+def token_f1(answer: str, target: str) -> float:
+    """SQuAD's F1 of the two bags of words, 0 to 1; two empty texts agree."""
+    given, wanted = Counter(words(answer)), Counter(words(target))
+    if not given or not wanted:
+        return float(given == wanted)
+    return 2 * (given & wanted).total() / (given.total() + wanted.total())
+
+
+def rouge_l(answer: str, target: str) -> float:
+    """F-measure of the longest common subsequence, 0 to 1, as rouge-score computes it, without stemming."""
+    return _rouge_scorer().score(target, answer)["rougeL"].fmeasure
+
+
+METRICS = {"exact": exact_match, "f1": token_f1, "rouge_l": rouge_l}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One way of answering minus another, macro-averaged over kinds.
+
+    difference, low, high: mean and its 95% bootstrap interval, resampled by clip
+    margin: what the interval is held against
+    tost_p: the larger p of the two one-sided t-tests over clips against that margin
+    """
+
+    difference: float
+    low: float
+    high: float
+    margin: float
+    tost_p: float
+
+    @property
+    def non_inferior(self) -> bool:
+        """Whether the whole interval lies above -margin."""
+        return self.low > -self.margin
+
+    @property
+    def equivalent(self) -> bool:
+        """Whether the whole interval lies inside the margin."""
+        return self.non_inferior and self.high < self.margin
+
+
+def compare(
+    scores: Sequence[float],
+    others: Sequence[float],
+    kinds: Sequence[str],
+    clips: Sequence[int],
+    margin: float = 0.05,
+    seed: int = 0,
+) -> Comparison:
+    """Paired comparison of two ways of answering the same questions.
+
+    scores, others: one per question, 0 to 1; kinds, clips: what each question is of. Every kind counts the same, and
+    clips, not questions, are resampled, because the questions of one clip stand or fall together.
+    Raises V2LError where there are fewer than two clips.
+    """
+    differences = np.asarray(scores, float) - np.asarray(others, float)
+    kind_names, kind_of = np.unique(np.asarray(kinds), return_inverse=True)
+    clip_names, clip_of = np.unique(np.asarray(clips), return_inverse=True)
+    if len(clip_names) < 2:
+        raise V2LError("an interval needs questions about at least two clips; add examples to the manifest")
+    sums = np.zeros((len(clip_names), len(kind_names)))
+    counts = np.zeros_like(sums)
+    np.add.at(sums, (clip_of, kind_of), differences)
+    np.add.at(counts, (clip_of, kind_of), 1)
+
+    def macro(chosen: np.ndarray, axis: int = -1) -> np.ndarray:
+        chosen = np.moveaxis(np.asarray(chosen), axis, -1)  # (..., clips)
+        total = counts[chosen].sum(-2)
+        means = np.divide(sums[chosen].sum(-2), total, out=np.full(total.shape, np.nan), where=total > 0)
+        return np.nanmean(means, axis=-1)  # a kind that a resample happens to miss is left out of it
+
+    stats = _scipy_stats()
+    interval = stats.bootstrap(
+        (np.arange(len(clip_names)),),
+        macro,
+        n_resamples=RESAMPLES,
+        confidence_level=CONFIDENCE,
+        method="percentile",
+        vectorized=True,
+        batch=200,
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    return Comparison(
+        difference=float(macro(np.arange(len(clip_names)))),
+        low=float(interval.low),
+        high=float(interval.high),
+        margin=margin,
+        tost_p=_two_one_sided(sums.sum(1) / counts.sum(1), margin, stats),
+    )
+
+
+def _two_one_sided(by_clip: np.ndarray, margin: float, stats: Any) -> float:
+    """The larger p of "above -margin" and "below margin", over the clips' mean differences."""
+    if np.ptp(by_clip) == 0:  # no spread, no t: the mean is what it is
+        return 0.0 if abs(by_clip[0]) < margin else 1.0
+    above = stats.ttest_1samp(by_clip, -margin, alternative="greater").pvalue
+    below = stats.ttest_1samp(by_clip, margin, alternative="less").pvalue
+    return float(max(above, below))
+
+
+@cache
+def _rouge_scorer() -> Any:
+    try:
+        from rouge_score.rouge_scorer import RougeScorer
+    except ImportError as error:
+        raise _missing("rouge-score") from error
+    return RougeScorer(["rougeL"], use_stemmer=False)
+
+
+def _scipy_stats() -> Any:
+    try:
+        from scipy import stats
+    except ImportError as error:
+        raise _missing("scipy") from error
+    return stats
+
+
+def _missing(package: str) -> V2LError:
+    return V2LError(f"evaluation needs {package}; install it with: pip install 'v2l[eval]'")
