@@ -275,9 +275,9 @@ def test_a_second_spelling_of_the_metadata_is_refused(saved):
 
 def test_what_is_no_file(tmp_path):
     refused(tmp_path / "missing.v2l.safetensors", "cannot read")
-    refused(tmp_path, "cannot read|not a regular file")
+    refused(tmp_path, "cannot read")
     os.mkfifo(tmp_path / "fifo.v2l.safetensors")
-    refused(tmp_path / "fifo.v2l.safetensors", "not a regular file")
+    refused(tmp_path / "fifo.v2l.safetensors", "device, pipe or socket")
 
 
 def test_hostile_text_stays_on_one_line_and_inert(saved):

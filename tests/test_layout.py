@@ -24,7 +24,7 @@ ORDER = [
     "batch",
     "display",
     "info",
-    "commands",
+    "commands running",
     "cli",
     "__main__",
 ]

@@ -5,18 +5,15 @@ Nothing heavy is imported before a command runs, so that `v2l --help` and comple
 
 from __future__ import annotations
 
-import contextlib
-import signal
+import math
+import os
 import sys
-import warnings
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from v2l.errors import StdoutClosed, UsageError, V2LError, V2LWarning
+from v2l.errors import UsageError
 from v2l.options import (
     Control,
     Debug,
@@ -33,10 +30,10 @@ from v2l.options import (
     Rank,
     Resolution,
     Start,
+    check_above_zero,
+    check_range,
 )
-
-if TYPE_CHECKING:
-    from v2l.display import Display
+from v2l.running import command
 
 app = typer.Typer(
     name="v2l",
@@ -57,14 +54,15 @@ def root(
 ) -> None:
     """Options of `v2l` itself."""
     if version:
-        from v2l.display import Display
-        from v2l.info import versions
+        with command(as_json, quiet=False, debug=False) as display:
+            from v2l.info import versions
 
-        found = versions()
-        text = "\n".join(f"{name} {number}" for name, number in found.items())
-        Display(as_json).result(text, {"command": "version", "versions": found})
+            found = versions()
+            text = "\n".join(f"{name} {number}" for name, number in found.items())
+            display.result(text, {"command": "version", "versions": found})
         raise typer.Exit
     if context.invoked_subcommand is None:
+        print(context.get_help(), file=sys.stderr)
         raise typer.Exit(2)
 
 
@@ -72,7 +70,9 @@ def root(
 def encode(
     inputs: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="VIDEO|FOLDER", help="Videos and folders of videos.", show_default=False),
+        typer.Argument(
+            readable=False, metavar="VIDEO|FOLDER", help="Videos and folders of videos.", show_default=False
+        ),
     ] = None,
     recursive: Annotated[bool, typer.Option("--recursive", "-r", help="Folders in folders too.")] = False,
     files_from: Annotated[
@@ -94,10 +94,11 @@ def encode(
     ] = None,
     compose: Annotated[bool, typer.Option("--compose", help="Also write the segments as one adapter.")] = False,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="FILE", help="The adapter of the one video.")
+        Path | None,
+        typer.Option("--output", "-o", readable=False, metavar="FILE", help="The adapter of the one video."),
     ] = None,
     output_dir: Annotated[
-        Path | None, typer.Option("--output-dir", metavar="FOLDER", help="A folder for all adapters.")
+        Path | None, typer.Option("--output-dir", readable=False, metavar="FOLDER", help="A folder for all adapters.")
     ] = None,
     check_hash: Annotated[
         bool,
@@ -119,20 +120,20 @@ def encode(
     paths.
     """
     with command(as_json, quiet, debug) as display:
-        from v2l import commands
-        from v2l.batch import EncodeOptions
-        from v2l.sampling import Reading
-        from v2l.targets import Destination
-
         if segments and segment_seconds:
             raise UsageError("--segments and --segment-seconds both say how to cut; give one of them")
         if compose and not (segments or segment_seconds):
             raise UsageError("--compose needs segments; give --segments or --segment-seconds")
         if output and output_dir:
             raise UsageError("-o and --output-dir both say where to write; give one of them")
-        for name, value in (("--fps", fps), ("--segment-seconds", segment_seconds)):
-            if value is not None and not 0 < value < float("inf"):
-                raise UsageError(f"{name} is {value}; give a number above 0")
+        check_above_zero("--fps", fps)
+        check_above_zero("--segment-seconds", segment_seconds)
+        check_range(start, end)
+        from v2l import commands
+        from v2l.batch import EncodeOptions
+        from v2l.sampling import Reading
+        from v2l.targets import Destination
+
         reading = Reading(frames, fps, start, end, resolution)
         options = EncodeOptions(
             reading, segments, segment_seconds, compose, check_hash, overwrite, replace_foreign=model is not None
@@ -162,7 +163,9 @@ def ask(
     ] = None,
     in_context: Annotated[
         list[Path] | None,
-        typer.Option("--in-context", metavar="VIDEO", help="Ask this video the expensive way, for comparison."),
+        typer.Option(
+            "--in-context", readable=False, metavar="VIDEO", help="Ask this video the expensive way, for comparison."
+        ),
     ] = None,
     frames: Frames = None,
     fps: Fps = None,
@@ -190,6 +193,10 @@ def ask(
     needed, and those asked in context.
     """
     with command(as_json, quiet, debug) as display:
+        check_above_zero("--fps", fps)
+        check_range(start, end)
+        if not math.isfinite(strength):
+            raise UsageError(f"--strength is {strength}; give a finite number, 1 for the adapter as made")
         from v2l import commands
         from v2l.sampling import Reading
         from v2l.session import Manner
@@ -208,13 +215,22 @@ def ask(
 
 @app.command("eval", no_args_is_help=True)
 def evaluate(
-    manifest: Annotated[Path, typer.Argument(metavar="MANIFEST", help="Examples, one JSON object a line.")],
+    manifest: Annotated[
+        Path, typer.Argument(readable=False, metavar="MANIFEST", help="Examples, one JSON object a line.")
+    ],
     root: Annotated[
-        Path | None, typer.Option("--root", metavar="FOLDER", help="Where video paths start; else at the manifest.")
+        Path | None,
+        typer.Option("--root", readable=False, metavar="FOLDER", help="Where video paths start; else at the manifest."),
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", metavar="FILE", help="Every answer, gone on from; else MANIFEST.eval.jsonl."),
+        typer.Option(
+            "--output",
+            "-o",
+            readable=False,
+            metavar="FILE",
+            help="Every answer, gone on from; else MANIFEST.eval.jsonl.",
+        ),
     ] = None,
     metric: Annotated[Metric, typer.Option("--metric", help="What the tables show.")] = Metric.exact,
     margin: Annotated[
@@ -243,12 +259,12 @@ def evaluate(
     learned bias alone and with another clip's adapter; the differences come with intervals resampled by clip.
     """
     with command(as_json, quiet, debug) as display:
+        check_above_zero("--fps", fps)
+        check_above_zero("--margin", margin)
         from v2l import commands
         from v2l.evaluate import CONDITIONS, Setting
         from v2l.sampling import Reading
 
-        if not 0 < margin < float("inf"):
-            raise UsageError(f"--margin is {margin}; give a number above 0")
         kept = tuple(name for name in CONDITIONS if name not in (without or []))
         ok = commands.evaluate(
             manifest,
@@ -265,8 +281,12 @@ def evaluate(
 
 @app.command(no_args_is_help=True)
 def compose(
-    adapters: Annotated[list[Path], typer.Argument(metavar="ADAPTER", help="Adapters of segments, in their order.")],
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The composed adapter.")],
+    adapters: Annotated[
+        list[Path], typer.Argument(readable=False, metavar="ADAPTER", help="Adapters of segments, in their order.")
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", readable=False, metavar="FILE", help="The composed adapter.")
+    ],
     rank: Rank = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an adapter that is there.")] = False,
     as_json: Json = False,
@@ -285,7 +305,7 @@ def compose(
 
 @app.command(no_args_is_help=True)
 def info(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE", help="Adapters and hypernetworks.")],
+    files: Annotated[list[Path], typer.Argument(readable=False, metavar="FILE", help="Adapters and hypernetworks.")],
     as_json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -302,8 +322,12 @@ def info(
 
 @app.command("import", no_args_is_help=True)
 def import_checkpoint(
-    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT.pt", help="A published hypernetwork.")],
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="v2l's own file (.safetensors).")],
+    checkpoint: Annotated[
+        Path, typer.Argument(readable=False, metavar="CHECKPOINT.pt", help="A published hypernetwork.")
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", readable=False, metavar="FILE", help="v2l's own file (.safetensors).")
+    ],
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -319,58 +343,14 @@ def import_checkpoint(
         commands.import_published(checkpoint, output, overwrite, display)
 
 
-@contextlib.contextmanager
-def command(as_json: bool, quiet: bool, debug: bool) -> Iterator[Display]:
-    """What all commands share: errors become one line and an exit code, warnings notes, SIGTERM a clean end."""
-    from v2l.display import Display
-
-    display = Display(as_json, quiet)
-    signal.signal(signal.SIGTERM, _terminate)
-    warnings.showwarning = _warn_through(display)
-    try:
-        yield display
-    except typer.Exit:  # a RuntimeError to Python
-        raise
-    except V2LError as error:
-        _fail(display, error, debug, code=2 if isinstance(error, UsageError) else 1)
-    except StdoutClosed:
-        raise typer.Exit(0) from None
-    except KeyboardInterrupt:
-        display.end_progress()
-        display.note("interrupted; what was finished is kept")
-        raise typer.Exit(130) from None
-    except (OSError, MemoryError, RuntimeError) as error:
-        _fail(display, error, debug, code=1)
-    finally:
-        display.end_progress()
-
-
-def _fail(display: Display, error: BaseException, debug: bool, code: int) -> None:
-    display.end_progress()
-    if debug:
-        import traceback
-
-        traceback.print_exception(error)
-    expected = isinstance(error, V2LError)
-    first_line = (str(error).splitlines() or [""])[0]
-    display.error(first_line if expected else f"{type(error).__name__}: {first_line}; --debug shows where")
-    raise typer.Exit(code) from None
-
-
-def _terminate(_signal: int, _frame: FrameType | None) -> None:
-    sys.exit(128 + signal.SIGTERM)
-
-
-def _warn_through(display: Display) -> Callable[..., None]:
-    """V2LWarnings become notes; what the libraries below have to say to programmers is left out."""
-
-    def show(message: Warning | str, category: type[Warning], *_: object) -> None:
-        if issubclass(category, V2LWarning):
-            display.warn(f"warning: {message}")
-
-    return show
-
-
 def main() -> None:
     """The console script."""
-    app()
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # closed by whoever started us
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115  # for as long as the process lives
+    try:
+        app()
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except OSError as error:  # the help could not be written
+        sys.exit(f"v2l: error: {error.strerror or error}")

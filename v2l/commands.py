@@ -21,7 +21,7 @@ from v2l.info import clock, describe
 from v2l.manifest import read_manifest
 from v2l.report import summarise
 from v2l.session import Asked, Manner, Subject, check_plan, sort_words, start_answer, subjects_of
-from v2l.targets import ADAPTER_SUFFIX, Destination, Target, find_targets, read_names
+from v2l.targets import ADAPTER_SUFFIX, Destination, Nothing, Target, find_targets, read_names
 
 DEMONSTRATION = (
     "note: using tiny, the demonstration model, which only knows synthetic clips; name a real one with --model or "
@@ -70,15 +70,13 @@ def encode(
     fail_fast: bool = False,
 ) -> bool:
     """Encodes all inputs, printing each adapter's path; True where none failed."""
-    targets, empty = find_targets(inputs, destination, options.reading, recursive)
+    targets = find_targets(inputs, destination, options.reading, recursive)
     announce_fallback(choice, display)
-    if targets:
-        choice.check()
-    counts: dict[str, int] = {}
-    failed = iter([Outcome(Target(path, path), "failed", str(error)) for path, error in empty])
+    choice.check()
+    counts = dict.fromkeys(("encoded", "composed", "current", "kept", "failed"), 0)
     listening = True
-    for outcome in itertools.chain(failed, _outcomes(targets, options, choice, display)):
-        counts[outcome.status] = counts.get(outcome.status, 0) + 1
+    for outcome in _outcomes(targets, options, choice, display):
+        counts[outcome.status] += 1
         try:
             _tell(outcome, choice, display, listening)
         except StdoutClosed:
@@ -86,15 +84,20 @@ def encode(
         if outcome.status == "failed" and fail_fast:
             break
     display.end_progress()
-    display.note(", ".join(f"{number} {status}" for status, number in counts.items()) or "nothing to encode")
-    return "failed" not in counts
+    display.note(", ".join(f"{number} {status}" for status, number in counts.items() if number) or "nothing to encode")
+    return not counts["failed"]
 
 
-def _outcomes(targets: Sequence[Target], options: EncodeOptions, choice: Choice, display: Display) -> Iterator[Outcome]:
+def _outcomes(
+    targets: Sequence[Target | Nothing], options: EncodeOptions, choice: Choice, display: Display
+) -> Iterator[Outcome]:
     """All targets' outcomes, with a bar: over videos where there are several, else over the one's steps."""
     several = len(targets) > 1
     display.start_progress(len(targets) if several else 1, "video" if several else "step")
     for index, target in enumerate(targets):
+        if isinstance(target, Nothing):
+            yield Outcome(Target(target.given, target.given), "failed", target.reason)
+            continue
 
         def watch(video: Path, done: int, total: int, index: int = index) -> None:
             if several:
@@ -179,16 +182,16 @@ def ask(
 
 def _encoded(video: Path, manner: Manner, choice: Choice, display: Display) -> Path | None:
     """The current adapter of a video named among the words; None, said, where it cannot be made."""
-    targets, _ = find_targets([video], Destination(), manner.reading)
+    (target,) = find_targets([video], Destination(), manner.reading)
     options = EncodeOptions(manner.reading, replace_foreign=choice.chosen_by == "option")
-    for outcome in _outcomes(targets, options, choice, display):
+    for outcome in _outcomes([target], options, choice, display):
         display.end_progress()
         if outcome.status == "failed":
             display.error(outcome.note)
             return None
         if outcome.note:
             display.note(f"{printable(outcome.target.output)}: {outcome.note}")
-    return targets[0].output
+    return target.output
 
 
 def _answer(subject: Subject, question: str, manner: Manner, display: Display, alone: bool, streaming: bool) -> bool:

@@ -25,6 +25,7 @@ class Display:
         self.as_json, self.quiet = as_json, quiet
         self._bar: Any = None
         # names of files need not be UTF-8, and a pipe gets them byte for byte
+        sys.stdin.reconfigure(errors="surrogateescape")
         for output in (sys.stdout, sys.stderr):
             output.reconfigure(errors="surrogateescape" if output.encoding == "utf-8" else "backslashreplace")
 
@@ -53,7 +54,7 @@ class Display:
     def panel(self, title: str, rows: Iterable[tuple[str, str]]) -> None:
         """Named values: a framed table on a terminal, plain lines in a pipe."""
         rows = list(rows)
-        if not sys.stdout.isatty():
+        if _plain():
             width = max(len(name) for name, _ in rows)
             self.write("".join(f"{name:<{width}}  {value}\n" for name, value in rows))
             return
@@ -69,7 +70,7 @@ class Display:
 
     def table(self, header: list[str], rows: list[list[str]]) -> None:
         """A table with numbers to the right on a terminal, tab-separated lines in a pipe."""
-        if not sys.stdout.isatty():
+        if _plain():
             self.write("".join("\t".join(row) + "\n" for row in [header, *rows]))
             return
         from rich.box import SIMPLE_HEAD
@@ -132,6 +133,11 @@ class Display:
         if self._bar is not None:
             self._bar.close()
             self._bar = None
+
+
+def _plain() -> bool:
+    """Whether standard output takes lines only: a pipe, or a terminal that says it is dumb."""
+    return not sys.stdout.isatty() or os.environ.get("TERM") == "dumb"
 
 
 def shown(path: str | os.PathLike) -> str:

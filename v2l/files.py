@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from v2l.errors import V2LError
 
@@ -26,14 +28,25 @@ class FileIdentity:
 
 
 def identify(path: str | os.PathLike) -> FileIdentity:
-    """Reads the whole file once. Raises V2LError where it cannot be read."""
+    """Reads the whole file once. Raises V2LError where it cannot be read or is no regular file."""
     path = Path(path)
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             return FileIdentity(path.name, os.fstat(file.fileno()).st_size, digest)
     except OSError as error:
         raise unreadable(path, error) from error
+
+
+def open_regular(path: str | os.PathLike) -> BinaryIO:
+    """Opens a regular file to read; a pipe without a writer would block for ever. Raises OSError, and V2LError where
+    it is anything else."""
+    without_waiting = getattr(os, "O_NONBLOCK", 0)
+    file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | without_waiting))  # noqa: SIM115
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise V2LError(f"{printable(path)} is a device, pipe or socket; name a regular file")
+    return file
 
 
 def unreadable(path: str | os.PathLike, error: OSError) -> V2LError:

@@ -12,6 +12,7 @@ import v2l
 from v2l.adapter import Adapter, Segment
 from v2l.checkpoint import load_hypernetwork
 from v2l.display import amount
+from v2l.errors import V2LError
 from v2l.files import printable
 from v2l.records import to_json
 from v2l.targets import ADAPTER_SUFFIX
@@ -54,7 +55,10 @@ def versions() -> dict[str, str]:
     found = {"v2l": v2l.__version__, **{name: version(name) for name in names}}
     from v2l.video import load_cv2
 
-    lines = load_cv2().getBuildInformation().splitlines()
+    try:
+        lines = load_cv2().getBuildInformation().splitlines()
+    except V2LError:  # a library is missing; who asks for versions may be looking for just that
+        return {**found, "FFmpeg avcodec": "unavailable"}
     codec = next((line for line in lines if "avcodec:" in line), "")
     return {**found, "FFmpeg avcodec": codec.partition("(")[2].partition(")")[0] or "unknown"}
 

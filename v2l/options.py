@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from v2l.errors import UsageError
+
 
 class Dtype(StrEnum):
     """Number types a model can be loaded in."""
@@ -43,6 +45,18 @@ def seconds(text: str) -> float:
     if len(parts) > 3 or not all(0 <= part < float("inf") for part in parts):
         raise typer.BadParameter(f"{text!r} is no time; give seconds (90.5) or H:MM:SS (0:01:30.5)")
     return value
+
+
+def check_above_zero(name: str, value: float | None) -> None:
+    """Raises UsageError where an option's number is there and is not a finite one above 0."""
+    if value is not None and not 0 < value < float("inf"):
+        raise UsageError(f"{name} is {value}; give a number above 0")
+
+
+def check_range(start: float | None, end: float | None) -> None:
+    """Raises UsageError for a range of seconds that no video could satisfy."""
+    if end is not None and (start or 0.0) >= end:
+        raise UsageError(f"--start ({start or 0.0:g} s) must lie before --end ({end:g} s)")
 
 
 Model = Annotated[

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import stat
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from v2l.errors import V2LError
-from v2l.files import printable, unreadable, write_atomically
+from v2l.files import open_regular, printable, unreadable, write_atomically
 
 METADATA_KEY = "v2l"
 MAX_HEADER_BYTES = 1_000_000
@@ -98,19 +97,13 @@ def damaged(path: str | os.PathLike, kind: str, what: str) -> V2LError:
 def _read_limited(path: str | os.PathLike, kind: str, max_bytes: int, first_bytes: int) -> bytes:
     """The first bytes of a regular file of at most `max_bytes`."""
     try:
-        with open(path, "rb", opener=_open_without_waiting) as file:
-            status = os.fstat(file.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                raise V2LError(f"{printable(path)} is not a regular file; name a v2l {kind} file")
-            if status.st_size > max_bytes:
-                raise damaged(path, kind, f"it has {status.st_size:,} bytes and a v2l {kind} at most {max_bytes:,}")
+        with open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > max_bytes:
+                raise damaged(path, kind, f"it has {size:,} bytes and a v2l {kind} at most {max_bytes:,}")
             return file.read(first_bytes)
     except OSError as error:
         raise unreadable(path, error) from error
-
-
-def _open_without_waiting(path: str, flags: int) -> int:
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # a FIFO without a writer would block for ever
 
 
 def _header(data: bytes, path: str | os.PathLike, kind: str) -> dict[str, Any]:

@@ -34,6 +34,14 @@ class Target:
 
 
 @dataclass(frozen=True)
+class Nothing:
+    """An input with no video to encode, and why."""
+
+    given: Path
+    reason: str
+
+
+@dataclass(frozen=True)
 class Destination:
     """Where adapters are to go: beside their videos unless `output` (one file) or `folder` is given."""
 
@@ -43,32 +51,31 @@ class Destination:
 
 def find_targets(
     inputs: Sequence[Path], destination: Destination, reading: Reading, recursive: bool = False
-) -> tuple[list[Target], list[tuple[Path, V2LError]]]:
-    """The targets of files and folders, in the order given, folders sorted by name; and the inputs that hold nothing.
+) -> list[Target | Nothing]:
+    """The targets of files and folders, in the order given, folders sorted by name; `Nothing` in the place of an input
+    that holds none.
 
     reading: its start and end go into the default names
     recursive: look into the folders of folders; with `destination.folder` their tree is kept there
 
     Raises UsageError where two videos would write one adapter, or `destination` cannot serve them all.
     """
-    targets: list[Target] = []
-    empty: list[tuple[Path, V2LError]] = []
+    found: list[Target | Nothing] = []
     for given in inputs:
         if _ADDRESS.match(os.fspath(given)) and not given.exists():
-            empty.append((given, V2LError(f"{printable(given)} is an address; v2l reads local files, fetch it first")))
+            found.append(Nothing(given, f"{printable(given)} is an address; v2l reads local files, fetch it first"))
             continue
         if not given.is_dir():
-            targets.append(Target(given, _place(given, Path(given.name), destination, reading)))
+            found.append(Target(given, _place(given, Path(given.name), destination, reading)))
             continue
-        found = [
+        inside = [
             Target(video, _place(video, video.relative_to(given), destination, reading))
             for video in _videos(given, recursive)
         ]
-        targets += found
-        if not found:
-            deeper = "" if recursive else " (--recursive looks into its folders too)"
-            empty.append((given, V2LError(f"the folder {printable(given)} holds no videos{deeper}")))
-    targets = list(dict.fromkeys(targets))
+        deeper = "" if recursive else " (--recursive looks into its folders too)"
+        found += inside or [Nothing(given, f"the folder {printable(given)} holds no videos{deeper}")]
+    found = list(dict.fromkeys(found))
+    targets = [target for target in found if isinstance(target, Target)]
     if destination.output and len(targets) > 1:
         raise UsageError(f"-o names one file and {len(targets)} videos were given; use --output-dir")
     taken: dict[Path, Path] = {}
@@ -79,7 +86,7 @@ def find_targets(
                 f"{printable(other)} and {printable(target.video)} would both write {printable(target.output)}; "
                 "encode them apart, with -o or --output-dir"
             )
-    return targets, empty
+    return found
 
 
 def read_names(file: BinaryIO) -> list[Path]:

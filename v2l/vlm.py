@@ -107,6 +107,8 @@ class FrozenVLM:
         for token in self.tokenizer.get_added_tokens_decoder().values() if self.tokenizer else ():
             if token.content in text:
                 raise V2LError(f"{printable(text)!r} holds the control token {token.content}; leave it out")
+        if any("\ud800" <= char <= "\udfff" for char in text):
+            raise V2LError(f"{printable(text)!r} is not UTF-8 text; type it again")
         if not text.strip():
             raise V2LError("the question or prompt is empty; say what you want to know")
         return text.strip()

@@ -1,0 +1,70 @@
+"""What all commands share: every error becomes one line and an exit code, whatever was printed before."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import TYPE_CHECKING
+
+import typer
+
+from v2l.errors import StdoutClosed, UsageError, V2LError, V2LWarning
+
+if TYPE_CHECKING:
+    from v2l.display import Display
+
+
+@contextlib.contextmanager
+def command(as_json: bool, quiet: bool, debug: bool) -> Iterator[Display]:
+    """What all commands share: errors become one line and an exit code, warnings notes, SIGTERM a clean end."""
+    from v2l.display import Display
+
+    display = Display(as_json, quiet)
+    signal.signal(signal.SIGTERM, _terminate)
+    warnings.showwarning = _warn_through(display)
+    try:
+        yield display
+    except typer.Exit:  # a RuntimeError to Python
+        raise
+    except V2LError as error:
+        _fail(display, error, debug, code=2 if isinstance(error, UsageError) else 1)
+    except StdoutClosed:
+        raise typer.Exit(0) from None
+    except KeyboardInterrupt:
+        display.end_progress()
+        display.note("interrupted; what was finished is kept")
+        raise typer.Exit(130) from None
+    except (OSError, MemoryError, RuntimeError) as error:
+        _fail(display, error, debug, code=1)
+    finally:
+        display.end_progress()
+
+
+def _fail(display: Display, error: BaseException, debug: bool, code: int) -> None:
+    display.end_progress()
+    if debug:
+        import traceback
+
+        traceback.print_exception(error)
+    expected = isinstance(error, V2LError)
+    first_line = (str(error).splitlines() or [""])[0]
+    display.error(first_line if expected else f"{type(error).__name__}: {first_line}; --debug shows where")
+    raise typer.Exit(code) from None
+
+
+def _terminate(_signal: int, _frame: FrameType | None) -> None:
+    sys.exit(128 + signal.SIGTERM)
+
+
+def _warn_through(display: Display) -> Callable[..., None]:
+    """V2LWarnings become notes; what the libraries below have to say to programmers is left out."""
+
+    def show(message: Warning | str, category: type[Warning], *_: object) -> None:
+        if issubclass(category, V2LWarning):
+            display.warn(f"warning: {message}")
+
+    return show
