@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ import v2l
 from v2l.hypernetwork import TrainedWith
 from v2l.prompt import question_text
 from v2l.sampling import Reading
-from v2l.watch import cut_windows, fill_reading, see_video
+from v2l.watch import ahead, cut_windows, fill_reading, see_video
 
 REAL_CLIPS = Path(__file__).parents[2] / "shared" / "videos"
 QUESTION = "what is on the whiteboard?"
@@ -246,6 +247,27 @@ def test_windows_shrink_where_even_they_do_not_fit(videos, vlm, monkeypatch):
 def test_a_video_in_context_must_fit(videos, vlm):
     with pytest.raises(v2l.V2LError, match="1,024 positions"):
         v2l.ask_in_context(videos[2], QUESTION, vlm, Reading(frames=63, fps=8.0))
+
+
+def test_the_next_images_are_made_while_the_last_are_in_use():
+    made = [threading.Event() for _ in range(4)]
+
+    def items():
+        for place, event in enumerate(made):
+            event.set()
+            yield torch.tensor(place)
+
+    for place, item in enumerate(ahead(items())):
+        assert int(item) == place
+        if place + 1 < len(made):
+            assert made[place + 1].wait(timeout=10)  # though nobody has asked for it yet
+
+    def broken():
+        yield torch.tensor(0)
+        raise v2l.V2LError("no second")
+
+    with pytest.raises(v2l.V2LError, match="no second"):
+        list(ahead(broken()))
 
 
 def test_a_resolution_no_prompt_could_hold_is_refused_before_decoding(videos, vlm, hypernetwork):

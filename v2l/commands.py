@@ -78,7 +78,7 @@ def encode(
     for outcome in _outcomes(targets, options, choice, display):
         counts[outcome.status] += 1
         try:
-            _tell(outcome, choice, display, listening)
+            _tell(outcome, options, choice, display, listening)
         except StdoutClosed:
             listening = False  # the files are the result: go on for them
         if outcome.status == "failed" and fail_fast:
@@ -111,7 +111,14 @@ def _outcomes(
             display.progress(index + 1, len(targets))
 
 
-def _tell(outcome: Outcome, choice: Choice, display: Display, listening: bool) -> None:
+def _fewer_frames(adapter: Adapter, options: EncodeOptions) -> Iterator[str]:
+    """Why a video gave fewer frames than were asked for in so many words."""
+    for segment in adapter.description.segments:
+        if options.reading.frames and len(segment.timestamps) < options.reading.frames:
+            yield f"{len(segment.timestamps)} frames, {segment.reading.fps:g} a second; --fps takes more"
+
+
+def _tell(outcome: Outcome, options: EncodeOptions, choice: Choice, display: Display, listening: bool) -> None:
     video, output = outcome.target.video, outcome.target.output
     model = {"model": choice.folder.id, "model_chosen_by": choice.chosen_by}
     record = {"command": "encode", "video": video, "adapter": output, "status": outcome.status, **model}
@@ -132,7 +139,7 @@ def _tell(outcome: Outcome, choice: Choice, display: Display, listening: bool) -
         record |= {"bytes": size, "frames": frames, "rank": outcome.adapter.rank, "seconds": round(outcome.seconds, 3)}
         if sys.stdout.isatty():
             text += f"  {amount(size)}, {frames} frames" + (f", {outcome.seconds:.1f} s" if outcome.seconds else "")
-        for note in outcome.adapter.description.not_validated:
+        for note in [*_fewer_frames(outcome.adapter, options), *outcome.adapter.description.not_validated]:
             display.note(f"{printable(output)}: {note}")
     if listening:
         display.result(text, record)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from numbers import Integral
 
@@ -60,9 +61,9 @@ def see_video(
     reading: Reading,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> SeenVideo:
-    """Decodes the frames that `reading` (filled) asks for and shows them to the vision tower a few at a time: pixels
-    of no more than a micro-batch are ever held. `progress` hears of every frame and of their number. Raises V2LError
-    where the video cannot be read."""
+    """Decodes the frames that `reading` (filled) asks for and shows them to the vision tower a few at a time; the next
+    few are decoded meanwhile, and pixels of no more than these two micro-batches are ever held. `progress` hears of
+    the frames seen and of their number. Raises V2LError where the video cannot be read."""
     video = probe(path)
     chosen = choose_frames(video, reading.frames, reading.fps, reading.start, reading.end)
     rows, cols = tile_grid(video.width, video.height, vlm.geometry, reading.resolution)
@@ -71,12 +72,14 @@ def see_video(
 
     def images() -> Iterator[np.ndarray]:
         for frame in read_frames(video, chosen):
-            progress(len(times), len(chosen))
             times.append(PromptFrame(frame.seconds, rows, cols))
             yield from frame_images(frame.pixels, vlm.geometry, reading.resolution)
 
-    seen = torch.cat([vlm.see(batch) for batch in _batches(images())])
-    return SeenVideo(video, tuple(times), seen)
+    seen = []
+    for batch in ahead(_batches(images())):
+        seen.append(vlm.see(batch))
+        progress(sum(map(len, seen)) // (rows * cols + 1), len(chosen))
+    return SeenVideo(video, tuple(times), torch.cat(seen))
 
 
 def _check_tiles(rows: int, cols: int, vlm: FrozenVLM, resolution: int) -> None:
@@ -104,6 +107,15 @@ def _batches(images: Iterator[np.ndarray]) -> Iterator[torch.Tensor]:
             held.clear()
     if held:
         yield torch.from_numpy(np.stack(held))
+
+
+def ahead(items: Iterator[torch.Tensor]) -> Iterator[torch.Tensor]:
+    """The same items, each made in a thread of its own while the one before is used."""
+    with ThreadPoolExecutor(max_workers=1) as maker:
+        coming = maker.submit(next, items, None)
+        while (item := coming.result()) is not None:
+            coming = maker.submit(next, items, None)
+            yield item
 
 
 def cut_windows(seen: SeenVideo, vlm: FrozenVLM, prompt: str, window_frames: int) -> list[Window]:
