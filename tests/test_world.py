@@ -1,0 +1,194 @@
+"""The embedded world: the same from everywhere, honest about what it shows, and nothing kept for the test leaks out."""
+
+import hashlib
+import json
+import subprocess
+import sys
+from collections import Counter, defaultdict
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from v2l.errors import V2LError
+from v2l.manifest import read_manifest
+from v2l.prompt import question_text
+from v2l.sampling import choose_frames
+from v2l.video import probe, read_frames
+from v2l.world.clip import ClipFormat, frames, write_clip, write_dataset
+from v2l.world.draw import draw
+from v2l.world.questions import PHRASINGS, ask_about, caption, clock, seen_words
+from v2l.world.scene import COLOURS, KINDS, MOTIONS, WORDS, held_out_in, is_held_out, place_name, sample_scene
+
+SECONDS = range(8)
+
+FINGERPRINT = """
+import hashlib
+from v2l.world.clip import ClipFormat, frames
+from v2l.world.scene import sample_scene
+digest = hashlib.sha256()
+for seed in range(3):
+    for pixels in frames(sample_scene("train", seed, 4.0), ClipFormat(64, 64, 2.0)):
+        digest.update(pixels.tobytes())
+print(digest.hexdigest())
+"""
+
+
+def scenes(split: str, count: int):
+    return [sample_scene(split, seed, 8.0) for seed in range(count)]
+
+
+def test_the_world_is_large_enough():
+    assert len(set(WORDS)) >= 48
+    assert len(KINDS) >= 4
+    assert len(COLOURS) >= 6
+    assert len(MOTIONS) >= 5
+
+
+def test_two_processes_draw_the_same_pixels():
+    def drawn(hash_seed):
+        run = [sys.executable, "-c", FINGERPRINT]
+        environment = {"PYTHONHASHSEED": hash_seed}
+        return subprocess.run(run, capture_output=True, text=True, check=True, env=environment).stdout
+
+    assert drawn("1") == drawn("2")
+
+
+def test_splits_share_no_scene():
+    seen = {split: set(scenes(split, 50)) for split in ("train", "validation", "test")}
+    assert not seen["train"] & seen["test"]
+    assert not seen["train"] & seen["validation"]
+    assert len(seen["train"]) == 50
+
+
+def test_kept_combinations_are_in_the_held_out_split_alone():
+    for split in ("train", "validation", "test"):
+        assert not any(held_out_in(scene) for scene in scenes(split, 300))
+    assert all(held_out_in(scene) for scene in scenes("held-out", 100))
+    share = np.mean([is_held_out(c, k, m, w) for c in COLOURS for k in KINDS for m in MOTIONS for w in WORDS])
+    assert 0.04 < share < 0.09
+
+
+def test_kept_phrasings_are_asked_for_the_test_alone():
+    def patterns(kept):
+        asked = set()
+        for seed, scene in enumerate(scenes("train", 60)):
+            asked |= {
+                (question.kind, question.prompt)
+                for question in ask_about(scene, SECONDS, np.random.default_rng(seed), kept_phrasing=kept)
+            }
+        return asked
+
+    training, kept = patterns(False), patterns(True)
+    assert {kind for kind, _ in training} == set(PHRASINGS) == {kind for kind, _ in kept}
+    assert not training & kept
+
+
+def shape_pixels(scene, seconds, shape, size=96):
+    """The pixels that would not be there without the shape."""
+    clean = replace(scene, noise=0.0, brightness=1.0)
+    without = replace(clean, shapes=tuple(other for other in scene.shapes if other is not shape))
+    return np.any(draw(clean, seconds, size, size) != draw(without, seconds, size, size), axis=-1)
+
+
+def test_places_and_colours_are_those_of_the_pixels():
+    for seed, scene in enumerate(scenes("train", 40)):
+        for shape in scene.shapes:
+            for seconds in (0.0, 3.0, 7.0):
+                mask = shape_pixels(scene, seconds, shape)
+                rows, cols = np.nonzero(mask)
+                x, y = scene.where(shape, seconds)
+                assert abs(cols.mean() / 96 - x) < 0.05, seed
+                assert abs(rows.mean() / 96 - y) < 0.05, seed
+                shown = draw(replace(scene, noise=0.0, brightness=1.0), seconds, 96, 96)[mask].astype(int)
+                distance = {name: np.abs(shown - colour).sum(-1).min() for name, colour in COLOURS.items()}
+                assert min(distance, key=distance.get) == shape.colour
+
+
+def test_answers_are_those_of_the_scene():
+    for seed, scene in enumerate(scenes("train", 200)):
+        by_kind = {question.kind: question for question in ask_about(scene, SECONDS, np.random.default_rng(seed))}
+        words = seen_words(scene, SECONDS)
+        assert by_kind["words"].answer == " then ".join(words)
+        assert by_kind["count"].answer == ("one", "two")[len(scene.shapes) - 1]
+        at = next(t for t in SECONDS if clock(t) in by_kind["word at"].prompt)
+        assert by_kind["word at"].answer == scene.board.word_at(at)
+        if len(words) > 1:
+            assert (by_kind["word first"].answer, by_kind["word last"].answer) == (words[0], words[-1])
+            word = next(word for word in words if word in by_kind["word after"].prompt.rstrip("?.").split())
+            assert by_kind["word after"].answer == words[words.index(word) + 1]
+        (shape,) = [each for each in scene.shapes if each.kind in by_kind["motion"].prompt]
+        start, end = scene.where(shape, 0), scene.where(shape, 7)
+        assert by_kind["start"].answer == place_name(*start)
+        moved = {
+            "left": end[0] < start[0],
+            "right": end[0] > start[0],
+            "up": end[1] < start[1],
+            "down": end[1] > start[1],
+        }
+        assert moved.get(by_kind["motion"].answer, True)
+        said = caption(scene, SECONDS, np.random.default_rng(0)).answer
+        assert all(word in said for word in words)
+
+
+def test_a_question_can_hardly_be_guessed_from_its_words():
+    """The best blind score: always the commonest answer to exactly these words. Printed, and bounded."""
+    answers = defaultdict(lambda: defaultdict(Counter))
+    for seed, scene in enumerate(scenes("train", 1500)):
+        for question in ask_about(scene, SECONDS, np.random.default_rng(seed)):
+            answers[question.kind][question.prompt][question.answer] += 1
+    blind = {
+        kind: sum(max(each.values()) for each in prompts.values()) / sum(each.total() for each in prompts.values())
+        for kind, prompts in answers.items()
+    }
+    print("\n".join(f"{kind:12} {score:.3f}" for kind, score in blind.items()))
+    assert blind.pop("count") < 0.65
+    assert max(blind.values()) < 0.35
+
+
+def test_a_clip_is_a_file_like_any(tmp_path):
+    scene = sample_scene("train", 3, 5.0, start=100.0)
+    write_clip(scene, tmp_path / "clip.mp4", ClipFormat(320, 180, 10.0))
+    video = probe(tmp_path / "clip.mp4")
+    assert (video.frame_count, video.fps, video.width, video.height) == (50, 10.0, 320, 180)
+    drawn = list(frames(scene, ClipFormat(320, 180, 10.0)))
+    for frame in read_frames(video, choose_frames(video, 12)):
+        assert np.abs(frame.pixels.astype(int) - drawn[frame.index]).mean() < 12
+    assert [path.name for path in tmp_path.iterdir()] == ["clip.mp4"]
+
+
+def test_a_clip_that_cannot_be_written_leaves_nothing(tmp_path):
+    scene = sample_scene("train", 0, 2.0)
+    with pytest.raises(V2LError, match="cannot write"):
+        write_clip(scene, tmp_path / "no" / "clip.mp4")
+    with pytest.raises(V2LError, match="cannot write"):
+        write_clip(scene, tmp_path / "clip.mp4", ClipFormat(0, 0))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dataset_is_a_manifest_and_its_clips(tmp_path):
+    manifest = write_dataset(tmp_path, "test", count=3, seconds=4.0, form=ClipFormat(64, 64, 4.0))
+    examples = read_manifest(manifest)
+    assert len({example.video for example in examples}) == 3
+    assert all(example.video.is_file() for example in examples)
+    assert {example.kind for example in examples} <= {*PHRASINGS, "caption"}
+    kept = [json.loads(line)["metadata"]["kept_phrasing"] for line in manifest.read_text().splitlines()]
+    assert 0 < sum(kept) < len(kept)
+    assert all(question_text(example.prompt) for example in examples)
+    again = write_dataset(tmp_path / "again", "test", count=3, seconds=4.0, form=ClipFormat(64, 64, 4.0))
+    assert again.read_bytes() == manifest.read_bytes()
+    one, other = (hashlib.sha256((folder / "test/00002.mp4").read_bytes()) for folder in (tmp_path, tmp_path / "again"))
+    assert one.digest() == other.digest()
+
+
+@pytest.mark.parametrize(("split", "seconds"), [("nowhere", 8.0), ("train", 1.0), ("train", 4000.0)])
+def test_scenes_that_cannot_be(split, seconds):
+    with pytest.raises(V2LError):
+        sample_scene(split, 0, seconds)
+
+
+def test_nothing_is_readable_in_a_tiny_frame():
+    with pytest.raises(V2LError, match="below 32"):
+        draw(sample_scene("train", 0, 2.0), 0.0, 16, 16)
+    with pytest.raises(V2LError, match="no frame is seen"):
+        ask_about(sample_scene("train", 0, 2.0), [], np.random.default_rng(0))

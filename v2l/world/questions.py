@@ -1,0 +1,133 @@
+"""What can be asked about a scene, with the answers, from the frames that are seen of it.
+
+Every kind of question has several phrasings, the last of which is kept for the test. Many questions bind a time to
+what is seen then: without them a small model does not learn that things move.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+
+from v2l.errors import V2LError
+from v2l.world.scene import Scene, Shape, place_name
+
+PHRASINGS = {
+    "words": ("what is on the whiteboard?", "what does the whiteboard say?", "read the whiteboard."),
+    "word at": (
+        "what is on the whiteboard at {time}?",
+        "which word is there at {time}?",
+        "at {time}, what is written?",
+    ),
+    "word first": ("what is written first?", "which word comes first?", "what is the first word?"),
+    "word last": ("what is written last?", "which word comes last?", "what is the last word?"),
+    "word after": ("what comes after {word}?", "which word follows {word}?", "what is written next after {word}?"),
+    "word before": ("what comes before {word}?", "which word precedes {word}?", "what is written right before {word}?"),
+    "colour": ("what colour is the {kind}?", "which colour has the {kind}?", "tell me the colour of the {kind}."),
+    "shape": ("which shape is {colour}?", "what is the {colour} thing?", "tell me which shape is {colour}."),
+    "place at": ("where is the {kind} at {time}?", "at {time}, where is the {kind}?", "find the {kind} at {time}."),
+    "start": ("where does the {kind} start?", "where is the {kind} at first?", "where does the {kind} come from?"),
+    "end": ("where does the {kind} end?", "where is the {kind} at last?", "where does the {kind} stop?"),
+    "motion": ("how does the {kind} move?", "which way does the {kind} go?", "describe how the {kind} moves."),
+    "count": ("how many shapes are there?", "how many shapes can you see?", "count the shapes."),
+}
+"""Kind of question to its phrasings, the one for the test last."""
+
+CAPTION_PROMPTS = ("Describe what is happening in this video.", "Summarize this video in 1-3 sentences.")
+
+
+@dataclass(frozen=True)
+class Question:
+    """kind: one of PHRASINGS, or "caption"."""
+
+    kind: str
+    prompt: str
+    answer: str
+
+
+def ask_about(
+    scene: Scene, times: Sequence[float], random: np.random.Generator, kept_phrasing: bool = False
+) -> list[Question]:
+    """One question of every kind that the scene allows, about one of its shapes, words and times each.
+
+    times: seconds of the frames that are seen, ascending; nothing is asked that they do not show
+    kept_phrasing: the phrasing that is kept for the test instead of one of the others
+    """
+    if not times:
+        raise V2LError("nothing can be asked about a clip of which no frame is seen")
+    choices = {
+        kind: phrasings[-1] if kept_phrasing else phrasings[random.integers(len(phrasings) - 1)]
+        for kind, phrasings in PHRASINGS.items()
+    }
+    return [
+        Question(kind, choices[kind].format(**names), answer) for kind, names, answer in _facts(scene, times, random)
+    ]
+
+
+def caption(scene: Scene, times: Sequence[float], random: np.random.Generator) -> Question:
+    """A prompt of the published training's kind and a caption that says everything."""
+    shapes = " ".join(f"A {shape.colour} {shape.kind} {_MOVES[shape.motion]}." for shape in scene.shapes)
+    board = f"The whiteboard says {' then '.join(seen_words(scene, times))}."
+    return Question("caption", CAPTION_PROMPTS[random.integers(len(CAPTION_PROMPTS))], f"{shapes} {board}")
+
+
+def seen_words(scene: Scene, times: Sequence[float]) -> list[str]:
+    """The words on the board in those frames, in their order."""
+    words = [scene.board.word_at(seconds) for seconds in times]
+    return words[:1] + [after for before, after in pairwise(words) if after != before]
+
+
+def clock(seconds: float) -> str:
+    """A time as the prompt announces its frame: MM:SS."""
+    return f"{math.floor(seconds) // 60:02d}:{math.floor(seconds) % 60:02d}"
+
+
+Fact = tuple[str, dict[str, str], str]
+"""Kind, what its phrasing names, and the answer."""
+
+_MOVES = {
+    "still": "stands still",
+    "left": "moves to the left",
+    "right": "moves to the right",
+    "up": "moves up",
+    "down": "moves down",
+    "back and forth": "moves back and forth",
+}
+
+
+def _facts(scene: Scene, times: Sequence[float], random: np.random.Generator) -> Iterator[Fact]:
+    def pick(items: Sequence) -> object:
+        return items[random.integers(len(items))]
+
+    yield from _word_facts(scene, times, pick)
+    yield from _shape_facts(scene, times, pick)
+    yield "count", {}, ("one", "two")[len(scene.shapes) - 1]
+
+
+def _word_facts(scene: Scene, times: Sequence[float], pick: Callable) -> Iterator[Fact]:
+    words = seen_words(scene, times)
+    seconds = pick(times)
+    yield "words", {}, " then ".join(words)
+    yield "word at", {"time": clock(seconds)}, scene.board.word_at(seconds)
+    if len(words) > 1:  # with one word, first and last would ask the same as the plain question
+        before, after = pick(list(pairwise(words)))
+        yield "word first", {}, words[0]
+        yield "word last", {}, words[-1]
+        yield "word after", {"word": before}, after
+        yield "word before", {"word": after}, before
+
+
+def _shape_facts(scene: Scene, times: Sequence[float], pick: Callable) -> Iterator[Fact]:
+    shape: Shape = pick(scene.shapes)
+    seconds = pick(times)
+    yield "colour", {"kind": shape.kind}, shape.colour
+    yield "shape", {"colour": shape.colour}, shape.kind
+    yield "place at", {"kind": shape.kind, "time": clock(seconds)}, place_name(*scene.where(shape, seconds))
+    if len(times) > 1:
+        yield "start", {"kind": shape.kind}, place_name(*scene.where(shape, times[0]))
+        yield "end", {"kind": shape.kind}, place_name(*scene.where(shape, times[-1]))
+        yield "motion", {"kind": shape.kind}, shape.motion

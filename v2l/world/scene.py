@@ -1,0 +1,235 @@
+"""What a clip shows, as plain numbers: a whiteboard whose word changes and one or two coloured shapes that move.
+
+Coordinates are fractions of the frame, x to the right and y down; times are seconds of the whole video. Everything
+follows from a split's name and a seed, in any process and on any machine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from dataclasses import dataclass
+
+import numpy as np
+
+from v2l.errors import V2LError
+
+WORDS = (
+    "lora video frame pixel token layer rank batch model train loss graph mango apple lemon peach river cloud storm "
+    "winter tiger horse zebra mouse eagle piano drum flute violin paper pencil table chair window bridge tower castle "
+    "garden forest desert island planet comet rocket engine wheel anchor candle button ladder basket hammer"
+).split()
+COLOURS = {
+    "red": (215, 35, 35),
+    "orange": (245, 140, 20),
+    "yellow": (240, 225, 40),
+    "green": (40, 165, 60),
+    "cyan": (50, 205, 215),
+    "blue": (40, 70, 215),
+    "purple": (140, 50, 175),
+}
+"""Name to RGB."""
+KINDS = ("circle", "square", "triangle", "cross", "ring")
+MOTIONS = ("still", "left", "right", "up", "down", "back and forth")
+PLACES = (("top left", "top", "top right"), ("left", "middle", "right"), ("bottom left", "bottom", "bottom right"))
+"""Names of the nine ninths of a frame, by row and column."""
+
+SPLITS = ("train", "validation", "test", "held-out")
+"""`held-out` shows combinations that no other split does; the seeds of different splits have nothing in common."""
+HELD_OUT_SHARE = 16
+"""One combination of colour, shape, motion and word in this many is held out."""
+
+FEWEST_SECONDS, MOST_SECONDS = 2.0, 3600.0
+BOARD_HEIGHT = 0.27
+_NEAR, _FAR = (0.13, 0.27), (0.73, 0.87)
+_GREYS = ((225, 222, 215), (190, 200, 210), (120, 125, 130), (70, 75, 85), (35, 35, 40), (205, 190, 165))
+
+
+@dataclass(frozen=True)
+class Board:
+    """A whiteboard. The word `words[i]` stands on it from `changes[i]` seconds until the next change.
+
+    top: y of its upper edge; left, width: of its span; size: how much of it the word fills, 0 to 1
+    stroke: width of the ink in hundredths of the frame's height; ink, paper: RGB
+    """
+
+    words: tuple[str, ...]
+    changes: tuple[float, ...]
+    top: float
+    left: float
+    width: float
+    size: float
+    stroke: float
+    ink: tuple[int, int, int]
+    paper: tuple[int, int, int]
+
+    def word_at(self, seconds: float) -> str:
+        """The word that stands there at that time."""
+        return self.words[max(0, sum(change <= seconds for change in self.changes) - 1)]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A shape that goes in a straight line from `start` to `end`, (x, y) each, while its scene lasts; where its motion
+    is `back and forth` it reaches `end` half-way and returns.
+
+    size: its height as a fraction of the frame's shorter side; angle: degrees it is turned by
+    """
+
+    kind: str
+    colour: str
+    motion: str
+    start: tuple[float, float]
+    end: tuple[float, float]
+    size: float
+    angle: float
+
+    def place(self, progress: float) -> tuple[float, float]:
+        """(x, y) of its centre after that share, 0 to 1, of its scene."""
+        if self.motion == "back and forth":
+            progress = 1 - abs(2 * progress - 1)
+        (x0, y0), (x1, y1) = self.start, self.end
+        return x0 + (x1 - x0) * progress, y0 + (y1 - y0) * progress
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What is seen from `start` seconds of a video for `duration` seconds.
+
+    background: RGB of its upper and of its lower edge; brightness: factor on every pixel
+    noise: standard deviation of the grain in grey levels; seed: of the grain
+    """
+
+    start: float
+    duration: float
+    board: Board
+    shapes: tuple[Shape, ...]
+    background: tuple[tuple[int, int, int], tuple[int, int, int]]
+    brightness: float
+    noise: float
+    seed: int
+
+    def progress(self, seconds: float) -> float:
+        """The share of the scene, 0 to 1, that is over at that time of the video."""
+        return min(max((seconds - self.start) / self.duration, 0.0), 1.0)
+
+    def where(self, shape: Shape, seconds: float) -> tuple[float, float]:
+        """(x, y) of one of its shapes at that time of the video."""
+        return shape.place(self.progress(seconds))
+
+
+def place_name(x: float, y: float) -> str:
+    """The name of the ninth of the frame that the point lies in."""
+    return PLACES[min(int(y * 3), 2)][min(int(x * 3), 2)]
+
+
+def is_held_out(colour: str, kind: str, motion: str, word: str) -> bool:
+    """Whether that combination is kept for the test, by its hash alone."""
+    digest = hashlib.sha256(f"{colour} {kind} {motion} {word}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") % HELD_OUT_SHARE == 0
+
+
+def held_out_in(scene: Scene) -> bool:
+    """Whether the scene shows a held-out combination anywhere, at the same time or not."""
+    pairs = itertools.product(scene.shapes, scene.board.words)
+    return any(is_held_out(shape.colour, shape.kind, shape.motion, word) for shape, word in pairs)
+
+
+def sample_scene(split: str, seed: int, duration: float, start: float = 0.0, views: int = 12) -> Scene:
+    """The scene of that split and seed.
+
+    duration, start: seconds; views: that many evenly spread looks see every word at least once
+    Raises V2LError for an unknown split or a length outside 2 seconds to an hour.
+    """
+    if split not in SPLITS:
+        raise V2LError(f"there is no split {split!r}; choose one of {', '.join(SPLITS)}")
+    if not FEWEST_SECONDS <= duration <= MOST_SECONDS:
+        raise V2LError(f"a scene of {duration:g} s was asked for; it may last {FEWEST_SECONDS:g} to {MOST_SECONDS:g} s")
+    random = np.random.default_rng([SPLITS.index(split), seed])
+    while True:
+        scene = _draw_lots(random, duration, start, views)
+        if held_out_in(scene) == (split == "held-out"):
+            return scene
+
+
+def _draw_lots(random: np.random.Generator, duration: float, start: float, views: int) -> Scene:
+    background = tuple(_jitter(random, _GREYS[random.integers(len(_GREYS))], 12) for _ in range(2))
+    if random.random() < 0.5:
+        background = (background[0], background[0])
+    board = _sample_board(random, duration, start, views)
+    return Scene(
+        start=start,
+        duration=duration,
+        board=board,
+        shapes=_sample_shapes(random, board),
+        background=background,
+        brightness=float(random.uniform(0.8, 1.15)),
+        noise=float(random.uniform(0, 10)),
+        seed=int(random.integers(2**31)),
+    )
+
+
+def _sample_board(random: np.random.Generator, duration: float, start: float, views: int) -> Board:
+    count = min(int(random.integers(1, 5)), max(1, views // 2))
+    words = random.choice(len(WORDS), count, replace=False)
+    # each word stays for its least share of the time, and a random part of what is left
+    least = 1.2 / max(views, 1) if count > 1 else 0.0
+    spare = random.dirichlet([1.0] * count) * (1 - least * count)
+    shares = np.cumsum(spare + least)[:-1]
+    width = float(random.uniform(0.78, 0.96))
+    margin = float(random.uniform(0.02, 0.05))
+    return Board(
+        words=tuple(WORDS[word] for word in words),
+        changes=(start, *(start + duration * float(share) for share in shares)),
+        top=margin if random.random() < 0.5 else 1 - margin - BOARD_HEIGHT,
+        left=float(random.uniform(0.02, 0.98 - width)),
+        width=width,
+        size=float(random.uniform(0.75, 0.92)),
+        stroke=float(random.uniform(1.2, 2.6)),
+        ink=_jitter(random, ((15, 15, 20), (20, 30, 110), (110, 15, 20), (10, 80, 30))[random.integers(4)], 15),
+        paper=_jitter(random, (240, 240, 238), 12),
+    )
+
+
+def _sample_shapes(random: np.random.Generator, board: Board) -> tuple[Shape, ...]:
+    """One or two shapes clear of the board and of each other; two differ in kind and in colour."""
+    count = int(random.integers(1, 3))
+    kinds = random.choice(len(KINDS), count, replace=False)
+    colours = random.choice(len(COLOURS), count, replace=False)
+    motions = random.integers(len(MOTIONS), size=count)
+    names = [(KINDS[k], list(COLOURS)[c], MOTIONS[m]) for k, c, m in zip(kinds, colours, motions, strict=True)]
+    moved = {motion for _, _, motion in names}
+    if "back and forth" in moved and moved & {"up", "down"}:  # two such paths always meet
+        return _sample_shapes(random, board)
+    while True:
+        shapes = [_sample_shape(random, *name, board=board) for name in names]
+        if len(shapes) == 1 or _apart(*shapes):
+            return tuple(shapes)
+
+
+def _sample_shape(random: np.random.Generator, kind: str, colour: str, motion: str, board: Board) -> Shape:
+    above = (0.14, 0.26), (0.50, 0.56)
+    near, far = above if board.top > 0.5 else tuple((1 - b, 1 - a) for a, b in reversed(above))
+    x0, y0 = random.uniform(0.13, 0.87), random.uniform(near[0], far[1])
+    x1, y1 = x0, y0
+    if motion in ("left", "right", "back and forth"):
+        x0, x1 = random.uniform(*_NEAR), random.uniform(*_FAR)
+        if motion == "left" or (motion == "back and forth" and random.random() < 0.5):
+            x0, x1 = x1, x0
+    if motion in ("up", "down"):
+        y0, y1 = random.uniform(*near), random.uniform(*far)
+        if motion == "up":
+            y0, y1 = y1, y0
+    start, end = (float(x0), float(y0)), (float(x1), float(y1))
+    return Shape(kind, colour, motion, start, end, float(random.uniform(0.2, 0.27)), float(random.uniform(-12, 12)))
+
+
+def _apart(one: Shape, other: Shape) -> bool:
+    progress = np.linspace(0, 1, 17)
+    distances = np.array(one.place(progress)) - np.array(other.place(progress))  # (2, 17)
+    return bool((np.abs(distances).max(0) > (one.size + other.size) / 2 + 0.02).all())
+
+
+def _jitter(random: np.random.Generator, colour: tuple[int, int, int], amount: int) -> tuple[int, int, int]:
+    values = np.clip(np.array(colour) + random.integers(-amount, amount + 1, 3), 0, 255)
+    return tuple(int(value) for value in values)
