@@ -70,7 +70,10 @@ def ask_about(
 
 def caption(scene: Scene, times: Sequence[float], random: np.random.Generator) -> Question:
     """A prompt of the published training's kind and a caption that says everything."""
-    shapes = " ".join(f"A {shape.colour} {shape.kind} {_MOVES[shape.motion]}." for shape in scene.shapes)
+    shapes = " ".join(
+        f"{'An' if shape.colour == 'orange' else 'A'} {shape.colour} {shape.kind} {_MOVES[shape.motion]}."
+        for shape in scene.shapes
+    )
     board = f"The whiteboard says {' then '.join(seen_words(scene, times))}."
     return Question("caption", CAPTION_PROMPTS[random.integers(len(CAPTION_PROMPTS))], f"{shapes} {board}")
 

@@ -1,0 +1,128 @@
+"""The embedded model's tokenizer, sizes and training stages: real classes, a few steps, the same trajectory twice."""
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+import v2l
+from v2l.prompt import INTERNALIZATION_PROMPT, question_text
+from v2l.world.language_stage import IGNORED, LanguageStage, Trainer, clip_turns, sample_clip, sequence, video_prompt
+from v2l.world.model import new_model, save_model
+from v2l.world.scene import COLOURS, KINDS, WORDS, held_out_in
+from v2l.world.tokenizer import SPECIAL_TOKENS, VOCABULARY, train_tokenizer
+from v2l.world.vision_stage import LABELS, VisionStage, frame_batch, train
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """The embedded model as it is saved, untrained."""
+    place = tmp_path_factory.mktemp("tiny")
+    save_model(new_model(), place)
+    return place
+
+
+def test_the_worlds_words_are_single_tokens(tokenizer):
+    assert tokenizer.get_vocab_size() <= VOCABULARY
+    for word in (*WORDS, *COLOURS, *KINDS):
+        assert len(tokenizer.encode(f" {word}", add_special_tokens=False).ids) == 1, word
+    assert tokenizer.encode("00:12", add_special_tokens=False).tokens == ["0", "0", ":", "1", "2"]
+    for place, token in enumerate(SPECIAL_TOKENS):
+        assert tokenizer.encode(token, add_special_tokens=False).ids == [place]
+    assert tokenizer.to_str() == train_tokenizer().to_str()
+
+
+def test_the_folder_loads_as_any_model_does(folder):
+    vlm = v2l.load_vlm(folder)
+    assert sum(p.numel() for p in new_model().parameters()) < 3e6
+    assert (folder / "model.safetensors").stat().st_size < 6e6
+    assert (vlm.geometry.image_size, vlm.geometry.tokens_per_image, vlm.max_positions) == (64, 4, 2048)
+    roles = AutoTokenizer.from_pretrained(folder)
+    assert (roles.bos_token, roles.eos_token, roles.pad_token) == ("<|im_start|>", "<end_of_utterance>", "<|im_end|>")
+    text = question_text("what is on the whiteboard?")
+    assert roles(text, add_special_tokens=False).input_ids == vlm.tokenize(text).tolist()
+    assert vlm.see(torch.zeros(2, 3, 64, 64)).shape == (2, 4, 160)
+
+
+def test_saving_leaves_the_weights_alone(tmp_path):
+    model = new_model()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    save_model(model, tmp_path / "m")
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_training_sees_nothing_that_is_kept_for_the_test():
+    random = np.random.default_rng(0)
+    assert not any(held_out_in(sample_clip(random).scene) for _ in range(60))
+
+
+def test_frames_and_labels_belong_together():
+    images, labels = frame_batch(seed=1, step=2, count=6)
+    assert images.shape == (6, 3, 64, 64)
+    assert labels.keys() == LABELS.keys()
+    assert all(int(label.min()) >= 0 and int(label.max()) < LABELS[name] for name, label in labels.items())
+    again, _ = frame_batch(seed=1, step=2, count=6)
+    other, _ = frame_batch(seed=1, step=3, count=6)
+    assert torch.equal(images, again)
+    assert not torch.equal(images, other)
+
+
+def test_the_loss_counts_answers_and_nothing_else(tokenizer):
+    random = np.random.default_rng(5)
+    clip = sample_clip(random)
+    turns = clip_turns(clip, random, most=5)
+    ids, labels = sequence(video_prompt(clip, turns[0].prompt), turns, tokenizer)
+    assert len(ids) == len(labels)
+    counted = [wanted for wanted in labels if wanted != IGNORED]
+    assert tokenizer.decode(counted) == "\n".join(f" {turn.answer}" for turn in turns) + "\n"
+    text = tokenizer.decode(ids, skip_special_tokens=False)
+    assert text.startswith(video_prompt(clip, turns[0].prompt) + f" {turns[0].answer}<end_of_utterance>\n")
+    assert text.count("<|im_start|>") == 1
+    assert ids.count(SPECIAL_TOKENS.index("<image>")) == 4 * len(clip.times)
+
+
+def test_clips_are_of_many_kinds():
+    random = np.random.default_rng(2)
+    clips = [sample_clip(random) for _ in range(40)]
+    assert {len(clip.times) for clip in clips} >= set(range(3, 11))
+    assert 5 < sum(clip.scene.start > 0 for clip in clips) < 25
+    assert all(len({int(seconds) for seconds in clip.times}) == len(clip.times) for clip in clips)
+    prompts = {clip_turns(clip, random, 8)[0].prompt for clip in clips}
+    assert INTERNALIZATION_PROMPT in prompts
+
+
+def test_the_vision_stage_goes_on_as_if_never_ended(tmp_path):
+    stage = VisionStage(steps=4, batch=4, save_every=2, measured=16)
+    whole = list(train(stage, tmp_path / "whole"))
+    parts = train(stage, tmp_path / "parts")
+    next(parts)
+    parts.close()
+    second = list(train(stage, tmp_path / "parts"))
+    assert [record["step"] for record in whole] == [2, 4]
+    assert [record["step"] for record in second] == [4]
+    one, other = (torch.load(tmp_path / name / "vision.pt", weights_only=True) for name in ("whole", "parts"))
+    assert all(torch.equal(one["reader"][name], other["reader"][name]) for name in one["reader"])
+
+
+def test_the_language_stage_goes_on_as_if_never_ended(tmp_path):
+    list(train(VisionStage(steps=1, batch=2, save_every=1, measured=4), tmp_path))
+    stage = LanguageStage(steps=4, batch=2, save_every=2, warmup=2, questions=3)
+
+    def state(name):
+        return torch.load(tmp_path / name / "language.pt", weights_only=True)["model"]
+
+    losses = [record["loss"] for record in Trainer(stage, tmp_path / "vision.pt", tmp_path / "whole").train()]
+    first = Trainer(stage, tmp_path / "vision.pt", tmp_path / "parts").train()
+    next(first)
+    first.close()
+    list(Trainer(stage, tmp_path / "vision.pt", tmp_path / "parts").train())
+    assert losses[1] < losses[0]
+    assert all(torch.equal(tensor, state("parts")[name]) for name, tensor in state("whole").items())
+    tower = torch.load(tmp_path / "vision.pt", weights_only=True)["reader"]["tower.post_layernorm.weight"]
+    assert torch.equal(state("whole")["model.vision_model.post_layernorm.weight"], tower)
+    assert v2l.load_vlm(tmp_path / "whole" / "model").max_positions == 2048
