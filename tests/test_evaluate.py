@@ -105,8 +105,36 @@ def test_the_report_is_the_means_and_their_differences(finished):
     assert rows[-1][:4] == ["all kinds", "12", "1.000", "0.500"]
 
 
-def test_controls_need_a_second_clip(examples, vlm, hypernetwork, tmp_path):
-    with pytest.raises(v2l.V2LError, match="second clip"):
+def test_one_clip_is_too_few(examples, vlm, hypernetwork, tmp_path):
+    with pytest.raises(v2l.V2LError, match="one clip only"):
         Evaluation(examples[:4], vlm, hypernetwork, SETTING, tmp_path / "r.jsonl")
-    alone = dataclasses.replace(SETTING, conditions=("in_context", "adapter"))
-    assert len(list(Evaluation(examples[:4], vlm, hypernetwork, alone, tmp_path / "r.jsonl").run())) == 4
+
+
+def test_a_changed_manifest_is_answered_anew(finished, examples, vlm, hypernetwork, tmp_path):
+    output, results = finished
+    again = tmp_path / "results.jsonl"
+    again.write_text(output.read_text())
+    changed = [dataclasses.replace(examples[0], target="a circle"), *examples[1:]]
+    assert examples[0].id not in Evaluation(changed, vlm, hypernetwork, SETTING, again).done
+    turned = [*examples[8:], *examples[:4]]
+    rerun = list(Evaluation(turned, vlm, hypernetwork, SETTING, again).run())
+    assert [result.id for result in rerun] == [example.id for example in turned]
+    assert [result.clip for result in rerun] == [0] * 4 + [1] * 4
+    assert rerun[0].answers == results[8].answers
+
+
+@pytest.mark.parametrize("content", [b"line 1\nlast", b"precious", b"\xff\xfe\n", b'{"v2l": 1}\n', b"{}\n{}\n"])
+def test_a_file_that_is_no_evaluation_stays_as_it_is(examples, vlm, hypernetwork, tmp_path, content):
+    path = tmp_path / "notes.txt"
+    path.write_bytes(content)
+    with pytest.raises(v2l.V2LError, match="no evaluation to go on from"):
+        Evaluation(examples, vlm, hypernetwork, SETTING, path)
+    assert path.read_bytes() == content
+
+
+def test_another_range_of_the_same_video_is_the_last_choice(examples, adapters, vlm, hypernetwork, tmp_path):
+    parts = [dataclasses.replace(examples[0], id=f"part {n}", start=n, end=n + 2.0) for n in (0.0, 2.0)]
+    first, second, third = Evaluation([*parts, examples[4]], vlm, hypernetwork, SETTING, tmp_path / "r.jsonl").run()
+    other = v2l.ask(adapters[1], QUESTIONS[0], vlm, 6)
+    assert [first.answers["other_clip"], second.answers["other_clip"]] == [other, other]
+    assert third.answers["other_clip"] == second.answers["adapter"]

@@ -20,6 +20,7 @@ from v2l.files import printable
 from v2l.info import clock, describe
 from v2l.manifest import read_manifest
 from v2l.report import summarise
+from v2l.scoring import check_extras
 from v2l.session import Asked, Manner, Subject, check_plan, sort_words, start_answer, subjects_of
 from v2l.targets import ADAPTER_SUFFIX, Destination, Nothing, Target, find_targets, read_names
 
@@ -281,9 +282,13 @@ def evaluate(
 ) -> bool:
     """Answers a manifest in every way and prints how the ways compare; True where all was answered."""
     examples = read_manifest(manifest, root)
+    check_extras()
+    output = output or manifest.with_suffix(".eval.jsonl")
+    if output.exists() and output.samefile(manifest):
+        raise UsageError(f"{printable(output)} is the manifest itself; name another file with -o")
     announce_fallback(choice, display)
     vlm, hypernetwork = choice.load()
-    evaluation = Evaluation(examples, vlm, hypernetwork, setting, output or manifest.with_suffix(".eval.jsonl"))
+    evaluation = Evaluation(examples, vlm, hypernetwork, setting, output)
     if evaluation.done:
         display.note(f"{len(evaluation.done)} of {len(examples)} questions were answered before")
     results = []

@@ -8,7 +8,9 @@ video.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +19,7 @@ from typing import Any, TextIO
 from v2l.adapter import Adapter
 from v2l.answer import ask_each, ask_in_context
 from v2l.errors import V2LError
-from v2l.files import printable
+from v2l.files import printable, unreadable, write_atomically
 from v2l.hypernetwork import Hypernetwork
 from v2l.manifest import Example
 from v2l.pipeline import check_belongs, encode_reading
@@ -44,10 +46,12 @@ class Setting:
 class Result:
     """One question's answers and scores, by condition; or why its clip could not be read.
 
+    digest: of the manifest's row, so that the answer to another question is not taken for this one's
     clip: number of its clip, counted in the manifest's order
     """
 
     id: str
+    digest: str
     kind: str
     clip: int
     prompt: str
@@ -58,7 +62,11 @@ class Result:
 
 
 class Evaluation:
-    """Answers a manifest clip by clip and keeps every result in a JSONL file, which a second run goes on from."""
+    """Answers a manifest clip by clip and keeps every result in a JSONL file, which a second run goes on from.
+
+    Raises V2LError where the manifest asks about one clip only, or `output` is anything but an evaluation of this
+    model, hypernetwork and setting.
+    """
 
     def __init__(
         self, examples: Sequence[Example], vlm: FrozenVLM, hypernetwork: Hypernetwork, setting: Setting, output: Path
@@ -68,10 +76,8 @@ class Evaluation:
         self.clips: dict[tuple, list[Example]] = {}
         for example in examples:
             self.clips.setdefault(example.clip, []).append(example)
-        if "other_clip" in setting.conditions and len(self.clips) < 2:
-            raise V2LError(
-                "another clip's adapter needs a second clip; add one to the manifest, or leave that control out"
-            )
+        if len(self.clips) < 2:
+            raise V2LError("the manifest asks about one clip only; intervals and controls need at least two, add one")
         header = {
             "v2l": 1,
             "model": vlm.fingerprint,
@@ -80,58 +86,60 @@ class Evaluation:
             **to_json(setting),
         }
         self.header = json.loads(json.dumps(header))  # as it comes back from the file
-        self.done = self._read_back()
+        self._last: tuple[tuple, Adapter] | None = None
+        kept = self._read_back()
+        self.done = {
+            example.id: dataclasses.replace(kept[example.id, _digest(example)], clip=number)
+            for number, asked in enumerate(self.clips.values())
+            for example in asked
+            if (example.id, _digest(example)) in kept
+        }
 
     def run(self) -> Iterator[Result]:
         """All results in the manifest's order of clips, those of an earlier run first read back."""
-        keys = list(self.clips)
-        with open(self.output, "a", encoding="utf-8") as file:
-            if not self.done and file.tell() == 0:
-                _write_line(file, self.header)
-            previous: Adapter | None = None
-            for number, key in enumerate(keys):
-                left = [example for example in self.clips[key] if example.id not in self.done]
-                yield from (self.done[example.id] for example in self.clips[key] if example.id in self.done)
-                if not left:
-                    previous = None  # its adapter was not made in this run
-                    continue
-                adapter, results = self._answer_clip(number, keys, left, previous)
-                previous = adapter or previous
-                for result in results:
+        with self._continued() as file:
+            for number, asked in enumerate(self.clips.values()):
+                yield from (self.done[example.id] for example in asked if example.id in self.done)
+                for result in self._answer_clip(number, [each for each in asked if each.id not in self.done]):
                     _write_line(file, dataclasses.asdict(result))
                     yield result
 
-    def _answer_clip(
-        self, number: int, keys: list[tuple], examples: Sequence[Example], previous: Adapter | None
-    ) -> tuple[Adapter | None, list[Result]]:
+    def _answer_clip(self, number: int, examples: Sequence[Example]) -> Iterator[Result]:
+        if not examples:
+            return
+        key = examples[0].clip
         try:
-            adapter = self._encode(keys[number])
-            other = None
-            if "other_clip" in self.setting.conditions:
-                other = previous or self._other_clip(number, keys)
+            other = self._other_clip(key) if "other_clip" in self.setting.conditions else None
+            adapter = self._encode(key)
             answers = {
                 condition: self._answers(condition, examples, adapter, other) for condition in self.setting.conditions
             }
         except V2LError as error:
-            return None, [_unanswered(example, number, str(error)) for example in examples]
-        return adapter, [
-            _scored(example, number, {condition: answers[condition][place] for condition in answers})
-            for place, example in enumerate(examples)
-        ]
+            yield from (_result(example, number, {}, str(error)) for example in examples)
+            return
+        for place, example in enumerate(examples):
+            yield _result(example, number, {condition: answers[condition][place] for condition in answers})
 
-    def _other_clip(self, number: int, keys: list[tuple]) -> Adapter:
-        """The adapter of the nearest clip before this one that can be read; the last comes before the first."""
-        for back in range(1, len(keys)):
+    def _other_clip(self, key: tuple) -> Adapter:
+        """The adapter of the nearest clip before this one, the last before the first, that is of another video where
+        there is one and that can be read."""
+        keys = list(self.clips)
+        place = keys.index(key)
+        before = [*reversed(keys[:place]), *reversed(keys[place + 1 :])]
+        for candidate in sorted(before, key=lambda other: other[0] == key[0]):
             try:
-                return self._encode(keys[number - back])
+                return self._encode(candidate)
             except V2LError:
                 continue  # that clip's own turn reports it
         raise V2LError("no other clip can be read, so there is no other clip's adapter to compare with")
 
     def _encode(self, key: tuple) -> Adapter:
-        video, start, end = key
-        reading = dataclasses.replace(self.setting.reading, start=start, end=end)
-        return encode_reading(video, self.vlm, self.hypernetwork, reading)
+        """A clip's adapter; the last one made is kept, because the next clip asks for it again."""
+        if self._last is None or self._last[0] != key:
+            video, start, end = key
+            reading = dataclasses.replace(self.setting.reading, start=start, end=end)
+            self._last = key, encode_reading(video, self.vlm, self.hypernetwork, reading)
+        return self._last[1]
 
     def _answers(
         self, condition: str, examples: Sequence[Example], adapter: Adapter, other: Adapter | None
@@ -147,19 +155,13 @@ class Evaluation:
         worn = {"adapter": adapter, "bias": bias_alone(adapter), "other_clip": other}[condition]
         return ask_each([worn] * len(prompts), prompts, self.vlm, longest)
 
-    def _read_back(self) -> dict[str, Result]:
-        """Results of an earlier run with the same setting. Raises V2LError where the file is of another."""
-        if not self.output.exists() or self.output.stat().st_size == 0:
-            return {}
-        whole, _, cut_off = self.output.read_text(encoding="utf-8").rpartition("\n")
-        if cut_off:  # the last run was ended in the middle of a line
-            with open(self.output, "w", encoding="utf-8") as file:
-                file.write(whole + "\n" if whole else "")
-        lines = whole.splitlines()
-        if not lines:
+    def _read_back(self) -> dict[tuple[str, str], Result]:
+        """Answered results of an earlier run, by id and digest. The file is only looked at."""
+        whole, _, _ = self._text().rpartition("\n")  # the last run may have been ended in the middle of a line
+        if not whole:
             return {}
         try:
-            header, *rows = [json.loads(line) for line in lines]
+            header, *rows = [json.loads(line) for line in whole.splitlines()]
             results = [Result(**row) for row in rows]
         except (ValueError, TypeError) as error:
             raise V2LError(f"{printable(self.output)} is no evaluation to go on from; name another file") from error
@@ -167,7 +169,32 @@ class Evaluation:
             raise V2LError(
                 f"{printable(self.output)} was made with another model, hypernetwork or setting; name another file"
             )
-        return {result.id: result for result in results if result.error is None}
+        return {(result.id, result.digest): result for result in results if result.error is None}
+
+    def _text(self) -> str:
+        """What stands in the output; nothing where it is not there yet."""
+        try:
+            text = self.output.read_text(encoding="utf-8") if os.path.lexists(self.output) else ""
+        except OSError as error:
+            raise unreadable(self.output, error) from error
+        except UnicodeDecodeError as error:
+            raise V2LError(f"{printable(self.output)} is no evaluation to go on from; name another file") from error
+        if text and not text.startswith('{"v2l": 1, "model": '):
+            raise V2LError(f"{printable(self.output)} is no evaluation to go on from; name another file")
+        return text
+
+    def _continued(self) -> TextIO:
+        """The output open at the end of its last whole line, its header written."""
+        text = self._text()
+        whole = text.rpartition("\n")[0]
+        if not whole:
+            write_atomically(self.output, (json.dumps(self.header) + "\n").encode())
+        elif not text.endswith("\n"):
+            write_atomically(self.output, (whole + "\n").encode())
+        try:
+            return open(self.output, "a", encoding="utf-8")
+        except OSError as error:
+            raise unreadable(self.output, error) from error
 
 
 def bias_alone(adapter: Adapter) -> Adapter:
@@ -177,16 +204,17 @@ def bias_alone(adapter: Adapter) -> Adapter:
     return dataclasses.replace(adapter, b=b)
 
 
-def _unanswered(example: Example, clip: int, error: str) -> Result:
-    return Result(example.id, example.kind, clip, example.prompt, example.target, {}, {}, error)
-
-
-def _scored(example: Example, clip: int, answers: dict[str, str]) -> Result:
+def _result(example: Example, clip: int, answers: dict[str, str], error: str | None = None) -> Result:
     scores = {
         condition: {name: metric(answer, example.target) for name, metric in METRICS.items()}
         for condition, answer in answers.items()
     }
-    return Result(example.id, example.kind, clip, example.prompt, example.target, answers, scores)
+    shown = (example.id, _digest(example), example.kind, clip, example.prompt, example.target)
+    return Result(*shown, answers, scores, error)
+
+
+def _digest(example: Example) -> str:
+    return hashlib.sha256(json.dumps(dataclasses.asdict(example), default=str, sort_keys=True).encode()).hexdigest()
 
 
 def _write_line(file: TextIO, record: dict[str, Any]) -> None:

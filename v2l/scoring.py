@@ -136,6 +136,11 @@ def _two_one_sided(by_clip: np.ndarray, margin: float, stats: Any) -> float:
     return float(max(above, below))
 
 
+def check_extras() -> None:
+    """Raises V2LError where the packages of the extra `eval` are not there."""
+    _rouge_scorer(), _scipy_stats()
+
+
 @cache
 def _rouge_scorer() -> Any:
     try:
@@ -154,4 +159,4 @@ def _scipy_stats() -> Any:
 
 
 def _missing(package: str) -> V2LError:
-    return V2LError(f"evaluation needs {package}; install it with: pip install 'v2l[eval]'")
+    return V2LError(f"evaluation needs {package}; install it with: pip install scipy rouge-score")
