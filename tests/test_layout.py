@@ -24,7 +24,7 @@ ORDER = [
     "batch",
     "display",
     "info",
-    "commands running",
+    "commands conversation running",
     "cli",
     "__main__",
 ]

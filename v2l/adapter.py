@@ -183,8 +183,8 @@ def check_rank(rank: int) -> None:
     """Raises V2LError where a total rank is more than any engine serves."""
     if rank > MAX_RANK:
         raise V2LError(
-            f"the adapter would have rank {rank}, and {MAX_RANK} is the most that engines serve; compose fewer "
-            "segments, or reduce them with --rank (rank= in Python)"
+            f"the adapter would have rank {rank}, and {MAX_RANK} is the most that engines serve; use fewer segments, "
+            "or reduce them with: v2l compose --rank (rank= in Python)"
         )
 
 

@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from v2l.adapter import Adapter
+from v2l.adapter import Adapter, check_rank
 from v2l.choice import Choice
 from v2l.composition import compose
 from v2l.errors import ModelError, V2LError
+from v2l.files import printable
 from v2l.pipeline import encode_reading
 from v2l.sampling import Reading
 from v2l.staleness import Wanted, judge
@@ -27,6 +28,7 @@ class EncodeOptions:
         many seconds; compose: also write the composed adapter of a video's segments
     check_hash, overwrite: look closer than size and time, or do not look at all
     replace_foreign: also replace adapters that were made for another model
+    any_reading: an adapter of the same video will do, however it was read
     """
 
     reading: Reading
@@ -36,6 +38,7 @@ class EncodeOptions:
     check_hash: bool = False
     overwrite: bool = False
     replace_foreign: bool = False
+    any_reading: bool = False
 
 
 @dataclass(frozen=True)
@@ -61,35 +64,64 @@ Watch = Callable[[Path, int, int], None]
 def encode_target(target: Target, options: EncodeOptions, choice: Choice, watch: Watch) -> Iterator[Outcome]:
     """One video: its adapter, or one per segment and then, if asked for, the composed one. Failures are outcomes, all
     but the ModelError that would meet every other video too."""
+    if options.segments is None and options.segment_seconds is None:
+        yield _guarded(target, lambda: _encode_one(target, options, choice, watch))
+        return
     try:
-        if options.segments is None and options.segment_seconds is None:
-            yield _encode_one(target, options, choice, watch)
-            return
-        outcomes = []
-        for index, reading in enumerate(cut(target.video, options)):
-            part = replace(options, reading=reading)
-            outcomes.append(_encode_one(target.segment(index), part, choice, watch))
-            yield outcomes[-1]
-        if options.compose:
-            yield _compose_segments(target, outcomes, options)
+        readings = cut(target.video, options)
+    except V2LError as error:
+        yield Outcome(target, "failed", str(error))
+        return
+    outcomes = []
+    for index, reading in enumerate(readings):
+        part, place = replace(options, reading=reading), target.segment(index)
+        outcomes.append(_guarded(place, lambda place=place, part=part: _encode_one(place, part, choice, watch)))
+        yield outcomes[-1]
+        if options.compose and index == 0:
+            too_many = _guarded(target, lambda: _check_total_rank(outcomes[0], len(readings)))
+            if too_many is not None:
+                yield too_many
+                return
+    if options.compose:
+        yield _guarded(target, lambda: _compose_segments(target, outcomes, options, choice))
+
+
+def _guarded(target: Target, work: Callable[[], Outcome | None]) -> Outcome | None:
+    """Whatever happens to one video happens to it alone, except a ModelError, which would happen to all."""
+    try:
+        return work()
     except ModelError:
         raise
     except V2LError as error:
-        yield Outcome(target, "failed", str(error))
+        return Outcome(target, "failed", str(error))
+    except Exception as error:  # decoders and devices raise classes of their own
+        first_line = (str(error).splitlines() or [""])[0]
+        return Outcome(target, "failed", f"{type(error).__name__}: {printable(first_line)}")
+
+
+def _check_total_rank(first: Outcome, segments: int) -> None:
+    """Refuses what could not be composed before all of it is encoded."""
+    if first.status in ("encoded", "current"):
+        description = (first.adapter or Adapter.load(first.target.output)).description
+        check_rank(description.blocks[0].rank * segments + description.bias_rank)
 
 
 def cut(video: Path, options: EncodeOptions) -> Sequence[Reading]:
     """The readings of a video's segments, which follow one another without a gap. Raises V2LError where the video
     cannot be read or the range holds nothing."""
     start = options.reading.start or 0.0
-    duration = probe(video).duration
-    end = min(duration if options.reading.end is None else options.reading.end, duration)
+    found = probe(video)
+    end = min(found.duration if options.reading.end is None else options.reading.end, found.duration)
+    if start >= end:
+        raise V2LError(f"{printable(video)} ends at {found.duration:.3f} s, before the start at {start:g} s")
     if options.segments:
         count, length = options.segments, (end - start) / options.segments
     else:
         length = options.segment_seconds
         count = max(1, -int((start - end) // length))
     borders = [round(start + index * length, 6) for index in range(count)]
+    while len(borders) > 1 and borders[-1] > min(found.seconds[-1], end - 1e-6):
+        borders.pop()  # no frame is left for the last stretch: it joins the one before
     return [
         replace(options.reading, start=begin, end=finish)
         for begin, finish in zip(borders, [*borders[1:], round(end, 6)], strict=True)
@@ -101,7 +133,7 @@ def _encode_one(target: Target, options: EncodeOptions, choice: Choice, watch: W
     reason = ""
     if not options.overwrite:
         wanted = Wanted(target.video, reading, choice.fingerprint, choice.origin)
-        verdict = judge(target.output, wanted, options.check_hash)
+        verdict = judge(target.output, wanted, options.check_hash, options.any_reading)
         if verdict.state == "current":
             return Outcome(target, "current")
         if verdict.state == "foreign" and not options.replace_foreign:
@@ -117,19 +149,26 @@ def _encode_one(target: Target, options: EncodeOptions, choice: Choice, watch: W
     return Outcome(target, "encoded", reason, time.perf_counter() - started, adapter)
 
 
-def _compose_segments(target: Target, outcomes: Sequence[Outcome], options: EncodeOptions) -> Outcome:
-    if any(outcome.status == "kept" for outcome in outcomes):
-        return Outcome(target, "failed", "not composed: some of its segments were made for another model")
+def _compose_segments(target: Target, outcomes: Sequence[Outcome], options: EncodeOptions, choice: Choice) -> Outcome:
+    if any(outcome.status in ("kept", "failed") for outcome in outcomes):
+        return Outcome(target, "failed", "not composed: not all of its segments could be encoded for this model")
     parts = [outcome.adapter or Adapter.load(outcome.target.output) for outcome in outcomes]
     whole = compose(parts)
+    reason = ""
     if not options.overwrite and target.output.exists():
         try:
-            if Adapter.load(target.output).sha256() == whole.sha256():
+            there = Adapter.load(target.output)
+        except V2LError as error:
+            reason = str(error)
+        else:
+            base = there.description.base_model
+            if there.sha256() == whole.sha256():
                 return Outcome(target, "current")
-        except V2LError:
-            pass  # damaged: composed again like any stale adapter
+            if base.fingerprint != choice.fingerprint and not options.replace_foreign:
+                return Outcome(target, "kept", f"it was made for {printable(base.id)}; --model replaces it")
+            reason = "it held something else"
     whole.save(target.output)
-    return Outcome(target, "composed", adapter=whole)
+    return Outcome(target, "composed", reason, adapter=whole)
 
 
 def _make_folder(folder: Path) -> None:
@@ -137,5 +176,5 @@ def _make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise V2LError(
-            f"cannot make the folder {folder}: {error.strerror}; check the place and its permissions"
+            f"cannot make the folder {printable(folder)}: {error.strerror}; check the place and its permissions"
         ) from error

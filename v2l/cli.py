@@ -61,6 +61,9 @@ def root(
             text = "\n".join(f"{name} {number}" for name, number in found.items())
             display.result(text, {"command": "version", "versions": found})
         raise typer.Exit
+    if as_json and context.invoked_subcommand is not None:
+        print("v2l: error: --json goes after the command: v2l COMMAND --json", file=sys.stderr)
+        raise typer.Exit(2)
     if context.invoked_subcommand is None:
         print(context.get_help(), file=sys.stderr)
         raise typer.Exit(2)
@@ -69,10 +72,8 @@ def root(
 @app.command(no_args_is_help=True)
 def encode(
     inputs: Annotated[
-        list[Path] | None,
-        typer.Argument(
-            readable=False, metavar="VIDEO|FOLDER", help="Videos and folders of videos.", show_default=False
-        ),
+        list[str] | None,
+        typer.Argument(metavar="VIDEO|FOLDER", help="Videos and folders of videos.", show_default=False),
     ] = None,
     recursive: Annotated[bool, typer.Option("--recursive", "-r", help="Folders in folders too.")] = False,
     files_from: Annotated[
@@ -197,11 +198,11 @@ def ask(
         check_range(start, end)
         if not math.isfinite(strength):
             raise UsageError(f"--strength is {strength}; give a finite number, 1 for the adapter as made")
-        from v2l import commands
+        from v2l import commands, conversation
         from v2l.sampling import Reading
         from v2l.session import Manner
 
-        ok = commands.ask(
+        ok = conversation.ask(
             [*(words or [])],
             [*(question or [])],
             [*(in_context or [])],

@@ -13,7 +13,7 @@ from v2l.batch import EncodeOptions, Outcome, encode_target
 from v2l.checkpoint import import_checkpoint
 from v2l.choice import Choice, choose_model
 from v2l.composition import compose as compose_adapters
-from v2l.display import Display, amount, inert, shown, tab_separated
+from v2l.display import Display, amount, shown
 from v2l.errors import StdoutClosed, UsageError, V2LError
 from v2l.evaluate import Evaluation, Setting
 from v2l.files import printable
@@ -21,7 +21,6 @@ from v2l.info import clock, describe
 from v2l.manifest import read_manifest
 from v2l.report import summarise
 from v2l.scoring import check_extras
-from v2l.session import Asked, Manner, Subject, check_plan, sort_words, start_answer, subjects_of
 from v2l.targets import ADAPTER_SUFFIX, Destination, Nothing, Target, find_targets, read_names
 
 DEMONSTRATION = (
@@ -45,9 +44,11 @@ def announce_fallback(chosen: Choice, display: Display) -> None:
 # encode ------------------------------------------------------------------------------------------------------------
 
 
-def encode_inputs(inputs: Sequence[Path], files_from: str | None) -> list[Path]:
-    """Inputs and the names in a list. Raises UsageError where there are none at all."""
-    found = list(inputs)
+def encode_inputs(inputs: Sequence[str], files_from: str | None) -> list[Path]:
+    """Inputs and the names in a list. Raises UsageError where there are none at all, or one is empty."""
+    if "" in inputs:
+        raise UsageError("one of the inputs is empty, an unset variable perhaps; name a video or a folder")
+    found = [Path(name) for name in inputs]
     if files_from == "-":
         found += read_names(sys.stdin.buffer)
     elif files_from:
@@ -72,11 +73,12 @@ def encode(
 ) -> bool:
     """Encodes all inputs, printing each adapter's path; True where none failed."""
     targets = find_targets(inputs, destination, options.reading, recursive)
-    announce_fallback(choice, display)
-    choice.check()
+    if any(isinstance(target, Target) for target in targets):
+        announce_fallback(choice, display)
+        choice.check()
     counts = dict.fromkeys(("encoded", "composed", "current", "kept", "failed"), 0)
     listening = True
-    for outcome in _outcomes(targets, options, choice, display):
+    for outcome in outcomes(targets, options, choice, display):
         counts[outcome.status] += 1
         try:
             _tell(outcome, options, choice, display, listening)
@@ -89,7 +91,7 @@ def encode(
     return not counts["failed"]
 
 
-def _outcomes(
+def outcomes(
     targets: Sequence[Target | Nothing], options: EncodeOptions, choice: Choice, display: Display
 ) -> Iterator[Outcome]:
     """All targets' outcomes, with a bar: over videos where there are several, else over the one's steps."""
@@ -144,127 +146,6 @@ def _tell(outcome: Outcome, options: EncodeOptions, choice: Choice, display: Dis
             display.note(f"{printable(output)}: {note}")
     if listening:
         display.result(text, record)
-
-
-# ask ---------------------------------------------------------------------------------------------------------------
-
-
-def ask(
-    words: Sequence[str],
-    questions: Sequence[str],
-    in_context: Sequence[Path],
-    manner: Manner,
-    choice: Choice,
-    display: Display,
-    streaming: bool = True,
-) -> bool:
-    """Asks everything that the words mean; True where all was answered."""
-    asked = sort_words(words)
-    interactive = sys.stdin.isatty() and sys.stdout.isatty() and not display.as_json
-    check_plan(
-        Asked(asked.adapters, asked.videos, (*asked.questions, *questions), asked.read_stdin), in_context, interactive
-    )
-    asked_all = [*asked.questions, *questions]
-    if asked.read_stdin:
-        asked_all += [line.strip() for line in sys.stdin if line.strip()]
-    ok = True
-    adapters = list(asked.adapters)
-    for video in asked.videos:
-        adapter = _encoded(video, manner, choice, display)
-        ok = ok and adapter is not None
-        adapters += [adapter] if adapter else []
-    subjects = [*subjects_of(adapters, choice), *(Subject(video, choice) for video in in_context)]
-    if not (asked_all or asked.read_stdin):
-        return _chat(subjects, manner, display) and ok
-    alone = len(subjects) * len(asked_all) == 1
-    for subject in subjects:
-        if not isinstance(subject, Subject):
-            display.error(str(subject[1]))
-            ok = False
-            continue
-        announce_fallback(subject.choice, display)
-        for question in asked_all:
-            ok = _answer(subject, question, manner, display, alone, streaming) and ok
-    return ok
-
-
-def _encoded(video: Path, manner: Manner, choice: Choice, display: Display) -> Path | None:
-    """The current adapter of a video named among the words; None, said, where it cannot be made."""
-    (target,) = find_targets([video], Destination(), manner.reading)
-    options = EncodeOptions(manner.reading, replace_foreign=choice.chosen_by == "option")
-    for outcome in _outcomes([target], options, choice, display):
-        display.end_progress()
-        if outcome.status == "failed":
-            display.error(outcome.note)
-            return None
-        if outcome.note:
-            display.note(f"{printable(outcome.target.output)}: {outcome.note}")
-    return target.output
-
-
-def _answer(subject: Subject, question: str, manner: Manner, display: Display, alone: bool, streaming: bool) -> bool:
-    try:
-        answer = start_answer(subject, question, manner)
-        live = alone and streaming and sys.stdout.isatty() and not display.as_json
-        text = ""
-        for piece in answer:
-            text += piece
-            if live:
-                display.write(inert(piece))
-    except V2LError as error:
-        display.error(f"{printable(subject.path)}: {error}")
-        return False
-    if live:
-        display.write("\n")
-        return True
-    plain = text if alone else tab_separated(shown(subject.path), question, text)
-    record = {
-        "command": "ask",
-        "adapter" if subject.adapter else "video": subject.path,
-        "question": question,
-        "answer": text,
-        "model": subject.choice.folder.id,
-        "model_chosen_by": subject.choice.chosen_by,
-        "prompt_tokens": answer.prompt_tokens,
-        "visual_tokens": answer.visual_tokens,
-        "new_tokens": answer.tokens,
-        "time_to_first_token": answer.time_to_first_token,
-        "tokens_per_second": answer.tokens_per_second,
-    }
-    display.result(inert(plain) if sys.stdout.isatty() else plain, record)
-    return True
-
-
-def _chat(subjects: Sequence[Subject | tuple[Path, V2LError]], manner: Manner, display: Display) -> bool:
-    """Questions typed at a terminal until Ctrl-D; Ctrl-C stops an answer."""
-    import contextlib
-
-    with contextlib.suppress(ImportError):
-        import readline  # noqa: F401  # gives input() its line editing and history
-
-    sound = [subject for subject in subjects if isinstance(subject, Subject)]
-    for subject in subjects:
-        if not isinstance(subject, Subject):
-            display.error(str(subject[1]))
-    for subject in sound:
-        announce_fallback(subject.choice, display)
-    display.note("ask away, one question a line; Ctrl-D ends the chat, Ctrl-C an answer")
-    while sound:
-        try:
-            question = input("> ").strip()
-        except EOFError:
-            display.write("\n")
-            break
-        if not question:
-            continue
-        try:
-            for subject in sound:
-                if len(sound) > 1:
-                    display.write(f"{printable(subject.path)}: ")
-                _answer(subject, question, manner, display, alone=True, streaming=True)
-        except KeyboardInterrupt:
-            display.write("\n")
-    return len(sound) == len(subjects)
 
 
 # eval --------------------------------------------------------------------------------------------------------------
@@ -375,6 +256,10 @@ def info(files: Sequence[Path], display: Display) -> bool:
 
 def import_published(checkpoint: Path, output: Path, overwrite: bool, display: Display) -> None:
     """Writes a published checkpoint as v2l's own file."""
+    if output.suffix != ".safetensors" or output.name.endswith(ADAPTER_SUFFIX):
+        raise UsageError(
+            f"-o {printable(output)} must end in .safetensors and not, like an adapter, in {ADAPTER_SUFFIX}"
+        )
     _refuse_to_replace(output, overwrite, same=lambda: False)
     hypernetwork = import_checkpoint(checkpoint, output)
     origin = hypernetwork.origin

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -103,7 +104,8 @@ class Display:
     def _say(self, text: str) -> None:
         if self._bar is not None:
             self._bar.clear()
-        print(text, file=sys.stderr, flush=True)
+        with contextlib.suppress(BrokenPipeError):  # nobody listens, and the work goes on
+            print(text, file=sys.stderr, flush=True)
         if self._bar is not None:
             self._bar.refresh()
 

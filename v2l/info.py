@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +52,10 @@ def describe(path: Path) -> tuple[str, Rows, dict[str, Any]]:
 
 def versions() -> dict[str, str]:
     """Name to version: v2l, Python packages, and the FFmpeg libraries inside OpenCV."""
-    names = ("torch", "transformers", "safetensors", "opencv-python")
-    found = {"v2l": v2l.__version__, **{name: version(name) for name in names}}
+    found = {"v2l": v2l.__version__}
+    for name in ("torch", "transformers", "safetensors", "opencv-python", "opencv-python-headless"):
+        with contextlib.suppress(PackageNotFoundError):  # either OpenCV will do
+            found[name] = version(name)
     from v2l.video import load_cv2
 
     try:

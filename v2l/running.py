@@ -38,7 +38,7 @@ def command(as_json: bool, quiet: bool, debug: bool) -> Iterator[Display]:
         display.end_progress()
         display.note("interrupted; what was finished is kept")
         raise typer.Exit(130) from None
-    except (OSError, MemoryError, RuntimeError) as error:
+    except Exception as error:
         _fail(display, error, debug, code=1)
     finally:
         display.end_progress()

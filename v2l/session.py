@@ -39,18 +39,23 @@ def sort_words(words: Sequence[str]) -> Asked:
         if word == "-":
             continue
         path = Path(word)
+        plain = not any(char.isspace() for char in word)
+        if not word:
+            raise UsageError("one of the words is empty, an unset variable perhaps; leave it out")
         if word.endswith(ADAPTER_SUFFIX):
             if not os.path.exists(path):
                 raise V2LError(f"no adapter {printable(word)}; make it with: v2l encode VIDEO")
             adapters.append(path)
         elif os.path.isdir(path):
             adapters += adapters_in(path)
-        elif path.suffix.lower() in VIDEO_SUFFIXES and not any(char.isspace() for char in word):
-            if not os.path.isfile(path):
-                raise V2LError(f"no video {printable(word)}; only local files are read, check the name")
-            videos.append(path)
         elif path.suffix.lower() in VIDEO_SUFFIXES and os.path.isfile(path):
             videos.append(path)
+        elif plain and (path.suffix.lower() in VIDEO_SUFFIXES or "://" in word):
+            raise V2LError(f"no video {printable(word)}; only local files are read, check the name")
+        elif os.path.exists(path):
+            raise V2LError(
+                f"{printable(word)} is a file, and neither adapter nor video by its name; if it is a question, say -q"
+            )
         else:
             questions.append(word)
     return Asked(tuple(adapters), tuple(videos), tuple(questions), "-" in words)
@@ -67,7 +72,7 @@ class Subject:
 
 @dataclass(frozen=True)
 class Manner:
-    """How to answer. reading: for videos in context."""
+    """How to answer. reading: for videos, those that are encoded first and those in context."""
 
     max_new_tokens: int
     strength: float

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from v2l.adapter import Adapter
+from v2l.adapter import Adapter, Segment
 from v2l.errors import V2LError
 from v2l.files import identify, unreadable
 from v2l.hypernetwork import Origin
@@ -31,10 +33,13 @@ class Verdict:
     reason: str = ""
 
 
-def judge(output: Path, wanted: Wanted, check_hash: bool = False) -> Verdict:
+def judge(output: Path, wanted: Wanted, check_hash: bool = False, any_reading: bool = False) -> Verdict:
     """Compares the adapter at `output` with what is wanted. The video is hashed only where its size and time do not
     settle it, or with `check_hash`; an adapter that is current in spite of a newer video is touched, so that the
-    next look is quick. Raises V2LError where the video cannot be read."""
+    next look is quick.
+
+    any_reading: an adapter of the same video is current however it was read, composed of segments too
+    Raises V2LError where the video cannot be read."""
     if not os.path.lexists(output):
         return Verdict("missing")
     try:
@@ -46,9 +51,11 @@ def judge(output: Path, wanted: Wanted, check_hash: bool = False) -> Verdict:
         return Verdict("foreign", f"{made.base_model.id} ({made.base_model.fingerprint[:12]})")
     if made.hypernetwork.sha256 != wanted.origin.sha256:
         return Verdict("stale", "it was made by another hypernetwork")
+    segment = made.segments[0]
+    if any_reading:
+        return _judge_source(output, wanted.video, segment, check_hash)
     if len(made.segments) != 1:
         return Verdict("stale", f"it holds {len(made.segments)} segments")
-    segment = made.segments[0]
     now = {**asdict(wanted.reading), "window_frames": wanted.origin.trained_with.window_frames}
     then = {**asdict(segment.reading), "window_frames": segment.window_frames}
     changed = [f"{name} was {then[name]} and is {now[name]}" for name in now if now[name] != then[name]]
@@ -56,19 +63,21 @@ def judge(output: Path, wanted: Wanted, check_hash: bool = False) -> Verdict:
         changed.append("the internalization prompt changed")
     if changed:
         return Verdict("stale", ", ".join(changed))
-    return _judge_source(output, wanted.video, (segment.source.size, segment.source.sha256), check_hash)
+    return _judge_source(output, wanted.video, segment, check_hash)
 
 
-def _judge_source(output: Path, video: Path, recorded: tuple[int, str], check_hash: bool) -> Verdict:
+def _judge_source(output: Path, video: Path, segment: Segment, check_hash: bool) -> Verdict:
+    looked = time.time_ns()
     try:
         status = os.stat(video)
     except OSError as error:
         raise unreadable(video, error) from error
-    same_size = status.st_size == recorded[0]
+    same_size = status.st_size == segment.source.size
     not_newer = status.st_mtime_ns <= os.stat(output).st_mtime_ns
     if same_size and not_newer and not check_hash:
         return Verdict("current")
-    if not same_size or identify(video).sha256 != recorded[1]:
+    if not same_size or identify(video).sha256 != segment.source.sha256:
         return Verdict("stale", "the video's content changed")
-    os.utime(output)
+    with contextlib.suppress(OSError):  # another's file: the next look will hash again
+        os.utime(output, ns=(looked, looked))  # a change since then must show
     return Verdict("current")

@@ -68,10 +68,15 @@ def find_targets(
         if not given.is_dir():
             found.append(Target(given, _place(given, Path(given.name), destination, reading)))
             continue
-        inside = [
-            Target(video, _place(video, video.relative_to(given), destination, reading))
-            for video in _videos(given, recursive)
-        ]
+        try:
+            inside = [
+                Target(video, _place(video, video.relative_to(given), destination, reading))
+                for video in _videos(given, recursive)
+            ]
+        except OSError as error:
+            reason = f"cannot list {printable(error.filename)}: {error.strerror}; check its permissions"
+            found.append(Nothing(given, reason))
+            continue
         deeper = "" if recursive else " (--recursive looks into its folders too)"
         found += inside or [Nothing(given, f"the folder {printable(given)} holds no videos{deeper}")]
     found = list(dict.fromkeys(found))
@@ -106,7 +111,7 @@ def adapters_in(folder: Path) -> list[Path]:
 
 def _videos(folder: Path, recursive: bool) -> Iterator[Path]:
     def fail(error: OSError) -> None:
-        raise V2LError(f"cannot list {printable(folder)}: {error.strerror}; check its permissions") from error
+        raise error
 
     for root, folders, files in os.walk(folder, onerror=fail):
         folders[:] = sorted(name for name in folders if not name.startswith(".")) if recursive else []

@@ -46,7 +46,7 @@ def fill_reading(reading: Reading, trained_with: TrainedWith, geometry: VisionGe
         frames=trained_with.frames if reading.frames is None else int(reading.frames),
         fps=float(trained_with.fps if reading.fps is None else reading.fps),
         resolution=own_resolution if reading.resolution is None else int(reading.resolution),
-        start=None if reading.start is None else float(reading.start),
+        start=float(reading.start) if reading.start else None,  # from 0 on is from the beginning
         end=None if reading.end is None else float(reading.end),
     )
     for name in ("frames", "fps", "resolution"):

@@ -1,0 +1,149 @@
+"""`v2l ask`: answers for a terminal or a pipe, and the chat."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from v2l.batch import EncodeOptions
+from v2l.choice import Choice
+from v2l.commands import announce_fallback, outcomes
+from v2l.display import Display, inert, shown, tab_separated
+from v2l.errors import V2LError
+from v2l.files import printable
+from v2l.sampling import Reading
+from v2l.session import Asked, Manner, Subject, check_plan, sort_words, start_answer, subjects_of
+from v2l.targets import Destination, find_targets
+
+
+def ask(
+    words: Sequence[str],
+    questions: Sequence[str],
+    in_context: Sequence[Path],
+    manner: Manner,
+    choice: Choice,
+    display: Display,
+    streaming: bool = True,
+) -> bool:
+    """Asks everything that the words mean; True where all was answered."""
+    asked = sort_words(words)
+    interactive = sys.stdin.isatty() and sys.stdout.isatty() and not display.as_json
+    check_plan(
+        Asked(asked.adapters, asked.videos, (*asked.questions, *questions), asked.read_stdin), in_context, interactive
+    )
+    asked_all = [*asked.questions, *questions]
+    if asked.read_stdin:
+        asked_all += [line.strip() for line in sys.stdin if line.strip()]
+    ok = True
+    adapters = list(asked.adapters)
+    for video in asked.videos:
+        adapter = _encoded(video, manner, choice, display)
+        ok = ok and adapter is not None
+        adapters += [adapter] if adapter else []
+    subjects = [*subjects_of(adapters, choice), *(Subject(video, choice) for video in in_context)]
+    if not (asked_all or asked.read_stdin):
+        return _chat(subjects, manner, display) and ok
+    alone = len(subjects) * len(asked_all) == 1
+    for subject in subjects:
+        if not isinstance(subject, Subject):
+            display.error(str(subject[1]))
+            ok = False
+            continue
+        if not _ready(subject, display):
+            ok = False
+            continue
+        for question in asked_all:
+            ok = _answer(subject, question, manner, display, alone, streaming) and ok
+    return ok
+
+
+def _encoded(video: Path, manner: Manner, choice: Choice, display: Display) -> Path | None:
+    """The current adapter of a video named among the words; None, said, where it cannot be made."""
+    (target,) = find_targets([video], Destination(), manner.reading)
+    unsaid = manner.reading == Reading()
+    options = EncodeOptions(manner.reading, replace_foreign=choice.chosen_by == "option", any_reading=unsaid)
+    for outcome in outcomes([target], options, choice, display):
+        display.end_progress()
+        if outcome.status == "failed":
+            display.error(outcome.note)
+            return None
+        if outcome.note:
+            made = "kept" if outcome.status == "kept" else "encoded again"
+            display.note(f"{printable(outcome.target.output)}: {made}: {outcome.note}")
+    return target.output
+
+
+def _ready(subject: Subject, display: Display) -> bool:
+    """Whether the subject's model is there, said once and not for every question."""
+    try:
+        announce_fallback(subject.choice, display)
+        _ = subject.choice.language_model if subject.adapter else subject.choice.vlm
+    except V2LError as error:
+        display.error(f"{printable(subject.path)}: {error}")
+        return False
+    return True
+
+
+def _answer(subject: Subject, question: str, manner: Manner, display: Display, alone: bool, streaming: bool) -> bool:
+    try:
+        answer = start_answer(subject, question, manner)
+        live = alone and streaming and sys.stdout.isatty() and not display.as_json
+        text = ""
+        for piece in answer:
+            text += piece
+            if live:
+                display.write(inert(piece))
+    except V2LError as error:
+        display.error(f"{printable(subject.path)}: {error}")
+        return False
+    if live:
+        display.write("\n")
+        return True
+    plain = text if alone else tab_separated(shown(subject.path), question, text)
+    record = {
+        "command": "ask",
+        "adapter" if subject.adapter else "video": subject.path,
+        "question": question,
+        "answer": text,
+        "model": subject.choice.folder.id,
+        "model_chosen_by": subject.choice.chosen_by,
+        "prompt_tokens": answer.prompt_tokens,
+        "visual_tokens": answer.visual_tokens,
+        "new_tokens": answer.tokens,
+        "time_to_first_token": answer.time_to_first_token,
+        "tokens_per_second": answer.tokens_per_second,
+    }
+    display.result(inert(plain) if sys.stdout.isatty() else plain, record)
+    return True
+
+
+def _chat(subjects: Sequence[Subject | tuple[Path, V2LError]], manner: Manner, display: Display) -> bool:
+    """Questions typed at a terminal until Ctrl-D; Ctrl-C stops an answer."""
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401  # gives input() its line editing and history
+
+    sound = [subject for subject in subjects if isinstance(subject, Subject)]
+    for subject in subjects:
+        if not isinstance(subject, Subject):
+            display.error(str(subject[1]))
+    sound = [subject for subject in sound if _ready(subject, display)]
+    display.note("ask away, one question a line; Ctrl-D ends the chat, Ctrl-C an answer")
+    ok = len(sound) == len(subjects)
+    while sound:
+        try:
+            question = input("> ").strip()
+        except EOFError:
+            display.write("\n")
+            break
+        if not question:
+            continue
+        try:
+            for subject in sound:
+                if len(sound) > 1:
+                    display.write(f"{printable(subject.path)}: ")
+                ok = _answer(subject, question, manner, display, alone=True, streaming=True) and ok
+        except KeyboardInterrupt:
+            display.write("\n")
+    return ok
