@@ -7,11 +7,12 @@ from transformers import AutoTokenizer
 
 import v2l
 from v2l.prompt import INTERNALIZATION_PROMPT, question_text
-from v2l.world.language_stage import IGNORED, LanguageStage, Trainer, clip_turns, sample_clip, sequence, video_prompt
+from v2l.sheet import IGNORED, write_sheet
+from v2l.world.language_stage import ClipBatches, LanguageStage, Trainer, clip_questions, sample_clip, shown
 from v2l.world.model import new_model, save_model
 from v2l.world.scene import COLOURS, KINDS, WORDS, held_out_in
 from v2l.world.tokenizer import SPECIAL_TOKENS, VOCABULARY, train_tokenizer
-from v2l.world.vision_stage import LABELS, VisionStage, frame_batch, train
+from v2l.world.vision_stage import LABELS, PATCH_LABELS, VisionStage, frame_batch, train
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +32,7 @@ def test_the_worlds_words_are_single_tokens(tokenizer):
     assert tokenizer.get_vocab_size() <= VOCABULARY
     for word in (*WORDS, *COLOURS, *KINDS):
         assert len(tokenizer.encode(f" {word}", add_special_tokens=False).ids) == 1, word
-    assert tokenizer.encode("00:12", add_special_tokens=False).tokens == ["0", "0", ":", "1", "2"]
+    assert tokenizer.encode("00:12", add_special_tokens=False).tokens == ["00", ":", "12"]
     for place, token in enumerate(SPECIAL_TOKENS):
         assert tokenizer.encode(token, add_special_tokens=False).ids == [place]
     assert tokenizer.to_str() == train_tokenizer().to_str()
@@ -41,7 +42,7 @@ def test_the_folder_loads_as_any_model_does(folder):
     vlm = v2l.load_vlm(folder)
     assert sum(p.numel() for p in new_model().parameters()) < 3e6
     assert (folder / "model.safetensors").stat().st_size < 6e6
-    assert (vlm.geometry.image_size, vlm.geometry.tokens_per_image, vlm.max_positions) == (64, 4, 2048)
+    assert (vlm.geometry.image_size, vlm.geometry.tokens_per_image, vlm.max_positions) == (64, 4, 512)
     roles = AutoTokenizer.from_pretrained(folder)
     assert (roles.bos_token, roles.eos_token, roles.pad_token) == ("<|im_start|>", "<end_of_utterance>", "<|im_end|>")
     text = question_text("what is on the whiteboard?")
@@ -58,14 +59,19 @@ def test_saving_leaves_the_weights_alone(tmp_path):
 
 def test_training_sees_nothing_that_is_kept_for_the_test():
     random = np.random.default_rng(0)
-    assert not any(held_out_in(sample_clip(random).scene) for _ in range(60))
+    for _ in range(60):
+        assert not any(held_out_in(scene) for scene in sample_clip(random, 8).story.scenes)
 
 
 def test_frames_and_labels_belong_together():
     images, labels = frame_batch(seed=1, step=2, count=6)
     assert images.shape == (6, 3, 64, 64)
-    assert labels.keys() == LABELS.keys()
-    assert all(int(label.min()) >= 0 and int(label.max()) < LABELS[name] for name, label in labels.items())
+    answers = LABELS | PATCH_LABELS
+    assert labels.keys() == answers.keys()
+    assert all(int(label.min()) >= 0 and int(label.max()) < answers[name] for name, label in labels.items())
+    bare = labels["patch kind"] == len(KINDS)
+    assert torch.equal(bare, labels["patch colour"] == len(COLOURS))
+    assert (~bare).sum(1).min() > 0 and (~bare).float().mean() < 0.2
     again, _ = frame_batch(seed=1, step=2, count=6)
     other, _ = frame_batch(seed=1, step=3, count=6)
     assert torch.equal(images, again)
@@ -74,26 +80,41 @@ def test_frames_and_labels_belong_together():
 
 def test_the_loss_counts_answers_and_nothing_else(tokenizer):
     random = np.random.default_rng(5)
-    clip = sample_clip(random)
-    turns = clip_turns(clip, random, most=5)
-    ids, labels = sequence(video_prompt(clip, turns[0].prompt), turns, tokenizer)
-    assert len(ids) == len(labels)
-    counted = [wanted for wanted in labels if wanted != IGNORED]
-    assert tokenizer.decode(counted) == "\n".join(f" {turn.answer}" for turn in turns) + "\n"
-    text = tokenizer.decode(ids, skip_special_tokens=False)
-    assert text.startswith(video_prompt(clip, turns[0].prompt) + f" {turns[0].answer}<end_of_utterance>\n")
-    assert text.count("<|im_start|>") == 1
-    assert ids.count(SPECIAL_TOKENS.index("<image>")) == 4 * len(clip.times)
+    clip = sample_clip(random, 6)
+    asked = [(each.prompt, each.answer) for each in clip_questions(clip, random, most=5)]
+    for seen in (clip, None):
+        sheet = write_sheet(shown(seen), asked, tokenizer)
+        assert len(sheet.ids) == len(sheet.labels) == len(sheet.positions) == len(sheet.group)
+        counted = sheet.labels[sheet.labels != IGNORED].tolist()
+        text = tokenizer.decode(counted, skip_special_tokens=False)
+        assert text == "".join(f" {answer}<end_of_utterance>" for _, answer in asked)
+        for number, (prompt, answer) in enumerate(asked, 1):  # each as v2l itself would ask it
+            alone = (sheet.group == 0) | (sheet.group == number)
+            whole = shown(seen).replace("\0", prompt) + f" {answer}<end_of_utterance>"
+            assert sheet.ids[alone].tolist() == tokenizer.encode(whole, add_special_tokens=False).ids
+            assert torch.equal(sheet.positions[alone], torch.arange(int(alone.sum())))
 
 
-def test_clips_are_of_many_kinds():
+def test_clips_are_of_many_kinds(tokenizer):
     random = np.random.default_rng(2)
-    clips = [sample_clip(random) for _ in range(40)]
-    assert {len(clip.times) for clip in clips} >= set(range(3, 11))
-    assert 5 < sum(clip.scene.start > 0 for clip in clips) < 25
+    clips = [sample_clip(random, 2 + number % 11) for number in range(60)]
+    assert {len(clip.times) for clip in clips} == set(range(2, 13))
+    assert 5 < sum(clip.times[0] > 0 for clip in clips) < 40
+    assert {len(clip.story.scenes) for clip in clips} >= {1, 2, 3}
     assert all(len({int(seconds) for seconds in clip.times}) == len(clip.times) for clip in clips)
-    prompts = {clip_turns(clip, random, 8)[0].prompt for clip in clips}
+    prompts = {question.prompt for clip in clips for question in clip_questions(clip, random, 8)}
     assert INTERNALIZATION_PROMPT in prompts
+
+
+def test_the_steps_of_the_language_stage_are_of_many_kinds():
+    batches = ClipBatches(LanguageStage(batch=4, many_frames=24))
+    steps = [batches.batch(step) for step in range(24)]
+    longest = [max(int(sheet.positions.max()) for _, sheet in step) for step in steps]
+    assert max(longest) > 250
+    assert max(longest) < 512
+    assert any(images is None for step in steps for images, _ in step)
+    row = SPECIAL_TOKENS.index("<row_1_col_1>")
+    assert any((sheet.ids == row).any() for step in steps for _, sheet in step)
 
 
 def test_the_vision_stage_goes_on_as_if_never_ended(tmp_path):
@@ -111,7 +132,7 @@ def test_the_vision_stage_goes_on_as_if_never_ended(tmp_path):
 
 def test_the_language_stage_goes_on_as_if_never_ended(tmp_path):
     list(train(VisionStage(steps=1, batch=2, save_every=1, measured=4), tmp_path))
-    stage = LanguageStage(steps=4, batch=2, save_every=2, warmup=2, questions=3)
+    stage = LanguageStage(steps=4, batch=2, save_every=2, warmup=1, questions=3)
 
     def state(name):
         return torch.load(tmp_path / name / "language.pt", weights_only=True)["model"]
@@ -123,6 +144,4 @@ def test_the_language_stage_goes_on_as_if_never_ended(tmp_path):
     list(Trainer(stage, tmp_path / "vision.pt", tmp_path / "parts").train())
     assert losses[1] < losses[0]
     assert all(torch.equal(tensor, state("parts")[name]) for name, tensor in state("whole").items())
-    tower = torch.load(tmp_path / "vision.pt", weights_only=True)["reader"]["tower.post_layernorm.weight"]
-    assert torch.equal(state("whole")["model.vision_model.post_layernorm.weight"], tower)
-    assert v2l.load_vlm(tmp_path / "whole" / "model").max_positions == 2048
+    assert v2l.load_vlm(tmp_path / "whole" / "model").max_positions == 512

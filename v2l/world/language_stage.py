@@ -1,133 +1,174 @@
-"""Stage 2 of the frozen model: with the vision tower frozen, the connector and the language model learn to answer.
+"""Stage 2 of the frozen model: the language model learns to answer, and the vision tower, slowly, to see better.
 
-All questions about a clip stand in one sequence, turn after turn, behind the video; some clips are heard of without
-being seen, so that the form of an answer is known where an adapter alone will bring the facts.
-`python -m v2l.world.language_stage VISION_CHECKPOINT OUTPUT` after stage 1.
+All questions about a clip stand behind its video in one sequence, and none of them sees another: each is heard as if
+it were the only one. Some clips are heard of without being seen, so that the form of an answer is known where an
+adapter alone will bring the facts. `python -m v2l.world.language_stage VISION_CHECKPOINT OUTPUT` after stage 1.
 """
 
 from __future__ import annotations
 
-import json
-import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer
 from torch import nn
 from torch.nn import functional as F
 
+from v2l.optimise import Steps, keep, mixed, prepared, record, restore, warm_cosine
 from v2l.prompt import (
-    END_OF_TURN,
     INTERNALIZATION_PROMPT,
     PIXEL_MEAN,
     PIXEL_STD,
     PromptFrame,
     frame_images,
     question_text,
+    tile_grid,
     video_text,
 )
+from v2l.sheet import PLACE, Sheet, Sheets, write_sheet
+from v2l.vlm import choose_device
 from v2l.world.draw import draw
 from v2l.world.model import new_model, save_model
 from v2l.world.questions import Question, ask_about, caption
-from v2l.world.scene import Scene, sample_scene
+from v2l.world.scene import Story, sample_story
 from v2l.world.tokenizer import IMAGE, train_tokenizer
-from v2l.world.vision_stage import GEOMETRY, keep, restore
+from v2l.world.vision_stage import GEOMETRY
 
-MOST_FRAMES = 12
-IGNORED = -100
+LONGEST_SECONDS = 3000.0
+"""Clips begin up to that far into the video that they are cut out of."""
 
 
 @dataclass(frozen=True)
 class LanguageStage:
-    """steps of batch clips; learning_rate: its peak, after a warm-up and before a cosine to zero.
+    """steps of batch clips; learning_rate: its peak, after a warm-up and before a cosine to zero; the vision tower
+    learns at a `tower_share` of it.
 
+    frames: of most clips, 2 to this many; many_frames: of one step in eight; tiled: share of steps whose frames are
+    twice the image size, on at most a third as many frames
     questions: at most this many of a clip; unseen: share of clips without their video
+    workers: processes that draw clips ahead, for a machine whose cores training leaves idle
     """
 
-    steps: int = 2500
+    steps: int = 2400
     batch: int = 16
-    learning_rate: float = 1e-3
-    warmup: int = 100
-    questions: int = 8
-    unseen: float = 0.1
-    save_every: int = 250
+    learning_rate: float = 1.5e-3
+    tower_share: float = 0.2
+    warmup: int = 150
+    frames: int = 12
+    many_frames: int = 36
+    tiled: float = 0.08
+    questions: int = 12
+    unseen: float = 0.08
+    save_every: int = 100
+    workers: int = 0
     seed: int = 0
 
 
 @dataclass(frozen=True)
 class SeenClip:
-    """A scene, the seconds of the frames seen of it, and their images, (F, 3, S, S) uint8."""
+    """A story and what is seen of it: seconds, tiles and images, (F * images a frame, 3, S, S) uint8, of its frames.
 
-    scene: Scene
-    times: tuple[float, ...]
-    images: np.ndarray
-
-
-def sample_clip(random: np.random.Generator, split: str = "train") -> SeenClip:
-    """A clip of 2 to 12 seconds, a frame a second, of any size; one in three is cut out of a longer video."""
-    duration = float(random.uniform(2, MOST_FRAMES))
-    start = float(random.integers(600)) if random.random() < 1 / 3 else 0.0
-    count = int(duration)  # so that no two frames are announced with the same second
-    scene = sample_scene(split, int(random.integers(2**31)), duration, start, views=count)
-    times = tuple(start + duration * index / count for index in range(count))
-    height, width = (int(side) for side in random.integers(64, 129, 2))
-    images = [frame_images(draw(scene, seconds, height, width), GEOMETRY)[0] for seconds in times]
-    return SeenClip(scene, times, np.stack(images))
-
-
-def clip_turns(clip: SeenClip, random: np.random.Generator, most: int) -> list[Question]:
-    """Questions about the clip in a random order; one in four begins with the internalization prompt."""
-    asked = ask_about(clip.scene, clip.times, random)
-    turns = [asked[place] for place in random.permutation(len(asked))[:most]]
-    told = caption(clip.scene, clip.times, random)
-    if random.random() < 0.5:
-        turns[-1] = told
-    if random.random() < 0.25:
-        turns[0] = Question("caption", INTERNALIZATION_PROMPT, told.answer)
-    return turns
-
-
-def video_prompt(clip: SeenClip, prompt: str) -> str:
-    """The clip and a question about it, as v2l itself writes them."""
-    frames = [PromptFrame(seconds) for seconds in clip.times]
-    return video_text(frames, clip.scene.start + clip.scene.duration, prompt, GEOMETRY, generation_prompt=True)
-
-
-def sequence(first: str, turns: list[Question], tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
-    """Ids and labels of a conversation; the loss counts answers and what ends them, nothing else.
-
-    first: the text up to the first answer
+    total: seconds of the whole video that it is cut out of
     """
-    ids: list[int] = []
-    labels: list[int] = []
-    for number, turn in enumerate(turns):
-        prompt = first if number == 0 else question_text(turn.prompt).removeprefix("<|im_start|>")
-        for text, counts in ((prompt, False), (f" {turn.answer}{END_OF_TURN}\n", True)):
-            part = tokenizer.encode(text, add_special_tokens=False).ids
-            ids += part
-            labels += part if counts else [IGNORED] * len(part)
-    return ids, labels
+
+    story: Story
+    frames: tuple[PromptFrame, ...]
+    images: np.ndarray
+    total: float
+
+    @property
+    def times(self) -> list[float]:
+        return [frame.seconds for frame in self.frames]
+
+
+def sample_clip(random: np.random.Generator, count: int, tiled: bool = False, split: str = "train") -> SeenClip:
+    """A clip of which `count` frames are seen, a second or more apart, of any size; one in three is cut out of a longer
+    video, of one in four only a part of what happens is seen, and one in three has several scenes."""
+    spacing = 1.0 if random.random() < 0.5 else float(random.uniform(1, 6 if count > 12 else 20))
+    start = float(random.uniform(0, LONGEST_SECONDS)) if random.random() < 1 / 3 else 0.0
+    duration = max(2.0, count * spacing)
+    parts = int(random.integers(2, 5)) if random.random() < 0.25 else 1
+    scenes = int(random.integers(1, max(1, min(8, count // 2)) + 1)) if parts == 1 and random.random() < 0.5 else 1
+    begin = start - duration * int(random.integers(parts)) if start > 4 * duration else start
+    seed = int(random.integers(2**31))
+    story = sample_story(split, seed, max(2.0, duration * parts), begin, views=count * parts, count=scenes)
+    times = [start + spacing * index for index in range(count)]
+    total = max(begin + duration * parts, times[-1] + 1)
+    total += float(random.uniform(0, 600)) if random.random() < 1 / 3 else 0.0
+    height, width = (int(side) for side in random.integers(64, 129, 2))
+    edge = 2 * GEOMETRY.image_size if tiled else None
+    images = [frame_images(draw(story.at(seconds), seconds, height, width), GEOMETRY, edge) for seconds in times]
+    grid = tile_grid(width, height, GEOMETRY, edge)
+    return SeenClip(story, tuple(PromptFrame(seconds, *grid) for seconds in times), np.concatenate(images), total)
+
+
+def clip_questions(clip: SeenClip, random: np.random.Generator, most: int) -> list[Question]:
+    """Questions about the clip in a random order, none twice; one clip in four is also told to internalize."""
+    asked = [*ask_about(clip.story, clip.times, random), *ask_about(clip.story, clip.times, random)]
+    told = caption(clip.story, clip.times, random)
+    if random.random() < 0.25:
+        told = Question("caption", INTERNALIZATION_PROMPT, told.answer)
+    one_each = list({question.prompt: question for question in asked}.values())
+    chosen = [one_each[place] for place in random.permutation(len(one_each))[: most - 1]]
+    return [told, *chosen]
+
+
+def shown(clip: SeenClip | None) -> str:
+    """What stands around a question about the clip, as v2l itself writes it; None: about one that is not seen."""
+    if clip is None:
+        return question_text(PLACE)
+    return video_text(clip.frames, clip.total, PLACE, GEOMETRY, generation_prompt=True)
+
+
+class ClipBatches(Steps):
+    """Of each step: the images of its clips and their sheets, with whether each is seen. All clips of a step show as
+    many frames, so that little is padding."""
+
+    def __init__(self, stage: LanguageStage):
+        self.stage = stage
+        self.tokenizer = train_tokenizer()
+
+    def __len__(self) -> int:
+        return self.stage.steps
+
+    def batch(self, step: int) -> list[tuple[torch.Tensor | None, Sheet]]:
+        """(images, sheet) of each clip; fewer clips where frames are many."""
+        stage = self.stage
+        random = np.random.default_rng([stage.seed, step])
+        tiled = random.random() < stage.tiled
+        most = stage.many_frames if random.random() < 1 / 8 else stage.frames
+        count = int(random.integers(1, most // 3 + 1)) if tiled else int(random.integers(2, most + 1))
+        clips = [sample_clip(random, count, tiled) for _ in range(max(1, stage.batch * 12 // max(12, count)))]
+        sheets = []
+        for clip in clips:
+            asked = [(each.prompt, each.answer) for each in clip_questions(clip, random, stage.questions)]
+            seen = random.random() >= stage.unseen
+            sheet = write_sheet(shown(clip if seen else None), asked, self.tokenizer)
+            sheets.append((torch.from_numpy(clip.images) if seen else None, sheet))
+        return sheets
 
 
 class Trainer:
-    """The model with its vision tower as stage 1 left it, and everything that a checkpoint keeps."""
+    """The model as stage 1 left it, and everything that a checkpoint keeps."""
 
     def __init__(self, stage: LanguageStage, vision: Path, output: Path):
         self.stage, self.output = stage, output
-        self.model = new_model(stage.seed)
-        self.tokenizer = train_tokenizer()
-        self.image_id = self.tokenizer.token_to_id(IMAGE)
-        reader = torch.load(vision, weights_only=True)["reader"]
+        self.device = choose_device(None)
+        self.model = new_model(stage.seed).to(self.device)
+        self.batches = ClipBatches(stage)
+        self.image_id = self.batches.tokenizer.token_to_id(IMAGE)
+        reader = torch.load(vision, weights_only=True, map_location="cpu")["reader"]
         self._load_part(self.model.model.vision_model, reader, "tower.")
         self._load_part(self.model.model.connector, reader, "connector.")
-        self.model.model.vision_model.requires_grad_(False)
-        learned = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        self.optimizer = torch.optim.AdamW(learned, lr=stage.learning_rate, weight_decay=0.01)
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._rate)
+        tower = list(self.model.model.vision_model.parameters())
+        names = {id(parameter) for parameter in tower}
+        rest = [parameter for parameter in self.model.parameters() if id(parameter) not in names]
+        groups = [{"params": rest}, {"params": tower, "lr": stage.learning_rate * stage.tower_share}]
+        self.optimizer = torch.optim.AdamW(groups, lr=stage.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
+        self.schedule = warm_cosine(self.optimizer, stage.steps, stage.warmup)
         self.parts = {"model": self.model, "optimizer": self.optimizer, "schedule": self.schedule}
 
     def train(self) -> Iterator[dict[str, float]]:
@@ -136,63 +177,44 @@ class Trainer:
         stage = self.stage
         self.output.mkdir(parents=True, exist_ok=True)
         first = restore(self.parts, self.output / "language.pt")
-        started, losses = time.perf_counter(), []
-        for step in range(first, stage.steps):
-            loss = self.loss(step)
+        started, losses, clips = time.perf_counter(), [], 0
+        for step, sheets in enumerate(prepared(self.batches, first, stage.workers), first):
+            with mixed(self.device):
+                loss = self.loss(sheets)
             self.optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
             self.optimizer.step()
             self.schedule.step()
             losses.append(loss.item())
+            clips += len(sheets)
             if (step + 1) % stage.save_every == 0 or step + 1 == stage.steps:
                 keep(self.parts, step + 1, self.output / "language.pt")
                 save_model(self.model, self.output / "model")
-                rate = (step + 1 - first) * stage.batch / (time.perf_counter() - started)
+                rate = clips / (time.perf_counter() - started)
                 mean = sum(losses[-stage.save_every :]) / len(losses[-stage.save_every :])
-                record = {"step": step + 1, "loss": round(mean, 4), "clips_per_second": round(rate, 1)}
-                with open(self.output / "metrics.jsonl", "a", encoding="utf-8") as file:
-                    file.write(json.dumps(record) + "\n")
-                yield record
+                values = {"step": step + 1, "loss": round(mean, 4), "clips_per_second": round(rate, 1)}
+                record(self.output / "metrics.jsonl", values)
+                yield values
 
-    def loss(self, step: int) -> torch.Tensor:
+    def loss(self, clips: Sequence[tuple[torch.Tensor | None, Sheet]]) -> torch.Tensor:
         """Cross-entropy of the answers of one batch, the mean over their tokens."""
-        random = np.random.default_rng([self.stage.seed, step])
-        clips = [sample_clip(random) for _ in range(self.stage.batch)]
-        seen = self._see(clips)
-        embedded, labels = [], []
-        for clip, images in zip(clips, seen, strict=True):
-            turns = clip_turns(clip, random, self.stage.questions)
-            unseen = random.random() < self.stage.unseen
-            first = question_text(turns[0].prompt) if unseen else video_prompt(clip, turns[0].prompt)
-            ids, wanted = sequence(first, turns, self.tokenizer)
-            embedded.append(self._embed(torch.tensor(ids), None if unseen else images))
-            labels.append(torch.tensor(wanted))
-        inputs = nn.utils.rnn.pad_sequence(embedded, batch_first=True)
-        targets = nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=IGNORED)
-        # padding stands on the right, where a causal model does not look
-        hidden = self.model.model.text_model(inputs_embeds=inputs, use_cache=False).last_hidden_state
-        counted = targets[:, 1:] != IGNORED
-        return F.cross_entropy(self.model.lm_head(hidden[:, :-1][counted]), targets[:, 1:][counted])
-
-    def _see(self, clips: list[SeenClip]) -> list[torch.Tensor]:
-        """Each clip's image embeddings, (F * tokens, D)."""
-        images = torch.from_numpy(np.concatenate([clip.images for clip in clips])).float()
-        with torch.no_grad():
-            pixels = (images / 255 - PIXEL_MEAN) / PIXEL_STD
+        sheets = Sheets.stack([sheet for _, sheet in clips], self.device)
+        embedded = self.model.model.text_model.embed_tokens(sheets.ids)
+        images = [images for images, _ in clips if images is not None]
+        if images:
+            pixels = (torch.cat(images).to(self.device).float() / 255 - PIXEL_MEAN) / PIXEL_STD
             patches = self.model.model.vision_model(pixel_values=pixels).last_hidden_state
-        seen = self.model.model.connector(patches)
-        return [part.flatten(0, 1) for part in seen.split([len(clip.images) for clip in clips])]
-
-    def _embed(self, ids: torch.Tensor, images: torch.Tensor | None) -> torch.Tensor:
-        embedded = self.model.model.text_model.embed_tokens(ids)
-        if images is None:
-            return embedded
-        return embedded.masked_scatter((ids == self.image_id)[:, None], images)
-
-    def _rate(self, step: int) -> float:
-        done = (step - self.stage.warmup) / max(1, self.stage.steps - self.stage.warmup)
-        return (step + 1) / self.stage.warmup if done < 0 else 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+            seen = self.model.model.connector(patches).to(embedded.dtype)
+            embedded = embedded.masked_scatter((sheets.ids == self.image_id)[..., None], seen)
+        read = self.model.model.text_model(
+            inputs_embeds=embedded,
+            attention_mask=sheets.visible(),
+            position_ids=sheets.positions,
+            use_cache=False,
+        )
+        counted, wanted, _ = sheets.answers()
+        return F.cross_entropy(self.model.lm_head(read.last_hidden_state[:, :-1][counted]).float(), wanted)
 
     @staticmethod
     def _load_part(module: nn.Module, state: dict[str, torch.Tensor], prefix: str) -> None:

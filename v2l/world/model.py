@@ -13,15 +13,15 @@ from v2l.prompt import END_OF_TURN, IMAGE, START
 from v2l.world.tokenizer import PAD, SPECIAL_TOKENS, VOCABULARY, save_tokenizer, train_tokenizer
 
 IMAGE_SIZE = 64
-POSITIONS = 2048
+POSITIONS = 512
 
 
 def tiny_config() -> SmolVLMConfig:
-    """A SmolVLM of 2.8 million parameters: 64-pixel images, 4 tokens each, 2,048 positions."""
+    """A SmolVLM of 2.8 million parameters: 64-pixel images, 4 tokens each, 512 positions."""
     vision = {
         "hidden_size": 128,
         "intermediate_size": 256,
-        "num_hidden_layers": 5,
+        "num_hidden_layers": 4,
         "num_attention_heads": 4,
         "image_size": IMAGE_SIZE,
         "patch_size": 8,

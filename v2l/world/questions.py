@@ -1,4 +1,4 @@
-"""What can be asked about a scene, with the answers, from the frames that are seen of it.
+"""What can be asked about a story, with the answers, from the frames that are seen of it.
 
 Every kind of question has several phrasings, the last of which is kept for the test. Many questions bind a time to
 what is seen then: without them a small model does not learn that things move.
@@ -14,7 +14,7 @@ from itertools import pairwise
 import numpy as np
 
 from v2l.errors import V2LError
-from v2l.world.scene import Scene, Shape, place_name
+from v2l.world.scene import Scene, Shape, Story, place_is_clear, place_name
 
 PHRASINGS = {
     "words": ("what is on the whiteboard?", "what does the whiteboard say?", "read the whiteboard."),
@@ -33,6 +33,16 @@ PHRASINGS = {
     "start": ("where does the {kind} start?", "where is the {kind} at first?", "where does the {kind} come from?"),
     "end": ("where does the {kind} end?", "where is the {kind} at last?", "where does the {kind} stop?"),
     "motion": ("how does the {kind} move?", "which way does the {kind} go?", "describe how the {kind} moves."),
+    "colour at": (
+        "what colour is the {kind} at {time}?",
+        "at {time}, which colour has the {kind}?",
+        "tell me the colour of the {kind} at {time}.",
+    ),
+    "shape at": (
+        "which shape is {colour} at {time}?",
+        "at {time}, what is the {colour} thing?",
+        "tell me which shape is {colour} at {time}.",
+    ),
     "count": ("how many shapes are there?", "how many shapes can you see?", "count the shapes."),
 }
 """Kind of question to its phrasings, the one for the test last."""
@@ -50,11 +60,12 @@ class Question:
 
 
 def ask_about(
-    scene: Scene, times: Sequence[float], random: np.random.Generator, kept_phrasing: bool = False
+    story: Story, times: Sequence[float], random: np.random.Generator, kept_phrasing: bool = False
 ) -> list[Question]:
-    """One question of every kind that the scene allows, about one of its shapes, words and times each.
+    """One question of every kind that the story allows, about one of its shapes, words and times each.
 
-    times: seconds of the frames that are seen, ascending; nothing is asked that they do not show
+    times: seconds of the frames that are seen, ascending; nothing is asked that they do not show. Of a story of
+        several scenes every question names its time or an order.
     kept_phrasing: the phrasing that is kept for the test instead of one of the others
     """
     if not times:
@@ -64,24 +75,35 @@ def ask_about(
         for kind, phrasings in PHRASINGS.items()
     }
     return [
-        Question(kind, choices[kind].format(**names), answer) for kind, names, answer in _facts(scene, times, random)
+        Question(kind, choices[kind].format(**names), answer) for kind, names, answer in _facts(story, times, random)
     ]
 
 
-def caption(scene: Scene, times: Sequence[float], random: np.random.Generator) -> Question:
-    """A prompt of the published training's kind and a caption that says everything."""
-    shapes = " ".join(
-        f"{'An' if shape.colour == 'orange' else 'A'} {shape.colour} {shape.kind} {_MOVES[shape.motion]}."
-        for shape in scene.shapes
-    )
-    board = f"The whiteboard says {' then '.join(seen_words(scene, times))}."
-    return Question("caption", CAPTION_PROMPTS[random.integers(len(CAPTION_PROMPTS))], f"{shapes} {board}")
+def caption(story: Story, times: Sequence[float], random: np.random.Generator) -> Question:
+    """A prompt of the published training's kind and a caption that says what the frames show: the shapes of one scene,
+    and the words of any number."""
+    told = f"The whiteboard says {' then '.join(seen_words(story, times))}."
+    if len(story.scenes) == 1:
+        scene = story.scenes[0]
+        moves = shows_motion(scene, times)
+        shapes = " ".join(
+            f"{'An' if shape.colour == 'orange' else 'A'} {shape.colour} {shape.kind}"
+            f"{' ' + _MOVES[shape.motion] if moves else ''}."
+            for shape in scene.shapes
+        )
+        told = f"{shapes} {told}"
+    return Question("caption", CAPTION_PROMPTS[random.integers(len(CAPTION_PROMPTS))], told)
 
 
-def seen_words(scene: Scene, times: Sequence[float]) -> list[str]:
+def seen_words(story: Story, times: Sequence[float]) -> list[str]:
     """The words on the board in those frames, in their order."""
-    words = [scene.board.word_at(seconds) for seconds in times]
+    words = [story.at(seconds).board.word_at(seconds) for seconds in times]
     return words[:1] + [after for before, after in pairwise(words) if after != before]
+
+
+def shows_motion(scene: Scene, times: Sequence[float]) -> bool:
+    """Whether those frames tell every motion from every other: four or more that span most of the scene."""
+    return len(times) >= 4 and scene.progress(times[-1]) - scene.progress(times[0]) >= 0.7
 
 
 def clock(seconds: float) -> str:
@@ -102,20 +124,21 @@ _MOVES = {
 }
 
 
-def _facts(scene: Scene, times: Sequence[float], random: np.random.Generator) -> Iterator[Fact]:
+def _facts(story: Story, times: Sequence[float], random: np.random.Generator) -> Iterator[Fact]:
     def pick(items: Sequence) -> object:
         return items[random.integers(len(items))]
 
-    yield from _word_facts(scene, times, pick)
-    yield from _shape_facts(scene, times, pick)
-    yield "count", {}, ("one", "two")[len(scene.shapes) - 1]
+    yield from _word_facts(story, times, pick)
+    yield from _timed_facts(story, times, pick)
+    if len(story.scenes) == 1:
+        yield from _lasting_facts(story.scenes[0], times, pick)
 
 
-def _word_facts(scene: Scene, times: Sequence[float], pick: Callable) -> Iterator[Fact]:
-    words = seen_words(scene, times)
+def _word_facts(story: Story, times: Sequence[float], pick: Callable) -> Iterator[Fact]:
+    words = seen_words(story, times)
     seconds = pick(times)
     yield "words", {}, " then ".join(words)
-    yield "word at", {"time": clock(seconds)}, scene.board.word_at(seconds)
+    yield "word at", {"time": clock(seconds)}, story.at(seconds).board.word_at(seconds)
     if len(words) > 1:  # with one word, first and last would ask the same as the plain question
         before, after = pick(list(pairwise(words)))
         yield "word first", {}, words[0]
@@ -124,13 +147,30 @@ def _word_facts(scene: Scene, times: Sequence[float], pick: Callable) -> Iterato
         yield "word before", {"word": after}, before
 
 
-def _shape_facts(scene: Scene, times: Sequence[float], pick: Callable) -> Iterator[Fact]:
-    shape: Shape = pick(scene.shapes)
+def _timed_facts(story: Story, times: Sequence[float], pick: Callable) -> Iterator[Fact]:
     seconds = pick(times)
+    shape: Shape = pick(story.at(seconds).shapes)
+    yield "colour at", {"kind": shape.kind, "time": clock(seconds)}, shape.colour
+    yield "shape at", {"colour": shape.colour, "time": clock(seconds)}, shape.kind
+    placed = [
+        (shape, seconds, place)
+        for seconds in times
+        for shape in story.at(seconds).shapes
+        if place_is_clear(*(place := story.at(seconds).where(shape, seconds)))
+    ]
+    if placed:
+        shape, seconds, place = pick(placed)
+        yield "place at", {"kind": shape.kind, "time": clock(seconds)}, place_name(*place)
+
+
+def _lasting_facts(scene: Scene, times: Sequence[float], pick: Callable) -> Iterator[Fact]:
+    shape: Shape = pick(scene.shapes)
     yield "colour", {"kind": shape.kind}, shape.colour
     yield "shape", {"colour": shape.colour}, shape.kind
-    yield "place at", {"kind": shape.kind, "time": clock(seconds)}, place_name(*scene.where(shape, seconds))
-    if len(times) > 1:
-        yield "start", {"kind": shape.kind}, place_name(*scene.where(shape, times[0]))
-        yield "end", {"kind": shape.kind}, place_name(*scene.where(shape, times[-1]))
+    for kind, seconds in (("start", times[0]), ("end", times[-1])):
+        place = scene.where(shape, seconds)
+        if len(times) > 1 and place_is_clear(*place):
+            yield kind, {"kind": shape.kind}, place_name(*place)
+    if shows_motion(scene, times):
         yield "motion", {"kind": shape.kind}, shape.motion
+    yield "count", {}, ("one", "two")[len(scene.shapes) - 1]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,6 +42,8 @@ HELD_OUT_SHARE = 16
 
 FEWEST_SECONDS, MOST_SECONDS = 2.0, 3600.0
 BOARD_HEIGHT = 0.27
+UNCLEAR = 0.025
+"""Distance from the border between two ninths, about a pixel and a half of 64, within which none is asked for."""
 _NEAR, _FAR = (0.13, 0.27), (0.73, 0.87)
 _GREYS = ((225, 222, 215), (190, 200, 210), (120, 125, 130), (70, 75, 85), (35, 35, 40), (205, 190, 165))
 
@@ -118,9 +121,33 @@ class Scene:
         return shape.place(self.progress(seconds))
 
 
+@dataclass(frozen=True)
+class Story:
+    """Scenes one after the other, each with its own board and shapes; most videos are a single one."""
+
+    scenes: tuple[Scene, ...]
+
+    @property
+    def start(self) -> float:
+        return self.scenes[0].start
+
+    @property
+    def duration(self) -> float:
+        return self.scenes[-1].start + self.scenes[-1].duration - self.start
+
+    def at(self, seconds: float) -> Scene:
+        """The scene that is on at that time of the video."""
+        return self.scenes[max(0, sum(scene.start <= seconds for scene in self.scenes) - 1)]
+
+
 def place_name(x: float, y: float) -> str:
     """The name of the ninth of the frame that the point lies in."""
     return PLACES[min(int(y * 3), 2)][min(int(x * 3), 2)]
+
+
+def place_is_clear(x: float, y: float) -> bool:
+    """Whether the point lies at least `UNCLEAR` from the borders between ninths, so that its place has one name."""
+    return all(abs(side - border) >= UNCLEAR for side in (x, y) for border in (1 / 3, 2 / 3))
 
 
 def is_held_out(colour: str, kind: str, motion: str, word: str) -> bool:
@@ -135,28 +162,39 @@ def held_out_in(scene: Scene) -> bool:
     return any(is_held_out(shape.colour, shape.kind, shape.motion, word) for shape, word in pairs)
 
 
-def sample_scene(split: str, seed: int, duration: float, start: float = 0.0, views: int = 12) -> Scene:
-    """The scene of that split and seed.
+def sample_story(split: str, seed: int, duration: float, start: float = 0.0, views: int = 12, count: int = 1) -> Story:
+    """The story of that split and seed: `count` scenes of equal length, of which no two write the same word, so that
+    "what comes after lora" has one answer.
 
     duration, start: seconds; views: that many evenly spread looks see every word at least once
-    Raises V2LError for an unknown split or a length outside 2 seconds to an hour.
+    Raises V2LError for an unknown split, a length outside 2 seconds to an hour or more scenes than it has seconds.
     """
     if split not in SPLITS:
         raise V2LError(f"there is no split {split!r}; choose one of {', '.join(SPLITS)}")
     if not FEWEST_SECONDS <= duration <= MOST_SECONDS:
-        raise V2LError(f"a scene of {duration:g} s was asked for; it may last {FEWEST_SECONDS:g} to {MOST_SECONDS:g} s")
+        raise V2LError(f"a story of {duration:g} s was asked for; it may last {FEWEST_SECONDS:g} to {MOST_SECONDS:g} s")
+    if not 1 <= count <= min(duration, len(WORDS)):
+        raise V2LError(
+            f"{count} scenes were asked for in {duration:g} s; give 1 to {len(WORDS)}, a second each or more"
+        )
     random = np.random.default_rng([SPLITS.index(split), seed])
-    while True:
-        scene = _draw_lots(random, duration, start, views)
-        if held_out_in(scene) == (split == "held-out"):
-            return scene
+    each = duration / count
+    scenes = []
+    for words in np.array_split(random.permutation(len(WORDS)), count):
+        while True:
+            random.shuffle(words)
+            scene = _draw_lots(random, each, start + each * len(scenes), views // count, words)
+            if held_out_in(scene) == (split == "held-out"):
+                break
+        scenes.append(scene)
+    return Story(tuple(scenes))
 
 
-def _draw_lots(random: np.random.Generator, duration: float, start: float, views: int) -> Scene:
+def _draw_lots(random: np.random.Generator, duration: float, start: float, views: int, words: Sequence[int]) -> Scene:
     background = tuple(_jitter(random, _GREYS[random.integers(len(_GREYS))], 12) for _ in range(2))
     if random.random() < 0.5:
         background = (background[0], background[0])
-    board = _sample_board(random, duration, start, views)
+    board = _sample_board(random, duration, start, views, words)
     return Scene(
         start=start,
         duration=duration,
@@ -169,9 +207,11 @@ def _draw_lots(random: np.random.Generator, duration: float, start: float, views
     )
 
 
-def _sample_board(random: np.random.Generator, duration: float, start: float, views: int) -> Board:
-    count = min(int(random.integers(1, 5)), max(1, views // 2))
-    words = random.choice(len(WORDS), count, replace=False)
+def _sample_board(
+    random: np.random.Generator, duration: float, start: float, views: int, choice: Sequence[int]
+) -> Board:
+    count = min(int(random.integers(1, 5)), max(1, views // 2), len(choice))
+    words = choice[:count]
     # each word stays for its least share of the time, and a random part of what is left
     least = 1.2 / max(views, 1) if count > 1 else 0.0
     spare = random.dirichlet([1.0] * count) * (1 - least * count)

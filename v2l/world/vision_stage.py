@@ -1,11 +1,12 @@
 """Stage 1 of the frozen model: the vision tower and the connector learn single frames through linear heads.
 
 Learning to see through the language loss alone takes far longer: `python -m v2l.world.vision_stage OUTPUT` first.
+Every patch of the tower is asked for the shape that covers it, which teaches kinds and colours within minutes; the
+image tokens behind the connector are asked for what the language model will need.
 """
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,10 +17,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from v2l.optimise import Steps, keep, mixed, prepared, record, restore, warm_cosine
 from v2l.prompt import PIXEL_MEAN, PIXEL_STD, VisionGeometry, frame_images
+from v2l.vlm import choose_device
 from v2l.world.draw import draw
 from v2l.world.model import IMAGE_SIZE, new_model
-from v2l.world.scene import COLOURS, KINDS, PLACES, WORDS, Scene, place_name, sample_scene
+from v2l.world.scene import COLOURS, KINDS, PLACES, WORDS, Scene, place_name, sample_story
 
 GEOMETRY = VisionGeometry(IMAGE_SIZE, 4, IMAGE_SIZE)
 COLOUR_NAMES = tuple(COLOURS)
@@ -30,34 +33,46 @@ LABELS = {
     **{f"place of {kind}": len(PLACE_NAMES) + 1 for kind in KINDS},
 }
 """What a frame is asked for, and among how many answers; of a shape that is not there, the last."""
+PATCH_SIDE = 8
+PATCH_LABELS = {"patch kind": len(KINDS) + 1, "patch colour": len(COLOURS) + 1}
+"""What each of the tower's patches is asked for; where no shape covers its middle, the last."""
+
+BARE_PATCH = 0.05
+"""What a patch without a shape weighs in the loss, against 1 for a covered one."""
 
 
 @dataclass(frozen=True)
 class VisionStage:
-    """steps of batch frames; learning_rate: at the start, cosine to zero; save_every: steps between checkpoints, at
-    which `measured` frames are looked at."""
+    """steps of batch frames; learning_rate: its peak, after `warmup` steps and before a cosine to zero.
 
-    steps: int = 2500
+    save_every: steps between checkpoints, at which `measured` frames are looked at
+    workers: processes that draw frames ahead, for a machine whose cores training leaves idle
+    """
+
+    steps: int = 4000
     batch: int = 64
-    learning_rate: float = 1e-3
+    learning_rate: float = 1.5e-3
+    warmup: int = 100
     weight_decay: float = 0.01
-    save_every: int = 250
+    save_every: int = 500
+    workers: int = 0
     measured: int = 512
     seed: int = 0
 
 
 def frame_batch(seed: int, step: int, count: int, split: str = "train") -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """Images (count, 3, S, S) in the model's range and labels (count,) by name; the same for the same seed and step."""
+    """Images (count, 3, S, S) in the model's range and labels by name, (count,) or, of patches, (count, P); the same
+    for the same seed and step."""
     random = np.random.default_rng([seed, step])
     pixels, labels = [], []
     for _ in range(count):
-        scene = sample_scene(split, int(random.integers(2**31)), 8.0)
+        scene = sample_story(split, int(random.integers(2**31)), 8.0).scenes[0]
         seconds = float(random.uniform(0, 8))
         height, width = (int(side) for side in random.integers(64, 129, 2))
         pixels.append(frame_images(draw(scene, seconds, height, width), GEOMETRY)[0])
-        labels.append(frame_labels(scene, seconds))
+        labels.append({**frame_labels(scene, seconds), **patch_labels(scene, seconds, width / height)})
     images = (torch.from_numpy(np.stack(pixels)).float() / 255 - PIXEL_MEAN) / PIXEL_STD
-    return images, {name: torch.tensor([label[name] for label in labels]) for name in LABELS}
+    return images, {name: torch.tensor(np.array([label[name] for label in labels])) for name in labels[0]}
 
 
 def frame_labels(scene: Scene, seconds: float) -> dict[str, int]:
@@ -70,6 +85,23 @@ def frame_labels(scene: Scene, seconds: float) -> dict[str, int]:
     return labels
 
 
+def patch_labels(scene: Scene, seconds: float, aspect: float) -> dict[str, np.ndarray]:
+    """For each patch of the squashed frame, row by row, the kind and the colour of the shape over its middle.
+
+    aspect: width by height of the frame before it was squashed
+    """
+    middles = (np.arange(PATCH_SIDE) + 0.5) / PATCH_SIDE
+    labels = {name: np.full((PATCH_SIDE, PATCH_SIDE), size - 1) for name, size in PATCH_LABELS.items()}
+    for shape in scene.shapes:
+        x, y = scene.where(shape, seconds)
+        reach = 0.45 * shape.size  # of the frame's shorter side, a little less than the shape's radius
+        across, down = reach * min(1.0, 1 / aspect), reach * min(1.0, aspect)
+        covered = ((middles[None] - x) / across) ** 2 + ((middles[:, None] - y) / down) ** 2 < 1
+        labels["patch kind"][covered] = KINDS.index(shape.kind)
+        labels["patch colour"][covered] = COLOUR_NAMES.index(shape.colour)
+    return {name: label.ravel() for name, label in labels.items()}
+
+
 class FrameReader(nn.Module):
     """The model's vision tower and connector under one linear head for each label."""
 
@@ -79,83 +111,84 @@ class FrameReader(nn.Module):
         self.tower, self.connector = model.vision_model, model.connector
         width = model.text_model.config.hidden_size * GEOMETRY.tokens_per_image
         self.heads = nn.ModuleDict({name: nn.Linear(width, size) for name, size in LABELS.items()})
+        patch = model.vision_model.config.hidden_size
+        self.patch_heads = nn.ModuleDict({name: nn.Linear(patch, size) for name, size in PATCH_LABELS.items()})
 
     def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Logits (B, answers) by label of images (B, 3, S, S)."""
-        seen = self.connector(self.tower(pixel_values=images).last_hidden_state).flatten(1)
-        return {name: head(seen) for name, head in self.heads.items()}
+        """Logits by label of images (B, 3, S, S): (B, answers), and (B, answers, P) of patches."""
+        patches = self.tower(pixel_values=images).last_hidden_state
+        seen = self.connector(patches).flatten(1)
+        logits = {name: head(seen).float() for name, head in self.heads.items()}
+        return logits | {name: head(patches).float().transpose(1, 2) for name, head in self.patch_heads.items()}
+
+
+class FrameBatches(Steps):
+    """Frames and labels of each step of the stage."""
+
+    def __init__(self, stage: VisionStage):
+        self.stage = stage
+
+    def __len__(self) -> int:
+        return self.stage.steps
+
+    def batch(self, step: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """See `frame_batch`."""
+        return frame_batch(self.stage.seed, step, self.stage.batch)
 
 
 def train(stage: VisionStage, output: Path) -> Iterator[dict[str, float]]:
     """Trains, going on from the last checkpoint in `output`; yields and appends to metrics.jsonl a record at each."""
     output.mkdir(parents=True, exist_ok=True)
-    reader = FrameReader(stage.seed)
-    decay = {"lr": stage.learning_rate, "weight_decay": stage.weight_decay}
-    optimizer = torch.optim.AdamW(reader.parameters(), **decay)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, stage.steps)
+    device = choose_device(None)
+    reader = FrameReader(stage.seed).to(device)
+    optimizer = torch.optim.AdamW(reader.parameters(), lr=stage.learning_rate, weight_decay=stage.weight_decay)
+    schedule = warm_cosine(optimizer, stage.steps, stage.warmup)
     parts = {"reader": reader, "optimizer": optimizer, "schedule": schedule}
     first = restore(parts, output / "vision.pt")
-    started = time.perf_counter()
-    for step in range(first, stage.steps):
-        images, labels = frame_batch(stage.seed, step, stage.batch)
-        logits = reader(images)
-        loss = sum(F.cross_entropy(logits[name], labels[name]) for name in LABELS)
+    started, losses = time.perf_counter(), []
+    for step, (images, labels) in enumerate(prepared(FrameBatches(stage), first, stage.workers), first):
+        with mixed(device):
+            logits = reader(images.to(device))
+        loss = sum(_loss(name, logits[name], labels[name].to(device)) for name in logits)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(reader.parameters(), 1.0)
         optimizer.step()
         schedule.step()
+        losses.append(loss.item())
         if (step + 1) % stage.save_every == 0 or step + 1 == stage.steps:
             keep(parts, step + 1, output / "vision.pt")
             rate = (step + 1 - first) * stage.batch / (time.perf_counter() - started)
-            record = {
+            values = {
                 "step": step + 1,
-                "loss": loss.item(),
+                "loss": round(sum(losses[-stage.save_every :]) / len(losses[-stage.save_every :]), 4),
                 "frames_per_second": round(rate, 1),
                 **measure(reader, stage.measured),
             }
-            with open(output / "metrics.jsonl", "a", encoding="utf-8") as file:
-                file.write(json.dumps(record) + "\n")
-            yield record
+            record(output / "metrics.jsonl", values)
+            yield values
+
+
+def _loss(name: str, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy; among patches the many that no shape covers count little."""
+    weight = torch.ones(logits.shape[1], device=logits.device)
+    if name in PATCH_LABELS:
+        weight[-1] = BARE_PATCH
+    return F.cross_entropy(logits, labels, weight)
 
 
 @torch.no_grad()
 def measure(reader: FrameReader, count: int) -> dict[str, float]:
-    """Accuracy by label on frames of the validation split, of the shapes that are there."""
+    """Accuracy by label on frames of the validation split, of the shapes and patches that are there."""
     images, labels = frame_batch(0, 0, count, split="validation")
-    reader.eval()
-    logits = {name: torch.cat(parts) for name, parts in _by_name(reader(part) for part in images.split(128)).items()}
-    reader.train()
-    right = {"word": [], "colour": [], "place": []}
-    for name, size in LABELS.items():
-        there = labels[name] != size - 1 if name != "word" else torch.ones(count, dtype=torch.bool)
-        right[name.split()[0]].append((logits[name].argmax(-1) == labels[name])[there])
+    device = next(reader.parameters()).device
+    told = [reader(part.to(device)) for part in images.split(128)]
+    logits = {name: torch.cat([part[name] for part in told]).cpu() for name in told[0]}
+    right = {"word": [], "colour": [], "place": [], "patch": []}
+    for name, size in (LABELS | PATCH_LABELS).items():
+        there = labels[name] < (size if name == "word" else size - 1)
+        right[name.split()[0]].append((logits[name].argmax(1) == labels[name])[there])
     return {name: round(torch.cat(parts).float().mean().item(), 4) for name, parts in right.items()}
-
-
-def _by_name(parts: Iterator[dict[str, torch.Tensor]]) -> dict[str, list[torch.Tensor]]:
-    together: dict[str, list[torch.Tensor]] = {name: [] for name in LABELS}
-    for part in parts:
-        for name, logits in part.items():
-            together[name].append(logits)
-    return together
-
-
-def keep(parts: dict, step: int, path: Path) -> None:
-    """Writes a checkpoint, whole or not at all."""
-    part = path.with_suffix(".part")
-    torch.save({"step": step, **{name: each.state_dict() for name, each in parts.items()}}, part)
-    part.replace(path)
-
-
-def restore(parts: dict, path: Path) -> int:
-    """Puts back the last checkpoint, if there is one; the step to go on with."""
-    if not path.exists():
-        return 0
-    kept = torch.load(path, weights_only=True)
-    for name, each in parts.items():
-        each.load_state_dict(kept[name])
-    return kept["step"]
 
 
 if __name__ == "__main__":

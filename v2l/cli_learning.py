@@ -1,0 +1,194 @@
+"""The commands of those who train hypernetworks and measure them: `v2l eval` and `v2l train`, for cli.py."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from v2l.options import (
+    Control,
+    Debug,
+    Device,
+    Fps,
+    Frames,
+    HypernetworkFile,
+    Json,
+    Metric,
+    Model,
+    NumberType,
+    Quiet,
+    Resolution,
+    check_above_zero,
+)
+from v2l.running import command
+
+
+def evaluate(
+    manifest: Annotated[
+        Path, typer.Argument(readable=False, metavar="MANIFEST", help="Examples, one JSON object a line.")
+    ],
+    root: Annotated[
+        Path | None,
+        typer.Option("--root", readable=False, metavar="FOLDER", help="Where video paths start; else at the manifest."),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            readable=False,
+            metavar="FILE",
+            help="Every answer, gone on from; else MANIFEST.eval.jsonl.",
+        ),
+    ] = None,
+    metric: Annotated[Metric, typer.Option("--metric", help="What the tables show.")] = Metric.exact,
+    margin: Annotated[
+        float, typer.Option("--margin", metavar="X", help="For equivalence; the paper's is 0.05.")
+    ] = 0.05,
+    without: Annotated[
+        list[Control] | None, typer.Option("--without", help="A control to leave out; may be given again.")
+    ] = None,
+    frames: Frames = None,
+    fps: Fps = None,
+    resolution: Resolution = None,
+    max_new_tokens: Annotated[
+        int, typer.Option("--max-new-tokens", min=1, metavar="N", help="The longest answer.")
+    ] = 64,
+    model: Model = None,
+    hypernetwork: HypernetworkFile = None,
+    device: Device = None,
+    dtype: NumberType = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Hold adapters against the video in context.
+
+    The same frozen model answers every question with the video in context, with its adapter, with neither, with the
+    learned bias alone and with another clip's adapter; the differences come with intervals resampled by clip.
+    """
+    with command(as_json, quiet, debug) as display:
+        check_above_zero("--fps", fps)
+        check_above_zero("--margin", margin)
+        from v2l import commands
+        from v2l.evaluate import CONDITIONS, Setting
+        from v2l.sampling import Reading
+
+        kept = tuple(name for name in CONDITIONS if name not in (without or []))
+        ok = commands.evaluate(
+            manifest,
+            root,
+            output,
+            Setting(Reading(frames, fps, None, None, resolution), max_new_tokens, kept),
+            commands.choice(model, hypernetwork, device, dtype),
+            display,
+            metric,
+            margin,
+        )
+        raise typer.Exit(0 if ok else 1)
+
+
+def train(
+    manifest: Annotated[
+        Path, typer.Argument(readable=False, metavar="MANIFEST", help="Examples, one JSON object a line.")
+    ],
+    output: Annotated[
+        Path,
+        typer.Option("--output", "-o", readable=False, metavar="FOLDER", help="Where the run lives; gone on with."),
+    ],
+    validation: Annotated[
+        Path | None,
+        typer.Option(
+            "--validation", readable=False, metavar="MANIFEST", help="To choose the best by; else every 100th clip."
+        ),
+    ] = None,
+    root: Annotated[
+        Path | None,
+        typer.Option("--root", readable=False, metavar="FOLDER", help="Where video paths start; else at the manifest."),
+    ] = None,
+    sizes: Annotated[
+        str | None,
+        typer.Option("--sizes", metavar="NAME=N,...", help="Of a fresh hypernetwork (rank, latent_size, ...)."),
+    ] = None,
+    teacher: Annotated[
+        bool, typer.Option("--teacher", help="Learn the frozen model's own answers, not the manifest's.")
+    ] = False,
+    kl_weight: Annotated[
+        float, typer.Option("--kl-weight", min=0, metavar="X", help="Of staying near the frozen model in context.")
+    ] = 0.0,
+    steps: Annotated[int, typer.Option("--steps", min=1, metavar="N", help="Optimisation steps.")] = 9000,
+    batch: Annotated[int, typer.Option("--batch", min=1, metavar="N", help="Clips in a step, all told.")] = 384,
+    together: Annotated[
+        int, typer.Option("--together", min=1, metavar="N", help="Clips in memory at a time; gradients add up.")
+    ] = 8,
+    learning_rate: Annotated[float, typer.Option("--learning-rate", metavar="X", help="Its peak.")] = 1e-4,
+    questions: Annotated[
+        int, typer.Option("--questions", min=1, metavar="N", help="At most this many of a clip at a time.")
+    ] = 4,
+    segments: Annotated[
+        int, typer.Option("--segments", min=1, metavar="N", help="Compose up to N adapters of a clip; 1 for never.")
+    ] = 8,
+    windows: Annotated[
+        int, typer.Option("--windows", min=1, metavar="N", help="Read a clip in up to N joint windows; 1 for never.")
+    ] = 8,
+    denser: Annotated[
+        float, typer.Option("--denser", min=1, metavar="X", help="Take up to X times the frames, from any offset.")
+    ] = 1.5,
+    frames: Frames = None,
+    fps: Fps = None,
+    resolution: Resolution = None,
+    validate_every: Annotated[
+        int, typer.Option("--validate-every", min=1, metavar="N", help="Steps between validations.")
+    ] = 1000,
+    save_every: Annotated[
+        int, typer.Option("--save-every", min=1, metavar="N", help="Steps between states to go on from.")
+    ] = 100,
+    workers: Annotated[int, typer.Option("--workers", min=0, metavar="N", help="Processes that read clips ahead.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, metavar="N", help="Of weights, order and cuts.")] = 42,
+    model: Model = None,
+    hypernetwork: HypernetworkFile = None,
+    device: Device = None,
+    dtype: NumberType = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Train a hypernetwork for a frozen model.
+
+    The folder gets the best hypernetwork by validation loss (hypernetwork.safetensors), the figures (metrics.jsonl),
+    the settings and a state: the same command goes on where it was interrupted. Clips are met whole, in joint windows
+    and as segments whose adapters are composed. Several GPUs: accelerate launch -m v2l train ...
+    --hypernetwork FILE starts from trained weights. The defaults are the published recipe's.
+    """
+    with command(as_json, quiet, debug) as display:
+        for name, value in (("--learning-rate", learning_rate), ("--fps", fps), ("--denser", denser)):
+            check_above_zero(name, value)
+        from v2l import learning
+        from v2l.commands import choice
+        from v2l.lessons import Curriculum
+        from v2l.train import Training
+
+        curriculum = Curriculum(
+            frames or Curriculum.frames, fps or Curriculum.fps, resolution, denser, windows, segments, questions
+        )
+        learning.train(
+            learning.Material(manifest, validation, root, teacher),
+            Training(
+                curriculum,
+                steps=steps,
+                batch=batch,
+                together=together,
+                learning_rate=learning_rate,
+                kl_weight=kl_weight,
+                validate_every=validate_every,
+                save_every=save_every,
+                workers=workers,
+                seed=seed,
+            ),
+            learning.read_sizes(sizes),
+            choice(model, hypernetwork, device, dtype),
+            output,
+            display,
+        )

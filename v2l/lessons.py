@@ -1,0 +1,239 @@
+"""What a training step reads: clips of a manifest, cut and sampled at random, with some of the questions about them.
+
+Everything follows from the seed and the step's number, in any process. A clip is met whole, in joint windows or in
+segments whose adapters will be composed (method section 6 and paper section 3.4), so that length and composition are
+learned and not hoped for.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+
+from v2l.errors import V2LError
+from v2l.manifest import Example
+from v2l.optimise import Steps
+from v2l.prompt import INTERNALIZATION_PROMPT, PromptFrame, VisionGeometry, frame_images, tile_grid, video_text
+from v2l.prompt import question_text as asked
+from v2l.sampling import Video, choose_frames
+from v2l.sheet import PLACE, Sheet, write_sheet
+from v2l.video import probe, read_frames
+
+
+@dataclass(frozen=True)
+class Curriculum:
+    """How clips are met in training.
+
+    frames, fps: of a clip, or of each segment, at most this many frames at this rate, as encoding will take them
+    resolution: pixels of a frame's longest edge; None for the frozen model's own
+    denser: frames are taken up to this many times as densely, from a random offset; 1 takes the same ones always
+    windows, segments: at most this many joint windows, and composed segments; 1 for none
+    questions: at most this many of a clip at a time
+    prompt: what the frozen model hears after the video
+    """
+
+    frames: int = 12
+    fps: float = 1.0
+    resolution: int | None = None
+    denser: float = 1.5
+    windows: int = 8
+    segments: int = 8
+    questions: int = 4
+    prompt: str = INTERNALIZATION_PROMPT
+
+
+@dataclass(frozen=True)
+class Reader:
+    """What turns a video into prompts: the frozen model's tokenizer, image geometry and number of positions."""
+
+    tokenizer: Tokenizer
+    geometry: VisionGeometry
+    positions: int
+
+    def ids(self, text: str) -> torch.Tensor:
+        """Token ids, (T,)."""
+        return torch.tensor(self.tokenizer.encode(text, add_special_tokens=False).ids)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A window or a segment: the ids, (T,), of its prompt and the images, (N, 3, S, S) uint8, that stand in it."""
+
+    ids: torch.Tensor
+    images: torch.Tensor
+    frames: int
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """One clip in one step.
+
+    composed: whether each part becomes an adapter of its own
+    sheet: questions and answers, without the video
+    in_context: the same behind the whole video, where that fits the model's positions
+    """
+
+    parts: tuple[Part, ...]
+    composed: bool
+    sheet: Sheet
+    in_context: Sheet | None
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """A clip that could not be read, and why."""
+
+    video: Path
+    reason: str
+
+
+class Lessons(Steps):
+    """The micro-batches of one process, in order: `per_step` of them make its share of a step.
+
+    batch: clips in a step, over all processes; together: at most this many of them in a micro-batch
+    process, processes: which one this is, of how many
+    """
+
+    def __init__(
+        self,
+        examples: Sequence[Example],
+        reader: Reader,
+        curriculum: Curriculum,
+        seed: int,
+        steps: int,
+        batch: int,
+        together: int,
+        process: tuple[int, int] = (0, 1),
+    ):
+        self.clips = group_by_clip(examples)
+        self.reader, self.curriculum, self.seed = reader, curriculum, seed
+        self.steps, self.clips_in_step, self.together = steps, batch, together
+        self.process, self.processes = process
+        self.per_step = math.ceil(batch / self.processes / together)
+
+    def __len__(self) -> int:
+        return self.steps * self.per_step
+
+    def batch(self, step: int) -> list[Lesson | Unreadable]:
+        """The lessons of micro-batch number `step`."""
+        step, part = divmod(step, self.per_step)
+        mine = range(self.process, self.clips_in_step, self.processes)
+        chosen = mine[part * self.together : (part + 1) * self.together]
+        return [self.lesson(step * self.clips_in_step + place) for place in chosen]
+
+    def lesson(self, number: int) -> Lesson | Unreadable:
+        """The number-th lesson since training began: each clip once, in random order, then each once more."""
+        turn, place = divmod(number, len(self.clips))
+        clip = self.clips[_shuffled(self.seed, turn, len(self.clips))[place]]
+        random = np.random.default_rng([self.seed, number, 1])
+        try:
+            return read_lesson(clip, self.reader, self.curriculum, random)
+        except V2LError as error:
+            return Unreadable(clip[0].video, str(error))
+
+
+def group_by_clip(examples: Sequence[Example]) -> list[list[Example]]:
+    """The examples of each clip, clips in the manifest's order."""
+    clips: dict[tuple, list[Example]] = {}
+    for example in examples:
+        clips.setdefault(example.clip, []).append(example)
+    return list(clips.values())
+
+
+def read_lesson(
+    clip: Sequence[Example], reader: Reader, curriculum: Curriculum, random: np.random.Generator | None
+) -> Lesson:
+    """One clip as a lesson; without `random` as encoding would read it, whole where that fits, and asked from the
+    first question on. Raises V2LError where the video cannot be read or a part of it does not fit."""
+    video = _probe(str(clip[0].video))
+    chosen = _frames(video, clip[0], curriculum, random)
+    rows, cols = tile_grid(video.width, video.height, reader.geometry, curriculum.resolution)
+    frames, images = [], []
+    for frame in read_frames(video, chosen):
+        frames.append(PromptFrame(frame.seconds, rows, cols))
+        images.append(torch.from_numpy(frame_images(frame.pixels, reader.geometry, curriculum.resolution)))
+
+    def prompt(part: Sequence[PromptFrame], said: str, answer: bool = False) -> str:
+        return video_text(part, video.duration, said, reader.geometry, generation_prompt=answer)
+
+    order = np.arange(len(clip)) if random is None else random.permutation(len(clip))
+    questions = [(clip[place].prompt, clip[place].target) for place in order[: curriculum.questions]]
+    in_context = write_sheet(prompt(frames, PLACE, answer=True), questions, reader.tokenizer)
+    whole = reader.ids(prompt(frames, curriculum.prompt))
+    fewest = max(1, math.ceil(len(whole) / reader.positions))
+    composed, count = _cut(len(frames), fewest, curriculum, random)
+    parts = []
+    for places in np.array_split(np.arange(len(frames)), count):
+        ids = whole if count == 1 else reader.ids(prompt([frames[place] for place in places], curriculum.prompt))
+        if len(ids) > reader.positions:
+            raise V2LError(f"{video.path}: {len(places)} frames do not fit the model's {reader.positions:,} positions")
+        parts.append(Part(ids, torch.cat([images[place] for place in places]), len(places)))
+    return Lesson(
+        tuple(parts),
+        composed,
+        write_sheet(asked(PLACE), questions, reader.tokenizer),
+        in_context if int(in_context.positions.max()) < reader.positions else None,
+    )
+
+
+def _frames(video: Video, clip: Example, curriculum: Curriculum, random: np.random.Generator | None) -> list[int]:
+    """The frames that all parts together show."""
+    most = curriculum.frames * max(curriculum.windows, curriculum.segments)
+    if random is None:
+        return choose_frames(video, most, curriculum.fps, clip.start, clip.end)
+    denser = float(random.uniform(1, curriculum.denser))
+    rate = curriculum.fps * denser
+    start, end = clip.start or 0.0, min(clip.end or math.inf, video.duration)
+    if curriculum.denser > 1 and random.random() < 0.5 and end - start > 2 / rate:
+        start += float(random.uniform(0, 1 / rate))
+    return choose_frames(video, math.ceil(most * denser), rate, start or None, clip.end)
+
+
+def _cut(frames: int, fewest: int, curriculum: Curriculum, random: np.random.Generator | None) -> tuple[bool, int]:
+    """Whether the parts are composed, and how many there are: a third of the clips stay whole where that fits, a third
+    are read in joint windows, a third are composed."""
+    if random is None:
+        return False, fewest
+    way = random.choice(["whole", "windows", "segments"])
+    least = max(fewest, math.ceil(frames / (curriculum.frames * curriculum.denser)))
+    most = min(frames, curriculum.segments)
+    if way == "segments" and most > 1:
+        least = min(max(2, least), most)
+        return True, int(random.integers(least, most + 1))
+    most = min(frames, max(curriculum.windows, fewest))
+    if way == "windows" and most > fewest:
+        return False, int(random.integers(fewest + 1, most + 1))
+    return False, fewest
+
+
+@functools.lru_cache(maxsize=4)
+def _shuffled(seed: int, turn: int, count: int) -> np.ndarray:
+    return np.random.default_rng([seed, turn]).permutation(count)
+
+
+@functools.lru_cache(maxsize=100_000)
+def _probe(path: str) -> Video:
+    return probe(path)
+
+
+def validation_split(examples: Sequence[Example], share: int = 100) -> tuple[list[Example], list[Example]]:
+    """Training and validation examples: one clip in `share`, at least one, evenly spread over the manifest, is kept
+    for validation. Raises V2LError where there is one clip only."""
+    clips = group_by_clip(examples)
+    if len(clips) < 2:
+        raise V2LError("the manifest is about one clip only; training needs one more to validate on")
+    kept = set(range(0, len(clips), share))
+
+    def of(wanted: bool) -> Iterator[Example]:
+        for place, clip in enumerate(clips):
+            if (place in kept) == wanted:
+                yield from clip
+
+    return list(of(False)), list(of(True))

@@ -1,0 +1,86 @@
+"""Targets in the frozen model's own words: what it answers with the video in context (paper section 4).
+
+They are kept in a JSONL file, from which an interrupted run goes on and a second training begins at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from v2l.answer import ask_in_context
+from v2l.errors import V2LError
+from v2l.files import printable, unreadable, write_atomically
+from v2l.manifest import Example
+from v2l.sampling import Reading
+from v2l.vlm import FrozenVLM
+
+MAX_NEW_TOKENS = 64
+NOTHING_SAID = "Unable to determine."
+"""What an empty answer becomes, as published."""
+
+
+def taught(
+    examples: Sequence[Example],
+    vlm: FrozenVLM,
+    reading: Reading,
+    cache: Path,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    warn: Callable[[str], None] = lambda text: None,
+) -> list[Example]:
+    """The examples with the frozen model's greedy answers, of at most `MAX_NEW_TOKENS` tokens, as their targets.
+
+    reading: how it sees the clips; every field but start and end filled
+    cache: where the answers are kept; those of the same model, reading and question are taken from there
+
+    Examples whose video cannot be read are left out, each with a warning. Raises V2LError where the cache is no such
+    file, or no example is left.
+    """
+    header = {"v2l": 1, "teacher": vlm.fingerprint, "dtype": str(vlm.dtype), **dataclasses.asdict(reading)}
+    known = _read_back(cache, header)
+    if not known:
+        write_atomically(cache, (json.dumps(header) + "\n").encode())
+    kept = []
+    with open(cache, "a", encoding="utf-8") as file:
+        for done, example in enumerate(examples):
+            progress(done, len(examples))
+            key = _key(example)
+            if key not in known:
+                seen = dataclasses.replace(reading, start=example.start, end=example.end)
+                try:
+                    known[key] = ask_in_context(example.video, example.prompt, vlm, seen, MAX_NEW_TOKENS)
+                except V2LError as error:
+                    warn(f"{printable(example.id)} is left out: {error}")
+                    continue
+                file.write(json.dumps({"key": key, "text": known[key]}) + "\n")
+                file.flush()
+            kept.append(dataclasses.replace(example, target=known[key] or NOTHING_SAID))
+    progress(len(examples), len(examples))
+    if not kept:
+        raise V2LError("none of the manifest's videos can be read")
+    return kept
+
+
+def _key(example: Example) -> str:
+    return json.dumps([str(example.video), example.start, example.end, example.prompt])
+
+
+def _read_back(cache: Path, header: dict) -> dict[str, str]:
+    """The answers that are there. A last line that was cut short is dropped."""
+    try:
+        text = cache.read_text(encoding="utf-8") if os.path.lexists(cache) else ""
+        whole, _, rest = text.rpartition("\n")
+        found, *rows = [json.loads(line) for line in whole.splitlines()] or [header]
+        answers = {row["key"]: row["text"] for row in rows}
+    except OSError as error:
+        raise unreadable(cache, error) from error
+    except (ValueError, TypeError, KeyError) as error:
+        raise V2LError(f"{printable(cache)} holds no teacher's answers; move it away") from error
+    if found != json.loads(json.dumps(header)):
+        raise V2LError(f"{printable(cache)} was made by another model or another reading; move it away")
+    if rest:
+        write_atomically(cache, (whole + "\n").encode())
+    return answers
