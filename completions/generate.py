@@ -61,7 +61,7 @@ PARAMETERS = {
     **dict.fromkeys("frames fps start end resolution segments segment_seconds".split(), FREE),
     **dict.fromkeys("max_new_tokens strength question rank".split(), FREE),
     **dict.fromkeys("sizes kl_weight steps batch together learning_rate questions windows denser".split(), FREE),
-    **dict.fromkeys("validate_every save_every workers seed".split(), FREE),
+    **dict.fromkeys("in_context_frames validate_every save_every workers seed".split(), FREE),
     "inputs": "videos",
     "words": "subjects",
     "adapters": "adapters",

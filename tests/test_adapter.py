@@ -227,6 +227,7 @@ def _tensor(layer, factor, make):
         (_tensor(1, "B", lambda t: t * float("inf")), "not finite"),
         (_tensor(1, "B", lambda t: t * float("nan")), "not finite"),
         (_tensor(1, "B", lambda t: t.bfloat16()), "not all float32"),
+        (_tensor(1, "B", lambda t: t.half()), "not all float32"),
         (lambda tensors, _: tensors.pop(_layer(tensors, 1, "B")), "one pair"),
         (lambda tensors, _: tensors.update(more=torch.zeros(1)), "one pair"),
     ],
@@ -238,7 +239,7 @@ def test_what_version_1_does_not_say_is_refused(saved, change, message):
 def test_foreign_number_types_are_refused(saved):
     tensors = {name: tensor.double() for name, tensor in load_file(saved).items()}
     saved.write_bytes(save(tensors, {"v2l": "{}"}))
-    refused(saved, "not float32 or bfloat16")
+    refused(saved, "not float32, bfloat16 or float16")
 
 
 @pytest.mark.parametrize(

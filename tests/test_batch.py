@@ -7,12 +7,12 @@ import pytest
 import small
 
 import v2l
-from v2l.batch import EncodeOptions, cut, encode_target
+from v2l.batch import EncodeOptions, encode_target
 from v2l.choice import Choice
 from v2l.sampling import Reading
 from v2l.staleness import Wanted, judge
 from v2l.targets import Target
-from v2l.watch import fill_reading
+from v2l.watch import cut, fill_reading
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def test_segments_follow_one_another_and_compose(target, choice):
 
 @pytest.mark.parametrize("seconds", [1.0, 1.65, 2.45, 4.95, 4.9999, 5.0, 7.0, 0.1])
 def test_no_stretch_is_without_a_frame(target, seconds):
-    readings = cut(target.video, EncodeOptions(Reading(), segment_seconds=seconds))
+    readings = cut(target.video, Reading(), None, seconds)
     assert readings[0].start == 0.0
     assert readings[-1].end == 5.0
     assert all(one.end == two.start for one, two in itertools.pairwise(readings))

@@ -9,6 +9,7 @@ from conftest import DATA
 from terminal import LIBGL_MISSING, SUFFIX, Terminal, plain, run, run_each, tree
 
 import v2l
+from v2l.models import RELEASE
 
 PARTS = [f"part.{index}{SUFFIX}" for index in range(3)]
 SPANS = [(0.0, 2.0), (2.0, 4.5), (5.5, 8.0)]
@@ -238,14 +239,17 @@ def test_a_model_that_is_not_there_is_one_line_with_what_to_do(tmp_path, desk, v
     assert all(word in line for word in ("small", "--model", "V2L_MODEL"))
 
 
-def test_without_any_model_named_tiny_is_meant_and_missing_with_one_line(tmp_path, videos):
+def test_without_any_model_named_tiny_stands_in_and_says_so(tmp_path, videos):
     done = run("encode", videos[0], "--output-dir", tmp_path, "--quiet")
-    assert (done.code, done.out) == (1, "")
+    assert done.code == 0
     (line,) = done.notes
-    assert line.startswith("v2l: error: ")
-    assert "embedded" in line
-    assert "preset" in line
-    assert tree(tmp_path) == []
+    assert "demonstration model" in line
+    assert "--model" in line
+    (name,) = tree(tmp_path)
+    asked = run("ask", tmp_path / name, "what is on the whiteboard?", "--json")
+    record = json.loads(asked.out)
+    assert (record["model"], record["model_chosen_by"]) == (RELEASE, "adapter")
+    assert asked.notes == []
 
 
 def test_keys_of_every_json_record_survive_json(desk):

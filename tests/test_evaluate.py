@@ -9,6 +9,7 @@ import v2l
 from v2l.evaluate import CONDITIONS, Evaluation, Setting, bias_alone
 from v2l.manifest import Example
 from v2l.report import summarise
+from v2l.video import probe
 
 SETTING = Setting(v2l.Reading(), max_new_tokens=6)
 QUESTIONS = ("what is on the whiteboard?", "where is the square?", "what comes first?", "who is it?")
@@ -42,6 +43,22 @@ def test_every_condition_is_what_it_says(finished, examples, adapters, videos, v
         assert result.answers["bias"] == v2l.ask(bias_alone(adapters[clip]), question, vlm, 6)
         assert result.answers["other_clip"] == v2l.ask(adapters[clip - 1], question, vlm, 6)
         assert result.answers["nothing"] == v2l.ask(adapters[clip], question, vlm, 6, strength=0.0)
+
+
+def test_adapters_may_be_composed_and_see_more_than_the_context(examples, videos, vlm, hypernetwork, tmp_path):
+    setting = dataclasses.replace(SETTING, conditions=("in_context", "adapter"), segments=2, in_context_frames=3)
+    results = list(Evaluation(examples[:8], vlm, hypernetwork, setting, tmp_path / "r.jsonl").run())
+    for result in results:
+        video, question = videos[result.clip], result.prompt
+        parts = [v2l.encode(video, vlm, hypernetwork, start=s, end=e) for s, e in _halves(video)]
+        assert result.answers["adapter"] == v2l.ask(v2l.compose(parts), question, vlm, 6)
+        few = v2l.Reading(frames=3)
+        assert result.answers["in_context"] == v2l.ask_in_context(video, question, vlm, few, 6)
+
+
+def _halves(video):
+    middle = probe(video).duration / 2
+    return (0.0, middle), (middle, 2 * middle)
 
 
 def test_the_bias_alone_is_the_same_for_every_clip(adapters, vlm):

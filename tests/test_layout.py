@@ -22,7 +22,7 @@ ORDER = [
     "pipeline answer evaluate report targets choice teacher train",
     "staleness session",
     "batch",
-    "display",
+    "display demo",
     "info",
     "commands conversation running learning",
     "cli_learning cli",

@@ -55,10 +55,41 @@ print(f"ranks {tuple(adapter.a.shape)} frames {len(segment.timestamps)} windows 
 print(f"memory {loaded:.2f} GiB loaded, {memory('VmHWM'):.2f} GiB at its peak, {seconds:.1f} s")
 """
 
+TRAIN = """
+import re, sys, time
+from pathlib import Path
+import torch
+import v2l
+from v2l.hypernetwork import Hypernetwork
+from v2l.lessons import Curriculum
+from v2l.manifest import Example
+from v2l.train import Trainer, Training, sizes_for
 
-@pytest.mark.slow
-def test_500m_encodes_a_12_frame_clip_on_the_cpu(tmp_path):
-    """True dimensions, random weights in a bfloat16 file, float32 on the CPU; prints its peak memory."""
+def memory(kind):
+    return int(re.search(kind + r":\\s+(\\d+)", open("/proc/self/status").read())[1]) / 2**20
+
+folder, video = sys.argv[1:]
+vlm = v2l.load_vlm(folder, device="cpu")
+torch.manual_seed(0)
+hypernetwork = Hypernetwork(sizes_for(vlm, {}))
+before = {name: tensor.clone() for name, tensor in hypernetwork.state_dict().items()}
+clips = [Example(str(n), video, "caption", "Describe it.", "a square", n, n + 12) for n in range(2)]
+curriculum = Curriculum(resolution=384, windows=1, segments=1, denser=1)
+training = Training(curriculum, steps=1, batch=1, together=1, save_every=10**9)
+trainer = Trainer(vlm, hypernetwork, (clips[:1], clips[1:]), training, Path(folder) / "run")
+trainer.validate = lambda: 0.0  # the step alone is measured
+loaded, start = memory("VmRSS"), time.perf_counter()
+open("/proc/self/clear_refs", "w").write("5")
+(progress,) = trainer.run()
+seconds = time.perf_counter() - start
+moved = sum(not torch.equal(before[name], tensor) for name, tensor in hypernetwork.state_dict().items())
+print(f"loss {progress.loss:.3f}, {moved} of {len(before)} tensors moved")
+print(f"memory {loaded:.2f} GiB loaded, {memory('VmHWM'):.2f} GiB at its peak, {seconds:.1f} s")
+"""
+
+
+def write_500m(folder):
+    """True dimensions, random weights in a bfloat16 file."""
     config = SmolVLMConfig(
         text_config=TEXT_500M,
         vision_config=VISION_500M,
@@ -67,7 +98,28 @@ def test_500m_encodes_a_12_frame_clip_on_the_cpu(tmp_path):
         pad_token_id=2,
         tie_word_embeddings=False,
     )
-    folder = small.write_model(tmp_path / "500m", config=config, dtype=torch.bfloat16)
+    return small.write_model(folder, config=config, dtype=torch.bfloat16)
+
+
+@pytest.mark.slow
+def test_500m_takes_an_optimisation_step_on_the_cpu(tmp_path):
+    """Of the published hypernetwork, fresh, on a 12-frame clip, in float32; prints its peak memory."""
+    folder = write_500m(tmp_path / "500m")
+    video = small.write_video(tmp_path / "clip.mp4", frames=15 * 8, width=320, height=180)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    run = [sys.executable, "-c", TRAIN, str(folder), str(video)]
+    printed = subprocess.run(run, capture_output=True, text=True, check=True, env=environment).stdout
+    print(f"\n{printed}")
+    moved, of = (int(number) for number in re.search(r"(\d+) of (\d+) tensors", printed).groups())
+    # while the scaler of B is zero no gradient reaches what stands before it
+    assert 0 < moved <= of
+    assert float(re.search(r"loaded, ([\d.]+) GiB at", printed)[1]) < 16
+
+
+@pytest.mark.slow
+def test_500m_encodes_a_12_frame_clip_on_the_cpu(tmp_path):
+    """True dimensions, random weights in a bfloat16 file, float32 on the CPU; prints its peak memory."""
+    folder = write_500m(tmp_path / "500m")
     published = {"rank": 16, "lora_alpha": 128.0, "latent_size": 512, "num_blocks": 9}
     heads = {"num_heads": 16, "num_kv_heads": 4, "head_dim": 128}
     small.write_hypernetwork(folder, trained_with=TrainedWith(resolution=384), **published, **heads)

@@ -107,14 +107,20 @@ def test_clips_are_of_many_kinds(tokenizer):
 
 
 def test_the_steps_of_the_language_stage_are_of_many_kinds():
-    batches = ClipBatches(LanguageStage(batch=4, many_frames=24))
-    steps = [batches.batch(step) for step in range(24)]
-    longest = [max(int(sheet.positions.max()) for _, sheet in step) for step in steps]
-    assert max(longest) > 250
+    batches = ClipBatches(LanguageStage(steps=80, batch=4, many_frames=24))
+    early, steps = batches.batch(0), [batches.batch(step) for step in range(24, 54)]
+    assert {len(clip.images) for clip in early if clip.images is not None} == {1}
+    longest = [max(int(clip.sheet.positions.max()) for clip in step) for step in steps]
+    assert max(longest) > 200
     assert max(longest) < 512
-    assert any(images is None for step in steps for images, _ in step)
+    clips = [clip for step in steps for clip in step]
+    assert any(clip.images is None for clip in clips)
     row = SPECIAL_TOKENS.index("<row_1_col_1>")
-    assert any((sheet.ids == row).any() for step in steps for _, sheet in step)
+    assert any((clip.sheet.ids == row).any() for clip in clips)
+    view = SPECIAL_TOKENS.index("<global-img>")
+    for clip in clips:
+        if clip.images is not None:  # every frame has its labels
+            assert len(clip.labels["word"]) == int((clip.sheet.ids == view).sum())
 
 
 def test_the_vision_stage_goes_on_as_if_never_ended(tmp_path):
@@ -137,7 +143,7 @@ def test_the_language_stage_goes_on_as_if_never_ended(tmp_path):
     def state(name):
         return torch.load(tmp_path / name / "language.pt", weights_only=True)["model"]
 
-    losses = [record["loss"] for record in Trainer(stage, tmp_path / "vision.pt", tmp_path / "whole").train()]
+    losses = [record["answers"] for record in Trainer(stage, tmp_path / "vision.pt", tmp_path / "whole").train()]
     first = Trainer(stage, tmp_path / "vision.pt", tmp_path / "parts").train()
     next(first)
     first.close()

@@ -20,6 +20,8 @@ from v2l.vlm import FrozenVLM
 from v2l.watch import fill_reading, see_video, video_ids
 
 MAX_NEW_TOKENS = 128
+QUESTIONS_AT_ONCE = 16
+"""How many prompts with the video in them are held together."""
 
 
 @dataclass
@@ -154,6 +156,26 @@ def ask_each(
     with vlm.exclusively("answering without a video") if adapters is None else applied(vlm, adapters):
         steps = list(vlm.greedy(prompts, max_new_tokens))
     return ["".join(_text_pieces(iter(ids), vlm)) for ids in zip(*steps, strict=True)]
+
+
+def ask_each_in_context(
+    path: str | os.PathLike,
+    questions: Sequence[str],
+    vlm: FrozenVLM,
+    reading: Reading | None = None,
+    max_new_tokens: int = MAX_NEW_TOKENS,
+) -> list[str]:
+    """`ask_in_context` for several questions about one video, which is decoded and seen once."""
+    questions = [vlm.check_user_text(question) for question in questions]
+    seen = see_video(path, vlm, fill_reading(reading or Reading(), TrainedWith(), vlm.geometry))
+    answers = []
+    for start in range(0, len(questions), QUESTIONS_AT_ONCE):
+        some = questions[start : start + QUESTIONS_AT_ONCE]
+        prompts = [vlm.embed(video_ids(seen, vlm, question, answer=True), seen.images) for question in some]
+        with vlm.exclusively("answering in context"):
+            steps = list(vlm.greedy(prompts, max_new_tokens))
+        answers += ["".join(_text_pieces(iter(ids), vlm)) for ids in zip(*steps, strict=True)]
+    return answers
 
 
 def question_embeddings(question: str, vlm: FrozenVLM) -> torch.Tensor:

@@ -16,8 +16,7 @@ from v2l.pipeline import encode_reading
 from v2l.sampling import Reading
 from v2l.staleness import Wanted, judge
 from v2l.targets import Target
-from v2l.video import probe
-from v2l.watch import fill_reading
+from v2l.watch import cut, fill_reading
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,7 @@ def encode_target(target: Target, options: EncodeOptions, choice: Choice, watch:
         yield _guarded(target, lambda: _encode_one(target, options, choice, watch))
         return
     try:
-        readings = cut(target.video, options)
+        readings = cut(target.video, options.reading, options.segments, options.segment_seconds)
     except V2LError as error:
         yield Outcome(target, "failed", str(error))
         return
@@ -104,28 +103,6 @@ def _check_total_rank(first: Outcome, segments: int) -> None:
     if first.status in ("encoded", "current"):
         description = (first.adapter or Adapter.load(first.target.output)).description
         check_rank(description.blocks[0].rank * segments + description.bias_rank)
-
-
-def cut(video: Path, options: EncodeOptions) -> Sequence[Reading]:
-    """The readings of a video's segments, which follow one another without a gap. Raises V2LError where the video
-    cannot be read or the range holds nothing."""
-    start = options.reading.start or 0.0
-    found = probe(video)
-    end = min(found.duration if options.reading.end is None else options.reading.end, found.duration)
-    if start >= end:
-        raise V2LError(f"{printable(video)} ends at {found.duration:.3f} s, before the start at {start:g} s")
-    if options.segments:
-        count, length = options.segments, (end - start) / options.segments
-    else:
-        length = options.segment_seconds
-        count = max(1, -int((start - end) // length))
-    borders = [round(start + index * length, 6) for index in range(count)]
-    while len(borders) > 1 and borders[-1] > min(found.seconds[-1], end - 1e-6):
-        borders.pop()  # no frame is left for the last stretch: it joins the one before
-    return [
-        replace(options.reading, start=begin, end=finish)
-        for begin, finish in zip(borders, [*borders[1:], round(end, 6)], strict=True)
-    ]
 
 
 def _encode_one(target: Target, options: EncodeOptions, choice: Choice, watch: Watch) -> Outcome:

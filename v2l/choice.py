@@ -11,7 +11,7 @@ from v2l.checkpoint import load_hypernetwork, read_origin
 from v2l.errors import ModelError, V2LError
 from v2l.files import printable
 from v2l.hypernetwork import Hypernetwork, Origin
-from v2l.models import PRESETS, ModelFolder, find_model
+from v2l.models import PRESETS, RELEASE, ModelFolder, find_model
 from v2l.vlm import FrozenVLM, load_vlm
 
 ENVIRONMENT = "V2L_MODEL"
@@ -94,7 +94,7 @@ def choose_model_for(adapter: Adapter, option: str | None) -> tuple[str, str]:
     if chosen_by != "fallback":
         return model, chosen_by
     base = adapter.description.base_model
-    named = {preset.model: name for name, preset in PRESETS.items()} | {"tiny": "tiny"}
+    named = {preset.model: name for name, preset in PRESETS.items()} | {RELEASE: "tiny"}
     if base.id not in named:
         raise V2LError(
             f"this adapter was made for {printable(base.id)} ({base.fingerprint[:12]}), a model that v2l has no name "

@@ -217,6 +217,29 @@ app.command("eval", no_args_is_help=True)(evaluate)
 app.command(no_args_is_help=True)(train)
 
 
+@app.command()
+def demo(
+    output_dir: Annotated[
+        Path, typer.Option("--output-dir", readable=False, metavar="FOLDER", help="Where to; else here.")
+    ] = Path(),
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a lecture.mp4 that is there.")] = False,
+    device: Device = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """See it work, with nothing but what is installed.
+
+    Writes a sample lecture, encodes it with the embedded model and asks it several questions, from its adapter and
+    with the video in context, with the visual tokens and the time to the first token of both.
+    """
+    with command(as_json, quiet, debug) as display:
+        from v2l import commands
+        from v2l.choice import Choice
+
+        commands.demonstrate(Choice("tiny", "option", device=device), output_dir, overwrite, display)
+
+
 @app.command(no_args_is_help=True)
 def compose(
     adapters: Annotated[

@@ -53,6 +53,13 @@ def evaluate(
     frames: Frames = None,
     fps: Fps = None,
     resolution: Resolution = None,
+    segments: Annotated[
+        int, typer.Option("--segments", min=1, metavar="N", help="Compose each adapter from N segments' adapters.")
+    ] = 1,
+    in_context_frames: Annotated[
+        int | None,
+        typer.Option("--in-context-frames", min=1, metavar="N", help="The most in context; else as many as encoded."),
+    ] = None,
     max_new_tokens: Annotated[
         int, typer.Option("--max-new-tokens", min=1, metavar="N", help="The longest answer.")
     ] = 64,
@@ -81,7 +88,7 @@ def evaluate(
             manifest,
             root,
             output,
-            Setting(Reading(frames, fps, None, None, resolution), max_new_tokens, kept),
+            Setting(Reading(frames, fps, None, None, resolution), max_new_tokens, kept, segments, in_context_frames),
             commands.choice(model, hypernetwork, device, dtype),
             display,
             metric,

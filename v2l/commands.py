@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import os
 import sys
@@ -191,6 +192,35 @@ def evaluate(
     if report.failed:
         display.error(f"{report.failed} of {len(results)} questions could not be answered")
     return not report.failed
+
+
+# demo --------------------------------------------------------------------------------------------------------------
+
+
+def demonstrate(choice: Choice, folder: Path, overwrite: bool, display: Display) -> None:
+    """Prints the demonstration's answers, adapter and in context side by side."""
+    from v2l import demo
+
+    video, adapter, answers = demo.run(choice, folder, overwrite, display.note)
+    size = os.stat(adapter).st_size
+    display.note(f"{printable(adapter)}: its adapter, {amount(size)}; from here on the video is not needed")
+    if display.as_json:
+        for answer in answers:
+            record = {"command": "demo", "video": video, "adapter": adapter, "model": choice.folder.id}
+            display.result("", {**record, **dataclasses.asdict(answer)})
+        return
+    header = ["question", "the clip shows", "adapter", "in context", "visual tokens", "time to first token"]
+    rows = [
+        [
+            *(answer.question, answer.truth, answer.adapter, answer.in_context),
+            f"{answer.visual_tokens[0]} / {answer.visual_tokens[1]}",
+            f"{answer.first_token[0] * 1000:.1f} / {answer.first_token[1] * 1000:.1f} ms",
+        ]
+        for answer in answers
+    ]
+    display.table(header, rows)
+    display.note("adapter / in context; in context the video is decoded, seen and read again for every question")
+    display.note(f'now you: v2l ask {shown(adapter)} "what is written first?"')
 
 
 # compose, info, import ---------------------------------------------------------------------------------------------

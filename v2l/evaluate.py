@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from v2l.adapter import Adapter
-from v2l.answer import ask_each, ask_in_context
+from v2l.answer import ask_each, ask_each_in_context
+from v2l.composition import compose
 from v2l.errors import V2LError
 from v2l.files import printable, unreadable, write_atomically
 from v2l.hypernetwork import Hypernetwork
@@ -27,7 +28,7 @@ from v2l.records import to_json
 from v2l.sampling import Reading
 from v2l.scoring import METRICS
 from v2l.vlm import FrozenVLM
-from v2l.watch import fill_reading
+from v2l.watch import cut, fill_reading
 
 CONDITIONS = ("in_context", "adapter", "nothing", "bias", "other_clip")
 """The video in the prompt; its adapter; neither; the learned bias alone; the adapter of another clip."""
@@ -35,11 +36,17 @@ CONDITIONS = ("in_context", "adapter", "nothing", "bias", "other_clip")
 
 @dataclass(frozen=True)
 class Setting:
-    """What all answers of an evaluation share."""
+    """What all answers of an evaluation share.
+
+    segments: of how many the adapters are composed; 1 for a single encoding
+    in_context_frames: the most that stand in context, where that is not `reading.frames`
+    """
 
     reading: Reading
     max_new_tokens: int
     conditions: tuple[str, ...] = CONDITIONS
+    segments: int = 1
+    in_context_frames: int | None = None
 
 
 @dataclass(frozen=True)
@@ -138,7 +145,9 @@ class Evaluation:
         if self._last is None or self._last[0] != key:
             video, start, end = key
             reading = dataclasses.replace(self.setting.reading, start=start, end=end)
-            self._last = key, encode_reading(video, self.vlm, self.hypernetwork, reading)
+            parts = [reading] if self.setting.segments == 1 else cut(video, reading, self.setting.segments)
+            adapters = [encode_reading(video, self.vlm, self.hypernetwork, part) for part in parts]
+            self._last = key, adapters[0] if len(adapters) == 1 else compose(adapters)
         return self._last[1]
 
     def _answers(
@@ -149,7 +158,9 @@ class Evaluation:
         if condition == "in_context":
             reading = dataclasses.replace(self.setting.reading, start=examples[0].start, end=examples[0].end)
             reading = fill_reading(reading, self.hypernetwork.origin.trained_with, self.vlm.geometry)
-            return [ask_in_context(example.video, example.prompt, self.vlm, reading, longest) for example in examples]
+            if self.setting.in_context_frames:
+                reading = dataclasses.replace(reading, frames=self.setting.in_context_frames)
+            return ask_each_in_context(examples[0].video, prompts, self.vlm, reading, longest)
         if condition == "nothing":
             return ask_each(None, prompts, self.vlm, longest)
         worn = {"adapter": adapter, "bias": bias_alone(adapter), "other_clip": other}[condition]

@@ -10,7 +10,7 @@ order reaches it through what the frozen model wrote into the hidden states.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -117,9 +117,9 @@ class Hypernetwork(nn.Module):
     ) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """The LoRA factors of every layer: the generated ranks, then the learned bias's.
 
-        hidden_states: (B, L, T, D), the inputs of the L decoder layers; or an iterable of L items in layer order,
-            each (B, T, D) or an iterable of (B, T_k, D) pieces along T. A lazy iterable is read once, layer by layer,
-            and only one layer's projection is held.
+        hidden_states: (B, L, T, D), the inputs of the L decoder layers, which are then read all together; or an
+            iterable of L items in layer order, each (B, T, D) or an iterable of (B, T_k, D) pieces along T. A lazy
+            iterable is read once, layer by layer, and only one layer's projection is held.
         attention_mask: (B, T), non-zero where a token counts; None where all do. What stands under a zero is never
             read, whatever it is.
 
@@ -128,8 +128,11 @@ class Hypernetwork(nn.Module):
         Raises V2LError where the layers, the hidden size or the mask do not fit.
         """
         mask = None if attention_mask is None else attention_mask.bool()
-        layers = hidden_states.unbind(1) if isinstance(hidden_states, torch.Tensor) else hidden_states
-        factors = [self._layer_factors(index, layer, mask) for index, layer in enumerate(layers)]
+        if isinstance(hidden_states, torch.Tensor):
+            latents = self._read_together(hidden_states, mask)
+        else:
+            latents = (self._read(layer, mask) for layer in hidden_states)
+        factors = [self._layer_factors(index, latent) for index, latent in enumerate(latents)]
         if len(factors) != self.config.num_layers:
             raise V2LError(
                 f"hidden states of {len(factors)} layers were given to a hypernetwork for {self.config.num_layers}; "
@@ -137,15 +140,22 @@ class Hypernetwork(nn.Module):
             )
         return factors
 
-    def _layer_factors(
-        self, index: int, layer: LayerInput, mask: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def _read(self, layer: LayerInput, mask: torch.Tensor | None) -> torch.Tensor:
+        """One layer's unit rank latents, (B, R, W)."""
+        pieces = [layer] if isinstance(layer, torch.Tensor) else layer
+        rank_latents = self.aggregator["perceiver"](pieces, mask)
+        return F.normalize(self.layers[0](rank_latents.float()), dim=-1)
+
+    def _read_together(self, hidden_states: torch.Tensor, mask: torch.Tensor | None) -> Sequence[torch.Tensor]:
+        """The same for all layers at once, of (B, L, T, D): they share the reader, and nothing but its weights."""
+        layers = hidden_states.shape[1]
+        repeated = None if mask is None else mask.repeat_interleave(layers, 0)
+        return self._read(hidden_states.flatten(0, 1), repeated).unflatten(0, (-1, layers)).unbind(1)
+
+    def _layer_factors(self, index: int, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         if index >= self.config.num_layers:
             raise V2LError(f"more than the {self.config.num_layers} layers of this hypernetwork were given")
-        pieces = [layer] if isinstance(layer, torch.Tensor) else layer
-        rank_latents = self.aggregator["perceiver"](pieces, mask)  # (B, R, W)
-        rank_latents = F.normalize(self.layers[0](rank_latents.float()), dim=-1)
-        rows = rank_latents @ self.head.weight[index]  # (B, R, d_in + d_out)
+        rows = latents @ self.head.weight[index]  # (B, R, d_in + d_out)
         generated_a, generated_b = rows.split([self.config.intermediate_size, self.config.hidden_size], dim=-1)
         a = self._with_bias(generated_a * self.scaler_A[TARGET][:, index], self.bias_A[TARGET][index])
         b = self._with_bias(generated_b * self.scaler_B[TARGET][:, index], self.bias_B[TARGET][index])

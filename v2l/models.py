@@ -37,6 +37,8 @@ PRESETS = {
 }
 EMBEDDED = Path(__file__).parent / "tiny"
 """The folder of the embedded model `tiny`: the frozen model and `hypernetwork.safetensors` beside it."""
+RELEASE = "tiny-1"
+"""What the embedded model calls itself in adapters: every release is another model."""
 
 
 @dataclass(frozen=True)
@@ -133,9 +135,7 @@ def find_model(name: str | os.PathLike) -> ModelFolder:
     none."""
     name = os.fspath(name)
     if name == "tiny":
-        if not (EMBEDDED / "config.json").is_file():
-            raise V2LError("this version of v2l has no embedded model yet; name a model folder or another preset")
-        return _open_folder(EMBEDDED, id="tiny", revision=None)
+        return _open_folder(EMBEDDED, id=RELEASE, revision=None)
     if name in PRESETS:
         config = cached_file(PRESETS[name].model, "config.json")
         return _open_folder(config.parent, id=PRESETS[name].model, revision=config.parent.name)

@@ -22,7 +22,7 @@ METADATA_KEY = "v2l"
 MAX_HEADER_BYTES = 1_000_000
 """Far above any file of v2l's own; a header that needs more is not one."""
 
-DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16}
+DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 """The number types that v2l's files may hold, by their safetensors names."""
 
 
@@ -119,7 +119,7 @@ def _header(data: bytes, path: str | os.PathLike, kind: str) -> dict[str, Any]:
         raise damaged(path, kind, "its header is not a JSON object")
     for name, entry in header.items():
         if name != "__metadata__" and (not isinstance(entry, dict) or entry.get("dtype") not in DTYPES):
-            raise damaged(path, kind, f"{printable(name)} is not float32 or bfloat16")
+            raise damaged(path, kind, f"{printable(name)} is not float32, bfloat16 or float16")
     return header
 
 

@@ -269,7 +269,8 @@ class Trainer:
         for group in groups:
             ones = [torch.ones(lengths[place], dtype=torch.bool, device=self.vlm.device) for place in group]
             padded = [pad_sequence([tokens[place] for place in group], batch_first=True) for tokens in layers]
-            made.append(self.hypernetwork.generate(padded, pad_sequence(ones, batch_first=True)))
+            held = pad_sequence(ones, batch_first=True)
+            made.append(self.hypernetwork.generate(torch.stack(padded, dim=1), held))
         back = torch.tensor(sorted(range(len(order)), key=lambda place: order[place]), device=self.vlm.device)
         return [
             tuple(torch.cat([factors[layer][side] for factors in made])[back] for side in (0, 1))

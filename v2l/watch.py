@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from v2l.errors import V2LError
+from v2l.files import printable
 from v2l.hypernetwork import TrainedWith
 from v2l.prompt import PromptFrame, VisionGeometry, frame_images, tile_grid, video_text
 from v2l.sampling import Reading, Video, choose_frames
@@ -53,6 +54,28 @@ def fill_reading(reading: Reading, trained_with: TrainedWith, geometry: VisionGe
         if not getattr(filled, name) > 0:
             raise V2LError(f"{name} is {getattr(reading, name)}; give a number above 0")
     return filled
+
+
+def cut(path: str | os.PathLike, reading: Reading, segments: int | None, seconds: float | None = None) -> list[Reading]:
+    """The readings of a video's segments, which follow one another without a gap: that many of one length, or as many
+    of `seconds` as it takes. Raises V2LError where the video cannot be read or the range holds nothing."""
+    start = reading.start or 0.0
+    found = probe(path)
+    end = min(found.duration if reading.end is None else reading.end, found.duration)
+    if start >= end:
+        raise V2LError(f"{printable(path)} ends at {found.duration:.3f} s, before the start at {start:g} s")
+    if segments:
+        count, length = segments, (end - start) / segments
+    else:
+        length = seconds
+        count = max(1, -int((start - end) // length))
+    borders = [round(start + index * length, 6) for index in range(count)]
+    while len(borders) > 1 and borders[-1] > min(found.seconds[-1], end - 1e-6):
+        borders.pop()  # no frame is left for the last stretch: it joins the one before
+    return [
+        replace(reading, start=begin, end=finish)
+        for begin, finish in zip(borders, [*borders[1:], round(end, 6)], strict=True)
+    ]
 
 
 def see_video(

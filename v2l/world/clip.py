@@ -12,6 +12,7 @@ import numpy as np
 
 from v2l.errors import V2LError
 from v2l.files import printable
+from v2l.sampling import sample_indices
 from v2l.world.draw import draw
 from v2l.world.scene import Story
 
@@ -23,6 +24,12 @@ class ClipFormat:
     width: int = 128
     height: int = 96
     fps: float = 8.0
+
+
+def seen_times(seconds: float, form: ClipFormat, frames: int) -> list[float]:
+    """Seconds of the frames that the published sampling shows of such a clip: one a second, at most so many."""
+    total = max(1, round(seconds * form.fps))
+    return [index / form.fps for index in sample_indices(total, form.fps, frames)]
 
 
 def frames(story: Story, form: ClipFormat) -> Iterator[np.ndarray]:

@@ -17,8 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from v2l.files import write_atomically
-from v2l.sampling import sample_indices
-from v2l.world.clip import ClipFormat, write_clip
+from v2l.world.clip import ClipFormat, seen_times, write_clip
 from v2l.world.questions import ask_about, caption
 from v2l.world.scene import sample_story
 
@@ -75,8 +74,7 @@ def write_dataset(
         story = sample_story(split, seed, film.seconds, views=views, count=film.scenes)
         if not (folder / path).exists():
             write_clip(story, folder / path, film.form)
-        total = max(1, round(film.seconds * film.form.fps))
-        times = [index / film.form.fps for index in sample_indices(total, film.form.fps, max_frames=views)]
+        times = seen_times(film.seconds, film.form, views)
         kept = split in ("test", "held-out") and seed % 2 == 1
         asked = [*ask_about(story, times, random, kept), *ask_about(story, times, random, kept)]
         asked = list({question.prompt: question for question in asked}.values())

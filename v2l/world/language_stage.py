@@ -1,8 +1,10 @@
 """Stage 2 of the frozen model: the language model learns to answer, and the vision tower, slowly, to see better.
 
 All questions about a clip stand behind its video in one sequence, and none of them sees another: each is heard as if
-it were the only one. Some clips are heard of without being seen, so that the form of an answer is known where an
-adapter alone will bring the facts. `python -m v2l.world.language_stage VISION_CHECKPOINT OUTPUT` after stage 1.
+it were the only one. Two things make it learn within the hour: clips begin with a single frame and grow longer, and
+linear heads ask the middle of the language model, at the end of each frame, what stage 1 asked the tower. Some clips
+are heard of without being seen, so that the form of an answer is known where an adapter alone will bring the facts.
+`python -m v2l.world.language_stage VISION_CHECKPOINT OUTPUT` after stage 1.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from torch.nn import functional as F
 
 from v2l.optimise import Steps, keep, mixed, prepared, record, restore, warm_cosine
 from v2l.prompt import (
+    GLOBAL_VIEW,
     INTERNALIZATION_PROMPT,
     PIXEL_MEAN,
     PIXEL_STD,
@@ -35,7 +38,7 @@ from v2l.world.model import new_model, save_model
 from v2l.world.questions import Question, ask_about, caption
 from v2l.world.scene import Story, sample_story
 from v2l.world.tokenizer import IMAGE, train_tokenizer
-from v2l.world.vision_stage import GEOMETRY
+from v2l.world.vision_stage import GEOMETRY, LABELS, frame_labels
 
 LONGEST_SECONDS = 3000.0
 """Clips begin up to that far into the video that they are cut out of."""
@@ -46,23 +49,27 @@ class LanguageStage:
     """steps of batch clips; learning_rate: its peak, after a warm-up and before a cosine to zero; the vision tower
     learns at a `tower_share` of it.
 
-    frames: of most clips, 2 to this many; many_frames: of one step in eight; tiled: share of steps whose frames are
-    twice the image size, on at most a third as many frames
+    frames: of most clips, 1 to this many; many_frames: of one step in ten; tiled: share of steps whose frames are
+        twice the image size, on at most a third as many frames
+    growing: share of the steps in which clips grow from one frame to `frames`
+    looking: weight of the heads that are asked about each frame
     questions: at most this many of a clip; unseen: share of clips without their video
     workers: processes that draw clips ahead, for a machine whose cores training leaves idle
     """
 
-    steps: int = 2400
+    steps: int = 1800
     batch: int = 16
     learning_rate: float = 1.5e-3
     tower_share: float = 0.2
     warmup: int = 150
     frames: int = 12
     many_frames: int = 36
-    tiled: float = 0.08
+    tiled: float = 0.06
+    growing: float = 0.3
+    looking: float = 0.3
     questions: int = 12
     unseen: float = 0.08
-    save_every: int = 100
+    save_every: int = 50
     workers: int = 0
     seed: int = 0
 
@@ -82,6 +89,11 @@ class SeenClip:
     @property
     def times(self) -> list[float]:
         return [frame.seconds for frame in self.frames]
+
+    def labels(self) -> dict[str, torch.Tensor]:
+        """What stage 1 asks of a frame, (F,) by label."""
+        seen = [frame_labels(self.story.at(seconds), seconds) for seconds in self.times]
+        return {name: torch.tensor([frame[name] for frame in seen]) for name in LABELS}
 
 
 def sample_clip(random: np.random.Generator, count: int, tiled: bool = False, split: str = "train") -> SeenClip:
@@ -123,9 +135,18 @@ def shown(clip: SeenClip | None) -> str:
     return video_text(clip.frames, clip.total, PLACE, GEOMETRY, generation_prompt=True)
 
 
+@dataclass(frozen=True)
+class SheetOfClip:
+    """A clip with its questions. images: (F * images a frame, 3, S, S) uint8 and labels: (F,) by name, of what is seen
+    of it; None where nothing is."""
+
+    sheet: Sheet
+    images: torch.Tensor | None
+    labels: dict[str, torch.Tensor] | None
+
+
 class ClipBatches(Steps):
-    """Of each step: the images of its clips and their sheets, with whether each is seen. All clips of a step show as
-    many frames, so that little is padding."""
+    """The clips of each step. All of them show as many frames, so that little is padding."""
 
     def __init__(self, stage: LanguageStage):
         self.stage = stage
@@ -134,21 +155,26 @@ class ClipBatches(Steps):
     def __len__(self) -> int:
         return self.stage.steps
 
-    def batch(self, step: int) -> list[tuple[torch.Tensor | None, Sheet]]:
-        """(images, sheet) of each clip; fewer clips where frames are many."""
+    def batch(self, step: int) -> list[SheetOfClip]:
+        """The clips of that step; fewer where frames are many."""
         stage = self.stage
         random = np.random.default_rng([stage.seed, step])
-        tiled = random.random() < stage.tiled
-        most = stage.many_frames if random.random() < 1 / 8 else stage.frames
-        count = int(random.integers(1, most // 3 + 1)) if tiled else int(random.integers(2, most + 1))
-        clips = [sample_clip(random, count, tiled) for _ in range(max(1, stage.batch * 12 // max(12, count)))]
-        sheets = []
-        for clip in clips:
+        grown = min(1.0, step / max(1.0, stage.growing * stage.steps))
+        most = 1 + round((stage.frames - 1) * grown)
+        if grown == 1 and random.random() < 0.1:
+            most = stage.many_frames
+        tiled = grown == 1 and random.random() < stage.tiled
+        count = int(random.integers(1, (max(1, most // 3) if tiled else most) + 1))
+        clips = []
+        for _ in range(max(1, stage.batch * 12 // max(12, count))):
+            clip = sample_clip(random, count, tiled)
             asked = [(each.prompt, each.answer) for each in clip_questions(clip, random, stage.questions)]
-            seen = random.random() >= stage.unseen
-            sheet = write_sheet(shown(clip if seen else None), asked, self.tokenizer)
-            sheets.append((torch.from_numpy(clip.images) if seen else None, sheet))
-        return sheets
+            if random.random() < stage.unseen:
+                clips.append(SheetOfClip(write_sheet(shown(None), asked, self.tokenizer), None, None))
+            else:
+                sheet = write_sheet(shown(clip), asked, self.tokenizer)
+                clips.append(SheetOfClip(sheet, torch.from_numpy(clip.images), clip.labels()))
+        return clips
 
 
 class Trainer:
@@ -159,17 +185,20 @@ class Trainer:
         self.device = choose_device(None)
         self.model = new_model(stage.seed).to(self.device)
         self.batches = ClipBatches(stage)
-        self.image_id = self.batches.tokenizer.token_to_id(IMAGE)
+        self.image_id, self.view_id = (self.batches.tokenizer.token_to_id(token) for token in (IMAGE, GLOBAL_VIEW))
+        width = self.model.config.text_config.hidden_size
+        self.heads = nn.ModuleDict({name: nn.Linear(width, size) for name, size in LABELS.items()}).to(self.device)
         reader = torch.load(vision, weights_only=True, map_location="cpu")["reader"]
         self._load_part(self.model.model.vision_model, reader, "tower.")
         self._load_part(self.model.model.connector, reader, "connector.")
         tower = list(self.model.model.vision_model.parameters())
         names = {id(parameter) for parameter in tower}
         rest = [parameter for parameter in self.model.parameters() if id(parameter) not in names]
+        rest += self.heads.parameters()
         groups = [{"params": rest}, {"params": tower, "lr": stage.learning_rate * stage.tower_share}]
         self.optimizer = torch.optim.AdamW(groups, lr=stage.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
         self.schedule = warm_cosine(self.optimizer, stage.steps, stage.warmup)
-        self.parts = {"model": self.model, "optimizer": self.optimizer, "schedule": self.schedule}
+        self.parts = {"model": self.model, "heads": self.heads, "optimizer": self.optimizer, "schedule": self.schedule}
 
     def train(self) -> Iterator[dict[str, float]]:
         """Trains, going on from the last checkpoint; yields and appends to metrics.jsonl a record at each, and leaves
@@ -178,30 +207,32 @@ class Trainer:
         self.output.mkdir(parents=True, exist_ok=True)
         first = restore(self.parts, self.output / "language.pt")
         started, losses, clips = time.perf_counter(), [], 0
-        for step, sheets in enumerate(prepared(self.batches, first, stage.workers), first):
+        for step, batch in enumerate(prepared(self.batches, first, stage.workers), first):
             with mixed(self.device):
-                loss = self.loss(sheets)
+                answers, looks = self.losses(batch)
+                loss = answers + stage.looking * looks
             self.optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
             self.optimizer.step()
             self.schedule.step()
-            losses.append(loss.item())
-            clips += len(sheets)
+            losses.append((answers.item(), looks.item()))
+            clips += len(batch)
             if (step + 1) % stage.save_every == 0 or step + 1 == stage.steps:
                 keep(self.parts, step + 1, self.output / "language.pt")
                 save_model(self.model, self.output / "model")
                 rate = clips / (time.perf_counter() - started)
-                mean = sum(losses[-stage.save_every :]) / len(losses[-stage.save_every :])
-                values = {"step": step + 1, "loss": round(mean, 4), "clips_per_second": round(rate, 1)}
+                answers, looks = np.mean(losses[-stage.save_every :], axis=0).round(4).tolist()
+                values = {"step": step + 1, "answers": answers, "looks": looks, "clips_per_second": round(rate, 1)}
                 record(self.output / "metrics.jsonl", values)
                 yield values
 
-    def loss(self, clips: Sequence[tuple[torch.Tensor | None, Sheet]]) -> torch.Tensor:
-        """Cross-entropy of the answers of one batch, the mean over their tokens."""
-        sheets = Sheets.stack([sheet for _, sheet in clips], self.device)
+    def losses(self, clips: Sequence[SheetOfClip]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cross-entropy of one batch: of the answers, the mean over their tokens; and of what the heads say of the
+        frames, the mean over frames and heads."""
+        sheets = Sheets.stack([clip.sheet for clip in clips], self.device)
         embedded = self.model.model.text_model.embed_tokens(sheets.ids)
-        images = [images for images, _ in clips if images is not None]
+        images = [clip.images for clip in clips if clip.images is not None]
         if images:
             pixels = (torch.cat(images).to(self.device).float() / 255 - PIXEL_MEAN) / PIXEL_STD
             patches = self.model.model.vision_model(pixel_values=pixels).last_hidden_state
@@ -212,9 +243,23 @@ class Trainer:
             attention_mask=sheets.visible(),
             position_ids=sheets.positions,
             use_cache=False,
+            output_hidden_states=True,
         )
         counted, wanted, _ = sheets.answers()
-        return F.cross_entropy(self.model.lm_head(read.last_hidden_state[:, :-1][counted]).float(), wanted)
+        answers = F.cross_entropy(self.model.lm_head(read.last_hidden_state[:, :-1][counted]).float(), wanted)
+        middle = read.hidden_states[len(self.model.model.text_model.layers) // 2]
+        ends = (sheets.ids == self.view_id).roll(GEOMETRY.tokens_per_image + 1, dims=1)
+        return answers, self._looks(middle[ends], [clip.labels for clip in clips if clip.labels is not None])
+
+    def _looks(self, frames: torch.Tensor, labels: Sequence[dict[str, torch.Tensor]]) -> torch.Tensor:
+        """frames: (F, D), of all clips; labels: (F_c,) by name of each clip."""
+        if not labels:
+            return frames.new_zeros(())
+        losses = [
+            F.cross_entropy(head(frames).float(), torch.cat([clip[name] for clip in labels]).to(self.device))
+            for name, head in self.heads.items()
+        ]
+        return torch.stack(losses).mean()
 
     @staticmethod
     def _load_part(module: nn.Module, state: dict[str, torch.Tensor], prefix: str) -> None:
