@@ -43,10 +43,10 @@ _v2l_offer() {
 _v2l_option() {
     case $1 in
         'encode --output' | 'encode -o' | 'compose --output' | 'compose -o') kind='adapters' ;;
-        'encode --device' | 'ask --device' | 'eval --device' | 'train --device') kind='devices' ;;
+        'encode --device' | 'ask --device' | 'eval --device' | 'train --device' | 'demo --device') kind='devices' ;;
         'encode --dtype' | 'ask --dtype' | 'eval --dtype' | 'train --dtype') kind='dtypes' ;;
         'encode --files-from') kind='files' ;;
-        'encode --output-dir' | 'eval --root' | 'train --output' | 'train -o' | 'train --root') kind='folders' ;;
+        'encode --output-dir' | 'eval --root' | 'train --output' | 'train -o' | 'train --root' | 'demo --output-dir') kind='folders' ;;
         'eval --without') kind='controls' ;;
         'eval --output' | 'eval -o' | 'train --validation') kind='manifests' ;;
         'eval --metric') kind='metrics' ;;
@@ -54,7 +54,7 @@ _v2l_option() {
         'import --output' | 'import -o') kind='safetensors' ;;
         'ask --in-context') kind='videos' ;;
         'encode --hypernetwork' | 'ask --hypernetwork' | 'eval --hypernetwork' | 'train --hypernetwork') kind='weights' ;;
-        'encode --frames' | 'encode --fps' | 'encode --start' | 'encode --end' | 'encode --resolution' | 'encode --segments' | 'encode --segment-seconds' | 'ask --question' | 'ask -q' | 'ask --frames' | 'ask --fps' | 'ask --start' | 'ask --end' | 'ask --resolution' | 'ask --max-new-tokens' | 'ask --strength' | 'eval --margin' | 'eval --frames' | 'eval --fps' | 'eval --resolution' | 'eval --max-new-tokens' | 'train --sizes' | 'train --kl-weight' | 'train --steps' | 'train --batch' | 'train --together' | 'train --learning-rate' | 'train --questions' | 'train --segments' | 'train --windows' | 'train --denser' | 'train --frames' | 'train --fps' | 'train --resolution' | 'train --validate-every' | 'train --save-every' | 'train --workers' | 'train --seed' | 'compose --rank') kind='' ;;
+        'encode --frames' | 'encode --fps' | 'encode --start' | 'encode --end' | 'encode --resolution' | 'encode --segments' | 'encode --segment-seconds' | 'ask --question' | 'ask -q' | 'ask --frames' | 'ask --fps' | 'ask --start' | 'ask --end' | 'ask --resolution' | 'ask --max-new-tokens' | 'ask --strength' | 'eval --margin' | 'eval --frames' | 'eval --fps' | 'eval --resolution' | 'eval --segments' | 'eval --in-context-frames' | 'eval --max-new-tokens' | 'train --sizes' | 'train --kl-weight' | 'train --steps' | 'train --batch' | 'train --together' | 'train --learning-rate' | 'train --questions' | 'train --segments' | 'train --windows' | 'train --denser' | 'train --frames' | 'train --fps' | 'train --resolution' | 'train --validate-every' | 'train --save-every' | 'train --workers' | 'train --seed' | 'compose --rank') kind='' ;;
         *) return 1 ;;
     esac
 }
@@ -82,8 +82,9 @@ _v2l() {
         '') words='' options='--version --json --help -h' ;;
         'encode') words='videos' options='--recursive -r --files-from --frames --fps --start --end --resolution --segments --segment-seconds --compose --output -o --output-dir --check-hash --overwrite --fail-fast --model -m --hypernetwork --device --dtype --json --quiet --debug --help -h' ;;
         'ask') words='subjects' options='--question -q --in-context --frames --fps --start --end --resolution --max-new-tokens --strength --no-stream --model -m --hypernetwork --device --dtype --json --quiet --debug --help -h' ;;
-        'eval') words='manifests' options='--root --output -o --metric --margin --without --frames --fps --resolution --max-new-tokens --model -m --hypernetwork --device --dtype --json --quiet --debug --help -h' ;;
+        'eval') words='manifests' options='--root --output -o --metric --margin --without --frames --fps --resolution --segments --in-context-frames --max-new-tokens --model -m --hypernetwork --device --dtype --json --quiet --debug --help -h' ;;
         'train') words='manifests' options='--output -o --validation --root --sizes --teacher --kl-weight --steps --batch --together --learning-rate --questions --segments --windows --denser --frames --fps --resolution --validate-every --save-every --workers --seed --model -m --hypernetwork --device --dtype --json --quiet --debug --help -h' ;;
+        'demo') words='' options='--output-dir --overwrite --device --json --quiet --debug --help -h' ;;
         'compose') words='adapters' options='--output -o --rank --overwrite --json --quiet --debug --help -h' ;;
         'info') words='weights' options='--json --quiet --debug --help -h' ;;
         'import') words='checkpoints' options='--output -o --overwrite --json --quiet --debug --help -h' ;;
@@ -93,7 +94,7 @@ _v2l() {
     elif [[ $command ]]; then
         _v2l_offer "$words" "$current"
     else
-        _v2l_words "$current" 'encode ask eval train compose info import'
+        _v2l_words "$current" 'encode ask eval train demo compose info import'
     fi
 }
 

@@ -64,10 +64,9 @@ def train(
     announce_fallback(choice, display)
     vlm = choice.vlm
     if material.teacher:
-        learn, validate = (
-            _taught(learn, material, training, vlm, display),
-            _taught(validate, material, training, vlm, display),
-        )
+        with processes.first_alone():  # the others find its answers in the cache
+            learn = _taught(learn, material, training, vlm, display)
+            validate = _taught(validate, material, training, vlm, display)
     hypernetwork = _hypernetwork(choice, vlm, sizes, training.seed)
     warned: set[str] = set()
 
@@ -85,6 +84,7 @@ def train(
         display.progress(progress.step, training.steps, f"loss {progress.loss:.3f}")
         if progress.validation is not None and processes.first:
             text = f"step {progress.step}  loss {progress.loss:.4f}  validation {progress.validation:.4f}"
+            text += f"  {progress.clips_per_second:g} clips/s"
             values = dataclasses.asdict(progress)
             display.result(text, {"command": "train", **values}) if display.as_json else display.note(text)
     display.end_progress()

@@ -6,7 +6,7 @@ import json
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -125,6 +125,12 @@ class Processes:
     def device(self) -> torch.device | None:
         """The device of this process; None where it may choose."""
         return self.accelerator.device if self.accelerator else None
+
+    @contextmanager
+    def first_alone(self) -> Iterator[None]:
+        """A block that the first process goes through before the others."""
+        with self.accelerator.main_process_first() if self.accelerator else nullcontext():
+            yield
 
     def sum(self, value: float) -> float:
         """The sum of one number over all processes."""

@@ -1,6 +1,7 @@
 """Folders of clips with a manifest that `v2l train` and `v2l eval` read.
 
-`python -m v2l.world.dataset FOLDER SPLIT COUNT [FILMING]` writes COUNT clips of a split and FOLDER/SPLIT.jsonl.
+`python -m v2l.world.dataset FOLDER SPLIT COUNT [FILMING]` writes COUNT clips of a split and FOLDER/SPLIT.jsonl, or
+FOLDER/SPLIT-FILMING.jsonl where they are not filmed plainly.
 """
 
 from __future__ import annotations
@@ -44,7 +45,17 @@ def varied(random: np.random.Generator) -> Filming:
     return Filming(seconds, scenes, ClipFormat(width, height, float(random.integers(2, 5))))
 
 
-FILMINGS: dict[str, Callable[[np.random.Generator], Filming]] = {"plain": plain, "varied": varied}
+def scenes_of_eight_seconds(count: int) -> Callable[[np.random.Generator], Filming]:
+    """So many scenes one after the other, filmed as `plain` is."""
+    return lambda random: Filming(8.0 * count, count)
+
+
+FILMINGS: dict[str, Callable[[np.random.Generator], Filming]] = {
+    "plain": plain,
+    "varied": varied,
+    "two": scenes_of_eight_seconds(2),
+    "eight": scenes_of_eight_seconds(8),
+}
 
 
 def write_dataset(
@@ -97,4 +108,5 @@ def write_dataset(
 
 if __name__ == "__main__":
     place, split, number, *how = sys.argv[1:]
-    print(write_dataset(place, split, int(number), FILMINGS[how[0] if how else "plain"]))
+    name = f"{split}-{how[0]}" if how else split
+    print(write_dataset(place, split, int(number), FILMINGS[how[0] if how else "plain"], name))

@@ -60,13 +60,13 @@ class LanguageStage:
     steps: int = 1800
     batch: int = 16
     learning_rate: float = 1.5e-3
-    tower_share: float = 0.2
+    tower_share: float = 0.5
     warmup: int = 150
     frames: int = 12
     many_frames: int = 36
     tiled: float = 0.06
     growing: float = 0.3
-    looking: float = 0.3
+    looking: float = 0.5
     questions: int = 12
     unseen: float = 0.08
     save_every: int = 50

@@ -36,6 +36,7 @@ def tiny_config() -> SmolVLMConfig:
         "head_dim": 40,
         "vocab_size": VOCABULARY,
         "max_position_embeddings": POSITIONS,
+        "initializer_range": 0.05,
         "rms_norm_eps": 1e-5,
         "rope_theta": 10000.0,
         "bos_token_id": SPECIAL_TOKENS.index(START),

@@ -2,7 +2,8 @@
 
 Learning to see through the language loss alone takes far longer: `python -m v2l.world.vision_stage OUTPUT` first.
 Every patch of the tower is asked for the shape that covers it, which teaches kinds and colours within minutes; the
-image tokens behind the connector are asked for what the language model will need.
+image tokens behind the connector are asked for what the language model will need, first all of a frame's tokens side by
+side, then their mean: attention adds them up, too, and reads nothing that only stands in their order.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ BARE_PATCH = 0.05
 class VisionStage:
     """steps of batch frames; learning_rate: its peak, after `warmup` steps and before a cosine to zero.
 
+    pooled: ask the mean of a frame's tokens, not all side by side
     save_every: steps between checkpoints, at which `measured` frames are looked at
     workers: processes that draw frames ahead, for a machine whose cores training leaves idle
     """
@@ -54,10 +56,15 @@ class VisionStage:
     learning_rate: float = 1.5e-3
     warmup: int = 100
     weight_decay: float = 0.01
+    pooled: bool = False
     save_every: int = 500
     workers: int = 0
     measured: int = 512
     seed: int = 0
+
+
+PASSES = {"flat": VisionStage(), "pooled": VisionStage(steps=1500, learning_rate=1e-3, pooled=True, seed=1)}
+"""The stage's two passes, in order; the second goes on with the tower and connector of the first."""
 
 
 def frame_batch(seed: int, step: int, count: int, split: str = "train") -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -105,11 +112,11 @@ def patch_labels(scene: Scene, seconds: float, aspect: float) -> dict[str, np.nd
 class FrameReader(nn.Module):
     """The model's vision tower and connector under one linear head for each label."""
 
-    def __init__(self, seed: int):
+    def __init__(self, seed: int, pooled: bool = False):
         super().__init__()
         model = new_model(seed).model
-        self.tower, self.connector = model.vision_model, model.connector
-        width = model.text_model.config.hidden_size * GEOMETRY.tokens_per_image
+        self.tower, self.connector, self.pooled = model.vision_model, model.connector, pooled
+        width = model.text_model.config.hidden_size * (1 if pooled else GEOMETRY.tokens_per_image)
         self.heads = nn.ModuleDict({name: nn.Linear(width, size) for name, size in LABELS.items()})
         patch = model.vision_model.config.hidden_size
         self.patch_heads = nn.ModuleDict({name: nn.Linear(patch, size) for name, size in PATCH_LABELS.items()})
@@ -117,7 +124,8 @@ class FrameReader(nn.Module):
     def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         """Logits by label of images (B, 3, S, S): (B, answers), and (B, answers, P) of patches."""
         patches = self.tower(pixel_values=images).last_hidden_state
-        seen = self.connector(patches).flatten(1)
+        seen = self.connector(patches)  # (B, tokens, D)
+        seen = F.rms_norm(seen, seen.shape[-1:]).mean(1) if self.pooled else seen.flatten(1)
         logits = {name: head(seen).float() for name, head in self.heads.items()}
         return logits | {name: head(patches).float().transpose(1, 2) for name, head in self.patch_heads.items()}
 
@@ -136,11 +144,18 @@ class FrameBatches(Steps):
         return frame_batch(self.stage.seed, step, self.stage.batch)
 
 
-def train(stage: VisionStage, output: Path) -> Iterator[dict[str, float]]:
-    """Trains, going on from the last checkpoint in `output`; yields and appends to metrics.jsonl a record at each."""
+def train(stage: VisionStage, output: Path, start: Path | None = None) -> Iterator[dict[str, float]]:
+    """Trains, going on from the last checkpoint in `output`; yields and appends to metrics.jsonl a record at each.
+
+    start: checkpoint whose tower, connector and patch heads this begins with
+    """
     output.mkdir(parents=True, exist_ok=True)
     device = choose_device(None)
-    reader = FrameReader(stage.seed).to(device)
+    reader = FrameReader(stage.seed, stage.pooled).to(device)
+    if start is not None:
+        known = torch.load(start, weights_only=True, map_location="cpu")["reader"]
+        kept = {name: tensor for name, tensor in known.items() if not name.startswith("heads.")}
+        reader.load_state_dict(kept, strict=False)
     optimizer = torch.optim.AdamW(reader.parameters(), lr=stage.learning_rate, weight_decay=stage.weight_decay)
     schedule = warm_cosine(optimizer, stage.steps, stage.warmup)
     parts = {"reader": reader, "optimizer": optimizer, "schedule": schedule}
@@ -194,5 +209,8 @@ def measure(reader: FrameReader, count: int) -> dict[str, float]:
 if __name__ == "__main__":
     import sys
 
-    for line in train(VisionStage(), Path(sys.argv[1])):
-        print(line, flush=True)
+    place, before = Path(sys.argv[1]), None
+    for name, stage in PASSES.items():
+        for line in train(stage, place / name, before):
+            print(name, line, flush=True)
+        before = place / name / "vision.pt"
