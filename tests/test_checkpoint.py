@@ -11,7 +11,7 @@ from conftest import DATA
 from safetensors.torch import load_file, save_file
 
 import v2l
-from v2l.checkpoint import PUBLISHED_TRAINING, save_hypernetwork, with_origin
+from v2l.checkpoint import PUBLISHED_TRAINING, save_half, save_hypernetwork, with_origin
 from v2l.hypernetwork import Hypernetwork, HypernetworkConfig, TrainedWith
 from v2l.prompt import INTERNALIZATION_PROMPT
 
@@ -139,3 +139,17 @@ def test_a_hypernetwork_for_another_model_is_refused(videos, vlm, tmp_path):
     larger = small.write_model(tmp_path / "larger", config=small.small_config(num_hidden_layers=2))
     with pytest.raises(v2l.V2LError, match="trained for larger"):
         v2l.encode(videos[0], vlm, small.small_hypernetwork(larger))
+
+
+def test_half_precision_is_read_as_float32(hypernetwork, tmp_path):
+    path = tmp_path / "half.safetensors"
+    save_half(hypernetwork, path)
+    whole = tmp_path / "whole.safetensors"
+    save_hypernetwork(hypernetwork, whole)
+    assert path.stat().st_size < 0.6 * whole.stat().st_size
+    read = v2l.load_hypernetwork(path, device="cpu")
+    assert read.origin.sha256 != hypernetwork.origin.sha256
+    assert read.origin.trained_with == hypernetwork.origin.trained_with
+    for name, tensor in read.state_dict().items():
+        assert tensor.dtype == torch.float32
+        assert torch.equal(tensor, hypernetwork.state_dict()[name].half().float())

@@ -1,15 +1,20 @@
 """The embedded model's tokenizer, sizes and training stages: real classes, a few steps, the same trajectory twice."""
 
+import shutil
+
 import numpy as np
 import pytest
+import small
 import torch
 from transformers import AutoTokenizer
 
 import v2l
+from v2l.errors import V2LError
 from v2l.prompt import INTERNALIZATION_PROMPT, question_text
 from v2l.sheet import IGNORED, write_sheet
 from v2l.world.language_stage import ClipBatches, LanguageStage, Trainer, clip_questions, sample_clip, shown
 from v2l.world.model import new_model, save_model
+from v2l.world.release import release
 from v2l.world.scene import COLOURS, KINDS, WORDS, held_out_in
 from v2l.world.tokenizer import SPECIAL_TOKENS, VOCABULARY, train_tokenizer
 from v2l.world.vision_stage import LABELS, PATCH_LABELS, VisionStage, frame_batch, train
@@ -151,3 +156,17 @@ def test_the_language_stage_goes_on_as_if_never_ended(tmp_path):
     assert losses[1] < losses[0]
     assert all(torch.equal(tensor, state("parts")[name]) for name, tensor in state("whole").items())
     assert v2l.load_vlm(tmp_path / "whole" / "model").max_positions == 512
+
+
+def test_a_release_is_the_two_that_belong_together(folder, tmp_path):
+    model = tmp_path / "tiny-9"
+    shutil.copytree(folder, model)
+    small.write_hypernetwork(model)
+    release(model, model, tmp_path / "released")
+    vlm, hypernetwork = v2l.load_vlm(tmp_path / "released"), v2l.load_hypernetwork(tmp_path / "released")
+    assert hypernetwork.origin.base_model == "tiny-9"
+    assert hypernetwork.origin.base_fingerprint == vlm.fingerprint
+    other = small.write_model(tmp_path / "other")
+    with pytest.raises(V2LError, match="was not trained for"):
+        release(other, model, tmp_path / "wrong")
+    assert not (tmp_path / "wrong").exists()

@@ -149,6 +149,9 @@ class Hypernetwork(nn.Module):
     def _read_together(self, hidden_states: torch.Tensor, mask: torch.Tensor | None) -> Sequence[torch.Tensor]:
         """The same for all layers at once, of (B, L, T, D): they share the reader, and nothing but its weights."""
         layers = hidden_states.shape[1]
+        tokens = torch.Size((hidden_states.shape[0], hidden_states.shape[2]))
+        if mask is not None and mask.shape != tokens:
+            raise _mask_misfit(mask, tokens)
         repeated = None if mask is None else mask.repeat_interleave(layers, 0)
         return self._read(hidden_states.flatten(0, 1), repeated).unflatten(0, (-1, layers)).unbind(1)
 

@@ -57,7 +57,7 @@ class LanguageStage:
     workers: processes that draw clips ahead, for a machine whose cores training leaves idle
     """
 
-    steps: int = 1800
+    steps: int = 3000
     batch: int = 16
     learning_rate: float = 1.5e-3
     tower_share: float = 0.5
@@ -66,7 +66,7 @@ class LanguageStage:
     many_frames: int = 36
     tiled: float = 0.06
     growing: float = 0.3
-    looking: float = 0.5
+    looking: float = 1.0
     questions: int = 12
     unseen: float = 0.08
     save_every: int = 50
@@ -229,7 +229,7 @@ class Trainer:
 
     def losses(self, clips: Sequence[SheetOfClip]) -> tuple[torch.Tensor, torch.Tensor]:
         """Cross-entropy of one batch: of the answers, the mean over their tokens; and of what the heads say of the
-        frames, the mean over frames and heads."""
+        frames, the mean over frames, half of it the word's and half the shapes'."""
         sheets = Sheets.stack([clip.sheet for clip in clips], self.device)
         embedded = self.model.model.text_model.embed_tokens(sheets.ids)
         images = [clip.images for clip in clips if clip.images is not None]
@@ -255,11 +255,12 @@ class Trainer:
         """frames: (F, D), of all clips; labels: (F_c,) by name of each clip."""
         if not labels:
             return frames.new_zeros(())
-        losses = [
-            F.cross_entropy(head(frames).float(), torch.cat([clip[name] for clip in labels]).to(self.device))
+        losses = {
+            name: F.cross_entropy(head(frames).float(), torch.cat([clip[name] for clip in labels]).to(self.device))
             for name, head in self.heads.items()
-        ]
-        return torch.stack(losses).mean()
+        }
+        word = losses.pop("word")  # it comes last and carries most questions: it weighs as much as all shapes
+        return (word + torch.stack(list(losses.values())).mean()) / 2
 
     @staticmethod
     def _load_part(module: nn.Module, state: dict[str, torch.Tensor], prefix: str) -> None:
