@@ -12,7 +12,7 @@ from v2l.models import EMBEDDED, RELEASE
 from v2l.scoring import METRICS
 from v2l.world.clip import seen_times, write_clip
 from v2l.world.questions import ask_about
-from v2l.world.scene import sample_story
+from v2l.world.scene import SHAPES, sample_story
 
 CLIPS = range(9000, 9012)
 """Seeds of the test split beyond every table in docs/."""
@@ -30,7 +30,7 @@ def fresh(tiny, tmp_path_factory):
     hypernetwork = v2l.load_hypernetwork("tiny", device="cpu")
     adapters, questions = [], []
     for seed in CLIPS:
-        story = sample_story("test", seed, SECONDS)
+        story = sample_story("test", seed, SECONDS, shapes=SHAPES)
         write_clip(story, folder / f"{seed}.mp4", FORM)
         adapters.append(v2l.encode(folder / f"{seed}.mp4", tiny, hypernetwork))
         questions.append(ask_about(story, seen_times(SECONDS, FORM, 12), np.random.default_rng(seed)))

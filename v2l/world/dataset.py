@@ -20,7 +20,7 @@ from tqdm import tqdm
 from v2l.files import write_atomically
 from v2l.world.clip import ClipFormat, seen_times, write_clip
 from v2l.world.questions import ask_about, caption
-from v2l.world.scene import sample_story
+from v2l.world.scene import SHAPES, sample_story
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,8 @@ def write_dataset(
     filming: how each clip is filmed, from a generator of its own
     name: of the clips' folder and of the manifest, the split's where None
 
-    Questions are about what a frame a second shows, each kind asked twice of different times and shapes. In the splits
+    Scenes have as many shapes as the embedded model knows. Questions are about what a frame a second shows, each kind
+    asked twice of different times and shapes; how many shapes there are is asked where it differs. In the splits
     `test` and `held-out` every other clip is asked in the phrasings that training never sees. Clips that are there
     already are not written again.
     """
@@ -82,14 +83,14 @@ def write_dataset(
         random = np.random.default_rng(seed)
         film = filming(random)
         views = math.ceil(film.seconds)
-        story = sample_story(split, seed, film.seconds, views=views, count=film.scenes)
+        story = sample_story(split, seed, film.seconds, views=views, count=film.scenes, shapes=SHAPES)
         if not (folder / path).exists():
             write_clip(story, folder / path, film.form)
         times = seen_times(film.seconds, film.form, views)
         kept = split in ("test", "held-out") and seed % 2 == 1
         asked = [*ask_about(story, times, random, kept), *ask_about(story, times, random, kept)]
-        asked = list({question.prompt: question for question in asked}.values())
-        for number, question in enumerate([*asked, caption(story, times, random)]):
+        told = {question.prompt: question for question in asked if SHAPES > 1 or question.kind != "count"}
+        for number, question in enumerate([*told.values(), caption(story, times, random)]):
             rows.append(
                 {
                     "id": f"{name}-{seed:05d}-{number:02d}",

@@ -40,6 +40,8 @@ from v2l.world.scene import Story, sample_story
 from v2l.world.tokenizer import IMAGE, train_tokenizer
 from v2l.world.vision_stage import GEOMETRY, LABELS, frame_labels
 
+LOOKS = LABELS | {"second": 60, "minute": 60}
+"""What the middle of the language model is asked at the end of a frame: what it shows, and when it stands."""
 LONGEST_SECONDS = 3000.0
 """Clips begin up to that far into the video that they are cut out of."""
 
@@ -53,6 +55,7 @@ class LanguageStage:
         twice the image size, on at most a third as many frames
     growing: share of the steps in which clips grow from one frame to `frames`
     looking: weight of the heads that are asked about each frame
+    shapes: at most this many in a scene
     questions: at most this many of a clip; unseen: share of clips without their video
     workers: processes that draw clips ahead, for a machine whose cores training leaves idle
     """
@@ -67,6 +70,7 @@ class LanguageStage:
     tiled: float = 0.06
     growing: float = 0.3
     looking: float = 1.0
+    shapes: int = 2
     questions: int = 12
     unseen: float = 0.08
     save_every: int = 50
@@ -91,12 +95,17 @@ class SeenClip:
         return [frame.seconds for frame in self.frames]
 
     def labels(self) -> dict[str, torch.Tensor]:
-        """What stage 1 asks of a frame, (F,) by label."""
-        seen = [frame_labels(self.story.at(seconds), seconds) for seconds in self.times]
-        return {name: torch.tensor([frame[name] for frame in seen]) for name in LABELS}
+        """What stage 1 asks of a frame, and its time, (F,) by label."""
+        seen = [
+            {**frame_labels(self.story.at(time), time), "second": int(time) % 60, "minute": int(time) // 60 % 60}
+            for time in self.times
+        ]
+        return {name: torch.tensor([frame[name] for frame in seen]) for name in LOOKS}
 
 
-def sample_clip(random: np.random.Generator, count: int, tiled: bool = False, split: str = "train") -> SeenClip:
+def sample_clip(
+    random: np.random.Generator, count: int, tiled: bool = False, split: str = "train", shapes: int = 2
+) -> SeenClip:
     """A clip of which `count` frames are seen, a second or more apart, of any size; one in three is cut out of a longer
     video, of one in four only a part of what happens is seen, and one in three has several scenes."""
     spacing = 1.0 if random.random() < 0.5 else float(random.uniform(1, 6 if count > 12 else 20))
@@ -106,7 +115,7 @@ def sample_clip(random: np.random.Generator, count: int, tiled: bool = False, sp
     scenes = int(random.integers(1, max(1, min(8, count // 2)) + 1)) if parts == 1 and random.random() < 0.5 else 1
     begin = start - duration * int(random.integers(parts)) if start > 4 * duration else start
     seed = int(random.integers(2**31))
-    story = sample_story(split, seed, max(2.0, duration * parts), begin, views=count * parts, count=scenes)
+    story = sample_story(split, seed, max(2.0, duration * parts), begin, count * parts, scenes, shapes)
     times = [start + spacing * index for index in range(count)]
     total = max(begin + duration * parts, times[-1] + 1)
     total += float(random.uniform(0, 600)) if random.random() < 1 / 3 else 0.0
@@ -167,7 +176,7 @@ class ClipBatches(Steps):
         count = int(random.integers(1, (max(1, most // 3) if tiled else most) + 1))
         clips = []
         for _ in range(max(1, stage.batch * 12 // max(12, count))):
-            clip = sample_clip(random, count, tiled)
+            clip = sample_clip(random, count, tiled, shapes=stage.shapes)
             asked = [(each.prompt, each.answer) for each in clip_questions(clip, random, stage.questions)]
             if random.random() < stage.unseen:
                 clips.append(SheetOfClip(write_sheet(shown(None), asked, self.tokenizer), None, None))
@@ -178,19 +187,22 @@ class ClipBatches(Steps):
 
 
 class Trainer:
-    """The model as stage 1 left it, and everything that a checkpoint keeps."""
+    """The model as stage 1 left it, or as an earlier pass of this one did (start), and everything that a checkpoint
+    keeps."""
 
-    def __init__(self, stage: LanguageStage, vision: Path, output: Path):
+    def __init__(self, stage: LanguageStage, vision: Path, output: Path, start: Path | None = None):
         self.stage, self.output = stage, output
         self.device = choose_device(None)
         self.model = new_model(stage.seed).to(self.device)
         self.batches = ClipBatches(stage)
         self.image_id, self.view_id = (self.batches.tokenizer.token_to_id(token) for token in (IMAGE, GLOBAL_VIEW))
         width = self.model.config.text_config.hidden_size
-        self.heads = nn.ModuleDict({name: nn.Linear(width, size) for name, size in LABELS.items()}).to(self.device)
+        self.heads = nn.ModuleDict({name: nn.Linear(width, size) for name, size in LOOKS.items()}).to(self.device)
         reader = torch.load(vision, weights_only=True, map_location="cpu")["reader"]
         self._load_part(self.model.model.vision_model, reader, "tower.")
         self._load_part(self.model.model.connector, reader, "connector.")
+        if start is not None:
+            self.model.load_state_dict(torch.load(start, weights_only=True, map_location="cpu")["model"])
         tower = list(self.model.model.vision_model.parameters())
         names = {id(parameter) for parameter in tower}
         rest = [parameter for parameter in self.model.parameters() if id(parameter) not in names]
@@ -229,7 +241,7 @@ class Trainer:
 
     def losses(self, clips: Sequence[SheetOfClip]) -> tuple[torch.Tensor, torch.Tensor]:
         """Cross-entropy of one batch: of the answers, the mean over their tokens; and of what the heads say of the
-        frames, the mean over frames, half of it the word's and half the shapes'."""
+        frames, the mean over frames, a third of it each the word's, the time's and the shapes'."""
         sheets = Sheets.stack([clip.sheet for clip in clips], self.device)
         embedded = self.model.model.text_model.embed_tokens(sheets.ids)
         images = [clip.images for clip in clips if clip.images is not None]
@@ -259,8 +271,9 @@ class Trainer:
             name: F.cross_entropy(head(frames).float(), torch.cat([clip[name] for clip in labels]).to(self.device))
             for name, head in self.heads.items()
         }
-        word = losses.pop("word")  # it comes last and carries most questions: it weighs as much as all shapes
-        return (word + torch.stack(list(losses.values())).mean()) / 2
+        # the word comes last and carries most questions, and times bind them: each weighs as much as all shapes
+        word, time = losses.pop("word"), (losses.pop("second") + losses.pop("minute")) / 2
+        return (word + time + torch.stack(list(losses.values())).mean()) / 3
 
     @staticmethod
     def _load_part(module: nn.Module, state: dict[str, torch.Tensor], prefix: str) -> None:

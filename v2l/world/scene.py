@@ -35,6 +35,9 @@ MOTIONS = ("still", "left", "right", "up", "down", "back and forth")
 PLACES = (("top left", "top", "top right"), ("left", "middle", "right"), ("bottom left", "bottom", "bottom right"))
 """Names of the nine ninths of a frame, by row and column."""
 
+SHAPES = 1
+"""The most shapes in a scene of the world that the embedded model knows; of two it does not tell which is which."""
+
 SPLITS = ("train", "validation", "test", "held-out")
 """`held-out` shows combinations that no other split does; the seeds of different splits have nothing in common."""
 HELD_OUT_SHARE = 16
@@ -162,9 +165,11 @@ def held_out_in(scene: Scene) -> bool:
     return any(is_held_out(shape.colour, shape.kind, shape.motion, word) for shape, word in pairs)
 
 
-def sample_story(split: str, seed: int, duration: float, start: float = 0.0, views: int = 12, count: int = 1) -> Story:
+def sample_story(
+    split: str, seed: int, duration: float, start: float = 0.0, views: int = 12, count: int = 1, shapes: int = 2
+) -> Story:
     """The story of that split and seed: `count` scenes of equal length, of which no two write the same word, so that
-    "what comes after lora" has one answer.
+    "what comes after lora" has one answer; each with at most that many shapes, 1 or 2.
 
     duration, start: seconds; views: that many evenly spread looks see every word at least once
     Raises V2LError for an unknown split, a length outside 2 seconds to an hour or more scenes than it has seconds.
@@ -183,14 +188,17 @@ def sample_story(split: str, seed: int, duration: float, start: float = 0.0, vie
     for words in np.array_split(random.permutation(len(WORDS)), count):
         while True:
             random.shuffle(words)
-            scene = _draw_lots(random, each, start + each * len(scenes), views // count, words)
+            scene = _draw_lots(random, (start + each * len(scenes), each), views // count, words, shapes)
             if held_out_in(scene) == (split == "held-out"):
                 break
         scenes.append(scene)
     return Story(tuple(scenes))
 
 
-def _draw_lots(random: np.random.Generator, duration: float, start: float, views: int, words: Sequence[int]) -> Scene:
+def _draw_lots(
+    random: np.random.Generator, span: tuple[float, float], views: int, words: Sequence[int], shapes: int
+) -> Scene:
+    start, duration = span
     background = tuple(_jitter(random, _GREYS[random.integers(len(_GREYS))], 12) for _ in range(2))
     if random.random() < 0.5:
         background = (background[0], background[0])
@@ -199,7 +207,7 @@ def _draw_lots(random: np.random.Generator, duration: float, start: float, views
         start=start,
         duration=duration,
         board=board,
-        shapes=_sample_shapes(random, board),
+        shapes=_sample_shapes(random, board, shapes),
         background=background,
         brightness=float(random.uniform(0.8, 1.15)),
         noise=float(random.uniform(0, 10)),
@@ -231,16 +239,16 @@ def _sample_board(
     )
 
 
-def _sample_shapes(random: np.random.Generator, board: Board) -> tuple[Shape, ...]:
+def _sample_shapes(random: np.random.Generator, board: Board, most: int) -> tuple[Shape, ...]:
     """One or two shapes clear of the board and of each other; two differ in kind and in colour."""
-    count = int(random.integers(1, 3))
+    count = int(random.integers(1, most + 1))
     kinds = random.choice(len(KINDS), count, replace=False)
     colours = random.choice(len(COLOURS), count, replace=False)
     motions = random.integers(len(MOTIONS), size=count)
     names = [(KINDS[k], list(COLOURS)[c], MOTIONS[m]) for k, c, m in zip(kinds, colours, motions, strict=True)]
     moved = {motion for _, _, motion in names}
     if "back and forth" in moved and moved & {"up", "down"}:  # two such paths always meet
-        return _sample_shapes(random, board)
+        return _sample_shapes(random, board, most)
     while True:
         shapes = [_sample_shape(random, *name, board=board) for name in names]
         if len(shapes) == 1 or _apart(*shapes):
