@@ -146,7 +146,8 @@ def test_a_command_offers_exactly_its_options(home, name):
     flags = {flag for option in options for flag in option.opts}
     assert offered(home, name, "-") == flags | {"-h", "--help"}
     assert offered(home, name, "--js") == {"--json"}
-    assert offered(home, name, "some", "thing", "--json", "--de") <= {"--debug", "--device"}
+    begun = {flag for flag in flags if flag.startswith("--de")}
+    assert offered(home, name, "some", "thing", "--json", "--de") <= begun
 
 
 def test_words_of_an_option(home):

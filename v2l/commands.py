@@ -212,7 +212,7 @@ def demonstrate(choice: Choice, folder: Path, overwrite: bool, display: Display)
     header = ["question", "the clip shows", "adapter", "in context", "visual tokens", "time to first token"]
     rows = [
         [
-            *(answer.question, answer.truth, answer.adapter, answer.in_context),
+            *(answer.question, answer.truth, answer.from_adapter, answer.in_context),
             f"{answer.visual_tokens[0]} / {answer.visual_tokens[1]}",
             f"{answer.first_token[0] * 1000:.1f} / {answer.first_token[1] * 1000:.1f} ms",
         ]

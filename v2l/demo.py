@@ -38,7 +38,7 @@ class Answer:
 
     question: str
     truth: str
-    adapter: str
+    from_adapter: str
     in_context: str
     visual_tokens: tuple[int, int]
     first_token: tuple[float, float]

@@ -89,7 +89,8 @@ def subjects_of(adapters: Sequence[Path], choice: Choice) -> Iterator[Subject | 
             adapter = Adapter.load(path)
             option = choice.model if choice.chosen_by == "option" else None
             model, chosen_by = choose_model_for(adapter, option)
-            chosen = choices.setdefault(model, choice if model == choice.model else _like(choice, model, chosen_by))
+            known = (model, chosen_by) == (choice.model, choice.chosen_by)
+            chosen = choices.setdefault(model, choice if known else _like(choice, model, chosen_by))
             groups.setdefault(model, []).append(Subject(path, chosen, adapter))
         except V2LError as error:
             groups.setdefault("", []).append((path, error))

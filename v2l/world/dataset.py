@@ -1,7 +1,8 @@
 """Folders of clips with a manifest that `v2l train` and `v2l eval` read.
 
-`python -m v2l.world.dataset FOLDER SPLIT COUNT [FILMING]` writes COUNT clips of a split and FOLDER/SPLIT.jsonl, or
-FOLDER/SPLIT-FILMING.jsonl where they are not filmed plainly.
+`python -m v2l.world.dataset FOLDER SPLIT COUNT [FILMING] [--kept]` writes COUNT clips of a split and the manifest
+FOLDER/SPLIT.jsonl, or FOLDER/SPLIT-FILMING.jsonl where they are not filmed plainly; --kept asks in the phrasings that
+are kept for the test.
 """
 
 from __future__ import annotations
@@ -64,20 +65,21 @@ def write_dataset(
     count: int,
     filming: Callable[[np.random.Generator], Filming] = plain,
     name: str | None = None,
+    kept_phrasing: bool = False,
 ) -> Path:
     """`count` clips of a split, seeds 0 up, with their questions; returns the manifest, `{name}.jsonl` in the folder.
 
     filming: how each clip is filmed, from a generator of its own
     name: of the clips' folder and of the manifest, the split's where None
+    kept_phrasing: ask in the phrasings that training never hears, in `{name}-kept.jsonl`
 
     Scenes have as many shapes as the embedded model knows. Questions are about what a frame a second shows, each kind
-    asked twice of different times and shapes; how many shapes there are is asked where it differs. In the splits
-    `test` and `held-out` every other clip is asked in the phrasings that training never sees. Clips that are there
-    already are not written again.
+    asked once, for training twice, of different times and shapes; how many shapes there are, where it differs. Clips
+    that are there already are not written again.
     """
     folder, name = Path(folder), name or split
     (folder / name).mkdir(parents=True, exist_ok=True)
-    rows = []
+    rows, draws = [], 2 if split == "train" else 1
     for seed in tqdm(range(count), unit="clip", disable=not sys.stderr.isatty()):
         path = f"{name}/{seed:05d}.mp4"
         random = np.random.default_rng(seed)
@@ -87,8 +89,7 @@ def write_dataset(
         if not (folder / path).exists():
             write_clip(story, folder / path, film.form)
         times = seen_times(film.seconds, film.form, views)
-        kept = split in ("test", "held-out") and seed % 2 == 1
-        asked = [*ask_about(story, times, random, kept), *ask_about(story, times, random, kept)]
+        asked = [each for _ in range(draws) for each in ask_about(story, times, random, kept_phrasing)]
         told = {question.prompt: question for question in asked if SHAPES > 1 or question.kind != "count"}
         for number, question in enumerate([*told.values(), caption(story, times, random)]):
             rows.append(
@@ -99,15 +100,17 @@ def write_dataset(
                     "prompt": question.prompt,
                     "target_text": question.answer,
                     "split": split,
-                    "metadata": {"kind": question.kind, "kept_phrasing": kept},
+                    "metadata": {"kind": question.kind, "kept_phrasing": kept_phrasing},
                 }
             )
-    manifest = folder / f"{name}.jsonl"
+    manifest = folder / f"{name}{'-kept' if kept_phrasing else ''}.jsonl"
     write_atomically(manifest, "".join(json.dumps(row) + "\n" for row in rows).encode())
     return manifest
 
 
 if __name__ == "__main__":
     place, split, number, *how = sys.argv[1:]
-    name = f"{split}-{how[0]}" if how else split
-    print(write_dataset(place, split, int(number), FILMINGS[how[0] if how else "plain"], name))
+    kept = "--kept" in how
+    filming = next((word for word in how if word != "--kept"), "plain")
+    name = split if filming == "plain" else f"{split}-{filming}"
+    print(write_dataset(place, split, int(number), FILMINGS[filming], name, kept))
