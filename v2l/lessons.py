@@ -218,7 +218,7 @@ def _shuffled(seed: int, turn: int, count: int) -> np.ndarray:
     return np.random.default_rng([seed, turn]).permutation(count)
 
 
-@functools.lru_cache(maxsize=100_000)
+@functools.lru_cache(maxsize=4096)
 def _probe(path: str) -> Video:
     return probe(path)
 
