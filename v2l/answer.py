@@ -154,8 +154,7 @@ def ask_each(
     if not prompts:
         return []
     with vlm.exclusively("answering without a video") if adapters is None else applied(vlm, adapters):
-        steps = list(vlm.greedy(prompts, max_new_tokens))
-    return ["".join(_text_pieces(iter(ids), vlm)) for ids in zip(*steps, strict=True)]
+        return _answers(prompts, vlm, max_new_tokens)
 
 
 def ask_each_in_context(
@@ -173,14 +172,19 @@ def ask_each_in_context(
         some = questions[start : start + QUESTIONS_AT_ONCE]
         prompts = [vlm.embed(video_ids(seen, vlm, question, answer=True), seen.images) for question in some]
         with vlm.exclusively("answering in context"):
-            steps = list(vlm.greedy(prompts, max_new_tokens))
-        answers += ["".join(_text_pieces(iter(ids), vlm)) for ids in zip(*steps, strict=True)]
+            answers += _answers(prompts, vlm, max_new_tokens)
     return answers
 
 
 def question_embeddings(question: str, vlm: FrozenVLM) -> torch.Tensor:
     """(T, D): the prompt of a question without a video. It cannot hold a visual token, whatever the question says."""
     return vlm.embed(vlm.tokenize(question_text(vlm.check_user_text(question))))
+
+
+def _answers(prompts: Sequence[torch.Tensor], vlm: FrozenVLM, max_new_tokens: int) -> list[str]:
+    """The whole answers to several prompts, (T_b, D) each, in one batch, while the caller holds the model."""
+    steps = list(vlm.greedy(prompts, max_new_tokens))
+    return ["".join(_text_pieces(iter(ids), vlm)) for ids in zip(*steps, strict=True)]
 
 
 def _pieces(

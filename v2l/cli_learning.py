@@ -24,15 +24,16 @@ from v2l.options import (
 )
 from v2l.running import command
 
+Manifest = Annotated[Path, typer.Argument(readable=False, metavar="MANIFEST", help="Examples, one JSON object a line.")]
+Root = Annotated[
+    Path | None,
+    typer.Option("--root", readable=False, metavar="FOLDER", help="Where video paths start; else at the manifest."),
+]
+
 
 def evaluate(
-    manifest: Annotated[
-        Path, typer.Argument(readable=False, metavar="MANIFEST", help="Examples, one JSON object a line.")
-    ],
-    root: Annotated[
-        Path | None,
-        typer.Option("--root", readable=False, metavar="FOLDER", help="Where video paths start; else at the manifest."),
-    ] = None,
+    manifest: Manifest,
+    root: Root = None,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -98,9 +99,7 @@ def evaluate(
 
 
 def train(
-    manifest: Annotated[
-        Path, typer.Argument(readable=False, metavar="MANIFEST", help="Examples, one JSON object a line.")
-    ],
+    manifest: Manifest,
     output: Annotated[
         Path,
         typer.Option("--output", "-o", readable=False, metavar="FOLDER", help="Where the run lives; gone on with."),
@@ -111,10 +110,7 @@ def train(
             "--validation", readable=False, metavar="MANIFEST", help="To choose the best by; else every 100th clip."
         ),
     ] = None,
-    root: Annotated[
-        Path | None,
-        typer.Option("--root", readable=False, metavar="FOLDER", help="Where video paths start; else at the manifest."),
-    ] = None,
+    root: Root = None,
     sizes: Annotated[
         str | None,
         typer.Option("--sizes", metavar="NAME=N,...", help="Of a fresh hypernetwork (rank, latent_size, ...)."),

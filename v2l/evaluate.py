@@ -22,7 +22,7 @@ from v2l.composition import compose
 from v2l.errors import V2LError
 from v2l.files import printable, unreadable, write_atomically
 from v2l.hypernetwork import Hypernetwork
-from v2l.manifest import Example
+from v2l.manifest import Example, group_by_clip
 from v2l.pipeline import check_belongs, encode_reading
 from v2l.records import to_json
 from v2l.sampling import Reading
@@ -80,9 +80,7 @@ class Evaluation:
     ):
         origin = check_belongs(hypernetwork, vlm)
         self.vlm, self.hypernetwork, self.setting, self.output = vlm, hypernetwork, setting, output
-        self.clips: dict[tuple, list[Example]] = {}
-        for example in examples:
-            self.clips.setdefault(example.clip, []).append(example)
+        self.clips = {asked[0].clip: asked for asked in group_by_clip(examples)}
         if len(self.clips) < 2:
             raise V2LError("the manifest asks about one clip only; intervals and controls need at least two, add one")
         header = {

@@ -18,7 +18,7 @@ import torch
 from tokenizers import Tokenizer
 
 from v2l.errors import V2LError
-from v2l.manifest import Example
+from v2l.manifest import Example, group_by_clip
 from v2l.optimise import Steps
 from v2l.prompt import INTERNALIZATION_PROMPT, PromptFrame, VisionGeometry, frame_images, tile_grid, video_text
 from v2l.prompt import question_text as asked
@@ -137,14 +137,6 @@ class Lessons(Steps):
             return read_lesson(clip, self.reader, self.curriculum, random)
         except V2LError as error:
             return Unreadable(clip[0].video, str(error))
-
-
-def group_by_clip(examples: Sequence[Example]) -> list[list[Example]]:
-    """The examples of each clip, clips in the manifest's order."""
-    clips: dict[tuple, list[Example]] = {}
-    for example in examples:
-        clips.setdefault(example.clip, []).append(example)
-    return list(clips.values())
 
 
 def read_lesson(

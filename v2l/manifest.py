@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,6 +75,14 @@ def read_manifest(path: str | os.PathLike, root: str | os.PathLike | None = None
     if not examples:
         raise V2LError(f"{printable(path)} holds no examples; a manifest is JSON lines, one example each")
     return examples
+
+
+def group_by_clip(examples: Sequence[Example]) -> list[list[Example]]:
+    """The examples of each clip, clips in the manifest's order."""
+    clips: dict[tuple, list[Example]] = {}
+    for example in examples:
+        clips.setdefault(example.clip, []).append(example)
+    return list(clips.values())
 
 
 def _example(line: str, folder: Path) -> Example:

@@ -21,9 +21,9 @@ from v2l.checkpoint import FILE_NAME, save_hypernetwork, with_origin
 from v2l.errors import V2LError
 from v2l.files import printable, write_atomically
 from v2l.hypernetwork import Hypernetwork, HypernetworkConfig, TrainedWith
-from v2l.lessons import Curriculum, Lesson, Lessons, Reader, Unreadable, group_by_clip, read_lesson
+from v2l.lessons import Curriculum, Lesson, Lessons, Reader, Unreadable, read_lesson
 from v2l.lora import Factors, attached
-from v2l.manifest import Example
+from v2l.manifest import Example, group_by_clip
 from v2l.optimise import Processes, keep, prepared, record, restore, warm_cosine
 from v2l.records import to_json
 from v2l.sealed import canonical_json
@@ -249,10 +249,10 @@ class Trainer:
         """The inputs of every decoder layer, (T, D) for each window."""
         order = sorted(range(len(windows)), key=lambda place: len(windows[place].input_ids))  # little padding
         lengths = [len(windows[place].input_ids) for place in order]
-        layers = []
+        back, layers = _inverse(order), []
         for pieces in self.vlm.read_layers([windows[place] for place in order]):
             tokens = torch.cat(list(pieces), dim=1)[0].split(lengths)
-            layers.append([tokens[order.index(place)] for place in range(len(windows))])
+            layers.append([tokens[place] for place in back])
         return layers
 
     def _generate(self, layers: Sequence[Sequence[torch.Tensor]]) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -271,7 +271,7 @@ class Trainer:
             padded = [pad_sequence([tokens[place] for place in group], batch_first=True) for tokens in layers]
             held = pad_sequence(ones, batch_first=True)
             made.append(self.hypernetwork.generate(torch.stack(padded, dim=1), held))
-        back = torch.tensor(sorted(range(len(order)), key=lambda place: order[place]), device=self.vlm.device)
+        back = torch.tensor(_inverse(order), device=self.vlm.device)
         return [
             tuple(torch.cat([factors[layer][side] for factors in made])[back] for side in (0, 1))
             for layer in range(len(layers))
@@ -375,6 +375,11 @@ class Best:
 def _rows(lesson: Lesson) -> list[int]:
     """How many parts each of the lesson's adapters is made from."""
     return [1] * len(lesson.parts) if lesson.composed else [len(lesson.parts)]
+
+
+def _inverse(order: Sequence[int]) -> list[int]:
+    """Where each item went: what puts items in `order` back in their own."""
+    return sorted(range(len(order)), key=order.__getitem__)
 
 
 def _take(items: Sequence, sizes: Sequence[int]) -> list[Sequence]:
