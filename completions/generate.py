@@ -16,7 +16,7 @@ import typer
 
 from v2l.cli import app
 from v2l.models import PRESETS
-from v2l.options import Control, Dtype, Metric
+from v2l.options import Arch, Control, Dtype, Metric
 from v2l.targets import ADAPTER_SUFFIX, VIDEO_SUFFIXES
 
 Parameter = typer.core.TyperOption | typer.core.TyperArgument
@@ -40,16 +40,19 @@ class Kind:
 VIDEOS = tuple(sorted(VIDEO_SUFFIXES))
 KINDS = {
     "adapters": Kind(suffixes=(ADAPTER_SUFFIX,)),
+    "architectures": Kind(words=tuple(Arch), paths=False),
     "checkpoints": Kind(suffixes=(".pt",)),
     "devices": Kind(words=("cpu", "cuda", "mps"), paths=False),
     "dtypes": Kind(words=tuple(Dtype), paths=False),
     "files": Kind(suffixes=("",)),
     "folders": Kind(),
+    "images": Kind(suffixes=(".pdf", ".png", ".svg")),
     "controls": Kind(words=tuple(Control), paths=False),
     "manifests": Kind(suffixes=(".jsonl",)),
     "metrics": Kind(words=tuple(Metric), paths=False),
     "models": Kind(words=("tiny", *PRESETS)),
     "safetensors": Kind(suffixes=(".safetensors",)),
+    "tables": Kind(suffixes=(".csv",)),
     "subjects": Kind(suffixes=(ADAPTER_SUFFIX, *VIDEOS)),
     "videos": Kind(suffixes=VIDEOS),
     "weights": Kind(suffixes=(".pt", ".safetensors")),
@@ -62,7 +65,13 @@ PARAMETERS = {
     **dict.fromkeys("max_new_tokens strength question rank".split(), FREE),
     **dict.fromkeys("sizes kl_weight steps batch together learning_rate questions windows denser".split(), FREE),
     **dict.fromkeys("in_context_frames validate_every save_every workers seed".split(), FREE),
+    **dict.fromkeys("repeats warmup new_tokens budget".split(), FREE),
     "inputs": "videos",
+    "video": "videos",
+    "arch": "architectures",
+    "bench output": "manifests",
+    "table": "tables",
+    "plot": "images",
     "words": "subjects",
     "adapters": "adapters",
     "files": "weights",

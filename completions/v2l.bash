@@ -23,16 +23,19 @@ _v2l_list() (
 _v2l_offer() {
     case $1 in
         adapters) _v2l_paths "$2" '*@(.v2l.safetensors)' ;;
+        architectures) _v2l_words "$2" 'smolvlm2-500m smolvlm2-2.2b' ;;
         checkpoints) _v2l_paths "$2" '*@(.pt)' ;;
         devices) _v2l_words "$2" 'cpu cuda mps' ;;
         dtypes) _v2l_words "$2" 'float32 bfloat16 float16' ;;
         files) _v2l_paths "$2" '*' ;;
         folders) _v2l_paths "$2" '' ;;
+        images) _v2l_paths "$2" '*@(.pdf|.png|.svg)' ;;
         controls) _v2l_words "$2" 'in_context nothing bias other_clip' ;;
         manifests) _v2l_paths "$2" '*@(.jsonl)' ;;
         metrics) _v2l_words "$2" 'exact f1 rouge_l' ;;
         models) _v2l_words "$2" 'tiny smolvlm2-500m smolvlm2-2.2b'; _v2l_paths "$2" '' ;;
         safetensors) _v2l_paths "$2" '*@(.safetensors)' ;;
+        tables) _v2l_paths "$2" '*@(.csv)' ;;
         subjects) _v2l_paths "$2" '*@(.v2l.safetensors|.3gp|.avi|.flv|.m2ts|.m4v|.mkv|.mov|.mp4|.mpeg|.mpg|.mts|.ogv|.ts|.webm|.wmv)' ;;
         videos) _v2l_paths "$2" '*@(.3gp|.avi|.flv|.m2ts|.m4v|.mkv|.mov|.mp4|.mpeg|.mpg|.mts|.ogv|.ts|.webm|.wmv)' ;;
         weights) _v2l_paths "$2" '*@(.pt|.safetensors)' ;;
@@ -43,18 +46,21 @@ _v2l_offer() {
 _v2l_option() {
     case $1 in
         'encode --output' | 'encode -o' | 'compose --output' | 'compose -o') kind='adapters' ;;
-        'encode --device' | 'ask --device' | 'eval --device' | 'train --device' | 'demo --device') kind='devices' ;;
-        'encode --dtype' | 'ask --dtype' | 'eval --dtype' | 'train --dtype') kind='dtypes' ;;
+        'bench --arch') kind='architectures' ;;
+        'encode --device' | 'ask --device' | 'bench --device' | 'eval --device' | 'train --device' | 'demo --device') kind='devices' ;;
+        'encode --dtype' | 'ask --dtype' | 'bench --dtype' | 'eval --dtype' | 'train --dtype') kind='dtypes' ;;
         'encode --files-from') kind='files' ;;
         'encode --output-dir' | 'eval --root' | 'train --output' | 'train -o' | 'train --root' | 'demo --output-dir') kind='folders' ;;
+        'bench --plot') kind='images' ;;
         'eval --without') kind='controls' ;;
-        'eval --output' | 'eval -o' | 'train --validation') kind='manifests' ;;
+        'bench --output' | 'bench -o' | 'eval --output' | 'eval -o' | 'train --validation') kind='manifests' ;;
         'eval --metric') kind='metrics' ;;
-        'encode --model' | 'encode -m' | 'ask --model' | 'ask -m' | 'eval --model' | 'eval -m' | 'train --model' | 'train -m') kind='models' ;;
+        'encode --model' | 'encode -m' | 'ask --model' | 'ask -m' | 'bench --model' | 'bench -m' | 'eval --model' | 'eval -m' | 'train --model' | 'train -m') kind='models' ;;
         'import --output' | 'import -o') kind='safetensors' ;;
+        'bench --csv') kind='tables' ;;
         'ask --in-context') kind='videos' ;;
-        'encode --hypernetwork' | 'ask --hypernetwork' | 'eval --hypernetwork' | 'train --hypernetwork') kind='weights' ;;
-        'encode --frames' | 'encode --fps' | 'encode --start' | 'encode --end' | 'encode --resolution' | 'encode --segments' | 'encode --segment-seconds' | 'ask --question' | 'ask -q' | 'ask --frames' | 'ask --fps' | 'ask --start' | 'ask --end' | 'ask --resolution' | 'ask --max-new-tokens' | 'ask --strength' | 'eval --margin' | 'eval --frames' | 'eval --fps' | 'eval --resolution' | 'eval --segments' | 'eval --in-context-frames' | 'eval --max-new-tokens' | 'train --sizes' | 'train --kl-weight' | 'train --steps' | 'train --batch' | 'train --together' | 'train --learning-rate' | 'train --questions' | 'train --segments' | 'train --windows' | 'train --denser' | 'train --frames' | 'train --fps' | 'train --resolution' | 'train --validate-every' | 'train --save-every' | 'train --workers' | 'train --seed' | 'compose --rank') kind='' ;;
+        'encode --hypernetwork' | 'ask --hypernetwork' | 'bench --hypernetwork' | 'eval --hypernetwork' | 'train --hypernetwork') kind='weights' ;;
+        'encode --frames' | 'encode --fps' | 'encode --start' | 'encode --end' | 'encode --resolution' | 'encode --segments' | 'encode --segment-seconds' | 'ask --question' | 'ask -q' | 'ask --frames' | 'ask --fps' | 'ask --start' | 'ask --end' | 'ask --resolution' | 'ask --max-new-tokens' | 'ask --strength' | 'bench --frames' | 'bench --resolution' | 'bench --questions' | 'bench --repeats' | 'bench --warmup' | 'bench --new-tokens' | 'bench --budget' | 'eval --margin' | 'eval --frames' | 'eval --fps' | 'eval --resolution' | 'eval --segments' | 'eval --in-context-frames' | 'eval --max-new-tokens' | 'train --sizes' | 'train --kl-weight' | 'train --steps' | 'train --batch' | 'train --together' | 'train --learning-rate' | 'train --questions' | 'train --segments' | 'train --windows' | 'train --denser' | 'train --frames' | 'train --fps' | 'train --resolution' | 'train --validate-every' | 'train --save-every' | 'train --workers' | 'train --seed' | 'compose --rank') kind='' ;;
         *) return 1 ;;
     esac
 }
@@ -82,6 +88,7 @@ _v2l() {
         '') words='' options='--version --json --help -h' ;;
         'encode') words='videos' options='--recursive -r --files-from --frames --fps --start --end --resolution --segments --segment-seconds --compose --output -o --output-dir --check-hash --overwrite --fail-fast --model -m --hypernetwork --device --dtype --json --quiet --debug --help -h' ;;
         'ask') words='subjects' options='--question -q --in-context --frames --fps --start --end --resolution --max-new-tokens --strength --no-stream --model -m --hypernetwork --device --dtype --json --quiet --debug --help -h' ;;
+        'bench') words='videos' options='--frames --resolution --arch --random-weights --questions --repeats --warmup --new-tokens --budget --output -o --csv --plot --model -m --hypernetwork --device --dtype --json --quiet --debug --help -h' ;;
         'eval') words='manifests' options='--root --output -o --metric --margin --without --frames --fps --resolution --segments --in-context-frames --max-new-tokens --model -m --hypernetwork --device --dtype --json --quiet --debug --help -h' ;;
         'train') words='manifests' options='--output -o --validation --root --sizes --teacher --kl-weight --steps --batch --together --learning-rate --questions --segments --windows --denser --frames --fps --resolution --validate-every --save-every --workers --seed --model -m --hypernetwork --device --dtype --json --quiet --debug --help -h' ;;
         'demo') words='' options='--output-dir --overwrite --device --json --quiet --debug --help -h' ;;
@@ -94,7 +101,7 @@ _v2l() {
     elif [[ $command ]]; then
         _v2l_offer "$words" "$current"
     else
-        _v2l_words "$current" 'encode ask eval train demo compose info import'
+        _v2l_words "$current" 'encode ask bench eval train demo compose info import'
     fi
 }
 

@@ -21,6 +21,10 @@ function __v2l_adapters
     __v2l_paths .v2l.safetensors
 end
 
+function __v2l_architectures
+    printf '%s\n' smolvlm2-500m smolvlm2-2.2b
+end
+
 function __v2l_checkpoints
     __v2l_paths .pt
 end
@@ -39,6 +43,10 @@ end
 
 function __v2l_folders
     __v2l_paths
+end
+
+function __v2l_images
+    __v2l_paths .pdf .png .svg
 end
 
 function __v2l_controls
@@ -62,6 +70,10 @@ function __v2l_safetensors
     __v2l_paths .safetensors
 end
 
+function __v2l_tables
+    __v2l_paths .csv
+end
+
 function __v2l_subjects
     __v2l_paths .v2l.safetensors .3gp .avi .flv .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .webm .wmv
 end
@@ -77,6 +89,7 @@ end
 complete -c v2l -f
 complete -c v2l -n '__v2l_in' -a encode -d 'Read videos once, write an adapter beside each'
 complete -c v2l -n '__v2l_in' -a ask -d 'Answer questions about encoded videos'
+complete -c v2l -n '__v2l_in' -a bench -d 'Measure what an adapter saves, and what it does not'
 complete -c v2l -n '__v2l_in' -a eval -d 'Hold adapters against the video in context'
 complete -c v2l -n '__v2l_in' -a train -d 'Train a hypernetwork for a frozen model'
 complete -c v2l -n '__v2l_in' -a demo -d 'See it work, with nothing but what is installed'
@@ -132,6 +145,28 @@ complete -c v2l -n '__v2l_in ask' -l json -d 'One JSON object a line'
 complete -c v2l -n '__v2l_in ask' -l quiet -d 'No notes, no progress'
 complete -c v2l -n '__v2l_in ask' -l debug -d 'Tracebacks of errors'
 complete -c v2l -n '__v2l_in ask' -l help -s h -d 'Show this message and exit'
+
+complete -c v2l -n '__v2l_in bench' -a '(__v2l_videos)'
+complete -c v2l -n '__v2l_in bench' -l frames -x -d 'Frames of the video, a sweep if several'
+complete -c v2l -n '__v2l_in bench' -l resolution -x -d 'Of a frame\'s longest edge; else as trained'
+complete -c v2l -n '__v2l_in bench' -l arch -x -a '(__v2l_architectures)' -d 'Build this architecture in memory; needs --random-weights'
+complete -c v2l -n '__v2l_in bench' -l random-weights -d 'Its weights mean nothing: times and sizes alone'
+complete -c v2l -n '__v2l_in bench' -l questions -x -d 'Amortize over up to N questions a video'
+complete -c v2l -n '__v2l_in bench' -l repeats -x -d 'Else 30 where one takes under a second, 5 where not'
+complete -c v2l -n '__v2l_in bench' -l warmup -x -d 'Runs left out before them'
+complete -c v2l -n '__v2l_in bench' -l new-tokens -x -d 'Of an answer, to time those after the first'
+complete -c v2l -n '__v2l_in bench' -l budget -x -d 'Begin nothing new after this time'
+complete -c v2l -n '__v2l_in bench' -l output -s o -x -a '(__v2l_manifests)' -d 'Measurements as they finish; gone on from'
+complete -c v2l -n '__v2l_in bench' -l csv -x -a '(__v2l_tables)' -d 'All of it as one table'
+complete -c v2l -n '__v2l_in bench' -l plot -x -a '(__v2l_images)' -d 'Heat maps and the amortization curve, .png .svg'
+complete -c v2l -n '__v2l_in bench' -l model -s m -x -a '(__v2l_models)' -d 'A preset or a model folder; else V2L_MODEL'
+complete -c v2l -n '__v2l_in bench' -l hypernetwork -x -a '(__v2l_weights)' -d 'Its hypernetwork, where the model\'s own is not meant'
+complete -c v2l -n '__v2l_in bench' -l device -x -a '(__v2l_devices)' -d 'cpu, cuda, cuda:1, mps; else the best there'
+complete -c v2l -n '__v2l_in bench' -l dtype -x -a '(__v2l_dtypes)' -d 'Else bfloat16 on CUDA, float32 elsewhere'
+complete -c v2l -n '__v2l_in bench' -l json -d 'One JSON object a line'
+complete -c v2l -n '__v2l_in bench' -l quiet -d 'No notes, no progress'
+complete -c v2l -n '__v2l_in bench' -l debug -d 'Tracebacks of errors'
+complete -c v2l -n '__v2l_in bench' -l help -s h -d 'Show this message and exit'
 
 complete -c v2l -n '__v2l_in eval' -a '(__v2l_manifests)'
 complete -c v2l -n '__v2l_in eval' -l root -x -a '(__v2l_folders)' -d 'Where video paths start; else at the manifest'

@@ -15,17 +15,17 @@ TREES = {path.relative_to(ROOT / "v2l"): ast.parse(path.read_text()) for path in
 
 ORDER = [
     "__init__ errors options",
-    "records files sampling prompt perceiver manifest scoring sheet optimise",
+    "records files journal sampling prompt perceiver manifest scoring sheet optimise",
     "sealed video models pickled hypernetwork adapter lessons",
-    "vlm composition checkpoint",
-    "lora watch",
-    "pipeline answer evaluate report targets choice teacher train",
+    "vlm loading composition checkpoint",
+    "lora watch estimate machine",
+    "pipeline answer evaluate report targets choice teacher train ways bench arch",
     "staleness session",
     "batch",
-    "display demo",
+    "display demo bench_report plots",
     "info",
-    "commands conversation running learning",
-    "cli_learning cli",
+    "commands conversation running learning benching",
+    "cli_learning cli_bench cli",
     "__main__",
 ]
 """Each line may import from the lines above it and from its own line's left; the README lists the files in the order
@@ -122,6 +122,7 @@ def test_dependencies_are_those_imported():
         *project["dependencies"],
         *project["optional-dependencies"]["eval"],
         *project["optional-dependencies"]["train"],
+        *project["optional-dependencies"]["plot"],
     ]
     declared = {re.split(r"[<>=!~ \[]", line)[0].replace("_", "-") for line in lines}
     names = {name.split(".")[0] for tree in TREES.values() for name in imported(tree)}

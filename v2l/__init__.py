@@ -19,7 +19,7 @@ _HOME = {
     "encode": "pipeline",
     "import_checkpoint": "checkpoint",
     "load_hypernetwork": "checkpoint",
-    "load_vlm": "vlm",
+    "load_vlm": "loading",
     "save_hypernetwork": "checkpoint",
     "Reading": "sampling",
     "stream": "answer",

@@ -95,7 +95,8 @@ def stream(
     clock = _Clock(asked=time.perf_counter())
     check_fits(adapter, vlm)
     prompt = question_embeddings(question, vlm)
-    pieces = _pieces(prompt, vlm, max_new_tokens, clock, applied(vlm, adapter, strength))
+    worn = applied(vlm, adapter, strength, merged=False)  # for one question merging would not pay
+    pieces = _pieces(prompt, vlm, max_new_tokens, clock, worn)
     return Stream(pieces, clock, len(prompt), visual_tokens=0)
 
 

@@ -16,11 +16,11 @@ import torch
 from v2l.errors import V2LError
 from v2l.files import printable
 from v2l.hypernetwork import TARGET, Hypernetwork, HypernetworkConfig, Origin, TrainedWith
+from v2l.loading import choose_device
 from v2l.models import EMBEDDED, PRESETS, cached_file
 from v2l.pickled import PublishedCheckpoint, read_published
 from v2l.records import from_json, to_json
 from v2l.sealed import content_sha256, damaged, read_metadata, read_tensors, write_tensors
-from v2l.vlm import choose_device
 
 VERSION = 1
 MAX_FILE_BYTES = 4 << 30

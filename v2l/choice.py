@@ -11,8 +11,9 @@ from v2l.checkpoint import load_hypernetwork, read_origin
 from v2l.errors import ModelError, V2LError
 from v2l.files import printable
 from v2l.hypernetwork import Hypernetwork, Origin
+from v2l.loading import load_vlm
 from v2l.models import PRESETS, RELEASE, ModelFolder, find_model
-from v2l.vlm import FrozenVLM, load_vlm
+from v2l.vlm import FrozenVLM
 
 ENVIRONMENT = "V2L_MODEL"
 

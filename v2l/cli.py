@@ -13,6 +13,7 @@ from typing import Annotated
 
 import typer
 
+from v2l.cli_bench import bench
 from v2l.cli_learning import evaluate, train
 from v2l.errors import UsageError
 from v2l.options import (
@@ -213,6 +214,7 @@ def ask(
         raise typer.Exit(0 if ok else 1)
 
 
+app.command()(bench)
 app.command("eval", no_args_is_help=True)(evaluate)
 app.command(no_args_is_help=True)(train)
 

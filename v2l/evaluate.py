@@ -10,18 +10,17 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
 
 from v2l.adapter import Adapter
 from v2l.answer import ask_each, ask_each_in_context
 from v2l.composition import compose
 from v2l.errors import V2LError
-from v2l.files import printable, unreadable, write_atomically
+from v2l.files import printable
 from v2l.hypernetwork import Hypernetwork
+from v2l.journal import Journal
 from v2l.manifest import Example, group_by_clip
 from v2l.pipeline import check_belongs, encode_reading
 from v2l.records import to_json
@@ -79,7 +78,7 @@ class Evaluation:
         self, examples: Sequence[Example], vlm: FrozenVLM, hypernetwork: Hypernetwork, setting: Setting, output: Path
     ):
         origin = check_belongs(hypernetwork, vlm)
-        self.vlm, self.hypernetwork, self.setting, self.output = vlm, hypernetwork, setting, output
+        self.vlm, self.hypernetwork, self.setting = vlm, hypernetwork, setting
         self.clips = {asked[0].clip: asked for asked in group_by_clip(examples)}
         if len(self.clips) < 2:
             raise V2LError("the manifest asks about one clip only; intervals and controls need at least two, add one")
@@ -90,7 +89,7 @@ class Evaluation:
             "dtype": str(vlm.dtype),
             **to_json(setting),
         }
-        self.header = json.loads(json.dumps(header))  # as it comes back from the file
+        self.journal = Journal(output, header, "evaluation", "model, hypernetwork or setting")
         self._last: tuple[tuple, Adapter] | None = None
         kept = self._read_back()
         self.done = {
@@ -102,11 +101,11 @@ class Evaluation:
 
     def run(self) -> Iterator[Result]:
         """All results in the manifest's order of clips, those of an earlier run first read back."""
-        with self._continued() as file:
+        with self.journal:
             for number, asked in enumerate(self.clips.values()):
                 yield from (self.done[example.id] for example in asked if example.id in self.done)
                 for result in self._answer_clip(number, [each for each in asked if each.id not in self.done]):
-                    _write_line(file, dataclasses.asdict(result))
+                    self.journal.add(dataclasses.asdict(result))
                     yield result
 
     def _answer_clip(self, number: int, examples: Sequence[Example]) -> Iterator[Result]:
@@ -165,45 +164,14 @@ class Evaluation:
         return ask_each([worn] * len(prompts), prompts, self.vlm, longest)
 
     def _read_back(self) -> dict[tuple[str, str], Result]:
-        """Answered results of an earlier run, by id and digest. The file is only looked at."""
-        whole, _, _ = self._text().rpartition("\n")  # the last run may have been ended in the middle of a line
-        if not whole:
-            return {}
+        """Answered results of an earlier run, by id and digest."""
         try:
-            header, *rows = [json.loads(line) for line in whole.splitlines()]
-            results = [Result(**row) for row in rows]
-        except (ValueError, TypeError) as error:
-            raise V2LError(f"{printable(self.output)} is no evaluation to go on from; name another file") from error
-        if header != self.header:
+            results = [Result(**row) for row in self.journal.rows]
+        except TypeError as error:
             raise V2LError(
-                f"{printable(self.output)} was made with another model, hypernetwork or setting; name another file"
-            )
+                f"{printable(self.journal.path)} is no evaluation to go on from; name another file"
+            ) from error
         return {(result.id, result.digest): result for result in results if result.error is None}
-
-    def _text(self) -> str:
-        """What stands in the output; nothing where it is not there yet."""
-        try:
-            text = self.output.read_text(encoding="utf-8") if os.path.lexists(self.output) else ""
-        except OSError as error:
-            raise unreadable(self.output, error) from error
-        except UnicodeDecodeError as error:
-            raise V2LError(f"{printable(self.output)} is no evaluation to go on from; name another file") from error
-        if text and not text.startswith('{"v2l": 1, "model": '):
-            raise V2LError(f"{printable(self.output)} is no evaluation to go on from; name another file")
-        return text
-
-    def _continued(self) -> TextIO:
-        """The output open at the end of its last whole line, its header written."""
-        text = self._text()
-        whole = text.rpartition("\n")[0]
-        if not whole:
-            write_atomically(self.output, (json.dumps(self.header) + "\n").encode())
-        elif not text.endswith("\n"):
-            write_atomically(self.output, (whole + "\n").encode())
-        try:
-            return open(self.output, "a", encoding="utf-8")
-        except OSError as error:
-            raise unreadable(self.output, error) from error
 
 
 def bias_alone(adapter: Adapter) -> Adapter:
@@ -224,9 +192,3 @@ def _result(example: Example, clip: int, answers: dict[str, str], error: str | N
 
 def _digest(example: Example) -> str:
     return hashlib.sha256(json.dumps(dataclasses.asdict(example), default=str, sort_keys=True).encode()).hexdigest()
-
-
-def _write_line(file: TextIO, record: dict[str, Any]) -> None:
-    """One record at the end of the file, there before the next is begun."""
-    file.write(json.dumps(record) + "\n")
-    file.flush()

@@ -17,19 +17,23 @@ from v2l.errors import V2LError
 from v2l.files import printable
 from v2l.vlm import FrozenVLM
 
+MERGED_ON = "cpu"
+"""Where one adapter that stays is folded into the weights, in float32: measured there (docs/speed.md), the side path
+adds 2 to 7% to the first token, and merging costs as much as two questions. Half precision would round the change."""
+
 Factors = Sequence[tuple[torch.Tensor, torch.Tensor]]
 """Per layer a and b: (R, d_in) and (R, d_out) for every row of a batch, or (B, R, ...) for one row each."""
 
 
 @contextmanager
 def applied(
-    vlm: FrozenVLM, adapter: Adapter | Sequence[Adapter], strength: float = 1.0, merged: bool = False
+    vlm: FrozenVLM, adapter: Adapter | Sequence[Adapter], strength: float = 1.0, merged: bool | None = None
 ) -> Iterator[None]:
     """Attaches an adapter, or one adapter per row of the batches to come, for the length of a `with` block.
 
     strength: multiplies the change; applied to b alone, so that 0.5 is half
     merged: change the weights themselves instead of adding a second path; one adapter only. The original tensors are
-        kept and put back.
+        kept and put back. None does what is faster for an adapter that stays on: merging on the CPU in float32
 
     Before, and after however the block is left, the model's outputs are bit-identical to those without.
     Raises V2LError where an adapter was made for another model, or the model is in use (`FrozenVLM.exclusively`).
@@ -42,6 +46,8 @@ def applied(
     for each in adapters:
         check_fits(each, vlm)
     a, b = (stacked.to(vlm.device) for stacked in _rows(adapters))
+    if merged is None:
+        merged = len(adapters) == 1 and vlm.device.type == MERGED_ON and vlm.dtype == torch.float32
     attach = _merged if merged else attached
     factors = list(zip(a, b * strength, strict=True))
     with vlm.exclusively("wearing an adapter"), attach(vlm.down_projections, factors):

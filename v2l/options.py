@@ -18,6 +18,13 @@ class Dtype(StrEnum):
     float16 = "float16"
 
 
+class Arch(StrEnum):
+    """Architectures that can be built with random weights, see arch.py."""
+
+    smolvlm2_500m = "smolvlm2-500m"
+    smolvlm2_2_2b = "smolvlm2-2.2b"
+
+
 class Metric(StrEnum):
     """Scores of an answer, see scoring.py."""
 

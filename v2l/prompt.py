@@ -22,6 +22,13 @@ PIXEL_MEAN = PIXEL_STD = 0.5
 
 INTERNALIZATION_PROMPT = "Internalize this video for later captioning."
 """What the published hypernetworks heard at the end of the video, in training and in use."""
+QUESTIONS = (
+    "what is on the whiteboard?",
+    "which word comes last?",
+    "how does the circle move?",
+    "what colour is the square?",
+)
+"""Questions to measure speed with, in turn."""
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from v2l.answer import ask_in_context
 from v2l.errors import V2LError
-from v2l.files import printable, unreadable, write_atomically
+from v2l.files import printable
+from v2l.journal import Journal
 from v2l.manifest import Example
 from v2l.sampling import Reading
 from v2l.vlm import FrozenVLM
@@ -40,11 +40,10 @@ def taught(
     file, or no example is left.
     """
     header = {"v2l": 1, "teacher": vlm.fingerprint, "dtype": str(vlm.dtype), **dataclasses.asdict(reading)}
-    known = _read_back(cache, header)
-    if not known:
-        write_atomically(cache, (json.dumps(header) + "\n").encode())
+    journal = Journal(cache, header, "file of a teacher's answers", "model or another reading")
+    known = {row.get("key"): row.get("text") for row in journal.rows}
     kept = []
-    with open(cache, "a", encoding="utf-8") as file:
+    with journal:
         for done, example in enumerate(examples):
             progress(done, len(examples))
             key = _key(example)
@@ -55,8 +54,7 @@ def taught(
                 except V2LError as error:
                     warn(f"{printable(example.id)} is left out: {error}")
                     continue
-                file.write(json.dumps({"key": key, "text": known[key]}) + "\n")
-                file.flush()
+                journal.add({"key": key, "text": known[key]})
             kept.append(dataclasses.replace(example, target=known[key] or NOTHING_SAID))
     progress(len(examples), len(examples))
     if not kept:
@@ -66,21 +64,3 @@ def taught(
 
 def _key(example: Example) -> str:
     return json.dumps([str(example.video), example.start, example.end, example.prompt])
-
-
-def _read_back(cache: Path, header: dict) -> dict[str, str]:
-    """The answers that are there. A last line that was cut short is dropped."""
-    try:
-        text = cache.read_text(encoding="utf-8") if os.path.lexists(cache) else ""
-        whole, _, rest = text.rpartition("\n")
-        found, *rows = [json.loads(line) for line in whole.splitlines()] or [header]
-        answers = {row["key"]: row["text"] for row in rows}
-    except OSError as error:
-        raise unreadable(cache, error) from error
-    except (ValueError, TypeError, KeyError) as error:
-        raise V2LError(f"{printable(cache)} holds no teacher's answers; move it away") from error
-    if found != json.loads(json.dumps(header)):
-        raise V2LError(f"{printable(cache)} was made by another model or another reading; move it away")
-    if rest:
-        write_atomically(cache, (whole + "\n").encode())
-    return answers

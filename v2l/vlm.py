@@ -7,20 +7,18 @@ from outside, see lora.py), and reads videos only with no adapter attached.
 from __future__ import annotations
 
 import threading
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch.nn.utils.rnn import pad_sequence
 
-from v2l.errors import V2LError, V2LWarning
+from v2l.errors import V2LError
 from v2l.files import printable
-from v2l.models import ModelFolder, find_model
-from v2l.prompt import END_OF_TURN, GLOBAL_VIEW, IMAGE, IMAGE_EDGE, PIXEL_MEAN, PIXEL_STD, START, question_text
+from v2l.models import ModelFolder
+from v2l.prompt import END_OF_TURN, PIXEL_MEAN, PIXEL_STD
 from v2l.sheet import Sheets
 
 TOKENS_AT_ONCE = 2048
@@ -51,7 +49,7 @@ class FrozenVLM:
     tokenizer: a `tokenizers.Tokenizer`, or None where the folder has none
     """
 
-    def __init__(self, folder: ModelFolder, modules: dict[str, Any], device: torch.device):
+    def __init__(self, folder: ModelFolder, modules: dict[str, Any], tokenizer: Any | None, device: torch.device):
         self.folder, self.id, self.revision = folder, folder.id, folder.revision
         self.fingerprint = folder.fingerprint()
         self.geometry = folder.geometry
@@ -59,7 +57,7 @@ class FrozenVLM:
         self.max_positions = folder.config.text_config.max_position_embeddings
         self.text_model, self.lm_head, self.vision = modules["text"], modules["head"], modules["vision"]
         self.device, self.dtype = device, self.text_model.embed_tokens.weight.dtype
-        self.tokenizer = _load_tokenizer(folder)
+        self.tokenizer = tokenizer
         self.end_of_answer_ids = folder.end_of_answer_ids
         if self.tokenizer is not None:
             self.end_of_answer_ids = self.end_of_answer_ids | {self.tokenizer.token_to_id(END_OF_TURN)}
@@ -202,30 +200,46 @@ class FrozenVLM:
             use_cache=False,
         ).last_hidden_state
 
+    def new_cache(self) -> Any:
+        """An empty KV cache, transformers' own."""
+        from transformers.cache_utils import DynamicCache
+
+        return DynamicCache(config=self.text_model.config)
+
     @torch.no_grad()
-    def greedy(self, prompts: Sequence[torch.Tensor], max_new_tokens: int) -> Iterator[list[int]]:
+    def remember(self, prompt: torch.Tensor) -> Any:
+        """The KV cache of a prompt's beginning, (T, D), for questions that go on from it."""
+        cache = self.new_cache()
+        self.text_model(inputs_embeds=prompt[None], past_key_values=cache, use_cache=True)
+        return cache
+
+    @torch.no_grad()
+    def greedy(
+        self, prompts: Sequence[torch.Tensor], max_new_tokens: int, cache: Any | None = None, for_speed: bool = False
+    ) -> Iterator[list[int]]:
         """The most likely continuation, token by token, of several prompts at once, with a KV cache.
 
         prompts: input embeddings, (T_b, D) each; the answer of one does not depend on the others
+        cache: keys and values of what stands before the one prompt, which are added to (see `new_cache`)
+        for_speed: stop neither at the end of an answer nor at the model's last position: only the time is of interest
 
         Yields the B ids of each step as they are chosen; ends when every row has ended or after `max_new_tokens`.
         What a row says after its own end means nothing. Raises V2LError past the model's positions.
         """
-        from transformers.cache_utils import DynamicCache
-
-        lengths = torch.tensor([len(prompt) for prompt in prompts], device=self.device)
+        cache = self.new_cache() if cache is None else cache
+        before = cache.get_seq_length()
+        lengths = torch.tensor([before + len(prompt) for prompt in prompts], device=self.device)
         if max_new_tokens < 1:
             raise V2LError(f"an answer of {max_new_tokens} tokens was asked for; give at least 1")
-        if int(lengths.max()) + max_new_tokens > self.max_positions:
+        if int(lengths.max()) + max_new_tokens > self.max_positions and not for_speed:
             raise V2LError(
                 f"a prompt of {int(lengths.max()):,} tokens and {max_new_tokens:,} new ones exceed the model's "
                 f"{self.max_positions:,} positions; shorten the question or the answer, or show fewer or smaller frames"
             )
         inputs = pad_sequence(list(prompts), batch_first=True)  # (B, T, D), padded on the right
-        steps = torch.arange(inputs.shape[1], device=self.device)
+        steps = torch.arange(before, before + inputs.shape[1], device=self.device)
         mask = (steps[None] < lengths[:, None]).long()
-        positions, chosen = steps[None], lengths - 1
-        cache = DynamicCache(config=self.text_model.config)
+        positions, chosen = steps[None], lengths - before - 1
         ended = torch.zeros(len(prompts), dtype=torch.bool, device=self.device)
         stops = torch.tensor(sorted(self.end_of_answer_ids), device=self.device)
         rows = torch.arange(len(prompts), device=self.device)
@@ -240,7 +254,7 @@ class FrozenVLM:
             tokens = self.lm_head(hidden).argmax(-1)  # (B,)
             yield tokens.tolist()
             ended |= torch.isin(tokens, stops)
-            if ended.all():
+            if ended.all() and not for_speed:
                 return
             inputs, positions, chosen = self.text_model.embed_tokens(tokens)[:, None], lengths[:, None], 0
             mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
@@ -270,130 +284,3 @@ class _WindowBatch:
         length = self.mask.shape[1]
         causal = torch.ones(length, length, dtype=torch.bool, device=self.mask.device).tril()
         return causal & self.mask[:, None, None, :]
-
-
-# Loading -----------------------------------------------------------------------------------------------------------
-
-
-def load_vlm(
-    model: str = "tiny",
-    device: str | torch.device | None = None,
-    dtype: torch.dtype | None = None,
-    vision: bool = True,
-) -> FrozenVLM:
-    """Loads a frozen SmolVLM2.
-
-    model: a preset (tiny, smolvlm2-500m, smolvlm2-2.2b) or a folder in the Hugging Face layout
-    device: default CUDA, then MPS, then the CPU, whichever is there; a device that is named must exist
-    dtype: torch.float32, bfloat16 or float16; default bfloat16 on CUDA, float32 elsewhere
-    vision: False loads the language model alone, which is all that answering from adapters needs
-
-    Raises V2LError where the model is not there, incomplete or of another kind. Never reaches the network.
-    """
-    folder = find_model(model)
-    device = choose_device(device)
-    dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
-    options = {"dtype": dtype, "attn_implementation": "sdpa", "local_files_only": True, "output_loading_info": True}
-    with _quiet_transformers():
-        try:
-            modules, info = _load_whole(folder, options) if vision else _load_language_model(folder, options)
-        except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-            raise V2LError(
-                f"cannot load the model in {printable(folder.path)}: {printable(error)}; get another copy of it"
-            ) from error
-    lacking = sorted(info["missing_keys"]) + [str(key) for key in info["mismatched_keys"]]
-    if lacking:
-        raise V2LError(
-            f"the model in {printable(folder.path)} has no fitting {printable(lacking[0])} "
-            f"({len(lacking)} such tensors); get another copy of it"
-        )
-    for module in (modules["text"], modules["head"], *(modules["vision"] or ())):
-        module.to(device).eval().requires_grad_(False)
-    return FrozenVLM(folder, modules, device)
-
-
-def _load_whole(folder: ModelFolder, options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    from transformers.models.smolvlm.modeling_smolvlm import SmolVLMForConditionalGeneration
-
-    model, info = SmolVLMForConditionalGeneration.from_pretrained(folder.path, **options)
-    vision = (model.model.vision_model, model.model.connector)
-    return {"text": model.model.text_model, "head": model.lm_head, "vision": vision}, info
-
-
-def _load_language_model(folder: ModelFolder, options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    from transformers.models.llama.modeling_llama import LlamaForCausalLM
-
-    config = folder.config.text_config
-    config.tie_word_embeddings = folder.config.tie_word_embeddings
-    renamed = {r"^model\.text_model\.": "model."}
-    model, info = LlamaForCausalLM.from_pretrained(folder.path, config=config, key_mapping=renamed, **options)
-    return {"text": model.model, "head": model.lm_head, "vision": None}, info
-
-
-@contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """Without transformers' own bar and report: which tensors are used is checked here, and stderr is the user's."""
-    from transformers.utils import logging
-
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity(logging.CRITICAL)
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
-
-
-def choose_device(name: str | torch.device | None) -> torch.device:
-    """The device of that name, or the best there is where it is None. Raises V2LError where it is not there."""
-    if name is None:
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise V2LError(f"the device {printable(name)} is not there; use cpu, or leave it out to choose") from error
-    return device
-
-
-def _load_tokenizer(folder: ModelFolder) -> Any | None:
-    from tokenizers import Tokenizer
-
-    path = folder.path / "tokenizer.json"
-    if not path.is_file():
-        return None
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises nothing narrower
-        raise V2LError(f"cannot read {printable(path)}: {printable(error)}; get another copy of it") from error
-    for token in (START, END_OF_TURN, IMAGE, IMAGE_EDGE, GLOBAL_VIEW):
-        if len(tokenizer.encode(token, add_special_tokens=False).ids) != 1:
-            raise V2LError(f"{printable(path)} does not know {token} as one token; it is not SmolVLM2's tokenizer")
-    if tokenizer.token_to_id(IMAGE) != folder.config.image_token_id:
-        raise V2LError(f"{printable(path)} and config.json disagree about the id of {IMAGE}; get another copy of both")
-    _compare_template(folder)
-    return tokenizer
-
-
-def _compare_template(folder: ModelFolder) -> None:
-    """One warning where the folder's own chat template would write another prompt than v2l does."""
-    template = folder.chat_template()
-    if template is None:
-        return
-    from transformers.utils.chat_template_utils import render_jinja_template
-
-    chat = [{"role": "user", "content": [{"type": "text", "text": "question"}]}]
-    try:
-        rendered = render_jinja_template([chat], chat_template=template, add_generation_prompt=True)[0][0]
-    except Exception:  # a template that cannot be rendered differs, whatever the reason
-        rendered = None
-    if rendered != question_text("question"):
-        warnings.warn(
-            f"the chat template in {printable(folder.path)} is not SmolVLM2's; v2l writes its prompts as SmolVLM2's",
-            V2LWarning,
-            stacklevel=2,
-        )

@@ -78,6 +78,33 @@ def cut(path: str | os.PathLike, reading: Reading, segments: int | None, seconds
     ]
 
 
+@dataclass(frozen=True)
+class Look:
+    """What is about to be seen of a video.
+
+    frames: time and tiles of each frame; images: (n, 3, S, S) uint8, a few at a time, decoded as they are asked for
+    """
+
+    video: Video
+    frames: tuple[PromptFrame, ...]
+    images: Iterator[torch.Tensor]
+
+
+def look(path: str | os.PathLike, vlm: FrozenVLM, reading: Reading) -> Look:
+    """Chooses the frames that `reading` (filled) asks for. Raises V2LError where the video cannot be read."""
+    video = probe(path)
+    chosen = choose_frames(video, reading.frames, reading.fps, reading.start, reading.end)
+    rows, cols = tile_grid(video.width, video.height, vlm.geometry, reading.resolution)
+    _check_tiles(rows, cols, vlm, reading.resolution)
+
+    def images() -> Iterator[np.ndarray]:
+        for frame in read_frames(video, chosen):
+            yield from frame_images(frame.pixels, vlm.geometry, reading.resolution)
+
+    frames = tuple(PromptFrame(float(video.seconds[index]), rows, cols) for index in chosen)
+    return Look(video, frames, _batches(images()))
+
+
 def see_video(
     path: str | os.PathLike,
     vlm: FrozenVLM,
@@ -87,22 +114,13 @@ def see_video(
     """Decodes the frames that `reading` (filled) asks for and shows them to the vision tower a few at a time; the next
     few are decoded meanwhile, and pixels of no more than these two micro-batches are ever held. `progress` hears of
     the frames seen and of their number. Raises V2LError where the video cannot be read."""
-    video = probe(path)
-    chosen = choose_frames(video, reading.frames, reading.fps, reading.start, reading.end)
-    rows, cols = tile_grid(video.width, video.height, vlm.geometry, reading.resolution)
-    _check_tiles(rows, cols, vlm, reading.resolution)
-    times: list[PromptFrame] = []
-
-    def images() -> Iterator[np.ndarray]:
-        for frame in read_frames(video, chosen):
-            times.append(PromptFrame(frame.seconds, rows, cols))
-            yield from frame_images(frame.pixels, vlm.geometry, reading.resolution)
-
-    seen = []
-    for batch in ahead(_batches(images())):
+    looked = look(path, vlm, reading)
+    count, seen = len(looked.frames), []
+    images_each = looked.frames[0].rows * looked.frames[0].cols + 1
+    for batch in ahead(looked.images):
         seen.append(vlm.see(batch))
-        progress(sum(map(len, seen)) // (rows * cols + 1), len(chosen))
-    return SeenVideo(video, tuple(times), torch.cat(seen))
+        progress(sum(map(len, seen)) // images_each, count)
+    return SeenVideo(looked.video, looked.frames, torch.cat(seen))
 
 
 def _check_tiles(rows: int, cols: int, vlm: FrozenVLM, resolution: int) -> None:

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from v2l.loading import choose_device
 from v2l.optimise import Steps, keep, mixed, prepared, record, restore, warm_cosine
 from v2l.prompt import (
     GLOBAL_VIEW,
@@ -32,7 +33,6 @@ from v2l.prompt import (
     video_text,
 )
 from v2l.sheet import PLACE, Sheet, Sheets, write_sheet
-from v2l.vlm import choose_device
 from v2l.world.draw import draw
 from v2l.world.model import new_model, save_model
 from v2l.world.questions import Question, ask_about, caption

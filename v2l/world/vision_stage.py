@@ -18,9 +18,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from v2l.loading import choose_device
 from v2l.optimise import Steps, keep, mixed, prepared, record, restore, warm_cosine
 from v2l.prompt import PIXEL_MEAN, PIXEL_STD, VisionGeometry, frame_images
-from v2l.vlm import choose_device
 from v2l.world.draw import draw
 from v2l.world.model import IMAGE_SIZE, new_model
 from v2l.world.scene import COLOURS, KINDS, PLACES, WORDS, Scene, place_name, sample_story

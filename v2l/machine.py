@@ -1,0 +1,75 @@
+"""What this machine is, how much memory it has left, and how much was held."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+
+def describe_machine(device: torch.device) -> dict[str, str | int]:
+    """The device by name, and everything else that a time depends on."""
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    else:
+        found = re.search(r"model name\s*:\s*(.+)", _read("/proc/cpuinfo"))
+        name = found[1] if found else platform.processor() or platform.machine()
+    return {
+        "device": device.type,
+        "name": name,
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": version("transformers"),
+    }
+
+
+def synchronise(device: torch.device) -> None:
+    """Waits until the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """Memory that the device, or for the CPU this machine, has left; None where that cannot be known."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    found = re.search(r"MemAvailable:\s+(\d+) kB", _read("/proc/meminfo"))
+    return int(found[1]) * 1024 if found and device.type == "cpu" else None
+
+
+class PeakMemory:
+    """The most memory that was held since it was made: on CUDA the allocator's, on Linux the whole process's resident
+    memory, elsewhere unknown."""
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        else:
+            try:
+                Path("/proc/self/clear_refs").write_text("5")  # the highest from here on
+            except OSError:
+                self.device = torch.device("meta")
+
+    def bytes(self) -> int | None:
+        """The peak so far."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device)
+        found = re.search(r"VmHWM:\s+(\d+) kB", _read("/proc/self/status")) if self.device.type == "cpu" else None
+        return int(found[1]) * 1024 if found else None
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text()
+    except OSError:
+        return ""
