@@ -7,7 +7,7 @@ import pytest
 import small
 
 import v2l
-from v2l.batch import EncodeOptions, encode_target
+from v2l.batch import EncodeOptions, encode_targets
 from v2l.choice import Choice
 from v2l.sampling import Reading
 from v2l.staleness import Wanted, judge
@@ -31,7 +31,7 @@ def made(target, choice, **options):
 
 
 def _outcomes(target, choice, options):
-    return list(encode_target(target, options, choice, lambda *_: None))
+    return list(encode_targets([target], options, choice, lambda *_: None))
 
 
 def test_segments_follow_one_another_and_compose(target, choice):

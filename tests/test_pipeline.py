@@ -21,7 +21,7 @@ import v2l
 from v2l.hypernetwork import TrainedWith
 from v2l.prompt import question_text
 from v2l.sampling import Reading
-from v2l.watch import ahead, cut_windows, fill_reading, see_video
+from v2l.watch import Ahead, cut_windows, fill_reading, see_video
 
 REAL_CLIPS = Path(__file__).parents[2] / "shared" / "videos"
 QUESTION = "what is on the whiteboard?"
@@ -257,7 +257,7 @@ def test_the_next_images_are_made_while_the_last_are_in_use():
             event.set()
             yield torch.tensor(place)
 
-    for place, item in enumerate(ahead(items())):
+    for place, item in enumerate(Ahead(items())):
         assert int(item) == place
         if place + 1 < len(made):
             assert made[place + 1].wait(timeout=10)  # though nobody has asked for it yet
@@ -267,7 +267,7 @@ def test_the_next_images_are_made_while_the_last_are_in_use():
         raise v2l.V2LError("no second")
 
     with pytest.raises(v2l.V2LError, match="no second"):
-        list(ahead(broken()))
+        list(Ahead(broken()))
 
 
 def test_a_resolution_no_prompt_could_hold_is_refused_before_decoding(videos, vlm, hypernetwork):

@@ -149,13 +149,47 @@ def ask_each(
 ) -> list[str]:
     """One answer per question, all in one batch: row i wears adapters[i], or none does where `adapters` is None.
     Arguments and errors as `stream`, and V2LError where the two numbers differ."""
+    return [answer.text for answer in answer_each(adapters, questions, vlm, max_new_tokens)]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A whole answer from a batch.
+
+    prompt_tokens: that went in; tokens: that came out, the one that ends the answer included
+    time_to_first_token: seconds from the batch's beginning; tokens_per_second: of this answer after its first token,
+        None where there is no second; together: answers in the batch
+    """
+
+    text: str
+    prompt_tokens: int
+    tokens: int
+    time_to_first_token: float
+    tokens_per_second: float | None
+    together: int
+
+
+def answer_each(
+    adapters: Sequence[Adapter] | None,
+    questions: Sequence[str],
+    vlm: FrozenVLM,
+    max_new_tokens: int = MAX_NEW_TOKENS,
+    strength: float = 1.0,
+) -> list[Answer]:
+    """`ask_each` with the counts and times of each answer; strength: how much of the adapters to wear."""
+    asked = time.perf_counter()
     prompts = [question_embeddings(question, vlm) for question in questions]
     if adapters is not None and len(adapters) != len(prompts):
         raise V2LError(f"{len(adapters)} adapters and {len(prompts)} questions were given; give one question for each")
     if not prompts:
         return []
-    with vlm.exclusively("answering without a video") if adapters is None else applied(vlm, adapters):
-        return _answers(prompts, vlm, max_new_tokens)
+    if adapters is None:
+        using = vlm.exclusively("answering without a video")
+    else:  # one and the same adapter is worn by the whole batch, not once a row
+        worn = adapters[0] if all(adapter is adapters[0] for adapter in adapters) else adapters
+        using = applied(vlm, worn, strength, merged=False)
+    with using:
+        return _answers(prompts, vlm, max_new_tokens, asked)
 
 
 def ask_each_in_context(
@@ -173,7 +207,8 @@ def ask_each_in_context(
         some = questions[start : start + QUESTIONS_AT_ONCE]
         prompts = [vlm.embed(video_ids(seen, vlm, question, answer=True), seen.images) for question in some]
         with vlm.exclusively("answering in context"):
-            answers += _answers(prompts, vlm, max_new_tokens)
+            found = _answers(prompts, vlm, max_new_tokens, asked=time.perf_counter())
+        answers += [answer.text for answer in found]
     return answers
 
 
@@ -182,10 +217,19 @@ def question_embeddings(question: str, vlm: FrozenVLM) -> torch.Tensor:
     return vlm.embed(vlm.tokenize(question_text(vlm.check_user_text(question))))
 
 
-def _answers(prompts: Sequence[torch.Tensor], vlm: FrozenVLM, max_new_tokens: int) -> list[str]:
-    """The whole answers to several prompts, (T_b, D) each, in one batch, while the caller holds the model."""
-    steps = list(vlm.greedy(prompts, max_new_tokens))
-    return ["".join(_text_pieces(iter(ids), vlm)) for ids in zip(*steps, strict=True)]
+def _answers(prompts: Sequence[torch.Tensor], vlm: FrozenVLM, max_new_tokens: int, asked: float) -> list[Answer]:
+    """The answers to several prompts, (T_b, D) each, in one batch, while the caller holds the model. asked: when."""
+    steps, times = [], []
+    for ids in vlm.greedy(prompts, max_new_tokens):
+        steps.append(ids)
+        times.append(time.perf_counter())
+    answers = []
+    for prompt, ids in zip(prompts, zip(*steps, strict=True), strict=True):
+        ended = next((place for place, token in enumerate(ids) if token in vlm.end_of_answer_ids), len(ids) - 1)
+        speed = ended / (times[ended] - times[0]) if ended else None
+        text = "".join(_text_pieces(iter(ids), vlm))
+        answers.append(Answer(text, len(prompt), ended + 1, times[0] - asked, speed, len(prompts)))
+    return answers
 
 
 def _pieces(

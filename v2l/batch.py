@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from v2l.adapter import Adapter, check_rank
 from v2l.choice import Choice
 from v2l.composition import compose
 from v2l.errors import ModelError, V2LError
 from v2l.files import printable
-from v2l.pipeline import encode_reading
+from v2l.pipeline import Begun, begin, finish
 from v2l.sampling import Reading
 from v2l.staleness import Wanted, judge
-from v2l.targets import Target
+from v2l.targets import Nothing, Target
 from v2l.watch import cut, fill_reading
 
 
@@ -56,15 +58,28 @@ class Outcome:
     adapter: Adapter | None = None
 
 
-Watch = Callable[[Path, int, int], None]
-"""Hears which video is being encoded, the steps done and their number."""
+Watch = Callable[[Target, int, int], None]
+"""Hears which target's video is being encoded, the steps done and their number."""
 
 
-def encode_target(target: Target, options: EncodeOptions, choice: Choice, watch: Watch) -> Iterator[Outcome]:
-    """One video: its adapter, or one per segment and then, if asked for, the composed one. Failures are outcomes, all
-    but the ModelError that would meet every other video too."""
+def encode_targets(
+    targets: Sequence[Target | Nothing], options: EncodeOptions, choice: Choice, watch: Watch
+) -> Iterator[Outcome]:
+    """Each video's adapter, or one per segment and then, if asked for, the composed one; while one video is in the
+    model the next is looked at and decoded. Failures are outcomes, all but the ModelError that would meet every other
+    video too."""
     if options.segments is None and options.segment_seconds is None:
-        yield _guarded(target, lambda: _encode_one(target, options, choice, watch))
+        yield from _one_after_another([(target, options) for target in targets], choice, watch)
+        return
+    for target in targets:
+        yield from _encode_segments(target, options, choice, watch)
+
+
+def _encode_segments(
+    target: Target | Nothing, options: EncodeOptions, choice: Choice, watch: Watch
+) -> Iterator[Outcome]:
+    if isinstance(target, Nothing):
+        yield _nothing(target)
         return
     try:
         readings = cut(target.video, options.reading, options.segments, options.segment_seconds)
@@ -72,11 +87,11 @@ def encode_target(target: Target, options: EncodeOptions, choice: Choice, watch:
         yield Outcome(target, "failed", str(error))
         return
     outcomes = []
-    for index, reading in enumerate(readings):
-        part, place = replace(options, reading=reading), target.segment(index)
-        outcomes.append(_guarded(place, lambda place=place, part=part: _encode_one(place, part, choice, watch)))
-        yield outcomes[-1]
-        if options.compose and index == 0:
+    parts = [(target.segment(index), replace(options, reading=reading)) for index, reading in enumerate(readings)]
+    for outcome in _one_after_another(parts, choice, watch):
+        outcomes.append(outcome)
+        yield outcome
+        if options.compose and len(outcomes) == 1:
             too_many = _guarded(target, lambda: _check_total_rank(outcomes[0], len(readings)))
             if too_many is not None:
                 yield too_many
@@ -85,8 +100,53 @@ def encode_target(target: Target, options: EncodeOptions, choice: Choice, watch:
         yield _guarded(target, lambda: _compose_segments(target, outcomes, options, choice))
 
 
-def _guarded(target: Target, work: Callable[[], Outcome | None]) -> Outcome | None:
-    """Whatever happens to one video happens to it alone, except a ModelError, which would happen to all."""
+def _one_after_another(
+    jobs: Sequence[tuple[Target | Nothing, EncodeOptions]], choice: Choice, watch: Watch
+) -> Iterator[Outcome]:
+    """The outcome of each; the next is begun, in a thread of its own, while one is finished."""
+    coming = [_Coming(*job, choice) for job in jobs[:1]]
+    for place, (target, _) in enumerate(jobs):
+        found = coming[0].result()
+        coming = [_Coming(*job, choice) for job in jobs[place + 1 : place + 2]]
+        if isinstance(found, Outcome):
+            yield found
+        else:
+            yield _guarded(target, lambda found=found: _finish_one(*found, choice, watch))
+
+
+class _Coming:
+    """One video judged, and begun where it must be encoded, in a thread of its own."""
+
+    def __init__(self, target: Target | Nothing, options: EncodeOptions, choice: Choice):
+        self._found: list[Outcome | tuple[Target, Begun, str] | ModelError] = []
+        self._thread = threading.Thread(target=self._run, args=(target, options, choice))
+        self._thread.start()
+
+    def _run(self, target: Target | Nothing, options: EncodeOptions, choice: Choice) -> None:
+        if isinstance(target, Nothing):
+            self._found.append(_nothing(target))
+            return
+        try:
+            self._found.append(_guarded(target, lambda: _begin_one(target, options, choice)))
+        except ModelError as error:
+            self._found.append(error)
+
+    def result(self) -> Outcome | tuple[Target, Begun, str]:
+        """Its outcome where nothing has to be done, else what `_finish_one` takes."""
+        self._thread.join()
+        (found,) = self._found
+        if isinstance(found, ModelError):
+            raise found
+        return found
+
+
+def _nothing(target: Nothing) -> Outcome:
+    return Outcome(Target(target.given, target.given), "failed", target.reason)
+
+
+def _guarded(target: Target, work: Callable[[], Any]) -> Any:
+    """What the work returns. Whatever happens to one video happens to it alone and is its outcome, except a ModelError,
+    which would happen to all."""
     try:
         return work()
     except ModelError:
@@ -105,7 +165,8 @@ def _check_total_rank(first: Outcome, segments: int) -> None:
         check_rank(description.blocks[0].rank * segments + description.bias_rank)
 
 
-def _encode_one(target: Target, options: EncodeOptions, choice: Choice, watch: Watch) -> Outcome:
+def _begin_one(target: Target, options: EncodeOptions, choice: Choice) -> Outcome | tuple[Target, Begun, str]:
+    """What is to be done about a video: its outcome where that is nothing, else the video begun, and why."""
     reading = fill_reading(options.reading, choice.origin.trained_with, choice.folder.geometry)
     reason = ""
     if not options.overwrite:
@@ -116,11 +177,12 @@ def _encode_one(target: Target, options: EncodeOptions, choice: Choice, watch: W
         if verdict.state == "foreign" and not options.replace_foreign:
             return Outcome(target, "kept", f"it was made for {verdict.reason}; --model replaces it")
         reason = f"it was made for {verdict.reason}" if verdict.state == "foreign" else verdict.reason
-    vlm, hypernetwork = choice.load()
+    return target, begin(target.video, *choice.load(), reading), reason
+
+
+def _finish_one(target: Target, begun: Begun, reason: str, choice: Choice, watch: Watch) -> Outcome:
     started = time.perf_counter()
-    adapter = encode_reading(
-        target.video, vlm, hypernetwork, reading, lambda done, total: watch(target.video, done, total)
-    )
+    adapter = finish(begun, *choice.load(), lambda done, total: watch(target, done, total))
     _make_folder(target.output.parent)
     adapter.save(target.output)
     return Outcome(target, "encoded", reason, time.perf_counter() - started, adapter)

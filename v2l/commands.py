@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from v2l.adapter import Adapter
-from v2l.batch import EncodeOptions, Outcome, encode_target
+from v2l.batch import EncodeOptions, Outcome, encode_targets
 from v2l.checkpoint import import_checkpoint
 from v2l.choice import Choice, choose_model
 from v2l.composition import compose as compose_adapters
@@ -97,22 +97,21 @@ def outcomes(
 ) -> Iterator[Outcome]:
     """All targets' outcomes, with a bar: over videos where there are several, else over the one's steps."""
     several = len(targets) > 1
+    places = {target.video: place for place, target in enumerate(targets) if isinstance(target, Target)}
     display.start_progress(len(targets) if several else 1, "video" if several else "step")
-    for index, target in enumerate(targets):
-        if isinstance(target, Nothing):
-            yield Outcome(Target(target.given, target.given), "failed", target.reason)
-            continue
 
-        def watch(video: Path, done: int, total: int, index: int = index) -> None:
-            if several:
-                doing = f"{index + 1}/{len(targets)} {printable(video.name)}"
-                display.progress(index + done / total, len(targets), doing)
-            else:
-                display.progress(done, total, printable(video.name))
-
-        yield from encode_target(target, options, choice, watch)
+    def watch(target: Target, done: int, total: int) -> None:
+        name = printable(target.video.name)
         if several:
-            display.progress(index + 1, len(targets))
+            place = places[target.video]
+            display.progress(place + done / total, len(targets), f"{place + 1}/{len(targets)} {name}")
+        else:
+            display.progress(done, total, name)
+
+    for outcome in encode_targets(targets, options, choice, watch):
+        if several:
+            display.progress(places.get(outcome.target.video, 0) + 1, len(targets))
+        yield outcome
 
 
 def _fewer_frames(adapter: Adapter, options: EncodeOptions) -> Iterator[str]:

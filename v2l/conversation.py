@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from v2l.answer import Answer, Stream
 from v2l.batch import EncodeOptions
 from v2l.choice import Choice
 from v2l.commands import announce_fallback, outcomes
@@ -14,7 +15,17 @@ from v2l.display import Display, inert, shown, tab_separated
 from v2l.errors import V2LError
 from v2l.files import printable
 from v2l.sampling import Reading
-from v2l.session import Asked, Manner, Subject, check_plan, sort_words, start_answer, subjects_of
+from v2l.session import (
+    Asked,
+    Manner,
+    Subject,
+    answer_batch,
+    batches,
+    check_plan,
+    sort_words,
+    start_answer,
+    subjects_of,
+)
 from v2l.targets import Destination, find_targets
 
 
@@ -45,18 +56,20 @@ def ask(
     subjects = [*subjects_of(adapters, choice), *(Subject(video, choice) for video in in_context)]
     if not (asked_all or asked.read_stdin):
         return _chat(subjects, manner, display) and ok
-    alone = len(subjects) * len(asked_all) == 1
+    sound = _sound(subjects, display)
+    ok = ok and len(sound) == len(subjects)
+    if len(subjects) * len(asked_all) == 1:
+        return ok and _answer(sound[0], asked_all[0], manner, display, streaming)
+    failed = sum(not _answer_together(batch, manner, display) for batch in batches(sound, asked_all))
+    return ok and not failed
+
+
+def _sound(subjects: Sequence[Subject | tuple[Path, V2LError]], display: Display) -> list[Subject]:
+    """Those that can be asked; of each other one it is said why."""
     for subject in subjects:
         if not isinstance(subject, Subject):
             display.error(str(subject[1]))
-            ok = False
-            continue
-        if not _ready(subject, display):
-            ok = False
-            continue
-        for question in asked_all:
-            ok = _answer(subject, question, manner, display, alone, streaming) and ok
-    return ok
+    return [subject for subject in subjects if isinstance(subject, Subject) and _ready(subject, display)]
 
 
 def _encoded(video: Path, manner: Manner, choice: Choice, display: Display) -> Path | None:
@@ -86,10 +99,11 @@ def _ready(subject: Subject, display: Display) -> bool:
     return True
 
 
-def _answer(subject: Subject, question: str, manner: Manner, display: Display, alone: bool, streaming: bool) -> bool:
+def _answer(subject: Subject, question: str, manner: Manner, display: Display, streaming: bool = True) -> bool:
+    """The one answer, as it comes where someone watches."""
     try:
         answer = start_answer(subject, question, manner)
-        live = alone and streaming and sys.stdout.isatty() and not display.as_json
+        live = streaming and sys.stdout.isatty() and not display.as_json
         text = ""
         for piece in answer:
             text += piece
@@ -100,9 +114,35 @@ def _answer(subject: Subject, question: str, manner: Manner, display: Display, a
         return False
     if live:
         display.write("\n")
-        return True
-    plain = text if alone else tab_separated(shown(subject.path), question, text)
-    record = {
+    else:
+        record = _record(subject, question, text, answer) | {"visual_tokens": answer.visual_tokens}
+        display.result(inert(text) if sys.stdout.isatty() else text, record)
+    return True
+
+
+def _answer_together(batch: Sequence[tuple[Subject, str]], manner: Manner, display: Display) -> bool:
+    """Answers of several, a line each: adapters in one batch, a video by itself."""
+    try:
+        if batch[0][0].adapter is None:
+            ((subject, question),) = batch
+            stream = start_answer(subject, question, manner)
+            told = [("".join(stream), stream, stream.visual_tokens)]
+        else:
+            told = [(answer.text, answer, 0) for answer in answer_batch(batch, manner)]
+    except V2LError as error:
+        if len(batch) > 1:  # one of them is at fault; the others have their answers
+            return sum(not _answer_together([each], manner, display) for each in batch) == 0
+        display.error(f"{printable(batch[0][0].path)}: {error}")
+        return False
+    for (subject, question), (text, answer, visual) in zip(batch, told, strict=True):
+        line = tab_separated(shown(subject.path), question, text)
+        record = _record(subject, question, text, answer) | {"visual_tokens": visual}
+        display.result(inert(line) if sys.stdout.isatty() else line, record)
+    return True
+
+
+def _record(subject: Subject, question: str, text: str, answer: Answer | Stream) -> dict[str, object]:
+    return {
         "command": "ask",
         "adapter" if subject.adapter else "video": subject.path,
         "question": question,
@@ -110,13 +150,11 @@ def _answer(subject: Subject, question: str, manner: Manner, display: Display, a
         "model": subject.choice.folder.id,
         "model_chosen_by": subject.choice.chosen_by,
         "prompt_tokens": answer.prompt_tokens,
-        "visual_tokens": answer.visual_tokens,
         "new_tokens": answer.tokens,
         "time_to_first_token": answer.time_to_first_token,
         "tokens_per_second": answer.tokens_per_second,
+        "together": getattr(answer, "together", 1),
     }
-    display.result(inert(plain) if sys.stdout.isatty() else plain, record)
-    return True
 
 
 def _chat(subjects: Sequence[Subject | tuple[Path, V2LError]], manner: Manner, display: Display) -> bool:
@@ -124,11 +162,7 @@ def _chat(subjects: Sequence[Subject | tuple[Path, V2LError]], manner: Manner, d
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  # gives input() its line editing and history
 
-    sound = [subject for subject in subjects if isinstance(subject, Subject)]
-    for subject in subjects:
-        if not isinstance(subject, Subject):
-            display.error(str(subject[1]))
-    sound = [subject for subject in sound if _ready(subject, display)]
+    sound = _sound(subjects, display)
     display.note("ask away, one question a line; Ctrl-D ends the chat, Ctrl-C an answer")
     ok = len(sound) == len(subjects)
     while sound:
@@ -143,7 +177,7 @@ def _chat(subjects: Sequence[Subject | tuple[Path, V2LError]], manner: Manner, d
             for subject in sound:
                 if len(sound) > 1:
                     display.write(f"{printable(subject.path)}: ")
-                ok = _answer(subject, question, manner, display, alone=True, streaming=True) and ok
+                ok = _answer(subject, question, manner, display) and ok
         except KeyboardInterrupt:
             display.write("\n")
     return ok

@@ -8,18 +8,23 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 
 from v2l import __version__
 from v2l.adapter import Adapter, BaseModel, Block, Description, Maker, Segment
 from v2l.errors import V2LError, V2LWarning
-from v2l.files import identify, printable, unreadable
+from v2l.files import FileIdentity, identify, printable, unreadable
 from v2l.hypernetwork import Hypernetwork, Origin
 from v2l.sampling import Reading, frame_range
 from v2l.video import load_cv2
 from v2l.vlm import FrozenVLM, Window
-from v2l.watch import SeenVideo, cut_windows, fill_reading, see_video
+from v2l.watch import Ahead, Look, SeenVideo, cut_windows, fill_reading, look, see
+
+TOKENS_OF_ALL_LAYERS = 8192
+"""Tokens times decoder layers up to which the hypernetwork reads all layers at once: so little that it is the number of
+operations that takes the time, and that all of it is soon in memory."""
 
 Progress = Callable[[int, int], None]
 """Called with the steps done and their number: a step is a frame seen or a decoder layer read."""
@@ -56,25 +61,52 @@ def encode_reading(
     progress: Progress = lambda done, total: None,
 ) -> Adapter:
     """`encode` with its settings as one value and a callback for those who wait."""
+    return finish(begin(path, vlm, hypernetwork, reading), vlm, hypernetwork, progress)
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A video whose first frames are being decoded, in a thread of their own.
+
+    path: as it was given; status: of its file before anything was read
+    """
+
+    path: str | os.PathLike
+    reading: Reading
+    status: tuple[int, int, int]
+    source: FileIdentity
+    looked: Look
+
+
+def begin(path: str | os.PathLike, vlm: FrozenVLM, hypernetwork: Hypernetwork, reading: Reading) -> Begun:
+    """The half of encoding that needs no model, so that it can be done while another video is in it."""
     origin = check_belongs(hypernetwork, vlm)
-    trained_with = origin.trained_with
-    reading = fill_reading(reading, trained_with, vlm.geometry)
+    reading = fill_reading(reading, origin.trained_with, vlm.geometry)
     before = _status(path)
     source = identify(path)
-    layers = vlm.num_layers
-    seen = see_video(path, vlm, reading, lambda done, frames: progress(done, frames + layers))
+    looked = look(path, vlm, reading)
+    return Begun(path, reading, before, source, replace(looked, images=Ahead(looked.images)))
+
+
+def finish(
+    begun: Begun, vlm: FrozenVLM, hypernetwork: Hypernetwork, progress: Progress = lambda done, total: None
+) -> Adapter:
+    """The other half: the frames seen and read, and the factors made of them."""
+    path, reading, origin = begun.path, begun.reading, hypernetwork.origin
+    trained_with, layers = origin.trained_with, vlm.num_layers
+    seen = see(begun.looked, vlm, lambda done, frames: progress(done, frames + layers))
     windows = cut_windows(seen, vlm, trained_with.prompt, trained_with.window_frames)
     frames = len(seen.frames)
     a, b = generate_factors(windows, vlm, hypernetwork, lambda done, _: progress(frames + done, frames + layers))
     if not (torch.isfinite(a).all() and torch.isfinite(b).all()):
         raise V2LError(f"{printable(path)} gave factors that are not finite in {vlm.dtype}; use bfloat16 or float32")
-    if _status(path) != before:
+    if _status(path) != begun.status:
         raise V2LError(f"{printable(path)} changed while it was being read; encode it again when it is complete")
-    begin, finish = _span(seen, reading)
+    start, end = _span(seen, reading)
     segment = Segment(
-        source=source,
-        start=begin,
-        end=finish,
+        source=begun.source,
+        start=start,
+        end=end,
         timestamps=tuple(frame.seconds for frame in seen.frames),
         width=seen.video.width,
         height=seen.video.height,
@@ -104,14 +136,19 @@ def generate_factors(
     progress: Progress = lambda done, total: None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """One video's factors, (L, 2R, d_in) and (L, 2R, d_out), float32 on the CPU: the hypernetwork reads the hidden
-    states of all windows together, a decoder layer at a time."""
+    states of all windows together, a decoder layer at a time, or all layers at once where they are few."""
 
     def layers() -> Iterator[Iterator[torch.Tensor]]:
         for index, layer in enumerate(vlm.read_layers(windows)):
             progress(index, vlm.num_layers)
             yield layer
 
-    factors = hypernetwork.generate(layers())
+    tokens = sum(len(window.input_ids) for window in windows)
+    if tokens * vlm.num_layers <= TOKENS_OF_ALL_LAYERS:
+        states = torch.stack([torch.cat(list(pieces), dim=1) for pieces in layers()], dim=1)  # (1, L, T, D)
+        factors = hypernetwork.generate(states)
+    else:
+        factors = hypernetwork.generate(layers())
     progress(vlm.num_layers, vlm.num_layers)
     a, b = zip(*factors, strict=True)
     return torch.cat(a).cpu(), torch.cat(b).cpu()

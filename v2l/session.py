@@ -8,13 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from v2l.adapter import Adapter
-from v2l.answer import Stream, stream, stream_in_context
+from v2l.answer import Answer, Stream, answer_each, stream, stream_in_context
 from v2l.choice import Choice, choose_model_for
 from v2l.errors import UsageError, V2LError
 from v2l.files import printable
 from v2l.sampling import Reading
 from v2l.targets import ADAPTER_SUFFIX, VIDEO_SUFFIXES, adapters_in
 from v2l.watch import fill_reading
+
+ANSWERS_AT_ONCE, FACTOR_BYTES_AT_ONCE = 32, 2**30
+"""The largest batch of answers, and of their adapters' factors in memory."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,31 @@ def subjects_of(adapters: Sequence[Path], choice: Choice) -> Iterator[Subject | 
             groups.setdefault("", []).append((path, error))
     for group in groups.values():
         yield from group
+
+
+def batches(subjects: Sequence[Subject], questions: Sequence[str]) -> Iterator[list[tuple[Subject, str]]]:
+    """Every subject's every question, in order; consecutive adapters of one model together as far as their factors
+    leave room, videos each alone."""
+    batch: list[tuple[Subject, str]] = []
+    held = 0
+    for subject in subjects:
+        for question in questions:
+            size = 0 if subject.adapter is None else subject.adapter.a.nbytes + subject.adapter.b.nbytes
+            alike = batch and subject.adapter and batch[0][0].adapter and subject.choice is batch[0][0].choice
+            if batch and not (alike and len(batch) < ANSWERS_AT_ONCE and held + size <= FACTOR_BYTES_AT_ONCE):
+                yield batch
+                batch, held = [], 0
+            batch.append((subject, question))
+            held += size
+    if batch:
+        yield batch
+
+
+def answer_batch(batch: Sequence[tuple[Subject, str]], manner: Manner) -> list[Answer]:
+    """The answers to a batch of `batches` whose subjects are adapters, together. Raises V2LError as `stream` does."""
+    adapters, questions = [subject.adapter for subject, _ in batch], [question for _, question in batch]
+    model = batch[0][0].choice.language_model
+    return answer_each(adapters, questions, model, manner.max_new_tokens, manner.strength)
 
 
 def start_answer(subject: Subject, question: str, manner: Manner) -> Stream:

@@ -6,8 +6,10 @@ Encoding and in-context inference both start here, so that they see the same pix
 from __future__ import annotations
 
 import os
+import queue
+import threading
+import weakref
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from numbers import Integral
 
@@ -21,6 +23,9 @@ from v2l.prompt import PromptFrame, VisionGeometry, frame_images, tile_grid, vid
 from v2l.sampling import Reading, Video, choose_frames
 from v2l.video import probe, read_frames
 from v2l.vlm import IMAGES_AT_ONCE, FrozenVLM, Window
+
+AHEAD = 2
+"""Micro-batches of pixels that are decoded before they are seen."""
 
 
 @dataclass(frozen=True)
@@ -112,12 +117,17 @@ def see_video(
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> SeenVideo:
     """Decodes the frames that `reading` (filled) asks for and shows them to the vision tower a few at a time; the next
-    few are decoded meanwhile, and pixels of no more than these two micro-batches are ever held. `progress` hears of
-    the frames seen and of their number. Raises V2LError where the video cannot be read."""
+    few are decoded meanwhile, and pixels of no more than `AHEAD` micro-batches wait. `progress` hears of the frames
+    seen and of their number. Raises V2LError where the video cannot be read."""
     looked = look(path, vlm, reading)
+    return see(replace(looked, images=Ahead(looked.images)), vlm, progress)
+
+
+def see(looked: Look, vlm: FrozenVLM, progress: Callable[[int, int], None] = lambda done, total: None) -> SeenVideo:
+    """Shows what is looked at to the vision tower."""
     count, seen = len(looked.frames), []
     images_each = looked.frames[0].rows * looked.frames[0].cols + 1
-    for batch in ahead(looked.images):
+    for batch in looked.images:
         seen.append(vlm.see(batch))
         progress(sum(map(len, seen)) // images_each, count)
     return SeenVideo(looked.video, looked.frames, torch.cat(seen))
@@ -150,13 +160,44 @@ def _batches(images: Iterator[np.ndarray]) -> Iterator[torch.Tensor]:
         yield torch.from_numpy(np.stack(held))
 
 
-def ahead(items: Iterator[torch.Tensor]) -> Iterator[torch.Tensor]:
-    """The same items, each made in a thread of its own while the one before is used."""
-    with ThreadPoolExecutor(max_workers=1) as maker:
-        coming = maker.submit(next, items, None)
-        while (item := coming.result()) is not None:
-            coming = maker.submit(next, items, None)
-            yield item
+class Ahead(Iterator[torch.Tensor]):
+    """The same items, made in a thread of their own from now on, at most `AHEAD` before they are asked for; an error
+    comes where the item would have."""
+
+    def __init__(self, items: Iterator[torch.Tensor]):
+        self._made: queue.Queue = queue.Queue(AHEAD)
+        self._unwanted = threading.Event()
+        # the thread must not refer back to this object: it would never be forgotten
+        weakref.finalize(self, self._unwanted.set)
+        threading.Thread(target=_make, args=(items, self._made, self._unwanted)).start()
+
+    def __next__(self) -> torch.Tensor:
+        item = self._made.get()
+        if isinstance(item, BaseException):
+            self._made.put(item)  # whoever asks again
+            raise item
+        return item
+
+
+def _make(items: Iterator[torch.Tensor], made: queue.Queue, unwanted: threading.Event) -> None:
+    """Ends with the StopIteration, or with the error, that ended the items; or as soon as nobody wants more."""
+
+    def wanted() -> bool:  # the process waits for this thread before it ends
+        return not unwanted.is_set() and threading.main_thread().is_alive()
+
+    def hand_over(item: object) -> None:
+        while wanted():
+            try:
+                made.put(item, timeout=0.1)
+                break
+            except queue.Full:
+                continue
+
+    try:
+        while wanted():
+            hand_over(next(items))
+    except BaseException as end:  # StopIteration too
+        hand_over(end)
 
 
 def cut_windows(seen: SeenVideo, vlm: FrozenVLM, prompt: str, window_frames: int) -> list[Window]:
