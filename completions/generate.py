@@ -16,7 +16,7 @@ import typer
 
 from v2l.cli import app
 from v2l.models import PRESETS
-from v2l.options import Arch, Control, Dtype, Metric
+from v2l.options import Arch, Control, Dtype, ExportFormat, Metric
 from v2l.targets import ADAPTER_SUFFIX, VIDEO_SUFFIXES
 
 Parameter = typer.core.TyperOption | typer.core.TyperArgument
@@ -45,6 +45,7 @@ KINDS = {
     "devices": Kind(words=("cpu", "cuda", "mps"), paths=False),
     "dtypes": Kind(words=tuple(Dtype), paths=False),
     "files": Kind(suffixes=("",)),
+    "formats": Kind(words=tuple(ExportFormat), paths=False),
     "folders": Kind(),
     "images": Kind(suffixes=(".pdf", ".png", ".svg")),
     "controls": Kind(words=tuple(Control), paths=False),
@@ -86,6 +87,9 @@ PARAMETERS = {
     "device": "devices",
     "dtype": "dtypes",
     "manifest": "manifests",
+    "adapter": "adapters",
+    "form": "formats",
+    "export output": "files",
     "eval output": "manifests",
     "train output": "folders",
     "validation": "manifests",

@@ -28,6 +28,7 @@ _v2l_offer() {
         devices) _v2l_words "$2" 'cpu cuda mps' ;;
         dtypes) _v2l_words "$2" 'float32 bfloat16 float16' ;;
         files) _v2l_paths "$2" '*' ;;
+        formats) _v2l_words "$2" 'peft gguf' ;;
         folders) _v2l_paths "$2" '' ;;
         images) _v2l_paths "$2" '*@(.pdf|.png|.svg)' ;;
         controls) _v2l_words "$2" 'in_context nothing bias other_clip' ;;
@@ -47,15 +48,16 @@ _v2l_option() {
     case $1 in
         'encode --output' | 'encode -o' | 'compose --output' | 'compose -o') kind='adapters' ;;
         'bench --arch') kind='architectures' ;;
-        'encode --device' | 'ask --device' | 'bench --device' | 'eval --device' | 'train --device' | 'demo --device') kind='devices' ;;
-        'encode --dtype' | 'ask --dtype' | 'bench --dtype' | 'eval --dtype' | 'train --dtype') kind='dtypes' ;;
-        'encode --files-from') kind='files' ;;
+        'encode --device' | 'ask --device' | 'bench --device' | 'eval --device' | 'train --device' | 'demo --device' | 'verify --device') kind='devices' ;;
+        'encode --dtype' | 'ask --dtype' | 'bench --dtype' | 'eval --dtype' | 'train --dtype' | 'verify --dtype') kind='dtypes' ;;
+        'encode --files-from' | 'export --output' | 'export -o') kind='files' ;;
+        'export --format') kind='formats' ;;
         'encode --output-dir' | 'eval --root' | 'train --output' | 'train -o' | 'train --root' | 'demo --output-dir') kind='folders' ;;
         'bench --plot') kind='images' ;;
         'eval --without') kind='controls' ;;
         'bench --output' | 'bench -o' | 'eval --output' | 'eval -o' | 'train --validation') kind='manifests' ;;
         'eval --metric') kind='metrics' ;;
-        'encode --model' | 'encode -m' | 'ask --model' | 'ask -m' | 'bench --model' | 'bench -m' | 'eval --model' | 'eval -m' | 'train --model' | 'train -m') kind='models' ;;
+        'encode --model' | 'encode -m' | 'ask --model' | 'ask -m' | 'bench --model' | 'bench -m' | 'eval --model' | 'eval -m' | 'train --model' | 'train -m' | 'verify --model' | 'verify -m') kind='models' ;;
         'import --output' | 'import -o') kind='safetensors' ;;
         'bench --csv') kind='tables' ;;
         'ask --in-context') kind='videos' ;;
@@ -94,6 +96,8 @@ _v2l() {
         'demo') words='' options='--output-dir --overwrite --device --json --quiet --debug --help -h' ;;
         'compose') words='adapters' options='--output -o --rank --overwrite --json --quiet --debug --help -h' ;;
         'info') words='weights' options='--json --quiet --debug --help -h' ;;
+        'verify') words='adapters' options='--model -m --device --dtype --json --quiet --debug --help -h' ;;
+        'export') words='adapters' options='--format --output -o --overwrite --json --quiet --debug --help -h' ;;
         'import') words='checkpoints' options='--output -o --overwrite --json --quiet --debug --help -h' ;;
     esac
     if [[ $current == -* && ! $only_words ]]; then
@@ -101,7 +105,7 @@ _v2l() {
     elif [[ $command ]]; then
         _v2l_offer "$words" "$current"
     else
-        _v2l_words "$current" 'encode ask bench eval train demo compose info import'
+        _v2l_words "$current" 'encode ask bench eval train demo compose info verify export import'
     fi
 }
 

@@ -41,6 +41,10 @@ function __v2l_files
     __v2l_paths ''
 end
 
+function __v2l_formats
+    printf '%s\n' peft gguf
+end
+
 function __v2l_folders
     __v2l_paths
 end
@@ -95,6 +99,8 @@ complete -c v2l -n '__v2l_in' -a train -d 'Train a hypernetwork for a frozen mod
 complete -c v2l -n '__v2l_in' -a demo -d 'See it work, with nothing but what is installed'
 complete -c v2l -n '__v2l_in' -a compose -d 'Put several adapters into one'
 complete -c v2l -n '__v2l_in' -a info -d 'Say what is in a file'
+complete -c v2l -n '__v2l_in' -a verify -d 'Prove that adapters are sound and move the model they name'
+complete -c v2l -n '__v2l_in' -a export -d 'Write an adapter as other engines read it'
 complete -c v2l -n '__v2l_in' -a import -d 'Turn a published checkpoint into v2l\'s own file'
 
 complete -c v2l -n '__v2l_in' -l version -d 'Versions of v2l and what it stands on'
@@ -242,6 +248,24 @@ complete -c v2l -n '__v2l_in info' -l json -d 'One JSON object a line'
 complete -c v2l -n '__v2l_in info' -l quiet -d 'No notes, no progress'
 complete -c v2l -n '__v2l_in info' -l debug -d 'Tracebacks of errors'
 complete -c v2l -n '__v2l_in info' -l help -s h -d 'Show this message and exit'
+
+complete -c v2l -n '__v2l_in verify' -a '(__v2l_adapters)'
+complete -c v2l -n '__v2l_in verify' -l model -s m -x -a '(__v2l_models)' -d 'A preset or a model folder; else V2L_MODEL'
+complete -c v2l -n '__v2l_in verify' -l device -x -a '(__v2l_devices)' -d 'cpu, cuda, cuda:1, mps; else the best there'
+complete -c v2l -n '__v2l_in verify' -l dtype -x -a '(__v2l_dtypes)' -d 'Else bfloat16 on CUDA, float32 elsewhere'
+complete -c v2l -n '__v2l_in verify' -l json -d 'One JSON object a line'
+complete -c v2l -n '__v2l_in verify' -l quiet -d 'No notes, no progress'
+complete -c v2l -n '__v2l_in verify' -l debug -d 'Tracebacks of errors'
+complete -c v2l -n '__v2l_in verify' -l help -s h -d 'Show this message and exit'
+
+complete -c v2l -n '__v2l_in export' -a '(__v2l_adapters)'
+complete -c v2l -n '__v2l_in export' -l format -x -a '(__v2l_formats)' -d 'For transformers and vLLM, or for llama.cpp'
+complete -c v2l -n '__v2l_in export' -l output -s o -x -a '(__v2l_files)' -d 'A folder for peft, a .gguf for gguf'
+complete -c v2l -n '__v2l_in export' -l overwrite -d 'Replace an export that is there'
+complete -c v2l -n '__v2l_in export' -l json -d 'One JSON object a line'
+complete -c v2l -n '__v2l_in export' -l quiet -d 'No notes, no progress'
+complete -c v2l -n '__v2l_in export' -l debug -d 'Tracebacks of errors'
+complete -c v2l -n '__v2l_in export' -l help -s h -d 'Show this message and exit'
 
 complete -c v2l -n '__v2l_in import' -a '(__v2l_checkpoints)'
 complete -c v2l -n '__v2l_in import' -l output -s o -x -a '(__v2l_safetensors)' -d 'v2l\'s own file (.safetensors)'

@@ -2,13 +2,16 @@
 
 import dataclasses
 import itertools
+import threading
 
 import pytest
 import small
 
 import v2l
+from v2l import batch
 from v2l.batch import EncodeOptions, encode_targets
 from v2l.choice import Choice
+from v2l.pipeline import begin
 from v2l.sampling import Reading
 from v2l.staleness import Wanted, judge
 from v2l.targets import Target
@@ -91,6 +94,29 @@ def test_one_videos_trouble_is_its_own(target, choice, monkeypatch):
     (outcome,) = _outcomes(target, choice, EncodeOptions(Reading()))
     assert (outcome.status, outcome.note) == ("failed", "RuntimeError: out of")
     assert not target.output.exists()
+
+
+def test_the_next_video_is_begun_while_one_is_in_the_model(tmp_path, choice, monkeypatch):
+    videos = [small.write_video(tmp_path / f"{n}.mp4", frames=8 * n, seed=n) for n in (1, 2, 3)]
+    begun = {video: threading.Event() for video in videos}
+
+    def seen(path, *rest):
+        begun[path].set()
+        return begin(path, *rest)
+
+    monkeypatch.setattr(batch, "begin", seen)
+
+    def watch(target, done, total):
+        place = videos.index(target.video)
+        assert all(begun[video].wait(timeout=10) for video in videos[: place + 2])
+        assert not any(begun[video].is_set() for video in videos[place + 2 :])
+
+    targets = [Target(video, video.with_suffix(".v2l.safetensors")) for video in videos]
+    found = list(encode_targets(targets, EncodeOptions(Reading()), choice, watch))
+    assert [outcome.status for outcome in found] == ["encoded"] * 3
+    vlm, hypernetwork = choice.load()
+    for video, outcome in zip(videos, found, strict=True):
+        assert outcome.adapter.sha256() == v2l.encode(video, vlm, hypernetwork).sha256()
 
 
 def test_a_model_that_cannot_be_loaded_ends_the_batch(target, tmp_path):

@@ -3,15 +3,19 @@
 import dataclasses
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import small
 from terminal import LIBGL_MISSING, SUFFIX, Running, Terminal, fill, nobody_reads, plain, run, run_each, tree
 
 import v2l
+from v2l import session
 from v2l.adapter import BaseModel
+from v2l.choice import Choice
 from v2l.display import inert, tab_separated
 from v2l.models import PRESETS
+from v2l.session import Subject, batches
 
 QUESTION = "what?"
 TOKENS = ["--max-new-tokens", "12"]
@@ -262,3 +266,19 @@ def test_an_answer_streams_to_a_terminal_and_ctrl_c_ends_it_with_130(shelf, spea
     assert code == 130
     assert "interrupted" in rest
     assert "\x1b" not in rest
+
+
+def test_batches_hold_adapters_of_one_model_and_no_more_than_fit(adapters, monkeypatch):
+    one, other = Choice("one", "option"), Choice("other", "option")
+    worn = [Subject(Path(f"{n}"), one if n < 5 else other, adapters[0]) for n in range(7)]
+    subjects = [*worn, Subject(Path("a.mp4"), other), worn[0]]
+
+    def sizes():
+        return [len(batch) for batch in batches(subjects, ["what?", "where?"])]
+
+    assert sizes() == [10, 4, 1, 1, 2]
+    monkeypatch.setattr(session, "ANSWERS_AT_ONCE", 4)
+    assert sizes() == [4, 4, 2, 4, 1, 1, 2]
+    monkeypatch.setattr(session, "FACTOR_BYTES_AT_ONCE", 3 * (adapters[0].a.nbytes + adapters[0].b.nbytes))
+    assert sizes() == [3, 3, 3, 1, 3, 1, 1, 1, 2]
+    assert [pair for batch in batches(subjects, ["what?"]) for pair in batch] == [(each, "what?") for each in subjects]

@@ -6,7 +6,7 @@ import json
 import pytest
 
 import v2l
-from v2l.evaluate import CONDITIONS, Evaluation, Setting, bias_alone
+from v2l.evaluate import CONDITIONS, Evaluation, Setting
 from v2l.manifest import Example
 from v2l.report import summarise
 from v2l.video import probe
@@ -40,7 +40,7 @@ def test_every_condition_is_what_it_says(finished, examples, adapters, videos, v
         reading = adapters[clip].description.segments[0].reading
         assert result.answers["in_context"] == v2l.ask_in_context(videos[clip], question, vlm, reading, 6)
         assert result.answers["adapter"] == v2l.ask(adapters[clip], question, vlm, 6)
-        assert result.answers["bias"] == v2l.ask(bias_alone(adapters[clip]), question, vlm, 6)
+        assert result.answers["bias"] == v2l.ask(adapters[clip].bias_alone(), question, vlm, 6)
         assert result.answers["other_clip"] == v2l.ask(adapters[clip - 1], question, vlm, 6)
         assert result.answers["nothing"] == v2l.ask(adapters[clip], question, vlm, 6, strength=0.0)
 
@@ -62,7 +62,7 @@ def _halves(video):
 
 
 def test_the_bias_alone_is_the_same_for_every_clip(adapters, vlm):
-    answers = {v2l.ask(bias_alone(adapter), QUESTIONS[0], vlm, 8) for adapter in adapters}
+    answers = {v2l.ask(adapter.bias_alone(), QUESTIONS[0], vlm, 8) for adapter in adapters}
     assert len(answers) == 1
 
 

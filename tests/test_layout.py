@@ -19,13 +19,13 @@ ORDER = [
     "sealed video models pickled hypernetwork adapter lessons",
     "vlm loading composition checkpoint",
     "lora watch estimate machine",
-    "pipeline answer evaluate report targets choice teacher train ways bench arch",
+    "pipeline answer evaluate report targets choice teacher train ways bench arch verify export",
     "staleness session",
     "batch",
     "display demo bench_report plots",
     "info",
-    "commands conversation running learning benching",
-    "cli_learning cli_bench cli",
+    "commands conversation running learning benching serving",
+    "cli_learning cli_bench cli_serving cli",
     "__main__",
 ]
 """Each line may import from the lines above it and from its own line's left; the README lists the files in the order
@@ -123,6 +123,7 @@ def test_dependencies_are_those_imported():
         *project["optional-dependencies"]["eval"],
         *project["optional-dependencies"]["train"],
         *project["optional-dependencies"]["plot"],
+        *project["optional-dependencies"]["export"],
     ]
     declared = {re.split(r"[<>=!~ \[]", line)[0].replace("_", "-") for line in lines}
     names = {name.split(".")[0] for tree in TREES.values() for name in imported(tree)}

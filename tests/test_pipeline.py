@@ -18,6 +18,7 @@ from conftest import DATA
 from transformers import SmolVLMForConditionalGeneration
 
 import v2l
+from v2l.answer import answer_each
 from v2l.hypernetwork import TrainedWith
 from v2l.prompt import question_text
 from v2l.sampling import Reading
@@ -169,6 +170,24 @@ def test_a_batch_of_adapters_answers_as_one_at_a_time(adapters, vlm):
     assert v2l.ask_each([], [], vlm) == []
     with pytest.raises(v2l.V2LError, match="one question for each"):
         v2l.ask_each(adapters, ["what?"], vlm)
+
+
+def test_a_batch_takes_as_many_steps_as_its_longest_answer(adapters, vlm):
+    """However many rows it has: what a batch is for."""
+    calls = []
+    handle = vlm.text_model.register_forward_hook(lambda *_: calls.append(1))
+    try:
+        answers = answer_each(adapters * 4, [QUESTION] * 12, vlm, 7)
+    finally:
+        handle.remove()
+    assert len(calls) == max(answer.tokens for answer in answers) <= 7
+    assert {answer.together for answer in answers} == {12}
+    singles = [v2l.stream(adapter, QUESTION, vlm, 7) for adapter in adapters]
+    for answer, single in zip(answers, singles, strict=False):
+        assert answer.text == "".join(single)
+        assert (answer.tokens, answer.prompt_tokens) == (single.tokens, single.prompt_tokens)
+    # one adapter for all rows is held once
+    assert v2l.ask_each([adapters[0]] * 3, [QUESTION] * 3, vlm, 7) == [answers[0].text] * 3
 
 
 def test_in_context_is_transformers_on_the_same_inputs(videos, vlm, model_folder):

@@ -8,7 +8,7 @@ hypernetwork's learned bias once. Everything else stands in one canonical JSON s
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -137,14 +137,20 @@ class Adapter:
         """Total rank R, the learned bias included."""
         return self.a.shape[1]
 
+    def bias_alone(self) -> Adapter:
+        """The same with its generated ranks at zero: what the hypernetwork says of any video."""
+        b = self.b.clone()
+        b[:, : self.rank - self.description.bias_rank] = 0
+        return replace(self, b=b)
+
     def sha256(self) -> str:
         """Of metadata and tensors: what the file states about itself."""
-        return content_sha256(self._metadata(), self._tensors())
+        return content_sha256(self._metadata(), self.named_tensors())
 
     def save(self, path: str | os.PathLike) -> None:
         """Writes the adapter file, whole or not at all; the same adapter gives the same bytes. Raises V2LError where
         it cannot."""
-        write_tensors(path, self._tensors(), self._metadata())
+        write_tensors(path, self.named_tensors(), self._metadata())
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> Adapter:
@@ -171,11 +177,12 @@ class Adapter:
             **to_json(self.description),
         }
 
-    def _tensors(self) -> dict[str, torch.Tensor]:
+    def named_tensors(self) -> dict[str, torch.Tensor]:
+        """PEFT's names to A, (R, d_in), and B, (d_out, R), of every layer, contiguous."""
         named = {}
         for layer in range(len(self.a)):
-            named[_PEFT_NAME.format(layer=layer, factor="A")] = self.a[layer]
-            named[_PEFT_NAME.format(layer=layer, factor="B")] = self.b[layer].T
+            named[_PEFT_NAME.format(layer=layer, factor="A")] = self.a[layer].contiguous()
+            named[_PEFT_NAME.format(layer=layer, factor="B")] = self.b[layer].T.contiguous()
         return named
 
 

@@ -15,6 +15,7 @@ import typer
 
 from v2l.cli_bench import bench
 from v2l.cli_learning import evaluate, train
+from v2l.cli_serving import export, verify
 from v2l.errors import UsageError
 from v2l.options import (
     Debug,
@@ -281,6 +282,10 @@ def info(
         from v2l import commands
 
         raise typer.Exit(0 if commands.info(files, display) else 1)
+
+
+app.command(no_args_is_help=True)(verify)
+app.command(no_args_is_help=True)(export)
 
 
 @app.command("import", no_args_is_help=True)

@@ -232,7 +232,7 @@ def compose(paths: Sequence[Path], output: Path, rank: int | None, overwrite: bo
     whole = compose_adapters([Adapter.load(path) for path in paths], rank)
     for note in timeline_notes(whole):
         display.note(f"warning: {note}")
-    _refuse_to_replace(output, overwrite, same=lambda: Adapter.load(output).sha256() == whole.sha256())
+    refuse_to_replace(output, overwrite, same=lambda: Adapter.load(output).sha256() == whole.sha256())
     whole.save(output)
     made = whole.description
     errors = [block.relative_error for block in made.blocks if block.relative_error]
@@ -289,7 +289,7 @@ def import_published(checkpoint: Path, output: Path, overwrite: bool, display: D
         raise UsageError(
             f"-o {printable(output)} must end in .safetensors and not, like an adapter, in {ADAPTER_SUFFIX}"
         )
-    _refuse_to_replace(output, overwrite, same=lambda: False)
+    refuse_to_replace(output, overwrite, same=lambda: False)
     hypernetwork = import_checkpoint(checkpoint, output)
     origin = hypernetwork.origin
     display.note(f"a hypernetwork for {printable(origin.base_model)}, rank {hypernetwork.config.rank}")
@@ -297,7 +297,7 @@ def import_published(checkpoint: Path, output: Path, overwrite: bool, display: D
     display.result(shown(output), record)
 
 
-def _refuse_to_replace(output: Path, overwrite: bool, same: Callable[[], bool]) -> None:
+def refuse_to_replace(output: Path, overwrite: bool, same: Callable[[], bool]) -> None:
     """Raises V2LError where something else stands at `output` and nobody said to replace it."""
     if overwrite or not os.path.lexists(output):
         return

@@ -160,7 +160,7 @@ class Evaluation:
             return ask_each_in_context(examples[0].video, prompts, self.vlm, reading, longest)
         if condition == "nothing":
             return ask_each(None, prompts, self.vlm, longest)
-        worn = {"adapter": adapter, "bias": bias_alone(adapter), "other_clip": other}[condition]
+        worn = {"adapter": adapter, "bias": adapter.bias_alone(), "other_clip": other}[condition]
         return ask_each([worn] * len(prompts), prompts, self.vlm, longest)
 
     def _read_back(self) -> dict[tuple[str, str], Result]:
@@ -172,13 +172,6 @@ class Evaluation:
                 f"{printable(self.journal.path)} is no evaluation to go on from; name another file"
             ) from error
         return {(result.id, result.digest): result for result in results if result.error is None}
-
-
-def bias_alone(adapter: Adapter) -> Adapter:
-    """The adapter with its generated ranks at zero: what the hypernetwork says of any video."""
-    b = adapter.b.clone()
-    b[:, : adapter.rank - adapter.description.bias_rank] = 0
-    return dataclasses.replace(adapter, b=b)
 
 
 def _result(example: Example, clip: int, answers: dict[str, str], error: str | None = None) -> Result:

@@ -18,7 +18,7 @@ from v2l.hypernetwork import Hypernetwork
 from v2l.lessons import validation_split
 from v2l.manifest import Example, read_manifest
 from v2l.optimise import Processes
-from v2l.pipeline import check_belongs
+from v2l.pipeline import check_belongs, fits
 from v2l.sampling import Reading
 from v2l.teacher import taught
 from v2l.train import Trainer, Training, sizes_for
@@ -67,7 +67,7 @@ def train(
         with processes.first_alone():  # the others find its answers in the cache
             learn = _taught(learn, material, training, vlm, display)
             validate = _taught(validate, material, training, vlm, display)
-    hypernetwork = _hypernetwork(choice, vlm, sizes, training.seed)
+    hypernetwork = _hypernetwork(choice, vlm, sizes, training.seed, display)
     warned: set[str] = set()
 
     def warn(text: str) -> None:
@@ -114,13 +114,20 @@ def _taught(
     return answered
 
 
-def _hypernetwork(choice: Choice, vlm: FrozenVLM, sizes: dict[str, int | float], seed: int) -> Hypernetwork:
-    """The weights to begin with: those of a file, or fresh ones of the wanted sizes."""
+def _hypernetwork(
+    choice: Choice, vlm: FrozenVLM, sizes: dict[str, int | float], seed: int, display: Display
+) -> Hypernetwork:
+    """The weights to begin with: those of a file, also one for another model of the same sizes, or fresh ones."""
     if choice.hypernetwork_source is None:
         torch.manual_seed(seed)
         return Hypernetwork(sizes_for(vlm, sizes)).to(vlm.device)
     if sizes:
         raise UsageError("--sizes and --hypernetwork both say how large it is; give one of them")
     hypernetwork = load_hypernetwork(choice.hypernetwork_source, device=vlm.device)
-    check_belongs(hypernetwork, vlm)
+    if not fits(hypernetwork, vlm):
+        check_belongs(hypernetwork, vlm)  # which says what does not fit
+    if hypernetwork.origin.base_fingerprint not in (None, vlm.fingerprint):
+        display.note(
+            f"{printable(hypernetwork.origin.id)} was trained for another model of these sizes; it goes on here"
+        )
     return hypernetwork

@@ -83,7 +83,7 @@ class ModelFolder:
         """
         from safetensors import safe_open
 
-        where = self._tensor_files()
+        where = self.tensor_files()
         text = self.config.text_config
         last = text.num_hidden_layers - 1
         read_whole = {
@@ -108,7 +108,7 @@ class ModelFolder:
                 digest.update(_tensor_bytes(where[name], name))
         return digest.hexdigest()
 
-    def _tensor_files(self) -> dict[str, Path]:
+    def tensor_files(self) -> dict[str, Path]:
         """Tensor name -> the safetensors file that holds it."""
         from safetensors import SafetensorError, safe_open
 

@@ -25,6 +25,13 @@ class Arch(StrEnum):
     smolvlm2_2_2b = "smolvlm2-2.2b"
 
 
+class ExportFormat(StrEnum):
+    """What an adapter can be exported to, see export.py."""
+
+    peft = "peft"
+    gguf = "gguf"
+
+
 class Metric(StrEnum):
     """Scores of an answer, see scoring.py."""
 

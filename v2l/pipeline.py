@@ -157,14 +157,10 @@ def generate_factors(
 def check_belongs(hypernetwork: Hypernetwork, vlm: FrozenVLM) -> Origin:
     """The hypernetwork's origin. Raises V2LError, with both names, where it was trained for another model or stands
     on another device."""
-    origin, config = hypernetwork.origin, hypernetwork.config
+    origin = hypernetwork.origin
     if origin is None:
         raise V2LError("this hypernetwork was not loaded from a file; adapters must say what made them")
-    module = vlm.down_projections[0]
-    sizes = (config.num_layers, config.intermediate_size, config.hidden_size)
-    if sizes != (vlm.num_layers, module.in_features, module.out_features) or (
-        origin.base_fingerprint not in (None, vlm.fingerprint)
-    ):
+    if not fits(hypernetwork, vlm) or origin.base_fingerprint not in (None, vlm.fingerprint):
         raise V2LError(
             f"the hypernetwork {printable(origin.id)} was trained for {printable(origin.base_model)}, the model at "
             f"hand is {printable(vlm.id)}; load the two that belong together"
@@ -180,6 +176,13 @@ def check_belongs(hypernetwork: Hypernetwork, vlm: FrozenVLM) -> Origin:
     if device.type != vlm.device.type:
         raise V2LError(f"the hypernetwork is on {device}, the model on {vlm.device}; load both on one device")
     return origin
+
+
+def fits(hypernetwork: Hypernetwork, vlm: FrozenVLM) -> bool:
+    """Whether the model has the sizes that the hypernetwork was made for."""
+    config, module = hypernetwork.config, vlm.down_projections[0]
+    sizes = (config.num_layers, config.intermediate_size, config.hidden_size)
+    return sizes == (vlm.num_layers, module.in_features, module.out_features)
 
 
 def _span(seen: SeenVideo, reading: Reading) -> tuple[float, float]:

@@ -1,0 +1,125 @@
+"""An adapter as other engines read it: a PEFT folder, or an adapter GGUF for llama.cpp; and how each is served.
+
+Formats: PEFT's adapter_config.json and adapter_model.safetensors, whose tensor names are those of the served class
+SmolVLMForConditionalGeneration; GGUF as llama.cpp's adapter loader expects it (general.type adapter, tensors
+`blk.N.ffn_down.weight.lora_a` and `.lora_b`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+
+from v2l.adapter import Adapter
+from v2l.errors import UsageError, V2LError
+from v2l.files import printable, write_atomically
+
+VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""What vLLM's --max-lora-rank may be."""
+
+
+def export_peft(adapter: Adapter, folder: Path, overwrite: bool = False) -> None:
+    """Writes the folder, whole or not at all. Raises V2LError where something else is there or it cannot be
+    written."""
+    if os.path.lexists(folder) and not (overwrite and _is_export(folder)):
+        raise V2LError(
+            f"{printable(folder)} is there already"
+            + (
+                "; --overwrite replaces it"
+                if _is_export(folder)
+                else " and is no exported adapter; name another folder"
+            )
+        )
+    try:
+        made = Path(tempfile.mkdtemp(prefix=f".{folder.name[:100]}.", suffix=".part", dir=folder.parent))
+        try:
+            save_file(adapter.named_tensors(), made / "adapter_model.safetensors", metadata={"format": "pt"})
+            (made / "adapter_config.json").write_text(json.dumps(peft_config(adapter), indent=2) + "\n")
+            made.chmod(0o755)
+            if os.path.lexists(folder):
+                shutil.rmtree(folder)
+            os.replace(made, folder)
+        finally:
+            shutil.rmtree(made, ignore_errors=True)
+    except OSError as error:
+        raise V2LError(
+            f"cannot write {printable(folder)}: {error.strerror or error}; nothing was left there, check the folder, "
+            "its permissions and the free space"
+        ) from error
+
+
+def _is_export(folder: Path) -> bool:
+    """Whether all that is there is what `export_peft` writes."""
+    names = {"adapter_config.json", "adapter_model.safetensors"}
+    return folder.is_dir() and not folder.is_symlink() and {path.name for path in folder.iterdir()} == names
+
+
+def peft_config(adapter: Adapter) -> dict[str, Any]:
+    """adapter_config.json. The multiplier stands in the factors, so alpha equals the rank and every engine's scale
+    is 1."""
+    base = adapter.description.base_model
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base.id,
+        "revision": base.revision,
+        "inference_mode": True,
+        "r": adapter.rank,
+        "lora_alpha": adapter.rank,
+        "lora_dropout": 0.0,
+        "target_modules": ["down_proj"],
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "use_rslora": False,
+        "use_dora": False,
+        "init_lora_weights": True,
+        "modules_to_save": None,
+        "rank_pattern": {},
+        "alpha_pattern": {},
+    }
+
+
+def export_gguf(adapter: Adapter, path: Path) -> None:
+    """Writes the file, whole or not at all, in float32. Raises UsageError where the `gguf` package is not installed,
+    V2LError where the file cannot be written."""
+    try:
+        from gguf import GGUFWriter
+    except ImportError as error:
+        raise UsageError("GGUF is written by the gguf package, which is not here: pip install 'v2l[export]'") from error
+    with tempfile.TemporaryDirectory() as place:
+        made = Path(place) / "adapter.gguf"
+        writer = GGUFWriter(made, "llama")
+        writer.add_string("general.type", "adapter")
+        writer.add_string("general.name", adapter.description.segments[0].source.name)
+        writer.add_string("adapter.type", "lora")
+        writer.add_float32("adapter.lora.alpha", float(adapter.rank))
+        for layer, (a, b) in enumerate(zip(adapter.a.float(), adapter.b.float(), strict=True)):
+            writer.add_tensor(f"blk.{layer}.ffn_down.weight.lora_a", a.contiguous().numpy())  # (R, d_in)
+            writer.add_tensor(f"blk.{layer}.ffn_down.weight.lora_b", b.T.contiguous().numpy())  # (d_out, R)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        write_atomically(path, made.read_bytes())
+
+
+def smallest_vllm_rank(rank: int) -> int:
+    """The smallest --max-lora-rank that vLLM allows for an adapter of that rank: buffers are as large as it says."""
+    return next(allowed for allowed in VLLM_RANKS if allowed >= rank)
+
+
+def serving_command(adapter: Adapter, output: Path, form: str) -> str:
+    """The command line that serves what was exported."""
+    name, base = shlex.quote(output.stem), shlex.quote(adapter.description.base_model.id)
+    place = shlex.quote(str(output))
+    if form == "gguf":
+        return f"llama-server -m BASE.gguf --lora {place}"
+    rank = smallest_vllm_rank(adapter.rank)
+    return f"vllm serve {base} --enable-lora --max-lora-rank {rank} --lora-modules {name}={place}"
