@@ -123,6 +123,7 @@ complete -c v2l -n '__v2l_in encode' -l output-dir -x -a '(__v2l_folders)' -d 'A
 complete -c v2l -n '__v2l_in encode' -l check-hash -d 'Compare contents, not sizes and times'
 complete -c v2l -n '__v2l_in encode' -l overwrite -d 'Encode again whatever is there'
 complete -c v2l -n '__v2l_in encode' -l fail-fast -d 'Stop at the first failure'
+complete -c v2l -n '__v2l_in encode' -l shard -x -d 'This machine\'s share of N; auto reads Slurm\'s job array'
 complete -c v2l -n '__v2l_in encode' -l model -s m -x -a '(__v2l_models)' -d 'A preset or a model folder; else V2L_MODEL'
 complete -c v2l -n '__v2l_in encode' -l hypernetwork -x -a '(__v2l_weights)' -d 'Its hypernetwork, where the model\'s own is not meant'
 complete -c v2l -n '__v2l_in encode' -l device -x -a '(__v2l_devices)' -d 'cpu, cuda, cuda:1, mps; else the best there'

@@ -19,7 +19,7 @@ ORDER = [
     "sealed video models pickled hypernetwork adapter lessons",
     "vlm loading composition checkpoint",
     "lora watch estimate machine",
-    "pipeline answer evaluate report targets choice teacher train ways bench arch verify export",
+    "pipeline answer evaluate report targets shard choice teacher train ways bench arch verify export",
     "staleness session",
     "batch",
     "display demo bench_report plots",

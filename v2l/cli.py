@@ -108,6 +108,10 @@ def encode(
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Encode again whatever is there.")] = False,
     fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Stop at the first failure.")] = False,
+    shard: Annotated[
+        str | None,
+        typer.Option("--shard", metavar="I/N|auto", help="This machine's share of N; auto reads Slurm's job array."),
+    ] = None,
     model: Model = None,
     hypernetwork: HypernetworkFile = None,
     device: Device = None,
@@ -134,6 +138,7 @@ def encode(
         from v2l import commands
         from v2l.batch import EncodeOptions
         from v2l.sampling import Reading
+        from v2l.shard import read_shard
         from v2l.targets import Destination
 
         reading = Reading(frames, fps, start, end, resolution)
@@ -148,6 +153,7 @@ def encode(
             display,
             recursive=recursive,
             fail_fast=fail_fast,
+            shard=shard and read_shard(shard),
         )
         raise typer.Exit(0 if ok else 1)
 

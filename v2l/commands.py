@@ -22,6 +22,7 @@ from v2l.info import clock, describe
 from v2l.manifest import read_manifest
 from v2l.report import summarise
 from v2l.scoring import check_extras
+from v2l.shard import Shard
 from v2l.targets import ADAPTER_SUFFIX, Destination, Nothing, Target, find_targets, read_names
 
 DEMONSTRATION = (
@@ -71,9 +72,11 @@ def encode(
     display: Display,
     recursive: bool = False,
     fail_fast: bool = False,
+    shard: Shard | None = None,
 ) -> bool:
-    """Encodes all inputs, printing each adapter's path; True where none failed."""
+    """Encodes all inputs, or a shard of them, printing each adapter's path; True where none failed."""
     targets = find_targets(inputs, destination, options.reading, recursive)
+    targets = shard.of(targets) if shard else targets
     if any(isinstance(target, Target) for target in targets):
         announce_fallback(choice, display)
         choice.check()
