@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import os
+import sys
+import tempfile
 from pathlib import Path
 
 os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
+os.environ["OFFLINE_LOG"] = os.path.join(tempfile.mkdtemp(), "reached")
+sys.path.insert(0, str(Path(__file__).parent / "offline"))
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [sys.path[0], os.environ.get("PYTHONPATH")]))
 
+import offline_guard  # noqa: F401  # from here on nothing reaches the network
 import pytest
 import small
 
@@ -48,9 +54,13 @@ def adapters(videos, vlm, hypernetwork) -> list[v2l.Adapter]:
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    reached = Path(os.environ["OFFLINE_LOG"])
+    if reached.exists():
+        reporter.write_line(f"something reached for the network:\n{reached.read_text()}", red=True)
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
     if not os.environ.get("CI"):
         return
-    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
     for report in reporter.stats.get("skipped", []):
         reason = str(report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr)
         if not any(expected in reason for expected in EXPECTED_SKIPS):

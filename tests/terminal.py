@@ -57,7 +57,8 @@ def surroundings(model: Path | str | None = None, **changes: str) -> dict[str, s
     """This process's environment without what changes v2l's or rich's ways; `model` for V2L_MODEL."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(_LEFT_OUT)}
     chosen = {} if model is None else {"V2L_MODEL": str(model)}
-    return {**kept, "TERM": "xterm-256color", **chosen, **changes}
+    offline = {"PYTHONPATH": str(Path(__file__).parent / "offline")}
+    return {**kept, "TERM": "xterm-256color", **offline, **chosen, **changes}
 
 
 class Running:

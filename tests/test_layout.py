@@ -16,7 +16,7 @@ TREES = {path.relative_to(ROOT / "v2l"): ast.parse(path.read_text()) for path in
 ORDER = [
     "__init__ errors options",
     "records files journal sampling prompt perceiver manifest scoring sheet optimise",
-    "sealed video models pickled hypernetwork adapter lessons",
+    "sealed video decode_worker decoding models pickled hypernetwork adapter lessons",
     "vlm loading composition checkpoint",
     "lora watch estimate machine",
     "pipeline answer evaluate report targets shard choice teacher train ways bench arch verify export",

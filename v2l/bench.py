@@ -16,6 +16,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
+from v2l.decoding import probe
 from v2l.errors import V2LError
 from v2l.estimate import prefill_bytes, prefill_work, vision_work
 from v2l.files import identify, printable
@@ -25,7 +26,6 @@ from v2l.machine import PeakMemory, describe_machine, free_bytes, synchronise
 from v2l.pipeline import check_belongs, generate_factors
 from v2l.prompt import QUESTIONS
 from v2l.sampling import Reading
-from v2l.video import probe
 from v2l.vlm import FrozenVLM
 from v2l.watch import cut_windows, fill_reading, see_video
 from v2l.ways import WAYS, Ready, Subject, Way, few_frames, prompt_size

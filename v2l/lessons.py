@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 
+from v2l.decoding import probe, read_frames
 from v2l.errors import V2LError
 from v2l.manifest import Example, group_by_clip
 from v2l.optimise import Steps
@@ -24,7 +25,6 @@ from v2l.prompt import INTERNALIZATION_PROMPT, PromptFrame, VisionGeometry, fram
 from v2l.prompt import question_text as asked
 from v2l.sampling import Video, choose_frames
 from v2l.sheet import PLACE, Sheet, write_sheet
-from v2l.video import probe, read_frames
 
 
 @dataclass(frozen=True)

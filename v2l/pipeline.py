@@ -14,11 +14,11 @@ import torch
 
 from v2l import __version__
 from v2l.adapter import Adapter, BaseModel, Block, Description, Maker, Segment
+from v2l.decoding import decoder_version
 from v2l.errors import V2LError, V2LWarning
 from v2l.files import FileIdentity, identify, printable, unreadable
 from v2l.hypernetwork import Hypernetwork, Origin
 from v2l.sampling import Reading, frame_range
-from v2l.video import load_cv2
 from v2l.vlm import FrozenVLM, Window
 from v2l.watch import Ahead, Look, SeenVideo, cut_windows, fill_reading, look, see
 
@@ -114,7 +114,7 @@ def finish(
         window_frames=trained_with.window_frames,
         reading=reading,
         prompt=trained_with.prompt,
-        decoder=f"opencv {load_cv2().__version__}",
+        decoder=f"opencv {decoder_version()}",
     )
     rank = hypernetwork.config.rank
     description = Description(

@@ -38,6 +38,10 @@ _FORMATS = (
 _open_lock = threading.Lock()  # the options above travel through the environment of the whole process
 
 
+def alive() -> None:
+    """Called at every frame or packet that is passed: a decoding worker puts its sign of life here."""
+
+
 @dataclass(frozen=True, eq=False)
 class Frame:
     """One decoded frame: its index in the whole file, its presentation time in seconds from the stream's first frame
@@ -165,6 +169,7 @@ class Decoder:
     def grab(self) -> float | None:
         """Decode the next frame; its time in milliseconds as the decoder reports it, None when no more comes."""
         # A damaged packet ends a grab like the end of the file does. Where times tell the frames, look behind it.
+        alive()
         if not any(self._capture.grab() for _ in range(GRAB_TRIES if self.clock is not None else 1)):
             return None
         self.decoded += 1
@@ -293,9 +298,8 @@ def open_capture(name: str, option: str = "") -> Any:
     settings = [cv2.CAP_PROP_HW_ACCELERATION, cv2.VIDEO_ACCELERATION_NONE]
     with _open_lock:
         before = os.environ.get(_OPTIONS)
-        kept = [
-            o for o in (before or "").split("|") if o and not o.startswith(("protocol_whitelist;", "format_whitelist;"))
-        ]
+        ours = ("protocol_whitelist;", "format_whitelist;")
+        kept = [each for each in (before or "").split("|") if each and not each.startswith(ours)]
         kept += [option] * bool(option)
         os.environ[_OPTIONS] = "|".join([*kept, "protocol_whitelist;file", f"format_whitelist;{_FORMATS}"])
         try:
@@ -326,6 +330,7 @@ def _packet_clock(name: str) -> tuple[np.ndarray | None, np.ndarray, int]:
             return nothing
         times, keys, clean = [], [], True
         while capture.grab():
+            alive()
             times.append(capture.get(cv2.CAP_PROP_POS_MSEC))
             keys.append(capture.get(cv2.CAP_PROP_LRF_HAS_KEY_FRAME) == 1)
             if keys[-1] and clean and fourcc.lower() in (b"avc1", b"h264", b"x264", b"avc3"):
@@ -371,6 +376,7 @@ def _decoded_times(name: str, option: str = "") -> tuple[int, np.ndarray | None]
     capture = open_capture(name, option)
     times = []
     while capture.grab():
+        alive()
         times.append(capture.get(cv2.CAP_PROP_POS_MSEC))
     capture.release()
     ascending = len(times) > 0 and bool(np.all(np.diff(times) > 0))

@@ -16,12 +16,12 @@ from numbers import Integral
 import numpy as np
 import torch
 
+from v2l.decoding import probe, read_frames
 from v2l.errors import V2LError
 from v2l.files import printable
 from v2l.hypernetwork import TrainedWith
 from v2l.prompt import PromptFrame, VisionGeometry, frame_images, tile_grid, video_text
 from v2l.sampling import Reading, Video, choose_frames
-from v2l.video import probe, read_frames
 from v2l.vlm import IMAGES_AT_ONCE, FrozenVLM, Window
 
 AHEAD = 2
