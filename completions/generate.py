@@ -88,6 +88,8 @@ PARAMETERS = {
     "dtype": "dtypes",
     "manifest": "manifests",
     "adapter": "adapters",
+    "preset": "architectures",
+    "revision": FREE,
     "form": "formats",
     "export output": "files",
     "eval output": "manifests",

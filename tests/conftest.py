@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 
 os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
+os.environ["HF_HOME"] = tempfile.mkdtemp()  # whatever this machine's own cache holds
 os.environ["OFFLINE_LOG"] = os.path.join(tempfile.mkdtemp(), "reached")
 sys.path.insert(0, str(Path(__file__).parent / "offline"))
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [sys.path[0], os.environ.get("PYTHONPATH")]))

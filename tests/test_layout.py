@@ -16,10 +16,10 @@ TREES = {path.relative_to(ROOT / "v2l"): ast.parse(path.read_text()) for path in
 ORDER = [
     "__init__ errors options",
     "records files journal sampling prompt perceiver manifest scoring sheet optimise",
-    "sealed video decode_worker decoding models pickled hypernetwork adapter lessons",
+    "lock sealed video decode_worker decoding models pickled hypernetwork adapter lessons",
     "vlm loading composition checkpoint",
     "lora watch estimate machine",
-    "pipeline answer evaluate report targets shard choice teacher train ways bench arch verify export",
+    "pipeline answer evaluate report targets shard choice teacher train ways bench arch verify export pull",
     "staleness session",
     "batch",
     "display demo bench_report plots",

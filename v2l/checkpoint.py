@@ -17,7 +17,7 @@ from v2l.errors import V2LError
 from v2l.files import printable
 from v2l.hypernetwork import TARGET, Hypernetwork, HypernetworkConfig, Origin, TrainedWith
 from v2l.loading import choose_device
-from v2l.models import EMBEDDED, PRESETS, cached_file
+from v2l.models import EMBEDDED, PRESETS, cached_hypernetwork
 from v2l.pickled import PublishedCheckpoint, read_published
 from v2l.records import from_json, to_json
 from v2l.sealed import content_sha256, damaged, read_metadata, read_tensors, write_tensors
@@ -117,7 +117,7 @@ def _locate(source: str) -> Path:
     if source == "tiny":
         return EMBEDDED / FILE_NAME
     if source in PRESETS:
-        return cached_file(PRESETS[source].hypernetwork_repo, PRESETS[source].hypernetwork_file)
+        return cached_hypernetwork(PRESETS[source])
     path = Path(source)
     if path.is_dir():
         path = path / FILE_NAME

@@ -12,6 +12,7 @@ from v2l.errors import ModelError, V2LError
 from v2l.files import printable
 from v2l.hypernetwork import Hypernetwork, Origin
 from v2l.loading import load_vlm
+from v2l.lock import read_lock
 from v2l.models import PRESETS, RELEASE, ModelFolder, find_model
 from v2l.vlm import FrozenVLM
 
@@ -22,8 +23,8 @@ ENVIRONMENT = "V2L_MODEL"
 class Choice:
     """A model by name, its hypernetwork's source, and how to load them.
 
-    chosen_by: "option", "environment", "adapter" or "fallback", the demonstration model that stands in where nothing
-        else was said
+    chosen_by: "option", "environment", "adapter", "default", which `v2l pull` recorded, or "fallback", the
+        demonstration model that stands in where nothing else was said
     """
 
     model: str
@@ -81,18 +82,20 @@ class Choice:
 
 
 def choose_model(option: str | None) -> tuple[str, str]:
-    """(model, chosen by) for work that no adapter decides: `--model`, else V2L_MODEL, else the demonstration model."""
+    """(model, chosen by) for work that no adapter decides: `--model`, else V2L_MODEL, else the default that `v2l pull`
+    recorded, else the demonstration model."""
     if option:
         return option, "option"
     if os.environ.get(ENVIRONMENT):
         return os.environ[ENVIRONMENT], "environment"
-    return "tiny", "fallback"
+    default = read_lock().default
+    return (default, "default") if default else ("tiny", "fallback")
 
 
 def choose_model_for(adapter: Adapter, option: str | None) -> tuple[str, str]:
     """The same for an adapter, which names the model it was made for where neither option nor environment does."""
     model, chosen_by = choose_model(option)
-    if chosen_by != "fallback":
+    if chosen_by not in ("default", "fallback"):
         return model, chosen_by
     base = adapter.description.base_model
     named = {preset.model: name for name, preset in PRESETS.items()} | {RELEASE: "tiny"}

@@ -15,7 +15,7 @@ import typer
 
 from v2l.cli_bench import bench
 from v2l.cli_learning import evaluate, train
-from v2l.cli_serving import export, verify
+from v2l.cli_serving import export, pull, verify
 from v2l.errors import UsageError
 from v2l.options import (
     Debug,
@@ -290,6 +290,7 @@ def info(
         raise typer.Exit(0 if commands.info(files, display) else 1)
 
 
+app.command(no_args_is_help=True)(pull)
 app.command(no_args_is_help=True)(verify)
 app.command(no_args_is_help=True)(export)
 

@@ -1,4 +1,4 @@
-"""The commands that prove adapters and hand them to other engines, `v2l verify` and `v2l export`, for cli.py."""
+"""The commands between v2l and others, for cli.py: `pull` fetches, `verify` proves, `export` hands over."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from v2l.options import Arch as Preset
 from v2l.options import Debug, Device, ExportFormat, Json, Model, NumberType, Quiet
 from v2l.running import command
 
@@ -55,3 +56,27 @@ def export(
         from v2l import serving
 
         serving.export(adapter, form, output, overwrite, display)
+
+
+def pull(
+    preset: Annotated[Preset, typer.Argument(metavar="PRESET", help="smolvlm2-500m or smolvlm2-2.2b.")],
+    revision: Annotated[
+        str | None,
+        typer.Option("--revision", metavar="NAME", help="Of the model: a branch, tag or commit; else as recorded."),
+    ] = None,
+    default: Annotated[
+        bool, typer.Option("--default", help="Let it stand in where no model is named; the first pulled does.")
+    ] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Fetch a frozen model and its hypernetwork.
+
+    The one command that reaches the network. Every file is proven by the hub's hash and recorded, so that it stays the
+    same; then both are loaded and tested. HF_HOME, HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE are obeyed.
+    """
+    with command(as_json, quiet, debug) as display:
+        from v2l import serving
+
+        serving.pull(preset, revision, default, display)

@@ -27,7 +27,7 @@ from v2l.targets import ADAPTER_SUFFIX, Destination, Nothing, Target, find_targe
 
 DEMONSTRATION = (
     "note: using tiny, the demonstration model, which only knows synthetic clips; name a real one with --model or "
-    "V2L_MODEL (hf download HuggingFaceTB/SmolVLM2-500M-Video-Instruct gets one)"
+    "V2L_MODEL (v2l pull smolvlm2-500m gets one)"
 )
 
 

@@ -15,25 +15,49 @@ from typing import Any
 
 from v2l.errors import V2LError
 from v2l.files import printable
+from v2l.lock import read_lock
 from v2l.prompt import VisionGeometry
 from v2l.sealed import canonical_json
 
 
 @dataclass(frozen=True)
 class Preset:
-    """A frozen model on the hub and the published hypernetwork that was trained for it."""
+    """A frozen model on the hub and the published hypernetwork that was trained for it.
+
+    tokens_per_image: what the model's folder must state
+    size: as it stands in the names of the hypernetworks' files
+    hypernetworks: repositories, the present one first and then the older ones
+    """
 
     model: str
-    hypernetwork_repo: str
-    hypernetwork_file: str
+    tokens_per_image: int
+    size: str
+    hypernetworks: tuple[str, ...]
+
+    @property
+    def file(self) -> str:
+        """The hypernetwork's present name."""
+        return f"frames2lora-smolvlm2-{self.size}-best-ce.pt"
+
+    def is_hypernetwork(self, name: str) -> bool:
+        """Whether a file of those repositories is it, by its present name or an older one."""
+        return name.endswith(".pt") and self.size in name and "trainer" not in name
 
 
-_PUBLISHED = "MananSuri27/Frames2LoRA-SmolVLM-ckpts"
+_PUBLISHED = ("MananSuri27/Frames2LoRA-SmolVLM-ckpts", "MananSuri27/Video2LoRA-SmolVLM-ckpts")
 PRESETS = {
     "smolvlm2-500m": Preset(
-        "HuggingFaceTB/SmolVLM2-500M-Video-Instruct", _PUBLISHED, "frames2lora-smolvlm2-500m-best-ce.pt"
+        "HuggingFaceTB/SmolVLM2-500M-Video-Instruct",
+        64,
+        "500m",
+        (*_PUBLISHED, "MananSuri27/video2lora-smolvlm2-500m-video-best-ce"),
     ),
-    "smolvlm2-2.2b": Preset("HuggingFaceTB/SmolVLM2-2.2B-Instruct", _PUBLISHED, "frames2lora-smolvlm2-2.2b-best-ce.pt"),
+    "smolvlm2-2.2b": Preset(
+        "HuggingFaceTB/SmolVLM2-2.2B-Instruct",
+        81,
+        "2.2b",
+        (*_PUBLISHED, "MananSuri27/video2lora-smolvlm2-2.2b-best-ce"),
+    ),
 }
 EMBEDDED = Path(__file__).parent / "tiny"
 """The folder of the embedded model `tiny`: the frozen model and `hypernetwork.safetensors` beside it."""
@@ -149,13 +173,28 @@ def find_model(name: str | os.PathLike) -> ModelFolder:
 
 
 def cached_file(repo: str, file: str) -> Path:
-    """A hub file's place in the local cache (HF_HOME is obeyed), never fetched."""
+    """A hub file's place in the local cache (HF_HOME is obeyed), at the commit that `v2l pull` recorded where it did;
+    never fetched."""
     from huggingface_hub import try_to_load_from_cache
 
-    found = try_to_load_from_cache(repo, file)
+    locked = read_lock().repos.get(repo)
+    found = try_to_load_from_cache(repo, file, revision=locked.commit if locked else None)
     if not isinstance(found, str):
-        raise V2LError(f"{repo} is not in the local Hugging Face cache; get it once with: hf download {repo}")
+        raise V2LError(f"{repo} is not in the local Hugging Face cache; v2l pull gets it")
     return Path(found)
+
+
+def cached_hypernetwork(preset: Preset) -> Path:
+    """The published file in the local cache: the one that `v2l pull` recorded, else the one of the present name."""
+    repos = read_lock().repos
+    recorded = [
+        (repo, name)
+        for repo in preset.hypernetworks
+        if repo in repos
+        for name in repos[repo].files
+        if preset.is_hypernetwork(name)
+    ]
+    return cached_file(*(recorded or [(preset.hypernetworks[0], preset.file)])[0])
 
 
 def _open_folder(path: Path, id: str | None, revision: str | None) -> ModelFolder:

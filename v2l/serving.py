@@ -1,9 +1,10 @@
-"""What `v2l verify` and `v2l export` do once their options are understood."""
+"""What `v2l pull`, `v2l verify` and `v2l export` do once their options are understood."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -87,3 +88,20 @@ def export(path: Path, form: str, output: Path | None, overwrite: bool, display:
     line = serving_command(adapter, output, form)
     display.result(shown(output), {"command": "export", "format": form, "output": output, "bytes": size, "serve": line})
     display.note(f"{amount(size)}, rank {adapter.rank}; to serve it: {line}")
+
+
+def pull(name: str, revision: str | None, make_default: bool, display: Display) -> None:
+    """Fetches a preset and says under which licences, and whether it is the default now."""
+    from huggingface_hub.utils import disable_progress_bars
+
+    from v2l.lock import lock_path, read_lock
+    from v2l.pull import pull as fetch
+
+    if display.quiet or not sys.stderr.isatty():
+        disable_progress_bars()
+    for pulled in fetch(name, revision, make_default, display.note):
+        text = f"{pulled.repo}  {pulled.commit[:12]}, {amount(pulled.size)}, licence {printable(pulled.licence)}"
+        display.result(text, {"command": "pull", **dataclasses.asdict(pulled)})
+    default = read_lock().default
+    told = "it is the default now" if default == name else f"the default stays {default}; --default changes it"
+    display.note(f"{name} is there and works together; {told}; recorded in {printable(lock_path())}")
