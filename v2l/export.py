@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 
 from v2l.adapter import Adapter
 from v2l.errors import UsageError, V2LError
-from v2l.files import printable, write_atomically
+from v2l.files import part_prefix, part_suffix, printable, sweep, write_atomically
 
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """What vLLM's --max-lora-rank may be."""
@@ -38,7 +38,8 @@ def export_peft(adapter: Adapter, folder: Path, overwrite: bool = False) -> None
             )
         )
     try:
-        made = Path(tempfile.mkdtemp(prefix=f".{folder.name[:100]}.", suffix=".part", dir=folder.parent))
+        sweep(folder.parent)
+        made = Path(tempfile.mkdtemp(prefix=part_prefix(folder), suffix=part_suffix(), dir=folder.parent))
         try:
             save_file(adapter.named_tensors(), made / "adapter_model.safetensors", metadata={"format": "pt"})
             (made / "adapter_config.json").write_text(json.dumps(peft_config(adapter), indent=2) + "\n")

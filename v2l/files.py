@@ -5,8 +5,12 @@ Needs no torch: the command line starts with it.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
+import platform
+import re
+import shutil
 import stat
 import tempfile
 from dataclasses import dataclass
@@ -71,10 +75,12 @@ def _text(value: object) -> str:
 
 def write_atomically(path: str | os.PathLike, data: bytes) -> None:
     """Puts `data` at `path` through a temporary file in the same folder, so that a reader, a crash or a full disk
-    never meets half of it; what stood there before stays until the new file is safely on disk."""
+    never meets half of it; what stood there before stays until the new file is safely on disk. What a killed process
+    left in that folder is cleared away."""
     path = Path(path)
     try:
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name[:100]}.", suffix=".part", dir=path.parent)
+        sweep(path.parent)
+        handle, temporary = tempfile.mkstemp(prefix=part_prefix(path), suffix=part_suffix(), dir=path.parent)
         try:
             with open(handle, "wb") as file:
                 file.write(data)
@@ -91,6 +97,49 @@ def write_atomically(path: str | os.PathLike, data: bytes) -> None:
             f"cannot write {printable(path)}: {error.strerror or error}; nothing was left there, check the folder, "
             "its permissions and the free space"
         ) from error
+
+
+_HERE = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
+_PART = re.compile(rf"\..*\.{_HERE}-(\d+)\.part")
+_swept: set[str] = set()
+
+
+def part_prefix(path: Path) -> str:
+    """How the name of a temporary file in the place of `path` begins."""
+    return f".{path.name[:100]}."
+
+
+def part_suffix() -> str:
+    """How it ends: the machine and the process that writes it, by which others know whether it is still being
+    written."""
+    return f".{_HERE}-{os.getpid()}.part"
+
+
+def sweep(folder: Path) -> None:
+    """Removes temporary files of processes of this machine that are no more; once a process and folder. Others' are
+    left alone, and so is what cannot be removed."""
+    place = os.path.abspath(folder)
+    if place in _swept:
+        return
+    _swept.add(place)
+    with contextlib.suppress(OSError), os.scandir(place) as entries:
+        for entry in entries:
+            found = _PART.fullmatch(entry.name)
+            if found and not _is_alive(int(found[1])):
+                with contextlib.suppress(OSError):
+                    shutil.rmtree(entry.path) if entry.is_dir(follow_symlinks=False) else os.unlink(entry.path)
+
+
+def _is_alive(process: int) -> bool:
+    if os.name != "posix":
+        return True  # os.kill would end it there
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True  # somebody else's
+    return True
 
 
 def _umask() -> int:

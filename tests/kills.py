@@ -1,0 +1,97 @@
+"""kill -9 at random moments of a folder encode: `python tests/kills.py KILLS [SEED]`.
+
+After every kill nothing half-written stands under an adapter's name; then the same command finishes, and the outputs
+are those of an undisturbed run to the byte, with nothing left beside them.
+"""
+
+from __future__ import annotations
+
+import collections
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import small
+import torch
+
+from v2l import batch, commands, decoding, display
+from v2l.adapter import Adapter
+from v2l.choice import Choice
+from v2l.sampling import Reading
+from v2l.targets import Destination
+
+VIDEOS = 6
+ROUND = 12
+"""Kills after which the command may finish and everything begins anew: enough to meet every stage."""
+
+
+def encode(folder: Path, model: Path) -> bool:
+    """What `v2l encode FOLDER --segments 2 --compose` does: three adapters a video."""
+    options = batch.EncodeOptions(Reading(), segments=2, compose=True)
+    choice = Choice(str(model), "option", device="cpu")
+    return commands.encode([folder], Destination(), options, choice, display.Display(quiet=True))
+
+
+def in_child(work: Callable[[], object], after: float | None = None) -> int:
+    """Runs it in a process of its own, killed `after` seconds if that is not too late; how it ended."""
+    child = os.fork()  # no thread has been started in this process
+    if child == 0:
+        code = 1
+        try:
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # until the process ends
+            code = 0 if work() else 1
+        finally:
+            decoding.the_worker().close()
+            os._exit(code)
+    if after is not None:
+        time.sleep(after)
+        os.kill(child, signal.SIGKILL)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def outputs(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.suffix != ".mp4"}
+
+
+def main(kills: int, seed: int) -> collections.Counter:
+    """Counts of kills, of those that came in time, and of adapters found whole after them. Raises AssertionError."""
+    torch.set_num_threads(1)  # a pool of threads would not live on in the children
+    chance, counts = random.Random(seed), collections.Counter()
+    with tempfile.TemporaryDirectory() as place:
+        model, folder = small.write_model(Path(place) / "model"), Path(place) / "talks"
+        small.write_hypernetwork(model)
+        folder.mkdir()
+        for number in range(VIDEOS):
+            small.write_video(folder / f"{number}.mp4", frames=24 + 8 * number, seed=number)
+        undisturbed = Path(shutil.copytree(folder, Path(place) / "undisturbed"))
+        start = time.perf_counter()
+        assert in_child(lambda: encode(undisturbed, model)) == 0
+        whole, expected = time.perf_counter() - start, outputs(undisturbed)
+        assert len(expected) == 3 * VIDEOS
+        for number in range(1, kills + 1):
+            code = in_child(lambda: encode(folder, model), chance.uniform(0, 1.1 * whole))
+            counts["kills"] += 1
+            counts["in time"] += code == -signal.SIGKILL
+            for name in outputs(folder):
+                if name.endswith(".v2l.safetensors"):
+                    assert Adapter.load(folder / name).sha256()  # nothing half-written
+                    counts["adapters found whole"] += 1
+                else:
+                    counts["temporary files left"] += 1
+            if number % ROUND == 0 or number == kills:
+                assert in_child(lambda: encode(folder, model)) == 0
+                assert outputs(folder) == expected
+                counts["finished runs, equal to the byte"] += 1
+                for name in outputs(folder):
+                    (folder / name).unlink()
+    return counts
+
+
+if __name__ == "__main__":
+    print(dict(main(int(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 0)))
