@@ -162,7 +162,7 @@ class Adapter:
         try:
             description = from_json(Description, metadata, "metadata")
             _check_description(description)
-            if {_DTYPE_NAMES.get(tensor.dtype) for tensor in tensors.values()} != {dtype}:
+            if [*{_DTYPE_NAMES.get(tensor.dtype) for tensor in tensors.values()}] != [dtype]:
                 raise ValueError(f"its tensors are not all {dtype}")
             a, b = _stack(tensors, description.rank)
         except ValueError as error:

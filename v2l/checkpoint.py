@@ -23,6 +23,8 @@ from v2l.records import from_json, to_json
 from v2l.sealed import content_sha256, damaged, read_metadata, read_tensors, write_tensors
 
 VERSION = 1
+MAX_SIZE = 2**18
+"""Of a width, a rank or a number of layers: ten times what any such network has, and no product of them overflows."""
 MAX_FILE_BYTES = 4 << 30
 FILE_NAME = "hypernetwork.safetensors"
 """What a model folder calls the hypernetwork that belongs to it."""
@@ -163,7 +165,12 @@ def _described(metadata: dict[str, Any], path: Path) -> tuple[HypernetworkConfig
 
 def _filled(config: HypernetworkConfig, tensors: Mapping[str, torch.Tensor]) -> Hypernetwork:
     """A hypernetwork of these sizes with exactly these weights. Raises ValueError where they do not fit."""
-    if min(to_json(config).values()) <= 0 or config.num_heads % config.num_kv_heads or config.num_blocks > 1000:
+    sizes = to_json(config).values()
+    if (
+        not 0 < min(sizes) <= max(sizes) <= MAX_SIZE
+        or config.num_heads % config.num_kv_heads
+        or config.num_blocks > 1000
+    ):
         raise ValueError("its sizes make no network")
     with torch.device("meta"):  # nothing is allocated by what a file claims
         hypernetwork = Hypernetwork(config)

@@ -118,7 +118,7 @@ def _header(data: bytes, path: str | os.PathLike, kind: str) -> dict[str, Any]:
     if not isinstance(header, dict):
         raise damaged(path, kind, "its header is not a JSON object")
     for name, entry in header.items():
-        if name != "__metadata__" and (not isinstance(entry, dict) or entry.get("dtype") not in DTYPES):
+        if name != "__metadata__" and (not isinstance(entry, dict) or entry.get("dtype") not in list(DTYPES)):
             raise damaged(path, kind, f"{printable(name)} is not float32, bfloat16 or float16")
     return header
 
