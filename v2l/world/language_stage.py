@@ -4,7 +4,8 @@ All questions about a clip stand behind its video in one sequence, and none of t
 it were the only one. Two things make it learn within the hour: clips begin with a single frame and grow longer, and
 linear heads ask the middle of the language model, at the end of each frame, what stage 1 asked the tower. Some clips
 are heard of without being seen, so that the form of an answer is known where an adapter alone will bring the facts.
-`python -m v2l.world.language_stage VISION_CHECKPOINT OUTPUT` after stage 1.
+`python -m v2l.world.language_stage START OUTPUT`: START is the checkpoint of stage 1, or the folder of a model that
+shall learn more.
 """
 
 from __future__ import annotations
@@ -16,8 +17,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from tokenizers import Tokenizer
 from torch import nn
 from torch.nn import functional as F
+from transformers import SmolVLMForConditionalGeneration
 
 from v2l.loading import choose_device
 from v2l.optimise import Steps, keep, mixed, prepared, record, restore, warm_cosine
@@ -36,7 +39,7 @@ from v2l.sheet import PLACE, Sheet, Sheets, write_sheet
 from v2l.world.draw import draw
 from v2l.world.model import new_model, save_model
 from v2l.world.questions import Question, ask_about, caption
-from v2l.world.scene import Story, sample_story
+from v2l.world.scene import SHAPES, Story, sample_story
 from v2l.world.tokenizer import IMAGE, train_tokenizer
 from v2l.world.vision_stage import GEOMETRY, LABELS, frame_labels
 
@@ -56,7 +59,8 @@ class LanguageStage:
     growing: share of the steps in which clips grow from one frame to `frames`
     looking: weight of the heads that are asked about each frame
     shapes: at most this many in a scene
-    questions: at most this many of a clip; unseen: share of clips without their video
+    questions: at most this many of a clip; easy: share of the questions about a colour or a shape that is kept
+    unseen: share of clips without their video
     workers: processes that draw clips ahead, for a machine whose cores training leaves idle
     """
 
@@ -70,12 +74,19 @@ class LanguageStage:
     tiled: float = 0.06
     growing: float = 0.3
     looking: float = 1.0
-    shapes: int = 2
+    shapes: int = SHAPES
     questions: int = 12
+    easy: float = 0.3
     unseen: float = 0.08
     save_every: int = 50
     workers: int = 0
     seed: int = 0
+
+
+FURTHER = LanguageStage(steps=2000, learning_rate=1.2e-3, tower_share=0.3, warmup=100, growing=0.0, seed=3)
+"""The settings for a model that has been through this stage before."""
+EASY = ("colour", "shape", "colour at", "shape at", "count")
+"""Kinds of question that are learned long before the others."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +115,7 @@ class SeenClip:
 
 
 def sample_clip(
-    random: np.random.Generator, count: int, tiled: bool = False, split: str = "train", shapes: int = 2
+    random: np.random.Generator, count: int, tiled: bool = False, split: str = "train", shapes: int = SHAPES
 ) -> SeenClip:
     """A clip of which `count` frames are seen, a second or more apart, of any size; one in three is cut out of a longer
     video, of one in four only a part of what happens is seen, and one in three has several scenes."""
@@ -126,9 +137,11 @@ def sample_clip(
     return SeenClip(story, tuple(PromptFrame(seconds, *grid) for seconds in times), np.concatenate(images), total)
 
 
-def clip_questions(clip: SeenClip, random: np.random.Generator, most: int) -> list[Question]:
-    """Questions about the clip in a random order, none twice; one clip in four is also told to internalize."""
-    asked = [*ask_about(clip.story, clip.times, random), *ask_about(clip.story, clip.times, random)]
+def clip_questions(clip: SeenClip, random: np.random.Generator, most: int, easy: float = 1.0) -> list[Question]:
+    """Questions about the clip in a random order, none twice, of the easy ones that share; one clip in four is also
+    told to internalize."""
+    asked = [question for _ in range(3) for question in ask_about(clip.story, clip.times, random)]
+    asked = [question for question in asked if question.kind not in EASY or random.random() < easy]
     told = caption(clip.story, clip.times, random)
     if random.random() < 0.25:
         told = Question("caption", INTERNALIZATION_PROMPT, told.answer)
@@ -177,7 +190,7 @@ class ClipBatches(Steps):
         clips = []
         for _ in range(max(1, stage.batch * 12 // max(12, count))):
             clip = sample_clip(random, count, tiled, shapes=stage.shapes)
-            asked = [(each.prompt, each.answer) for each in clip_questions(clip, random, stage.questions)]
+            asked = [(each.prompt, each.answer) for each in clip_questions(clip, random, stage.questions, stage.easy)]
             if random.random() < stage.unseen:
                 clips.append(SheetOfClip(write_sheet(shown(None), asked, self.tokenizer), None, None))
             else:
@@ -187,10 +200,10 @@ class ClipBatches(Steps):
 
 
 class Trainer:
-    """The model as stage 1 left it, or as an earlier pass of this one did (start), and everything that a checkpoint
-    keeps."""
+    """The model as stage 1 left it (start is its checkpoint) or as an earlier release is (start is its folder), and
+    everything that a checkpoint keeps."""
 
-    def __init__(self, stage: LanguageStage, vision: Path, output: Path, start: Path | None = None):
+    def __init__(self, stage: LanguageStage, start: Path, output: Path):
         self.stage, self.output = stage, output
         self.device = choose_device(None)
         self.model = new_model(stage.seed).to(self.device)
@@ -198,11 +211,12 @@ class Trainer:
         self.image_id, self.view_id = (self.batches.tokenizer.token_to_id(token) for token in (IMAGE, GLOBAL_VIEW))
         width = self.model.config.text_config.hidden_size
         self.heads = nn.ModuleDict({name: nn.Linear(width, size) for name, size in LOOKS.items()}).to(self.device)
-        reader = torch.load(vision, weights_only=True, map_location="cpu")["reader"]
-        self._load_part(self.model.model.vision_model, reader, "tower.")
-        self._load_part(self.model.model.connector, reader, "connector.")
-        if start is not None:
-            self.model.load_state_dict(torch.load(start, weights_only=True, map_location="cpu")["model"])
+        if start.is_dir():
+            self._go_on_from(start)
+        else:
+            reader = torch.load(start, weights_only=True, map_location="cpu")["reader"]
+            self._load_part(self.model.model.vision_model, reader, "tower.")
+            self._load_part(self.model.model.connector, reader, "connector.")
         tower = list(self.model.model.vision_model.parameters())
         names = {id(parameter) for parameter in tower}
         rest = [parameter for parameter in self.model.parameters() if id(parameter) not in names]
@@ -275,6 +289,20 @@ class Trainer:
         word, time = losses.pop("word"), (losses.pop("second") + losses.pop("minute")) / 2
         return (word + time + torch.stack(list(losses.values())).mean()) / 3
 
+    def _go_on_from(self, folder: Path) -> None:
+        """Takes over a saved model; of its tokens' rows those that this tokenizer knows too, by their text."""
+        state = SmolVLMForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).state_dict()
+        known = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        ours = self.batches.tokenizer.get_vocab()
+        pairs = [
+            (place, known.token_to_id(token)) for token, place in ours.items() if known.token_to_id(token) is not None
+        ]
+        rows = self.model.get_input_embeddings().weight.detach().clone()
+        rows[[place for place, _ in pairs]] = state["model.text_model.embed_tokens.weight"][[old for _, old in pairs]]
+        for name in ("model.text_model.embed_tokens.weight", "lm_head.weight"):
+            state[name] = rows
+        self.model.load_state_dict(state)
+
     @staticmethod
     def _load_part(module: nn.Module, state: dict[str, torch.Tensor], prefix: str) -> None:
         module.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
@@ -283,5 +311,6 @@ class Trainer:
 if __name__ == "__main__":
     import sys
 
-    for line in Trainer(LanguageStage(), Path(sys.argv[1]), Path(sys.argv[2])).train():
+    start, output = Path(sys.argv[1]), Path(sys.argv[2])
+    for line in Trainer(FURTHER if start.is_dir() else LanguageStage(), start, output).train():
         print(line, flush=True)
