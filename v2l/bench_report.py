@@ -128,7 +128,8 @@ def amortization(comparison: Comparison, questions: int) -> Table:
         pays = comparison.break_even(cell)
         told = "never" if pays is None else f"{pays:,} question{'s' if pays > 1 else ''}"
         means = [duration(per_question(cell, count)) for count in counts]
-        rows.append([cell.way, duration(cell.prepare), *means, told if cell.in_context else ""])
+        once = duration(cell.prepare) if cell.kept_bytes else "nothing"
+        rows.append([cell.way, once, *means, told if cell.in_context else ""])
     return header, rows
 
 

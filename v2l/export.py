@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from v2l.adapter import Adapter
 from v2l.errors import UsageError, V2LError
 from v2l.files import part_prefix, part_suffix, printable, sweep, write_atomically
+from v2l.models import EMBEDDED, RELEASE
 
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """What vLLM's --max-lora-rank may be."""
@@ -118,7 +119,8 @@ def smallest_vllm_rank(rank: int) -> int:
 
 def serving_command(adapter: Adapter, output: Path, form: str) -> str:
     """The command line that serves what was exported."""
-    name, base = shlex.quote(output.stem), shlex.quote(adapter.description.base_model.id)
+    base = adapter.description.base_model.id
+    name, base = shlex.quote(output.stem), shlex.quote(str(EMBEDDED) if base == RELEASE else base)
     place = shlex.quote(str(output))
     if form == "gguf":
         return f"llama-server -m BASE.gguf --lora {place}"

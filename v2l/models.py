@@ -61,7 +61,7 @@ PRESETS = {
 }
 EMBEDDED = Path(__file__).parent / "tiny"
 """The folder of the embedded model `tiny`: the frozen model and `hypernetwork.safetensors` beside it."""
-RELEASE = "tiny-1"
+RELEASE = "tiny-2"
 """What the embedded model calls itself in adapters: every release is another model."""
 
 
