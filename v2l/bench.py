@@ -11,8 +11,8 @@ import dataclasses
 import math
 import statistics
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from v2l.machine import PeakMemory, describe_machine, free_bytes, synchronise
 from v2l.pipeline import check_belongs, generate_factors
 from v2l.prompt import QUESTIONS
 from v2l.sampling import Reading
-from v2l.vlm import FrozenVLM
+from v2l.vlm import FrozenVLM, Window
 from v2l.watch import cut_windows, fill_reading, see_video
 from v2l.ways import WAYS, Ready, Subject, Way, few_frames, prompt_size
 
@@ -245,7 +245,8 @@ class Bench:
             for place, each in enumerate(ready):
                 with each.attach():
                     if len(ready) > 1:  # what was attached before is still in the processor's caches
-                        next(each.answer(QUESTIONS[-1]))
+                        with closing(each.answer(QUESTIONS[-1])) as warm:
+                            next(warm)
                     taken = self._time(each, QUESTIONS[repeat % len(QUESTIONS)])
                 if repeat >= 0:
                     timed[place].append(taken)
@@ -276,11 +277,16 @@ class Bench:
         """Each part alone, after a run of the whole to warm up."""
         vlm, trained_with = self.vlm, self.origin.trained_with
 
-        def windows() -> list:
+        def windows() -> list[Window]:
             seen = see_video(subject.video, vlm, subject.reading)
             return cut_windows(seen, vlm, trained_with.prompt, trained_with.window_frames)
 
-        def timed(work: object) -> float:
+        def read_alone() -> None:
+            for layer in vlm.read_layers(cut):
+                for _ in layer:
+                    pass
+
+        def timed(work: Callable[[], object]) -> float:
             synchronise(vlm.device)
             start = time.perf_counter()
             work()
@@ -291,7 +297,7 @@ class Bench:
         generate_factors(cut, vlm, self.hypernetwork)
         peak = PeakMemory(vlm.device)
         see = timed(windows)
-        read = timed(lambda: [piece.sum() and None for layer in vlm.read_layers(cut) for piece in layer])
+        read = timed(read_alone)
         whole = timed(lambda: generate_factors(cut, vlm, self.hypernetwork))
         return Encoding(frames, resolution, len(cut), see, read, max(0.0, whole - read), peak.bytes())
 
