@@ -4,6 +4,7 @@ import dataclasses
 import json
 
 import pytest
+from terminal import run
 
 import v2l
 from v2l.evaluate import CONDITIONS, Evaluation, Setting
@@ -155,3 +156,27 @@ def test_another_range_of_the_same_video_is_the_last_choice(examples, adapters, 
     other = v2l.ask(adapters[1], QUESTIONS[0], vlm, 6)
     assert [first.answers["other_clip"], second.answers["other_clip"]] == [other, other]
     assert third.answers["other_clip"] == second.answers["adapter"]
+
+
+# The command -------------------------------------------------------------------------------------------------------
+
+
+def test_eval_prints_means_and_differences_and_goes_on(examples, model_folder, tmp_path):
+    rows = [
+        {"id": each.id, "video_path": str(each.video), "question": each.prompt, "answer": each.target}
+        for each in examples
+    ]
+    manifest = tmp_path / "questions.jsonl"
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ["eval", manifest, "--model", model_folder, "--max-new-tokens", "4", "--without", "bias"]
+    done = run(*words)
+    assert done.code == 0, done.err
+    tables = [line.split("\t") for line in done.lines if "\t" in line]
+    assert sum(len(row) == len(tables[0]) for row in tables) >= 2
+    assert str(tmp_path / "questions.eval.jsonl") in done.err
+    before = (tmp_path / "questions.eval.jsonl").read_bytes()
+    (record,) = run(*words, "--json").records
+    assert record["results"] == str(tmp_path / "questions.eval.jsonl")
+    assert record["macro"].keys() == {"in_context", "adapter", "nothing", "other_clip"}
+    assert (tmp_path / "questions.eval.jsonl").read_bytes() == before
+    assert run("eval", manifest, "-o", manifest, "--model", model_folder).code == 2

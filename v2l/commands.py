@@ -185,9 +185,9 @@ def evaluate(
     display.end_progress()
     report = summarise(results, metric, margin)
     if display.as_json:
-        display.result("", {"command": "eval", "results": evaluation.output, **report.record()})
+        display.result("", {"command": "eval", "results": output, **report.record()})
     else:
-        display.note(f"{metric}; every answer is in {printable(evaluation.output)}")
+        display.note(f"{metric}; every answer is in {printable(output)}")
         display.table(*report.means_table())
         display.write("\n")
         display.table(*report.against_table())
