@@ -268,6 +268,16 @@ def test_an_answer_streams_to_a_terminal_and_ctrl_c_ends_it_with_130(shelf, spea
     assert "\x1b" not in rest
 
 
+def test_a_video_that_fails_does_not_keep_back_the_one_answer(adapters, model_folder, tmp_path):
+    adapters[0].save(tmp_path / f"good{SUFFIX}")
+    (tmp_path / "bad.mp4").write_bytes(b"no video")
+    done = run("ask", "bad.mp4", f"good{SUFFIX}", QUESTION, *TOKENS, cwd=tmp_path, model=model_folder)
+    alone = run("ask", f"good{SUFFIX}", QUESTION, *TOKENS, cwd=tmp_path, model=model_folder)
+    assert (done.code, alone.code) == (1, 0)
+    assert done.out == alone.out != ""
+    assert "bad.mp4" in done.err
+
+
 def test_batches_hold_adapters_of_one_model_and_no_more_than_fit(adapters, monkeypatch):
     one, other = Choice("one", "option"), Choice("other", "option")
     worn = [Subject(Path(f"{n}"), one if n < 5 else other, adapters[0]) for n in range(7)]

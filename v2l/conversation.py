@@ -59,7 +59,8 @@ def ask(
     sound = _sound(subjects, display)
     ok = ok and len(sound) == len(subjects)
     if len(subjects) * len(asked_all) == 1:
-        return ok and _answer(sound[0], asked_all[0], manner, display, streaming)
+        failed = sum(not _answer(subject, asked_all[0], manner, display, streaming) for subject in sound)
+        return ok and not failed
     failed = sum(not _answer_together(batch, manner, display) for batch in batches(sound, asked_all))
     return ok and not failed
 
