@@ -11,30 +11,8 @@ import small
 import torch
 from transformers import SmolVLMConfig
 
+from v2l.arch import ARCHITECTURES
 from v2l.hypernetwork import TrainedWith
-
-TEXT_500M = {
-    "model_type": "llama",
-    "hidden_size": 960,
-    "intermediate_size": 2560,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 15,
-    "num_key_value_heads": 5,
-    "head_dim": 64,
-    "vocab_size": 49280,
-    "max_position_embeddings": 8192,
-    "rms_norm_eps": 1e-5,
-    "rope_theta": 100000.0,
-    "pad_token_id": 2,
-}
-VISION_500M = {
-    "hidden_size": 768,
-    "intermediate_size": 3072,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "image_size": 512,
-    "patch_size": 16,
-}
 
 ENCODE = """
 import re, sys, time
@@ -90,10 +68,11 @@ print(f"memory {loaded:.2f} GiB loaded, {memory('VmHWM'):.2f} GiB at its peak, {
 
 def write_500m(folder):
     """True dimensions, random weights in a bfloat16 file."""
+    sizes = ARCHITECTURES["smolvlm2-500m"]
     config = SmolVLMConfig(
-        text_config=TEXT_500M,
-        vision_config=VISION_500M,
-        scale_factor=4,
+        text_config=sizes.text,
+        vision_config=sizes.vision,
+        scale_factor=sizes.scale_factor,
         image_token_id=small.IMAGE_TOKEN_ID,
         pad_token_id=2,
         tie_word_embeddings=False,

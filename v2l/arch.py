@@ -18,25 +18,12 @@ from v2l.checkpoint import with_origin
 from v2l.errors import V2LError
 from v2l.files import printable
 from v2l.hypernetwork import TARGET, Hypernetwork, HypernetworkConfig, TrainedWith
-from v2l.loading import choose_device, default_dtype, load_tokenizer
+from v2l.loading import choose_device, default_dtype, load_tokenizer, parts_of
 from v2l.models import ModelFolder, find_model
-from v2l.prompt import (
-    END_OF_TURN,
-    GLOBAL_VIEW,
-    IMAGE,
-    IMAGE_EDGE,
-    INTERNALIZATION_PROMPT,
-    QUESTIONS,
-    START,
-    PromptFrame,
-    VisionGeometry,
-    video_text,
-)
+from v2l.prompt import IMAGE, INTERNALIZATION_PROMPT, QUESTIONS, PromptFrame, VisionGeometry, video_text
 from v2l.sealed import canonical_json
 from v2l.vlm import FrozenVLM
-
-MOST_TILES = 6
-"""Rows and columns of tiles that the tokenizer has tokens for, as SmolVLM's own has."""
+from v2l.world.tokenizer import SPECIAL_TOKENS, byte_level_bpe
 
 
 @dataclass(frozen=True)
@@ -154,9 +141,7 @@ def _random_modules(config: Any, device: torch.device, dtype: torch.dtype) -> di
             model = SmolVLMForConditionalGeneration(config)
     finally:
         torch.set_default_dtype(before)
-    model.eval().requires_grad_(False)
-    vision = (model.model.vision_model, model.model.connector)
-    return {"text": model.model.text_model, "head": model.lm_head, "vision": vision}
+    return parts_of(model.eval().requires_grad_(False))
 
 
 def _hypernetwork(folder: ModelFolder, architecture: Architecture, device: torch.device) -> Hypernetwork:
@@ -174,12 +159,11 @@ def _hypernetwork(folder: ModelFolder, architecture: Architecture, device: torch
 def _write_folder(architecture: Architecture, folder: Path) -> ModelFolder:
     from transformers import SmolVLMConfig
 
-    special = _special_tokens()
     config = SmolVLMConfig(
         text_config=architecture.text,
         vision_config=architecture.vision,
         scale_factor=architecture.scale_factor,
-        image_token_id=special.index(IMAGE),
+        image_token_id=SPECIAL_TOKENS.index(IMAGE),
         pad_token_id=architecture.text["pad_token_id"],
         tie_word_embeddings=False,
     )
@@ -192,36 +176,13 @@ def _write_folder(architecture: Architecture, folder: Path) -> ModelFolder:
     }
     (folder / "preprocessor_config.json").write_text(json.dumps(processor))
     geometry = VisionGeometry(size, (size // architecture.vision["patch_size"] // architecture.scale_factor) ** 2, size)
-    _stand_in_tokenizer(special, geometry).save(str(folder / "tokenizer.json"))
+    _stand_in_tokenizer(geometry).save(str(folder / "tokenizer.json"))
     return find_model(folder)
 
 
-def _special_tokens() -> list[str]:
-    tiles = [f"<row_{row}_col_{col}>" for row in range(1, MOST_TILES + 1) for col in range(1, MOST_TILES + 1)]
-    return ["<|endoftext|>", START, "<|im_end|>", IMAGE_EDGE, GLOBAL_VIEW, IMAGE, END_OF_TURN, *tiles]
-
-
-def _stand_in_tokenizer(special: list[str], geometry: VisionGeometry) -> Any:
-    """Byte-level BPE with whole words and single digits. What announces a frame is cut so that a frame costs 74 tokens
-    at 500M, as was counted with the published code: 923 for a prompt of twelve."""
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-
-    tokenizer = Tokenizer(models.BPE())
-    pieces = Regex(r"\nFrame from |\d| ?\p{L}+| ?[^\s\p{L}\d]+|\s")
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(pieces, "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
+def _stand_in_tokenizer(geometry: VisionGeometry) -> Any:
+    """Whole words and single digits. What announces a frame is cut so that a frame costs 74 tokens at 500M, as was
+    counted with the published code: 923 for a prompt of twelve."""
     frames = [PromptFrame(float(second)) for second in range(12)]
     texts = [video_text(frames, 72.0, prompt, geometry) for prompt in (INTERNALIZATION_PROMPT, *QUESTIONS)]
-    trainer = trainers.BpeTrainer(
-        vocab_size=1024,
-        special_tokens=special,
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    return tokenizer
+    return byte_level_bpe(r"\nFrame from |\d| ?\p{L}+| ?[^\s\p{L}\d]+|\s", 1024, texts)

@@ -343,7 +343,7 @@ def read_back(journal: Journal) -> dict[tuple, Cell | Encoding]:
             values = {name: tuple(v) if isinstance(v, list) else v for name, v in row.items() if name != "kind"}
             found.append(kinds[row["kind"]](**values))
     except (KeyError, TypeError) as error:
-        raise V2LError(f"{printable(journal.path)} is no bench to go on from; name another file") from error
+        raise journal.foreign() from error
     return {_key(result): result for result in found}
 
 

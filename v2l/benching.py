@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from v2l.arch import random_model
 from v2l.bench import Bench, Cell, Encoding, Plan
 from v2l.bench_report import Comparison, amortization, compare, encoding_line, first_token, sweep, token_load
@@ -72,8 +70,7 @@ def _models(choice: Choice, arch: str | None, folder: Path) -> Iterator[tuple[Fr
     if arch is None:
         yield choice.load()
         return
-    dtype = getattr(torch, choice.dtype) if choice.dtype else None
-    yield random_model(arch, folder / "model", choice.device, dtype)
+    yield random_model(arch, folder / "model", choice.device, choice.number_type)
 
 
 def _told(results: Iterator[Cell | Encoding], display: Display) -> Iterator[Cell | Encoding]:

@@ -6,6 +6,8 @@ import os
 from dataclasses import dataclass
 from functools import cached_property
 
+import torch
+
 from v2l.adapter import Adapter
 from v2l.checkpoint import load_hypernetwork, read_origin
 from v2l.errors import ModelError, V2LError
@@ -63,6 +65,11 @@ class Choice:
         """On the model's device."""
         return load_hypernetwork(self.hypernetwork_source or self.model, device=self.vlm.device)
 
+    @property
+    def number_type(self) -> torch.dtype | None:
+        """The dtype of that name, None where none is named."""
+        return getattr(torch, self.dtype) if self.dtype else None
+
     def check(self) -> None:
         """Raises V2LError where the model or its hypernetwork is not there; loads neither."""
         _ = self.fingerprint, self.origin
@@ -75,10 +82,7 @@ class Choice:
             raise ModelError(str(error)) from error
 
     def _load(self, vision: bool) -> FrozenVLM:
-        import torch
-
-        dtype = getattr(torch, self.dtype) if self.dtype else None
-        return load_vlm(self.model, device=self.device, dtype=dtype, vision=vision)
+        return load_vlm(self.model, device=self.device, dtype=self.number_type, vision=vision)
 
 
 def choose_model(option: str | None) -> tuple[str, str]:

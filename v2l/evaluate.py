@@ -18,7 +18,6 @@ from v2l.adapter import Adapter
 from v2l.answer import ask_each, ask_each_in_context
 from v2l.composition import compose
 from v2l.errors import V2LError
-from v2l.files import printable
 from v2l.hypernetwork import Hypernetwork
 from v2l.journal import Journal
 from v2l.manifest import Example, group_by_clip
@@ -168,9 +167,7 @@ class Evaluation:
         try:
             results = [Result(**row) for row in self.journal.rows]
         except TypeError as error:
-            raise V2LError(
-                f"{printable(self.journal.path)} is no evaluation to go on from; name another file"
-            ) from error
+            raise self.journal.foreign() from error
         return {(result.id, result.digest): result for result in results if result.error is None}
 
 

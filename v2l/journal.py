@@ -27,18 +27,18 @@ class Journal:
         text = self._text()
         self._whole, _, self._rest = text.rpartition("\n")
         if text and not self._whole and not self._header.startswith(text):
-            raise self._foreign()
+            raise self.foreign()
         try:
             found, *self.rows = [json.loads(line) for line in self._whole.splitlines()] or [json.loads(self._header)]
         except ValueError as error:
-            raise self._foreign() from error
+            raise self.foreign() from error
         expected = json.loads(self._header)
         if not isinstance(found, dict) or found.keys() != expected.keys():
-            raise self._foreign()
+            raise self.foreign()
         if found != expected:
-            raise V2LError(f"{printable(path)} was made with another {of}; name another file")
+            raise V2LError(f"{printable(path)} was made with another {of}; name another file, or move it away")
         if not all(isinstance(row, dict) for row in self.rows):
-            raise self._foreign()
+            raise self.foreign()
 
     def __enter__(self) -> Journal:
         """Opens it at the end of its last whole line, the header written."""
@@ -66,7 +66,8 @@ class Journal:
         except OSError as error:
             raise unreadable(self.path, error) from error
         except UnicodeDecodeError as error:
-            raise self._foreign() from error
+            raise self.foreign() from error
 
-    def _foreign(self) -> V2LError:
-        return V2LError(f"{printable(self.path)} is no {self.what} to go on from; name another file")
+    def foreign(self) -> V2LError:
+        """The error for a file whose records are not what they should be."""
+        return V2LError(f"{printable(self.path)} is no {self.what} to go on from; name another file, or move it away")

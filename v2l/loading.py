@@ -58,8 +58,13 @@ def _load_whole(folder: ModelFolder, options: dict[str, Any]) -> tuple[dict[str,
     from transformers.models.smolvlm.modeling_smolvlm import SmolVLMForConditionalGeneration
 
     model, info = SmolVLMForConditionalGeneration.from_pretrained(folder.path, **options)
+    return parts_of(model), info
+
+
+def parts_of(model: Any) -> dict[str, Any]:
+    """What `FrozenVLM` uses of a SmolVLMForConditionalGeneration."""
     vision = (model.model.vision_model, model.model.connector)
-    return {"text": model.model.text_model, "head": model.lm_head, "vision": vision}, info
+    return {"text": model.model.text_model, "head": model.lm_head, "vision": vision}
 
 
 def _load_language_model(folder: ModelFolder, options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

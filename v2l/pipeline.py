@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
@@ -20,7 +20,7 @@ from v2l.files import FileIdentity, identify, printable, unreadable
 from v2l.hypernetwork import Hypernetwork, Origin
 from v2l.sampling import Reading, frame_range
 from v2l.vlm import FrozenVLM, Window
-from v2l.watch import Ahead, Look, SeenVideo, cut_windows, fill_reading, look, see
+from v2l.watch import Look, SeenVideo, cut_windows, fill_reading, look, see
 
 TOKENS_OF_ALL_LAYERS = 8192
 """Tokens times decoder layers up to which the hypernetwork reads all layers at once: so little that it is the number of
@@ -84,8 +84,7 @@ def begin(path: str | os.PathLike, vlm: FrozenVLM, hypernetwork: Hypernetwork, r
     reading = fill_reading(reading, origin.trained_with, vlm.geometry)
     before = _status(path)
     source = identify(path)
-    looked = look(path, vlm, reading)
-    return Begun(path, reading, before, source, replace(looked, images=Ahead(looked.images)))
+    return Begun(path, reading, before, source, look(path, vlm, reading).ahead())
 
 
 def finish(

@@ -94,6 +94,10 @@ class Look:
     frames: tuple[PromptFrame, ...]
     images: Iterator[torch.Tensor]
 
+    def ahead(self) -> Look:
+        """The same, its images decoded in a thread of their own from now on."""
+        return replace(self, images=Ahead(self.images))
+
 
 def look(path: str | os.PathLike, vlm: FrozenVLM, reading: Reading) -> Look:
     """Chooses the frames that `reading` (filled) asks for. Raises V2LError where the video cannot be read."""
@@ -119,8 +123,7 @@ def see_video(
     """Decodes the frames that `reading` (filled) asks for and shows them to the vision tower a few at a time; the next
     few are decoded meanwhile, and pixels of no more than `AHEAD` micro-batches wait. `progress` hears of the frames
     seen and of their number. Raises V2LError where the video cannot be read."""
-    looked = look(path, vlm, reading)
-    return see(replace(looked, images=Ahead(looked.images)), vlm, progress)
+    return see(look(path, vlm, reading).ahead(), vlm, progress)
 
 
 def see(looked: Look, vlm: FrozenVLM, progress: Callable[[int, int], None] = lambda done, total: None) -> SeenVideo:

@@ -6,7 +6,7 @@ one: a frame costs 12 tokens instead of 20, and a question about a time names th
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -47,21 +47,27 @@ _PIECES = r"\nFrame from |\n| ?\p{L}+|\d{1,2}| ?[^\s\p{L}\d]+|\s"
 
 def train_tokenizer() -> Tokenizer:
     """The same tokenizer at every call: numbers two digits at a time, every byte known, the world's words whole."""
+    return byte_level_bpe(_PIECES, VOCABULARY, _texts())
+
+
+def byte_level_bpe(pieces: str, vocabulary: int, texts: Iterable[str]) -> Tokenizer:
+    """A tokenizer with SmolVLM's special tokens, of at most that many tokens. pieces: a regular expression of what the
+    texts are cut into before pairs are merged."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(_PIECES), "isolated"),
+            pre_tokenizers.Split(Regex(pieces), "isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY,
+        vocab_size=vocabulary,
         special_tokens=list(SPECIAL_TOKENS),
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(_texts(), trainer)
+    tokenizer.train_from_iterator(texts, trainer)
     return tokenizer
 
 
