@@ -19,7 +19,7 @@ QUESTIONS = ("what is on the whiteboard?", "where is the square?", "what comes f
 @pytest.fixture(scope="module")
 def examples(videos):
     return [
-        Example(f"{clip}-{number}", video, f"kind {number % 2}", question, "a square", None, None)
+        Example(f"{clip}-{number}", video, "qa", f"kind {number % 2}", question, "a square", None, None)
         for clip, video in enumerate(videos)
         for number, question in enumerate(QUESTIONS)
     ]

@@ -24,8 +24,8 @@ ORDER = [
     "batch",
     "display demo bench_report plots",
     "info",
-    "commands conversation running learning benching serving",
-    "cli_learning cli_bench cli_serving cli",
+    "commands conversation running learning evaluating benching serving",
+    "cli_learning cli_eval cli_bench cli_serving cli",
     "__main__",
 ]
 """Each line may import from the lines above it and from its own line's left; the README lists the files in the order

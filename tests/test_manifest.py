@@ -25,8 +25,8 @@ def test_a_row_and_its_aliases(tmp_path):
     )
     folder = tmp_path
     assert read_manifest(path) == [
-        Example("a", folder / "clips/a.mp4", "caption", "What is it?", "a cat", 2.0, 4.5),
-        Example("b", folder / "/b.mp4", "who", "Who?", "she", None, None),
+        Example("a", folder / "clips/a.mp4", "caption", "caption", "What is it?", "a cat", 2.0, 4.5),
+        Example("b", folder / "/b.mp4", "qa", "who", "Who?", "she", None, None),
     ]
     assert read_manifest(path, root="/videos")[0].video.as_posix() == "/videos/clips/a.mp4"
     assert read_manifest(path)[0].clip == (folder / "clips/a.mp4", 2.0, 4.5)

@@ -45,7 +45,7 @@ TRAINING = Training(
 @pytest.fixture(scope="module")
 def examples(videos):
     return [
-        Example(f"{clip}-{number}", video, "qa", *question, None, None)
+        Example(f"{clip}-{number}", video, "qa", "qa", *question, None, None)
         for clip, video in enumerate(videos)
         for number, question in enumerate(QUESTIONS)
     ]

@@ -51,7 +51,7 @@ vlm = v2l.load_vlm(folder, device="cpu")
 torch.manual_seed(0)
 hypernetwork = Hypernetwork(sizes_for(vlm, {}))
 before = {name: tensor.clone() for name, tensor in hypernetwork.state_dict().items()}
-clips = [Example(str(n), video, "caption", "Describe it.", "a square", n, n + 12) for n in range(2)]
+clips = [Example(str(n), video, "caption", "caption", "Describe it.", "a square", n, n + 12) for n in range(2)]
 curriculum = Curriculum(resolution=384, windows=1, segments=1, denser=1)
 training = Training(curriculum, steps=1, batch=1, together=1, save_every=10**9)
 trainer = Trainer(vlm, hypernetwork, (clips[:1], clips[1:]), training, Path(folder) / "run")

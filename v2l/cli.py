@@ -14,7 +14,8 @@ from typing import Annotated
 import typer
 
 from v2l.cli_bench import bench
-from v2l.cli_learning import evaluate, train
+from v2l.cli_eval import evaluate
+from v2l.cli_learning import train
 from v2l.cli_serving import export, pull, verify
 from v2l.errors import UsageError
 from v2l.options import (

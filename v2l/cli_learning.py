@@ -1,4 +1,4 @@
-"""The commands of those who train hypernetworks and measure them: `v2l eval` and `v2l train`, for cli.py."""
+"""The commands of those who train hypernetworks: `v2l train`, for cli.py."""
 
 from __future__ import annotations
 
@@ -8,94 +8,21 @@ from typing import Annotated
 import typer
 
 from v2l.options import (
-    Control,
     Debug,
     Device,
     Fps,
     Frames,
     HypernetworkFile,
     Json,
-    Metric,
+    Manifest,
     Model,
     NumberType,
     Quiet,
     Resolution,
+    Root,
     check_above_zero,
 )
 from v2l.running import command
-
-Manifest = Annotated[Path, typer.Argument(readable=False, metavar="MANIFEST", help="Examples, one JSON object a line.")]
-Root = Annotated[
-    Path | None,
-    typer.Option("--root", readable=False, metavar="FOLDER", help="Where video paths start; else at the manifest."),
-]
-
-
-def evaluate(
-    manifest: Manifest,
-    root: Root = None,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output",
-            "-o",
-            readable=False,
-            metavar="FILE",
-            help="Every answer, gone on from; else MANIFEST.eval.jsonl.",
-        ),
-    ] = None,
-    metric: Annotated[Metric, typer.Option("--metric", help="What the tables show.")] = Metric.exact,
-    margin: Annotated[
-        float, typer.Option("--margin", metavar="X", help="For equivalence; the paper's is 0.05.")
-    ] = 0.05,
-    without: Annotated[
-        list[Control] | None, typer.Option("--without", help="A control to leave out; may be given again.")
-    ] = None,
-    frames: Frames = None,
-    fps: Fps = None,
-    resolution: Resolution = None,
-    segments: Annotated[
-        int, typer.Option("--segments", min=1, metavar="N", help="Compose each adapter from N segments' adapters.")
-    ] = 1,
-    in_context_frames: Annotated[
-        int | None,
-        typer.Option("--in-context-frames", min=1, metavar="N", help="The most in context; else as many as encoded."),
-    ] = None,
-    max_new_tokens: Annotated[
-        int, typer.Option("--max-new-tokens", min=1, metavar="N", help="The longest answer.")
-    ] = 64,
-    model: Model = None,
-    hypernetwork: HypernetworkFile = None,
-    device: Device = None,
-    dtype: NumberType = None,
-    as_json: Json = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
-) -> None:
-    """Hold adapters against the video in context.
-
-    The same frozen model answers every question with the video in context, with its adapter, with neither, with the
-    learned bias alone and with another clip's adapter; the differences come with intervals resampled by clip.
-    """
-    with command(as_json, quiet, debug) as display:
-        check_above_zero("--fps", fps)
-        check_above_zero("--margin", margin)
-        from v2l import commands
-        from v2l.evaluate import CONDITIONS, Setting
-        from v2l.sampling import Reading
-
-        kept = tuple(name for name in CONDITIONS if name not in (without or []))
-        ok = commands.evaluate(
-            manifest,
-            root,
-            output,
-            Setting(Reading(frames, fps, None, None, resolution), max_new_tokens, kept, segments, in_context_frames),
-            commands.choice(model, hypernetwork, device, dtype),
-            display,
-            metric,
-            margin,
-        )
-        raise typer.Exit(0 if ok else 1)
 
 
 def train(

@@ -16,12 +16,8 @@ from v2l.choice import Choice, choose_model
 from v2l.composition import compose as compose_adapters
 from v2l.display import Display, amount, shown
 from v2l.errors import StdoutClosed, UsageError, V2LError
-from v2l.evaluate import Evaluation, Setting
 from v2l.files import printable
 from v2l.info import clock, describe
-from v2l.manifest import read_manifest
-from v2l.report import summarise
-from v2l.scoring import check_extras
 from v2l.shard import Shard
 from v2l.targets import ADAPTER_SUFFIX, Destination, Nothing, Target, find_targets, read_names
 
@@ -149,51 +145,6 @@ def _tell(outcome: Outcome, options: EncodeOptions, choice: Choice, display: Dis
             display.note(f"{printable(output)}: {note}")
     if listening:
         display.result(text, record)
-
-
-# eval --------------------------------------------------------------------------------------------------------------
-
-
-def evaluate(
-    manifest: Path,
-    root: Path | None,
-    output: Path | None,
-    setting: Setting,
-    choice: Choice,
-    display: Display,
-    metric: str,
-    margin: float,
-) -> bool:
-    """Answers a manifest in every way and prints how the ways compare; True where all was answered."""
-    examples = read_manifest(manifest, root)
-    check_extras()
-    output = output or manifest.with_suffix(".eval.jsonl")
-    if output.exists() and output.samefile(manifest):
-        raise UsageError(f"{printable(output)} is the manifest itself; name another file with -o")
-    announce_fallback(choice, display)
-    vlm, hypernetwork = choice.load()
-    evaluation = Evaluation(examples, vlm, hypernetwork, setting, output)
-    if evaluation.done:
-        display.note(f"{len(evaluation.done)} of {len(examples)} questions were answered before")
-    results = []
-    display.start_progress(len(examples), "question")
-    for result in evaluation.run():
-        results.append(result)
-        display.progress(len(results), len(examples))
-        if result.error is not None:
-            display.error(f"{printable(result.id)}: {result.error}")
-    display.end_progress()
-    report = summarise(results, metric, margin)
-    if display.as_json:
-        display.result("", {"command": "eval", "results": output, **report.record()})
-    else:
-        display.note(f"{metric}; every answer is in {printable(output)}")
-        display.table(*report.means_table())
-        display.write("\n")
-        display.table(*report.against_table())
-    if report.failed:
-        display.error(f"{report.failed} of {len(results)} questions could not be answered")
-    return not report.failed
 
 
 # demo --------------------------------------------------------------------------------------------------------------

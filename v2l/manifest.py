@@ -27,12 +27,14 @@ class Example:
     """One row.
 
     video: where the video is, the manifest's folder taken into account
+    task: "caption" or "qa", as the row's task type has it
     kind: what sort of question it is, by which scores are told apart: `metadata.kind`, else the task type
     start, end: seconds of the clip in its video, None for its beginning and its end
     """
 
     id: str
     video: Path
+    task: str
     kind: str
     prompt: str
     target: str
@@ -104,6 +106,7 @@ def _example(line: str, folder: Path) -> Example:
     return Example(
         id=_text(row, "id"),
         video=folder / _text(row, "video_path"),
+        task=task,
         kind=_text(metadata, "kind", default=task),
         prompt=_text(row, "prompt", "question"),
         target=_text(row, "target_text", "answer"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -87,6 +88,11 @@ Device = Annotated[
 NumberType = Annotated[
     Dtype | None,
     typer.Option("--dtype", help="Else bfloat16 on CUDA, float32 elsewhere."),
+]
+Manifest = Annotated[Path, typer.Argument(readable=False, metavar="MANIFEST", help="Examples, one JSON object a line.")]
+Root = Annotated[
+    Path | None,
+    typer.Option("--root", readable=False, metavar="FOLDER", help="Where video paths start; else at the manifest."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object a line.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No notes, no progress.")]

@@ -1,0 +1,92 @@
+"""The command of those who measure: `v2l eval`, for cli.py."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from v2l.options import (
+    Control,
+    Debug,
+    Device,
+    Fps,
+    Frames,
+    HypernetworkFile,
+    Json,
+    Manifest,
+    Metric,
+    Model,
+    NumberType,
+    Quiet,
+    Resolution,
+    Root,
+    check_above_zero,
+)
+from v2l.running import command
+
+
+def evaluate(
+    manifest: Manifest,
+    root: Root = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            readable=False,
+            metavar="FILE",
+            help="Every answer, gone on from; else MANIFEST.eval.jsonl.",
+        ),
+    ] = None,
+    metric: Annotated[Metric, typer.Option("--metric", help="What the tables show.")] = Metric.exact,
+    margin: Annotated[
+        float, typer.Option("--margin", metavar="X", help="For equivalence; the paper's is 0.05.")
+    ] = 0.05,
+    without: Annotated[
+        list[Control] | None, typer.Option("--without", help="A control to leave out; may be given again.")
+    ] = None,
+    frames: Frames = None,
+    fps: Fps = None,
+    resolution: Resolution = None,
+    segments: Annotated[
+        int, typer.Option("--segments", min=1, metavar="N", help="Compose each adapter from N segments' adapters.")
+    ] = 1,
+    in_context_frames: Annotated[
+        int | None,
+        typer.Option("--in-context-frames", min=1, metavar="N", help="The most in context; else as many as encoded."),
+    ] = None,
+    max_new_tokens: Annotated[
+        int, typer.Option("--max-new-tokens", min=1, metavar="N", help="The longest answer.")
+    ] = 64,
+    model: Model = None,
+    hypernetwork: HypernetworkFile = None,
+    device: Device = None,
+    dtype: NumberType = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Hold adapters against the video in context.
+
+    The same frozen model answers every question with the video in context, with its adapter, with neither, with the
+    learned bias alone and with another clip's adapter; the differences come with intervals resampled by clip.
+    """
+    with command(as_json, quiet, debug) as display:
+        check_above_zero("--fps", fps)
+        check_above_zero("--margin", margin)
+        from v2l import evaluating
+        from v2l.commands import choice
+        from v2l.evaluate import CONDITIONS, Setting
+        from v2l.sampling import Reading
+
+        kept = tuple(name for name in CONDITIONS if name not in (without or []))
+        ok = evaluating.evaluate(
+            evaluating.Questions(manifest, root),
+            Setting(Reading(frames, fps, None, None, resolution), max_new_tokens, kept, segments, in_context_frames),
+            evaluating.Tables(output, metric, margin),
+            choice(model, hypernetwork, device, dtype),
+            display,
+        )
+        raise typer.Exit(0 if ok else 1)
