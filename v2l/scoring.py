@@ -1,8 +1,8 @@
 """How good an answer is, and whether one way of answering is as good as another.
 
 Scores follow SQuAD's definitions and Google's rouge-score; intervals and tests are scipy's (the extra `eval`). The
-paper's tables use token-F1 with a margin of 0.05 (section 5); its text gives neither the normalisation nor the number
-of resamples, so both are stated here.
+paper's tables use token-F1 with a margin of 0.05 and a judge's scores, 0 to 1, with one of 0.15 (section 5); its text
+gives neither the normalisation nor the number of resamples, so both are stated here. The judge is in judge.py.
 """
 
 from __future__ import annotations
@@ -49,6 +49,8 @@ def rouge_l(answer: str, target: str) -> float:
 
 
 METRICS = {"exact": exact_match, "f1": token_f1, "rouge_l": rouge_l}
+MARGINS = {**dict.fromkeys(METRICS, 0.05), "judge": 0.15}
+"""The paper's, by metric; for those that it does not use, that of token-F1."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,19 @@ def compare(
     margin: float = 0.05,
     seed: int = 0,
 ) -> Comparison:
-    """Paired comparison of two ways of answering the same questions.
+    """`compare_at` one margin."""
+    return compare_at(scores, others, kinds, clips, (margin,), seed)[0]
+
+
+def compare_at(
+    scores: Sequence[float],
+    others: Sequence[float],
+    kinds: Sequence[str],
+    clips: Sequence[int],
+    margins: Sequence[float],
+    seed: int = 0,
+) -> tuple[Comparison, ...]:
+    """Paired comparison of two ways of answering the same questions, held against each of the margins.
 
     scores, others: one per question, 0 to 1; kinds, clips: what each question is of. Every kind counts the same, and
     clips, not questions, are resampled, because the questions of one clip stand or fall together.
@@ -118,12 +132,10 @@ def compare(
         batch=200,
         rng=np.random.default_rng(seed),
     ).confidence_interval
-    return Comparison(
-        difference=float(macro(np.arange(len(clip_names)))),
-        low=float(interval.low),
-        high=float(interval.high),
-        margin=margin,
-        tost_p=_two_one_sided(sums.sum(1) / counts.sum(1), margin, stats),
+    difference, by_clip = float(macro(np.arange(len(clip_names)))), sums.sum(1) / counts.sum(1)
+    low, high = float(interval.low), float(interval.high)
+    return tuple(
+        Comparison(difference, low, high, margin, _two_one_sided(by_clip, margin, stats)) for margin in margins
     )
 
 
