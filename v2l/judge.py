@@ -7,11 +7,13 @@ asked stands in one file, rubric.md; every reply is kept as it came.
 
 from __future__ import annotations
 
+import contextlib
 import email.utils
 import hashlib
 import json
 import os
 import re
+import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -148,8 +150,8 @@ class Server:
             url = httpx2.URL(self.url)
         except httpx2.InvalidURL:
             url = httpx2.URL("")
-        # it may hold a password, so it is not shown
-        if url.scheme not in ("http", "https") or not url.host or url.userinfo or url.query or url.fragment:
+        whole = url.scheme in ("http", "https") and url.host and (url.port or 80) < 2**16
+        if not whole or url.userinfo or url.query or url.fragment:  # it may hold a password, so it is not shown
             raise UsageError(f"--judge takes a plain address such as http://localhost:8000/v1; a key goes into {KEY}")
         if not (_key().isascii() and _key().isprintable()):
             raise UsageError(f"{KEY} holds characters that no key has; set it anew")
@@ -200,12 +202,13 @@ class Judge:
     def __init__(self, server: Server, rubric: Rubric, output: Path):
         server.check()
         self.server, self.rubric = server, rubric
+        self._over, self._why = threading.Event(), V2LError("the judge is asked no more")
         self.journal = Journal(output, {"v2l": 1, "judgements": 1}, "file of judgements", "version of v2l")
         try:
             kept = [Judgement(**row) for row in self.journal.rows]
+            self._scores = {one.request: one.score for one in kept if one.score is not None}
         except TypeError as error:
             raise self.journal.foreign() from error
-        self._scores = {one.request: one.score for one in kept if one.score is not None}
         if not all(type(score) is int and 0 <= score <= TOP for score in self._scores.values()):
             raise self.journal.foreign()
 
@@ -228,8 +231,9 @@ class Judge:
             return
         failed = 0
         jobs = min(self.server.jobs, len(missing))
+        self._over.clear()
         # the pool's threads are never waited for, so that an interrupt ends the run at once
-        with self.journal, self._client() as client, ThreadPool(jobs) as pool:
+        with self.journal, self._client() as client, ThreadPool(jobs) as pool, self._ending():
             for judgement in pool.imap_unordered(partial(self._judge, client), missing):
                 self.journal.add(asdict(judgement))
                 if judgement.score is not None:
@@ -241,6 +245,14 @@ class Judge:
                         f"the judge failed {failed} times in a row and was asked no more; what it said is in "
                         f"{printable(self.journal.path)}, the same command asks for the rest"
                     )
+
+    @contextlib.contextmanager
+    def _ending(self) -> Iterator[None]:
+        """Tells the threads that nothing more is to be asked."""
+        try:
+            yield
+        finally:
+            self._over.set()
 
     def _request(self, item: Item) -> dict[str, Any]:
         message = {"role": "user", "content": self.rubric.message(item)}
@@ -256,6 +268,10 @@ class Judge:
                 score, error = _read(replies[-1])
         except _NoReply as trouble:
             error = str(trouble)
+        except V2LError as trouble:
+            self._why = trouble  # of the other threads too
+            self._over.set()
+            raise
         return Judgement(
             request=_digest(request),
             judge=self.server.model,
@@ -272,6 +288,8 @@ class Judge:
         item, V2LError for what would not."""
         httpx2 = _httpx2()
         for attempt in range(TRIES):
+            if self._over.is_set():
+                raise self._why
             wait = self.server.pause * 2**attempt
             try:
                 response = client.post("chat/completions", content=json.dumps(request).encode())
@@ -288,7 +306,7 @@ class Judge:
                 trouble = self._refusal(response)
                 wait = _wanted_wait(response) or wait
             if attempt < TRIES - 1:
-                time.sleep(wait)
+                self._over.wait(wait)
         raise trouble
 
     def _refusal(self, response: Any) -> _NoReply:
