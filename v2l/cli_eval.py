@@ -8,11 +8,11 @@ from typing import Annotated
 import typer
 
 from v2l.options import (
+    Ablation,
     Control,
     Debug,
     Device,
     Fps,
-    Frames,
     HypernetworkFile,
     Json,
     Manifest,
@@ -20,9 +20,10 @@ from v2l.options import (
     Model,
     NumberType,
     Quiet,
-    Resolution,
     Root,
     check_above_zero,
+    check_plot,
+    whole_numbers,
 )
 from v2l.running import command
 
@@ -47,15 +48,26 @@ def evaluate(
     without: Annotated[
         list[Control] | None, typer.Option("--without", help="A control to leave out; may be given again.")
     ] = None,
-    frames: Frames = None,
+    frames: Annotated[
+        str | None, typer.Option("--frames", metavar="N,...", help="At most this many frames; a sweep if several.")
+    ] = None,
     fps: Fps = None,
-    resolution: Resolution = None,
+    resolution: Annotated[
+        str | None, typer.Option("--resolution", metavar="PIXELS,...", help="Of a frame's longest edge.")
+    ] = None,
     segments: Annotated[
-        int, typer.Option("--segments", min=1, metavar="N", help="Compose each adapter from N segments' adapters.")
-    ] = 1,
+        str, typer.Option("--segments", metavar="N,...", help="Compose each adapter from N segments' adapters.")
+    ] = "1",
     in_context_frames: Annotated[
-        int | None,
-        typer.Option("--in-context-frames", min=1, metavar="N", help="The most in context; else as many as encoded."),
+        str | None,
+        typer.Option("--in-context-frames", metavar="N,...", help="The most in context; else as many as encoded."),
+    ] = None,
+    ablate: Annotated[
+        Ablation | None, typer.Option("--ablate", help="Answer also with parts of the adapter taken away.")
+    ] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option("--plot", readable=False, metavar="FILE", help="What the tables say as an image, .png .svg"),
     ] = None,
     max_new_tokens: Annotated[
         int, typer.Option("--max-new-tokens", min=1, metavar="N", help="The longest answer.")
@@ -71,21 +83,34 @@ def evaluate(
     """Hold adapters against the video in context.
 
     The same frozen model answers every question with the video in context, with its adapter, with neither, with the
-    learned bias alone and with another clip's adapter; the differences come with intervals resampled by clip.
+    learned bias alone and with another clip's adapter; the differences come with intervals resampled by clip. Several
+    values of --frames, --resolution, --segments or --in-context-frames are a sweep over all their combinations.
     """
     with command(as_json, quiet, debug) as display:
         check_above_zero("--fps", fps)
         check_above_zero("--margin", margin)
+        check_plot(plot)
+        lists = {
+            "frames": frames,
+            "resolution": resolution,
+            "segments": segments,
+            "in_context_frames": in_context_frames,
+        }
+        axes = {
+            name: whole_numbers(text, f"--{name.replace('_', '-')}") for name, text in lists.items() if text is not None
+        }
         from v2l import evaluating
         from v2l.commands import choice
         from v2l.evaluate import CONDITIONS, Setting
         from v2l.sampling import Reading
+        from v2l.sweep import settings
 
         kept = tuple(name for name in CONDITIONS if name not in (without or []))
         ok = evaluating.evaluate(
             evaluating.Questions(manifest, root),
-            Setting(Reading(frames, fps, None, None, resolution), max_new_tokens, kept, segments, in_context_frames),
-            evaluating.Tables(output, metric, margin),
+            settings(Setting(Reading(fps=fps), max_new_tokens, kept), axes),
+            ablate,
+            evaluating.Tables(output, metric, margin, plot),
             choice(model, hypernetwork, device, dtype),
             display,
         )

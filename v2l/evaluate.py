@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from v2l.ablation import ablated
 from v2l.adapter import Adapter
 from v2l.answer import ask_each, ask_each_in_context
 from v2l.composition import compose
@@ -36,6 +37,7 @@ CONDITIONS = ("in_context", "adapter", "nothing", "bias", "other_clip")
 class Setting:
     """What all answers of an evaluation share.
 
+    conditions: of CONDITIONS and of what ablation.py names
     segments: of how many the adapters are composed; 1 for a single encoding
     in_context_frames: the most that stand in context, where that is not `reading.frames`
     """
@@ -159,7 +161,10 @@ class Evaluation:
             return ask_each_in_context(examples[0].video, prompts, self.vlm, reading, longest)
         if condition == "nothing":
             return ask_each(None, prompts, self.vlm, longest)
-        worn = {"adapter": adapter, "bias": adapter.bias_alone(), "other_clip": other}[condition]
+        if condition in CONDITIONS:
+            worn = {"adapter": adapter, "bias": adapter.bias_alone(), "other_clip": other}[condition]
+        else:
+            worn = ablated(adapter, condition)
         return ask_each([worn] * len(prompts), prompts, self.vlm, longest)
 
     def _read_back(self) -> dict[tuple[str, str], Result]:

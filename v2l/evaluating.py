@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from v2l.ablation import ablations, layer_table, rank_table
 from v2l.choice import Choice
 from v2l.commands import announce_fallback
-from v2l.display import Display
+from v2l.display import Display, shown
 from v2l.errors import UsageError
 from v2l.evaluate import Evaluation, Result, Setting
-from v2l.files import printable
-from v2l.manifest import read_manifest
-from v2l.report import summarise
+from v2l.files import printable, write_atomically
+from v2l.hypernetwork import Hypernetwork
+from v2l.manifest import Example, read_manifest
+from v2l.options import Ablation
+from v2l.report import Report, summarise
 from v2l.scoring import check_extras
+from v2l.sweep import Run, output_of, place, table, told, varying
+from v2l.vlm import FrozenVLM
 
 
 @dataclass(frozen=True)
@@ -27,39 +32,80 @@ class Questions:
 
 @dataclass(frozen=True)
 class Tables:
-    """How the answers are told. output: the file that keeps all of them, the manifest's own name where None"""
+    """How the answers are told.
+
+    output: the file that keeps all of them, the manifest's own name where None; of a sweep, files of such names
+    plot: an image of what the tables say
+    """
 
     output: Path | None
     metric: str
     margin: float
+    plot: Path | None
 
 
-def evaluate(questions: Questions, setting: Setting, tables: Tables, choice: Choice, display: Display) -> bool:
-    """Answers the questions in every way and prints how the ways compare; True where all were answered."""
+def evaluate(
+    questions: Questions,
+    settings: Sequence[Setting],
+    ablation: Ablation | None,
+    tables: Tables,
+    choice: Choice,
+    display: Display,
+) -> bool:
+    """Answers the questions in every way under every setting and prints how the ways compare; True where all were
+    answered."""
     examples = read_manifest(questions.manifest, questions.root)
     check_extras()
+    if tables.plot:
+        from v2l.plots import check_extra
+
+        check_extra()
     output = tables.output or questions.manifest.with_suffix(".eval.jsonl")
-    if output.exists() and output.samefile(questions.manifest):
-        raise UsageError(f"{printable(output)} is the manifest itself; name another file with -o")
+    axes = varying(settings)
+    for path in (output_of(output, setting, axes) for setting in settings):
+        if path.exists() and path.samefile(questions.manifest):
+            raise UsageError(f"{printable(path)} is the manifest itself; name another file with -o")
     announce_fallback(choice, display)
-    evaluation = Evaluation(examples, *choice.load(), setting, output)
+    models = choice.load()
+    runs = []
+    for setting in settings:
+        if axes:
+            display.note(told(setting, axes))
+        setting = _with_ablation(setting, ablation, *models)
+        path = output_of(output, setting, axes)
+        report = _report(Evaluation(examples, *models, setting, path), examples, tables, display)
+        runs.append(Run(setting, report))
+        _tell(runs[-1], tables.metric, path, display)
+    if axes and not display.as_json:
+        display.table(*table(runs))
+    if tables.plot:
+        from v2l.plots import plot_eval
+
+        title = f"{models[0].id}, {tables.metric}, {len(examples)} questions"
+        write_atomically(tables.plot, plot_eval(runs, title, tables.plot.suffix[1:]))
+        display.note(f"wrote {shown(tables.plot)}")
+    return not any(run.report.failed for run in runs)
+
+
+def _with_ablation(setting: Setting, ablation: Ablation | None, vlm: FrozenVLM, hypernetwork: Hypernetwork) -> Setting:
+    if ablation is None:
+        return setting
+    ranks = hypernetwork.config.rank * setting.segments
+    return replace(setting, conditions=(*setting.conditions, *ablations(ablation, ranks, vlm.num_layers)))
+
+
+def _report(evaluation: Evaluation, examples: Sequence[Example], tables: Tables, display: Display) -> Report:
+    """All questions answered and summed up."""
     if evaluation.done:
         display.note(f"{len(evaluation.done)} of {len(examples)} questions were answered before")
     results = _answered(evaluation, len(examples), display)
     report = summarise(results, tables.metric, tables.margin)
-    if display.as_json:
-        display.result("", {"command": "eval", "results": output, **report.record()})
-    else:
-        display.note(f"{tables.metric}; every answer is in {printable(output)}")
-        display.table(*report.means_table())
-        display.write("\n")
-        display.table(*report.against_table())
     if report.failed:
         display.error(f"{report.failed} of {len(results)} questions could not be answered")
-    return not report.failed
+    return report
 
 
-def _answered(evaluation: Evaluation, number: int, display: Display) -> Sequence[Result]:
+def _answered(evaluation: Evaluation, number: int, display: Display) -> list[Result]:
     """All results, with a bar; what could not be answered is told at once."""
     results = []
     display.start_progress(number, "question")
@@ -70,3 +116,16 @@ def _answered(evaluation: Evaluation, number: int, display: Display) -> Sequence
             display.error(f"{printable(result.id)}: {result.error}")
     display.end_progress()
     return results
+
+
+def _tell(run: Run, metric: str, path: Path, display: Display) -> None:
+    """One setting's tables, or its record."""
+    report = run.report
+    if display.as_json:
+        display.result("", {"command": "eval", "results": path, **place(run.setting), **report.record()})
+        return
+    display.note(f"{metric}; every answer is in {printable(path)}")
+    for each in (report.means_table(), report.against_table(), rank_table(report.macro), layer_table(report.macro)):
+        if each:
+            display.table(*each)
+            display.write("\n")
