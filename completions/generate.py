@@ -16,7 +16,7 @@ import typer
 
 from v2l.cli import app
 from v2l.models import PRESETS
-from v2l.options import Arch, Control, Dtype, ExportFormat, Metric
+from v2l.options import Ablation, Arch, Control, Dtype, ExportFormat, Metric
 from v2l.targets import ADAPTER_SUFFIX, VIDEO_SUFFIXES
 
 Parameter = typer.core.TyperOption | typer.core.TyperArgument
@@ -39,6 +39,7 @@ class Kind:
 
 VIDEOS = tuple(sorted(VIDEO_SUFFIXES))
 KINDS = {
+    "ablations": Kind(words=tuple(Ablation), paths=False),
     "adapters": Kind(suffixes=(ADAPTER_SUFFIX,)),
     "architectures": Kind(words=tuple(Arch), paths=False),
     "checkpoints": Kind(suffixes=(".pt",)),
@@ -98,6 +99,7 @@ PARAMETERS = {
     "root": "folders",
     "metric": "metrics",
     "without": "controls",
+    "ablate": "ablations",
     "margin": FREE,
 }
 """A parameter's name, after its command's where it means something else there, to the kind of its values."""

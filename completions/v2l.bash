@@ -22,6 +22,7 @@ _v2l_list() (
 
 _v2l_offer() {
     case $1 in
+        ablations) _v2l_words "$2" 'ranks layers' ;;
         adapters) _v2l_paths "$2" '*@(.v2l.safetensors)' ;;
         architectures) _v2l_words "$2" 'smolvlm2-500m smolvlm2-2.2b' ;;
         checkpoints) _v2l_paths "$2" '*@(.pt)' ;;
@@ -46,6 +47,7 @@ _v2l_offer() {
 # Sets `kind` to what follows an option of a command; fails where nothing does.
 _v2l_option() {
     case $1 in
+        'eval --ablate') kind='ablations' ;;
         'encode --output' | 'encode -o' | 'compose --output' | 'compose -o') kind='adapters' ;;
         'bench --arch') kind='architectures' ;;
         'encode --device' | 'ask --device' | 'bench --device' | 'eval --device' | 'train --device' | 'demo --device' | 'verify --device') kind='devices' ;;
@@ -53,7 +55,7 @@ _v2l_option() {
         'encode --files-from' | 'export --output' | 'export -o') kind='files' ;;
         'export --format') kind='formats' ;;
         'encode --output-dir' | 'eval --root' | 'train --output' | 'train -o' | 'train --root' | 'demo --output-dir') kind='folders' ;;
-        'bench --plot') kind='images' ;;
+        'bench --plot' | 'eval --plot') kind='images' ;;
         'eval --without') kind='controls' ;;
         'bench --output' | 'bench -o' | 'eval --output' | 'eval -o' | 'train --validation') kind='manifests' ;;
         'eval --metric') kind='metrics' ;;
@@ -91,7 +93,7 @@ _v2l() {
         'encode') words='videos' options='--recursive -r --files-from --frames --fps --start --end --resolution --segments --segment-seconds --compose --output -o --output-dir --check-hash --overwrite --fail-fast --shard --model -m --hypernetwork --device --dtype --json --quiet --debug --help -h' ;;
         'ask') words='subjects' options='--question -q --in-context --frames --fps --start --end --resolution --max-new-tokens --strength --no-stream --model -m --hypernetwork --device --dtype --json --quiet --debug --help -h' ;;
         'bench') words='videos' options='--frames --resolution --arch --random-weights --questions --repeats --warmup --new-tokens --budget --output -o --csv --plot --model -m --hypernetwork --device --dtype --json --quiet --debug --help -h' ;;
-        'eval') words='manifests' options='--root --output -o --metric --margin --without --frames --fps --resolution --segments --in-context-frames --max-new-tokens --model -m --hypernetwork --device --dtype --json --quiet --debug --help -h' ;;
+        'eval') words='manifests' options='--root --output -o --metric --margin --without --frames --fps --resolution --segments --in-context-frames --ablate --plot --max-new-tokens --model -m --hypernetwork --device --dtype --json --quiet --debug --help -h' ;;
         'train') words='manifests' options='--output -o --validation --root --sizes --teacher --kl-weight --steps --batch --together --learning-rate --questions --segments --windows --denser --frames --fps --resolution --validate-every --save-every --workers --seed --model -m --hypernetwork --device --dtype --json --quiet --debug --help -h' ;;
         'demo') words='' options='--output-dir --overwrite --device --json --quiet --debug --help -h' ;;
         'compose') words='adapters' options='--output -o --rank --overwrite --json --quiet --debug --help -h' ;;

@@ -147,7 +147,10 @@ def _along(place: Any, runs: Sequence[Run], axis: str) -> None:
         if points:
             place.plot(*zip(*points, strict=True), marker=".", label=title)
     place.set_ylim(0, 1)
-    place.set_xscale("log", base=2)
+    values = sorted({run.place[axis] for run in runs} - {None})
+    place.set_xscale("log")
+    place.set_xticks(values, [str(value) for value in values], minor=False)
+    place.set_xticks([], minor=True)
     place.set_xlabel(axis.replace("_", " "))
     place.set_title("all kinds")
     place.legend(fontsize=7)
