@@ -9,6 +9,7 @@ import typer
 
 from v2l.errors import UsageError
 from v2l.options import (
+    LEAST_RESOLUTION,
     Arch,
     Debug,
     Device,
@@ -93,7 +94,7 @@ def bench(
         from v2l import benching, commands
         from v2l.bench import Plan
 
-        resolutions = whole_numbers(resolution, "--resolution") if resolution else (None,)
+        resolutions = whole_numbers(resolution, "--resolution", LEAST_RESOLUTION) or (None,)
         chosen = commands.choice(model, hypernetwork, device, dtype)
         if not arch:
             commands.announce_fallback(chosen, display)

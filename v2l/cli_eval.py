@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from v2l.options import (
+    LEAST_RESOLUTION,
     Ablation,
     Control,
     Debug,
@@ -90,15 +91,13 @@ def evaluate(
         check_above_zero("--fps", fps)
         check_above_zero("--margin", margin)
         check_plot(plot)
-        lists = {
-            "frames": frames,
-            "resolution": resolution,
-            "segments": segments,
-            "in_context_frames": in_context_frames,
+        given = {
+            "frames": whole_numbers(frames, "--frames"),
+            "resolution": whole_numbers(resolution, "--resolution", LEAST_RESOLUTION),
+            "segments": whole_numbers(segments, "--segments"),
+            "in_context_frames": whole_numbers(in_context_frames, "--in-context-frames"),
         }
-        axes = {
-            name: whole_numbers(text, f"--{name.replace('_', '-')}") for name, text in lists.items() if text is not None
-        }
+        axes = {axis: values for axis, values in given.items() if values}
         from v2l import evaluating
         from v2l.commands import choice
         from v2l.evaluate import CONDITIONS, Setting

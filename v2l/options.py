@@ -69,15 +69,21 @@ def seconds(text: str) -> float:
     return value
 
 
-def whole_numbers(text: str, option: str) -> tuple[int, ...]:
-    """`12,64` as numbers. Raises UsageError."""
+def whole_numbers(text: str | None, option: str, least: int = 1) -> tuple[int, ...]:
+    """`12,64` as numbers, none for no text. Raises UsageError where it is no such list, or one is less than `least`."""
+    if text is None:
+        return ()
     try:
         numbers = tuple(int(part) for part in text.split(","))
     except ValueError as error:
         raise UsageError(f"{option} {text!r}: give whole numbers with commas between them, 12,64") from error
-    if min(numbers) < 1:
-        raise UsageError(f"{option} {text!r}: give numbers of at least 1")
+    if min(numbers) < least:
+        raise UsageError(f"{option} {text!r}: give numbers of at least {least}")
     return tuple(dict.fromkeys(numbers))
+
+
+LEAST_RESOLUTION = 8
+"""Pixels of a frame's longest edge, below which there is nothing to see."""
 
 
 def check_plot(path: Path | None) -> None:
@@ -141,7 +147,7 @@ Resolution = Annotated[
     int | None,
     typer.Option(
         "--resolution",
-        min=8,
+        min=LEAST_RESOLUTION,
         metavar="PIXELS",
         help="Pixels of a frame's longest edge; more than the model's image is tiled.",
     ),
