@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from v2l.benchmarks.registry import BENCHMARKS, MAX_NEW_TOKENS
 from v2l.options import (
     LEAST_RESOLUTION,
     Ablation,
@@ -16,7 +18,6 @@ from v2l.options import (
     Fps,
     HypernetworkFile,
     Json,
-    Manifest,
     Metric,
     Model,
     NumberType,
@@ -28,9 +29,21 @@ from v2l.options import (
 )
 from v2l.running import command
 
+BenchmarkName = StrEnum("BenchmarkName", {name.replace("-", "_"): name for name in BENCHMARKS})
+
 
 def evaluate(
-    manifest: Manifest,
+    manifest: Annotated[
+        Path | None, typer.Argument(readable=False, metavar="MANIFEST", help="Examples, one JSON object a line.")
+    ] = None,
+    benchmark: Annotated[
+        BenchmarkName | None, typer.Option("--benchmark", help="The paper's, instead of a manifest; --root has it.")
+    ] = None,
+    samples: Annotated[
+        int | None,
+        typer.Option("--samples", min=1, metavar="N", help="Chosen from it; else 500, or VidCapBench's 100 videos."),
+    ] = None,
+    seed: Annotated[int | None, typer.Option("--seed", min=0, metavar="N", help="Of that choice; else 0.")] = None,
     root: Root = None,
     output: Annotated[
         Path | None,
@@ -39,10 +52,12 @@ def evaluate(
             "-o",
             readable=False,
             metavar="FILE",
-            help="Every answer, gone on from; else MANIFEST.eval.jsonl.",
+            help="Every answer, gone on from; else MANIFEST.eval.jsonl, or BENCHMARK.eval.jsonl here.",
         ),
     ] = None,
-    metric: Annotated[Metric, typer.Option("--metric", help="What the tables show.")] = Metric.exact,
+    metric: Annotated[
+        Metric | None, typer.Option("--metric", help="What the tables show; else exact, f1 for a benchmark.")
+    ] = None,
     margin: Annotated[
         float, typer.Option("--margin", metavar="X", help="For equivalence; the paper's is 0.05.")
     ] = 0.05,
@@ -71,8 +86,9 @@ def evaluate(
         typer.Option("--plot", readable=False, metavar="FILE", help="What the tables say as an image, .png .svg"),
     ] = None,
     max_new_tokens: Annotated[
-        int, typer.Option("--max-new-tokens", min=1, metavar="N", help="The longest answer.")
-    ] = 64,
+        int | None,
+        typer.Option("--max-new-tokens", min=1, metavar="N", help="The longest answer; else 64, 128 for a benchmark."),
+    ] = None,
     model: Model = None,
     hypernetwork: HypernetworkFile = None,
     device: Device = None,
@@ -106,10 +122,10 @@ def evaluate(
 
         kept = tuple(name for name in CONDITIONS if name not in (without or []))
         ok = evaluating.evaluate(
-            evaluating.Questions(manifest, root),
-            settings(Setting(Reading(fps=fps), max_new_tokens, kept), axes),
+            evaluating.Questions(manifest, root, benchmark, samples, seed),
+            settings(Setting(Reading(fps=fps), max_new_tokens or (MAX_NEW_TOKENS if benchmark else 64), kept), axes),
             ablate,
-            evaluating.Tables(output, metric, margin, plot),
+            evaluating.Tables(output, metric or (Metric.f1 if benchmark else Metric.exact), margin, plot),
             choice(model, hypernetwork, device, dtype),
             display,
         )

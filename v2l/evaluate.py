@@ -10,9 +10,10 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from v2l.ablation import ablated
 from v2l.adapter import Adapter
@@ -76,8 +77,15 @@ class Evaluation:
     """
 
     def __init__(
-        self, examples: Sequence[Example], vlm: FrozenVLM, hypernetwork: Hypernetwork, setting: Setting, output: Path
+        self,
+        examples: Sequence[Example],
+        vlm: FrozenVLM,
+        hypernetwork: Hypernetwork,
+        setting: Setting,
+        output: Path,
+        record: Mapping[str, Any] | None = None,
     ):
+        """record: which choice of which benchmark the examples are, written into `output`; a manifest has none"""
         origin = check_belongs(hypernetwork, vlm)
         self.vlm, self.hypernetwork, self.setting = vlm, hypernetwork, setting
         self.clips = {asked[0].clip: asked for asked in group_by_clip(examples)}
@@ -89,8 +97,10 @@ class Evaluation:
             "hypernetwork": origin.sha256,
             "dtype": str(vlm.dtype),
             **to_json(setting),
+            **(record or {}),
         }
-        self.journal = Journal(output, header, "evaluation", "model, hypernetwork or setting")
+        of = "model, hypernetwork, setting or choice of samples" if record else "model, hypernetwork or setting"
+        self.journal = Journal(output, header, "evaluation", of)
         self._last: tuple[tuple, Adapter] | None = None
         kept = self._read_back()
         self.done = {
