@@ -57,7 +57,7 @@ class Display:
         rows = list(rows)
         if _plain():
             width = max(len(name) for name, _ in rows)
-            self.write("".join(f"{name:<{width}}  {value}\n" for name, value in rows))
+            self.write("".join(f"{name:<{width}}  {inert(value)}\n" for name, value in rows))
             return
         from rich.console import Console
         from rich.panel import Panel
@@ -66,13 +66,13 @@ class Display:
 
         table = Table.grid(padding=(0, 2))
         for name, value in rows:
-            table.add_row(Text(name, style="bold"), Text(value, overflow="fold"))
+            table.add_row(Text(name, style="bold"), Text(inert(value), overflow="fold"))
         Console().print(Panel(table, title=Text(title), title_align="left", expand=False))
 
     def table(self, header: list[str], rows: list[list[str]]) -> None:
         """A table with numbers to the right on a terminal, tab-separated lines in a pipe."""
         if _plain():
-            self.write("".join("\t".join(row) + "\n" for row in [header, *rows]))
+            self.write("".join("\t".join(map(inert, row)) + "\n" for row in [header, *rows]))
             return
         from rich.box import SIMPLE_HEAD
         from rich.console import Console
@@ -105,7 +105,7 @@ class Display:
         if self._bar is not None:
             self._bar.clear()
         with contextlib.suppress(BrokenPipeError):  # nobody listens, and the work goes on
-            print(text, file=sys.stderr, flush=True)
+            print(inert(text).replace("\n", "\\n"), file=sys.stderr, flush=True)  # whoever wrote it: one line
         if self._bar is not None:
             self._bar.refresh()
 

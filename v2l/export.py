@@ -10,16 +10,15 @@ from __future__ import annotations
 import json
 import os
 import shlex
-import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from v2l.adapter import Adapter
 from v2l.errors import UsageError, V2LError
-from v2l.files import part_prefix, part_suffix, printable, sweep, write_atomically
+from v2l.files import printable, unwritable, write_atomically, write_folder
 from v2l.models import EMBEDDED, RELEASE
 
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
@@ -38,23 +37,9 @@ def export_peft(adapter: Adapter, folder: Path, overwrite: bool = False) -> None
                 else " and is no exported adapter; name another folder"
             )
         )
-    try:
-        sweep(folder.parent)
-        made = Path(tempfile.mkdtemp(prefix=part_prefix(folder), suffix=part_suffix(), dir=folder.parent))
-        try:
-            save_file(adapter.named_tensors(), made / "adapter_model.safetensors", metadata={"format": "pt"})
-            (made / "adapter_config.json").write_text(json.dumps(peft_config(adapter), indent=2) + "\n")
-            made.chmod(0o755)
-            if os.path.lexists(folder):
-                shutil.rmtree(folder)
-            os.replace(made, folder)
-        finally:
-            shutil.rmtree(made, ignore_errors=True)
-    except OSError as error:
-        raise V2LError(
-            f"cannot write {printable(folder)}: {error.strerror or error}; nothing was left there, check the folder, "
-            "its permissions and the free space"
-        ) from error
+    config = json.dumps(peft_config(adapter), indent=2) + "\n"
+    weights = save(adapter.named_tensors(), metadata={"format": "pt"})
+    write_folder(folder, {"adapter_model.safetensors": weights, "adapter_config.json": config.encode()})
 
 
 def _is_export(folder: Path) -> bool:
@@ -95,21 +80,25 @@ def export_gguf(adapter: Adapter, path: Path) -> None:
         from gguf import GGUFWriter
     except ImportError as error:
         raise UsageError("GGUF is written by the gguf package, which is not here: pip install 'v2l[export]'") from error
-    with tempfile.TemporaryDirectory() as place:
-        made = Path(place) / "adapter.gguf"
-        writer = GGUFWriter(made, "llama")
-        writer.add_string("general.type", "adapter")
-        writer.add_string("general.name", adapter.description.segments[0].source.name)
-        writer.add_string("adapter.type", "lora")
-        writer.add_float32("adapter.lora.alpha", float(adapter.rank))
-        for layer, (a, b) in enumerate(zip(adapter.a.float(), adapter.b.float(), strict=True)):
-            writer.add_tensor(f"blk.{layer}.ffn_down.weight.lora_a", a.contiguous().numpy())  # (R, d_in)
-            writer.add_tensor(f"blk.{layer}.ffn_down.weight.lora_b", b.T.contiguous().numpy())  # (d_out, R)
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
-        write_atomically(path, made.read_bytes())
+    try:
+        with tempfile.TemporaryDirectory() as place:
+            made = Path(place) / "adapter.gguf"
+            writer = GGUFWriter(made, "llama")
+            writer.add_string("general.type", "adapter")
+            writer.add_string("general.name", printable(adapter.description.segments[0].source.name))
+            writer.add_string("adapter.type", "lora")
+            writer.add_float32("adapter.lora.alpha", float(adapter.rank))
+            for layer, (a, b) in enumerate(zip(adapter.a.float(), adapter.b.float(), strict=True)):
+                writer.add_tensor(f"blk.{layer}.ffn_down.weight.lora_a", a.contiguous().numpy())  # (R, d_in)
+                writer.add_tensor(f"blk.{layer}.ffn_down.weight.lora_b", b.T.contiguous().numpy())  # (d_out, R)
+            writer.write_header_to_file()
+            writer.write_kv_data_to_file()
+            writer.write_tensors_to_file()
+            writer.close()
+            data = made.read_bytes()
+    except OSError as error:  # of the place for temporary files
+        raise unwritable(path, error) from error
+    write_atomically(path, data)
 
 
 def smallest_vllm_rank(rank: int) -> int:

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from v2l.files import write_atomically
+from v2l.files import make_folder, write_atomically
 from v2l.world.clip import ClipFormat, seen_times, write_clip
 from v2l.world.questions import ask_about, caption
 from v2l.world.scene import SHAPES, sample_story
@@ -78,7 +78,7 @@ def write_dataset(
     that are there already are not written again.
     """
     folder, name = Path(folder), name or split
-    (folder / name).mkdir(parents=True, exist_ok=True)
+    make_folder(folder / name)
     rows, draws = [], 2 if split == "train" else 1
     for seed in tqdm(range(count), unit="clip", disable=not sys.stderr.isatty()):
         path = f"{name}/{seed:05d}.mp4"
