@@ -61,15 +61,8 @@ class Disk:
 
     def _by_name(self, name: str, real: Callable) -> Callable:
         def call(*places: Any, **named: Any) -> Any:
-            if named.get("dir_fd") is None:
-                self.step(
-                    name,
-                    *[
-                        place
-                        for place in places[:2]
-                        if not (name in ("chmod", "mkdir") and place is places[-1] != places[0])
-                    ],
-                )
+            if named.get("dir_fd") is None and not (name == "mkdir" and os.path.isdir(places[0])):
+                self.step(name, *(places[:2] if name in ("rename", "replace", "link", "symlink") else places[:1]))
             elif self.for_good and self.failing and len(self.steps) >= self.failing:
                 raise OSError(self.error, os.strerror(self.error), str(places[0]))
             return real(*places, **named)

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from v2l.errors import StdoutClosed
+from v2l.errors import StdoutClosed, V2LError
 from v2l.files import printable
 
 JSON_VERSION = 1
@@ -39,16 +39,20 @@ class Display:
         self.write(text + end)
 
     def write(self, text: str) -> None:
-        """Raw text on standard output. Raises StdoutClosed where nobody reads it."""
+        """Raw text on standard output. Raises StdoutClosed where nobody reads it, V2LError where it takes no more."""
         if self._bar is not None:
             self._bar.clear()
         try:
             sys.stdout.write(text)
             sys.stdout.flush()
-        except BrokenPipeError as error:
+        except OSError as error:
             # what Python itself would still flush at the end goes nowhere
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise StdoutClosed from error
+            if isinstance(error, BrokenPipeError):
+                raise StdoutClosed from error
+            raise V2LError(
+                f"cannot write standard output: {error.strerror}; free some space, then run this again"
+            ) from error
         if self._bar is not None:
             self._bar.refresh()
 

@@ -14,6 +14,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from safetensors.torch import save
 
 from v2l.adapter import Adapter
@@ -77,9 +78,13 @@ def export_gguf(adapter: Adapter, path: Path) -> None:
     """Writes the file, whole or not at all, in float32. Raises UsageError where the `gguf` package is not installed,
     V2LError where the file cannot be written."""
     try:
-        from gguf import GGUFWriter
+        from gguf import GGUFReader, GGUFWriter
     except ImportError as error:
         raise UsageError("GGUF is written by the gguf package, which is not here: pip install 'v2l[export]'") from error
+    tensors = {}
+    for layer, (a, b) in enumerate(zip(adapter.a.float(), adapter.b.float(), strict=True)):
+        tensors[f"blk.{layer}.ffn_down.weight.lora_a"] = a.contiguous().numpy()  # (R, d_in)
+        tensors[f"blk.{layer}.ffn_down.weight.lora_b"] = b.T.contiguous().numpy()  # (d_out, R)
     try:
         with tempfile.TemporaryDirectory() as place:
             made = Path(place) / "adapter.gguf"
@@ -88,15 +93,20 @@ def export_gguf(adapter: Adapter, path: Path) -> None:
             writer.add_string("general.name", printable(adapter.description.segments[0].source.name))
             writer.add_string("adapter.type", "lora")
             writer.add_float32("adapter.lora.alpha", float(adapter.rank))
-            for layer, (a, b) in enumerate(zip(adapter.a.float(), adapter.b.float(), strict=True)):
-                writer.add_tensor(f"blk.{layer}.ffn_down.weight.lora_a", a.contiguous().numpy())  # (R, d_in)
-                writer.add_tensor(f"blk.{layer}.ffn_down.weight.lora_b", b.T.contiguous().numpy())  # (d_out, R)
+            for name, tensor in tensors.items():
+                writer.add_tensor(name, tensor)
             writer.write_header_to_file()
             writer.write_kv_data_to_file()
             writer.write_tensors_to_file()
             writer.close()
             data = made.read_bytes()
-    except OSError as error:  # of the place for temporary files
+            try:  # numpy passes over a disk that is full at the end
+                whole = all(np.array_equal(each.data, tensors[each.name]) for each in GGUFReader(made).tensors)
+            except (ValueError, IndexError):
+                whole = False
+            if not whole:
+                raise OSError(f"only a part of it fitted into {printable(place)}")
+    except OSError as error:
         raise unwritable(path, error) from error
     write_atomically(path, data)
 

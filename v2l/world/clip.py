@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -66,4 +67,5 @@ def write_clip(story: Story, path: str | os.PathLike, form: ClipFormat | None = 
         raise unwritable(path, error) from error
     finally:
         writer.release()
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
