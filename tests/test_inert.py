@@ -41,14 +41,14 @@ def terminal(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
 
     def command(*words, stream=Tty):
-        pipes = [io.BytesIO() for _ in range(2)]
+        screens = [stream(io.BytesIO(), encoding="utf-8", write_through=True) for _ in range(2)]
         with monkeypatch.context() as patch:
             patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO()))
-            for name, pipe in zip(("stdout", "stderr"), pipes, strict=True):
-                patch.setattr(sys, name, stream(pipe, encoding="utf-8", write_through=True))
+            for name, screen in zip(("stdout", "stderr"), screens, strict=True):
+                patch.setattr(sys, name, screen)
             with pytest.raises(SystemExit) as end:
                 typer.main.get_command(app).main([str(word) for word in words], prog_name="v2l")
-        return end.value.code, *(pipe.getvalue().decode() for pipe in pipes)
+        return end.value.code, *(screen.buffer.getvalue().decode() for screen in screens)
 
     yield command
     signal.signal(signal.SIGTERM, handlers[0])

@@ -104,8 +104,9 @@ def test_rows_are_absolute_and_collisions_are_refused_before_anything_runs(tmp_p
     ]
 
 
-def test_the_documented_job_on_a_local_ray_of_two_workers(tmp_path, encode):
-    pytest.importorskip("ray")  # where CI runs it is there: a skip for this reason fails the run
+@pytest.mark.slow  # and 300 MB of packages: pip install -c .ci/constraints.txt -e '.[test,ray]'
+def test_the_documented_job_on_a_local_ray_of_two_workers(tmp_path):
+    pytest.importorskip("ray")
     (script,) = re.findall(r"^```python\n(.*?)^```", DOCUMENTED.read_text(), re.MULTILINE | re.DOTALL)
     (tmp_path / "in").mkdir()
     for number in range(8):
