@@ -3,70 +3,161 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from v2l.ablation import ablations, layer_table, rank_table
+from v2l.benchmarks.registry import SEED, Chosen, read_benchmark
 from v2l.choice import Choice
 from v2l.commands import announce_fallback
-from v2l.display import Display
+from v2l.display import Display, shown
 from v2l.errors import UsageError
 from v2l.evaluate import Evaluation, Result, Setting
-from v2l.files import printable
+from v2l.files import printable, write_atomically
+from v2l.hypernetwork import Hypernetwork
 from v2l.manifest import read_manifest
+from v2l.options import Ablation
 from v2l.report import summarise
 from v2l.scoring import check_extras
+from v2l.sweep import Run, output_of, place, table, told, varying
+from v2l.vlm import FrozenVLM
 
 
 @dataclass(frozen=True)
 class Questions:
-    """Where the questions come from: a manifest, and the folder that its videos are in."""
+    """Where the questions come from: a manifest and the folder that its videos are in, or a benchmark and its folder.
 
-    manifest: Path
+    samples, seed: of the choice from a benchmark, None for the paper's number and this project's seed
+    """
+
+    manifest: Path | None
     root: Path | None
+    benchmark: str | None = None
+    samples: int | None = None
+    seed: int | None = None
 
 
 @dataclass(frozen=True)
 class Tables:
-    """How the answers are told. output: the file that keeps all of them, the manifest's own name where None"""
+    """How the answers are told.
+
+    output: the file that keeps all of them, the manifest's own name where None; of a sweep, files of such names
+    plot: an image of what the tables say
+    """
 
     output: Path | None
     metric: str
     margin: float
+    plot: Path | None
 
 
-def evaluate(questions: Questions, setting: Setting, tables: Tables, choice: Choice, display: Display) -> bool:
-    """Answers the questions in every way and prints how the ways compare; True where all were answered."""
-    examples = read_manifest(questions.manifest, questions.root)
+def evaluate(
+    questions: Questions,
+    settings: Sequence[Setting],
+    ablation: Ablation | None,
+    tables: Tables,
+    choice: Choice,
+    display: Display,
+) -> bool:
+    """Answers the questions in every way under every setting and prints how the ways compare; True where all were
+    answered."""
+    asked = _read(questions)
     check_extras()
-    output = tables.output or questions.manifest.with_suffix(".eval.jsonl")
-    if output.exists() and output.samefile(questions.manifest):
-        raise UsageError(f"{printable(output)} is the manifest itself; name another file with -o")
+    if tables.plot:
+        from v2l.plots import check_extra
+
+        check_extra()
+    axes = varying(settings)
+    source = questions.manifest or Path(questions.benchmark)
+    outputs = [output_of(tables.output or source.with_suffix(".eval.jsonl"), setting, axes) for setting in settings]
+    for output in outputs:
+        if questions.manifest and output.exists() and output.samefile(questions.manifest):
+            raise UsageError(f"{printable(output)} is the manifest itself; name another file with -o")
     announce_fallback(choice, display)
-    evaluation = Evaluation(examples, *choice.load(), setting, output)
+    _announce(asked, display)
+    models = choice.load()
+    runs = []
+    for setting, output in zip(settings, outputs, strict=True):
+        if axes:
+            display.note(told(setting, axes))
+        setting = _with_ablation(setting, ablation, *models)
+        results = _answered(Evaluation(asked.examples, *models, setting, output, asked.record), asked, display)
+        run = Run(setting, summarise(results, tables.metric, tables.margin))
+        runs.append(run)
+        _tell(run, asked, tables.metric, output, display)
+    if axes and not display.as_json:
+        display.table(*table(runs))
+    if tables.plot:
+        from v2l.plots import plot_eval
+
+        title = f"{models[0].id}, {tables.metric}, {len(asked.examples)} questions"
+        write_atomically(tables.plot, plot_eval(runs, title, tables.plot.suffix[1:]))
+        display.note(f"wrote {shown(tables.plot)}")
+    return not any(run.report.failed for run in runs)
+
+
+def _with_ablation(setting: Setting, ablation: Ablation | None, vlm: FrozenVLM, hypernetwork: Hypernetwork) -> Setting:
+    if ablation is None:
+        return setting
+    ranks = hypernetwork.config.rank * setting.segments
+    return replace(setting, conditions=(*setting.conditions, *ablations(ablation, ranks, vlm.num_layers)))
+
+
+def _read(questions: Questions) -> Chosen:
+    """The examples of a manifest, all of them, or those chosen from a benchmark."""
+    if (questions.manifest is None) == (questions.benchmark is None):
+        raise UsageError("name either a manifest or a --benchmark")
+    if questions.benchmark is None:
+        if questions.samples is not None or questions.seed is not None:
+            raise UsageError("--samples and --seed choose from a --benchmark; a manifest is answered whole")
+        return Chosen(read_manifest(questions.manifest, questions.root))
+    if questions.root is None:
+        raise UsageError(f"--benchmark {questions.benchmark} needs --root, the folder that it was fetched to")
+    return read_benchmark(questions.benchmark, questions.root, questions.samples, questions.seed or SEED)
+
+
+def _announce(asked: Chosen, display: Display) -> None:
+    """What is lacking of a benchmark, before it is answered."""
+    if asked.unanswerable:
+        display.note(f"{asked.unanswerable} questions have no reference in the annotations and are not asked")
+    if asked.missing:
+        names = [printable(name) for name in asked.missing.values()]
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        display.error(
+            f"{len(names)} of {asked.videos} videos are missing: {', '.join(names[:3])}{more}; what is asked about "
+            "them counts as failed, fetch them and run the same command again"
+        )
+
+
+def _answered(evaluation: Evaluation, asked: Chosen, display: Display) -> list[Result]:
+    """All results, with a bar; what could not be answered is told at once, but for videos known to be missing."""
+    number = len(asked.examples)
     if evaluation.done:
-        display.note(f"{len(evaluation.done)} of {len(examples)} questions were answered before")
-    results = _answered(evaluation, len(examples), display)
-    report = summarise(results, tables.metric, tables.margin)
-    if display.as_json:
-        display.result("", {"command": "eval", "results": output, **report.record()})
-    else:
-        display.note(f"{tables.metric}; every answer is in {printable(output)}")
-        display.table(*report.means_table())
-        display.write("\n")
-        display.table(*report.against_table())
-    if report.failed:
-        display.error(f"{report.failed} of {len(results)} questions could not be answered")
-    return not report.failed
-
-
-def _answered(evaluation: Evaluation, number: int, display: Display) -> Sequence[Result]:
-    """All results, with a bar; what could not be answered is told at once."""
+        display.note(f"{len(evaluation.done)} of {number} questions were answered before")
+    clips = [video for video, _, _ in evaluation.clips]
     results = []
     display.start_progress(number, "question")
     for result in evaluation.run():
         results.append(result)
         display.progress(len(results), number)
-        if result.error is not None:
+        if result.error is not None and clips[result.clip] not in asked.missing:
             display.error(f"{printable(result.id)}: {result.error}")
     display.end_progress()
+    failed = sum(result.error is not None for result in results)
+    if failed:
+        display.error(f"{failed} of {number} questions could not be answered")
     return results
+
+
+def _tell(run: Run, asked: Chosen, metric: str, path: Path, display: Display) -> None:
+    """One setting's tables, or its record."""
+    report = run.report
+    if display.as_json:
+        about = {"command": "eval", "results": path, **asked.record, **place(run.setting)}
+        display.result("", about | report.record())
+        return
+    display.note(f"{metric}; every answer is in {printable(path)}")
+    for each in (report.means_table(), report.against_table(), rank_table(report.macro), layer_table(report.macro)):
+        if each:
+            display.table(*each)
+            display.write("\n")

@@ -41,6 +41,13 @@ class Metric(StrEnum):
     rouge_l = "rouge_l"
 
 
+class Ablation(StrEnum):
+    """What can be taken away of an adapter, see ablation.py."""
+
+    ranks = "ranks"
+    layers = "layers"
+
+
 class Control(StrEnum):
     """What an evaluation can leave out: all but the adapter."""
 
@@ -60,6 +67,29 @@ def seconds(text: str) -> float:
     if len(parts) > 3 or not all(0 <= part < float("inf") for part in parts):
         raise typer.BadParameter(f"{text!r} is no time; give seconds (90.5) or H:MM:SS (0:01:30.5)")
     return value
+
+
+def whole_numbers(text: str | None, option: str, least: int = 1) -> tuple[int, ...]:
+    """`12,64` as numbers, none for no text. Raises UsageError where it is no such list, or one is less than `least`."""
+    if text is None:
+        return ()
+    try:
+        numbers = tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise UsageError(f"{option} {text!r}: give whole numbers with commas between them, 12,64") from error
+    if min(numbers) < least:
+        raise UsageError(f"{option} {text!r}: give numbers of at least {least}")
+    return tuple(dict.fromkeys(numbers))
+
+
+LEAST_RESOLUTION = 8
+"""Pixels of a frame's longest edge, below which there is nothing to see."""
+
+
+def check_plot(path: Path | None) -> None:
+    """Raises UsageError where the name of an image tells no format that can be drawn."""
+    if path and path.suffix not in (".png", ".svg", ".pdf"):
+        raise UsageError(f"--plot {path}: name a .png, .svg or .pdf")
 
 
 def check_above_zero(name: str, value: float | None) -> None:
@@ -117,7 +147,7 @@ Resolution = Annotated[
     int | None,
     typer.Option(
         "--resolution",
-        min=8,
+        min=LEAST_RESOLUTION,
         metavar="PIXELS",
         help="Pixels of a frame's longest edge; more than the model's image is tiled.",
     ),

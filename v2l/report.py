@@ -45,12 +45,13 @@ class Report:
 
     def means_table(self) -> tuple[list[str], list[list[str]]]:
         """Header and rows: a kind of question each, then all kinds."""
+        shown = [name for name in TITLES if name in self.macro]
         rows = [
-            [kind, str(self.counts[kind]), *(f"{mean:.3f}" for mean in means.values())]
+            [kind, str(self.counts[kind]), *(f"{means[name]:.3f}" for name in shown)]
             for kind, means in self.means.items()
         ]
-        rows.append(["all kinds", str(sum(self.counts.values())), *(f"{mean:.3f}" for mean in self.macro.values())])
-        return ["question", "n", *(TITLES[condition] for condition in self.macro)], rows
+        rows.append(["all kinds", str(sum(self.counts.values())), *(f"{self.macro[name]:.3f}" for name in shown)])
+        return ["question", "n", *(TITLES[name] for name in shown)], rows
 
     def against_table(self) -> tuple[list[str], list[list[str]]]:
         """Header and rows: the adapter against each other condition."""
@@ -66,6 +67,7 @@ class Report:
                 f"{each.tost_p:.2g}",
             ]
             for name, each in self.against.items()
+            if name in TITLES
         ]
         return header, rows
 
