@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from v2l.files import write_atomically
+from v2l.files import make_folder, write_atomically
 from v2l.world.clip import ClipFormat, seen_times, write_clip
 from v2l.world.questions import Question, ask_about, ask_as_benchmarks, caption, describe
 from v2l.world.scene import SHAPES, SPLITS, WORDS, Story, sample_story
@@ -120,7 +120,7 @@ def write_dataset(
     shapes there are, where it differs. Clips that are there already are not written again.
     """
     folder, name = Path(folder), name or split
-    (folder / name).mkdir(parents=True, exist_ok=True)
+    make_folder(folder / name)
     rows = []
     ask = ASKINGS[asking] if asking else everything_twice if split == "train" else everything
     for seed in tqdm(range(count), unit="clip", disable=not sys.stderr.isatty()):
