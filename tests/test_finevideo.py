@@ -17,6 +17,8 @@ from v2l.annotation import read_split
 from v2l.errors import UsageError, V2LError
 from v2l.finevideo import PROMPTS, draw, prompt_for, row
 from v2l.manifest import read_manifest
+from v2l.sampling import Reading
+from v2l.teacher import taught
 from v2l.video import probe
 
 SECONDS = 12
@@ -299,6 +301,20 @@ def test_a_clip_that_cannot_be_cut_is_left_out_and_the_run_failed(folder, tmp_pa
     assert "2 clips could not be cut and are left out" in done.stderr
     assert [example.kind for example in read_manifest(tmp_path / "val.jsonl")] == ["full"]
     assert list((tmp_path / "clips").iterdir()) == []
+
+
+def test_a_teachers_words_go_into_the_manifest_as_documented(folder, tmp_path, vlm, monkeypatch):
+    """The script in docs/training.md, on answers that the teacher really kept."""
+    monkeypatch.chdir(tmp_path)
+    assert build(folder, "val.jsonl", "--split", "val", "--target", 3, cwd=tmp_path).returncode == 0
+    reading = Reading(2, 1.0, None, None, 32)
+    told = taught(read_manifest("val.jsonl"), vlm, reading, Path("val.teacher.jsonl"))
+    page = (Path(__file__).parents[1] / "docs" / "training.md").read_text()
+    (script,) = re.findall(r"^```python\n(# taught\.py\n.*?)^```", page, re.MULTILINE | re.DOTALL)
+    monkeypatch.setattr(sys, "argv", ["taught.py", "val.jsonl", "val.teacher.jsonl", "val-taught.jsonl"])
+    exec(compile(script, "taught.py", "exec"), {})
+    assert read_manifest("val-taught.jsonl") == told
+    assert told != read_manifest("val.jsonl")
 
 
 def test_a_row_has_the_published_fields(pools, folder):
