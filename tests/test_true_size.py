@@ -170,8 +170,7 @@ def test_500m_is_evaluated_on_two_clips_on_the_cpu(tmp_path):
         assert result["error"] is None
         assert tuple(result["answers"]) == tuple(result["scores"]) == CONDITIONS
         assert all(result["answers"].values())
-    assert len({result["answers"]["in_context"] for result in results}) > 1
-    assert float(re.search(r"memory ([\d.]+) GiB at its peak", done.stderr)[1]) < 20
+    assert float(re.search(r"memory ([\d.]+) GiB at its peak", done.stderr)[1]) < 6
 
 
 @pytest.mark.slow
