@@ -14,9 +14,10 @@ from pathlib import Path
 
 import typer
 
+from v2l.benchmarks.registry import BENCHMARKS
 from v2l.cli import app
 from v2l.models import PRESETS
-from v2l.options import Arch, Control, Dtype, ExportFormat, Metric, PaperModel
+from v2l.options import Ablation, Arch, Control, Dtype, ExportFormat, Metric, PaperModel
 from v2l.targets import ADAPTER_SUFFIX, VIDEO_SUFFIXES
 
 Parameter = typer.core.TyperOption | typer.core.TyperArgument
@@ -39,8 +40,10 @@ class Kind:
 
 VIDEOS = tuple(sorted(VIDEO_SUFFIXES))
 KINDS = {
+    "ablations": Kind(words=tuple(Ablation), paths=False),
     "adapters": Kind(suffixes=(ADAPTER_SUFFIX,)),
     "architectures": Kind(words=tuple(Arch), paths=False),
+    "benchmarks": Kind(words=tuple(BENCHMARKS), paths=False),
     "checkpoints": Kind(suffixes=(".pt",)),
     "devices": Kind(words=("cpu", "cuda", "mps"), paths=False),
     "dtypes": Kind(words=tuple(Dtype), paths=False),
@@ -102,6 +105,9 @@ PARAMETERS = {
     "paper": "papers",
     "rubric": "files",
     **dict.fromkeys("margin judge judge_model judge_timeout judge_jobs".split(), FREE),
+    "ablate": "ablations",
+    "benchmark": "benchmarks",
+    "samples": FREE,
 }
 """A parameter's name, after its command's where it means something else there, to the kind of its values."""
 

@@ -22,8 +22,10 @@ _v2l_list() (
 
 _v2l_offer() {
     case $1 in
+        ablations) _v2l_words "$2" 'ranks layers' ;;
         adapters) _v2l_paths "$2" '*@(.v2l.safetensors)' ;;
         architectures) _v2l_words "$2" 'smolvlm2-500m smolvlm2-2.2b' ;;
+        benchmarks) _v2l_words "$2" 'activitynet-captions plm-rdcap plm-rcap vdc carebench nextqa activitynet-qa plm-sgqa vidcapbench' ;;
         checkpoints) _v2l_paths "$2" '*@(.pt)' ;;
         devices) _v2l_words "$2" 'cpu cuda mps' ;;
         dtypes) _v2l_words "$2" 'float32 bfloat16 float16' ;;
@@ -47,14 +49,16 @@ _v2l_offer() {
 # Sets `kind` to what follows an option of a command; fails where nothing does.
 _v2l_option() {
     case $1 in
+        'eval --ablate') kind='ablations' ;;
         'encode --output' | 'encode -o' | 'compose --output' | 'compose -o') kind='adapters' ;;
         'bench --arch') kind='architectures' ;;
+        'eval --benchmark') kind='benchmarks' ;;
         'encode --device' | 'ask --device' | 'bench --device' | 'eval --device' | 'train --device' | 'demo --device' | 'verify --device') kind='devices' ;;
         'encode --dtype' | 'ask --dtype' | 'bench --dtype' | 'eval --dtype' | 'train --dtype' | 'verify --dtype') kind='dtypes' ;;
         'encode --files-from' | 'eval --rubric' | 'export --output' | 'export -o') kind='files' ;;
         'export --format') kind='formats' ;;
         'encode --output-dir' | 'eval --root' | 'train --output' | 'train -o' | 'train --root' | 'demo --output-dir') kind='folders' ;;
-        'bench --plot') kind='images' ;;
+        'bench --plot' | 'eval --plot') kind='images' ;;
         'eval --without') kind='controls' ;;
         'bench --output' | 'bench -o' | 'eval --output' | 'eval -o' | 'train --validation') kind='manifests' ;;
         'eval --metric') kind='metrics' ;;
@@ -64,7 +68,7 @@ _v2l_option() {
         'bench --csv') kind='tables' ;;
         'ask --in-context') kind='videos' ;;
         'encode --hypernetwork' | 'ask --hypernetwork' | 'bench --hypernetwork' | 'eval --hypernetwork' | 'train --hypernetwork') kind='weights' ;;
-        'encode --frames' | 'encode --fps' | 'encode --start' | 'encode --end' | 'encode --resolution' | 'encode --segments' | 'encode --segment-seconds' | 'encode --shard' | 'ask --question' | 'ask -q' | 'ask --frames' | 'ask --fps' | 'ask --start' | 'ask --end' | 'ask --resolution' | 'ask --max-new-tokens' | 'ask --strength' | 'bench --frames' | 'bench --resolution' | 'bench --questions' | 'bench --repeats' | 'bench --warmup' | 'bench --new-tokens' | 'bench --budget' | 'eval --margin' | 'eval --judge' | 'eval --judge-model' | 'eval --judge-timeout' | 'eval --judge-jobs' | 'eval --frames' | 'eval --fps' | 'eval --resolution' | 'eval --segments' | 'eval --in-context-frames' | 'eval --max-new-tokens' | 'train --sizes' | 'train --kl-weight' | 'train --steps' | 'train --batch' | 'train --together' | 'train --learning-rate' | 'train --questions' | 'train --segments' | 'train --windows' | 'train --denser' | 'train --frames' | 'train --fps' | 'train --resolution' | 'train --validate-every' | 'train --save-every' | 'train --workers' | 'train --seed' | 'compose --rank' | 'pull --revision') kind='' ;;
+        'encode --frames' | 'encode --fps' | 'encode --start' | 'encode --end' | 'encode --resolution' | 'encode --segments' | 'encode --segment-seconds' | 'encode --shard' | 'ask --question' | 'ask -q' | 'ask --frames' | 'ask --fps' | 'ask --start' | 'ask --end' | 'ask --resolution' | 'ask --max-new-tokens' | 'ask --strength' | 'bench --frames' | 'bench --resolution' | 'bench --questions' | 'bench --repeats' | 'bench --warmup' | 'bench --new-tokens' | 'bench --budget' | 'eval --samples' | 'eval --seed' | 'eval --margin' | 'eval --judge' | 'eval --judge-model' | 'eval --judge-timeout' | 'eval --judge-jobs' | 'eval --frames' | 'eval --fps' | 'eval --resolution' | 'eval --segments' | 'eval --in-context-frames' | 'eval --max-new-tokens' | 'train --sizes' | 'train --kl-weight' | 'train --steps' | 'train --batch' | 'train --together' | 'train --learning-rate' | 'train --questions' | 'train --segments' | 'train --windows' | 'train --denser' | 'train --frames' | 'train --fps' | 'train --resolution' | 'train --validate-every' | 'train --save-every' | 'train --workers' | 'train --seed' | 'compose --rank' | 'pull --revision') kind='' ;;
         *) return 1 ;;
     esac
 }
@@ -93,7 +97,7 @@ _v2l() {
         'encode') words='videos' options='--recursive -r --files-from --frames --fps --start --end --resolution --segments --segment-seconds --compose --output -o --output-dir --check-hash --overwrite --fail-fast --shard --model -m --hypernetwork --device --dtype --json --quiet --debug --help -h' ;;
         'ask') words='subjects' options='--question -q --in-context --frames --fps --start --end --resolution --max-new-tokens --strength --no-stream --model -m --hypernetwork --device --dtype --json --quiet --debug --help -h' ;;
         'bench') words='videos' options='--frames --resolution --arch --random-weights --questions --repeats --warmup --new-tokens --budget --output -o --csv --plot --model -m --hypernetwork --device --dtype --json --quiet --debug --help -h' ;;
-        'eval') words='manifests' options='--root --output -o --metric --margin --paper --judge --judge-model --rubric --judge-timeout --judge-jobs --without --frames --fps --resolution --segments --in-context-frames --max-new-tokens --model -m --hypernetwork --device --dtype --json --quiet --debug --help -h' ;;
+        'eval') words='manifests' options='--benchmark --samples --seed --root --output -o --metric --margin --paper --judge --judge-model --rubric --judge-timeout --judge-jobs --without --frames --fps --resolution --segments --in-context-frames --ablate --plot --max-new-tokens --model -m --hypernetwork --device --dtype --json --quiet --debug --help -h' ;;
         'train') words='manifests' options='--output -o --validation --root --sizes --teacher --kl-weight --steps --batch --together --learning-rate --questions --segments --windows --denser --frames --fps --resolution --validate-every --save-every --workers --seed --model -m --hypernetwork --device --dtype --json --quiet --debug --help -h' ;;
         'demo') words='' options='--output-dir --overwrite --device --json --quiet --debug --help -h' ;;
         'compose') words='adapters' options='--output -o --rank --overwrite --json --quiet --debug --help -h' ;;

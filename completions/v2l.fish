@@ -17,12 +17,20 @@ function __v2l_paths
     complete -C "__fish_command_without_completions $token" | string match -rei -- "^[^\t]*(?:$ends)(?:\t|\$)"
 end
 
+function __v2l_ablations
+    printf '%s\n' ranks layers
+end
+
 function __v2l_adapters
     __v2l_paths .v2l.safetensors
 end
 
 function __v2l_architectures
     printf '%s\n' smolvlm2-500m smolvlm2-2.2b
+end
+
+function __v2l_benchmarks
+    printf '%s\n' activitynet-captions plm-rdcap plm-rcap vdc carebench nextqa activitynet-qa plm-sgqa vidcapbench
 end
 
 function __v2l_checkpoints
@@ -181,9 +189,12 @@ complete -c v2l -n '__v2l_in bench' -l debug -d 'Tracebacks of errors'
 complete -c v2l -n '__v2l_in bench' -l help -s h -d 'Show this message and exit'
 
 complete -c v2l -n '__v2l_in eval' -a '(__v2l_manifests)'
+complete -c v2l -n '__v2l_in eval' -l benchmark -x -a '(__v2l_benchmarks)' -d 'The paper\'s, instead of a manifest; --root has it'
+complete -c v2l -n '__v2l_in eval' -l samples -x -d 'Chosen from it; else 500, or VidCapBench\'s 100 videos'
+complete -c v2l -n '__v2l_in eval' -l seed -x -d 'Of that choice; else 0'
 complete -c v2l -n '__v2l_in eval' -l root -x -a '(__v2l_folders)' -d 'Where video paths start; else at the manifest'
-complete -c v2l -n '__v2l_in eval' -l output -s o -x -a '(__v2l_manifests)' -d 'Every answer, gone on from; else MANIFEST.eval.jsonl'
-complete -c v2l -n '__v2l_in eval' -l metric -x -a '(__v2l_metrics)' -d 'What the tables show; else exact, f1 with --paper, or the judge'
+complete -c v2l -n '__v2l_in eval' -l output -s o -x -a '(__v2l_manifests)' -d 'Every answer, gone on from; else MANIFEST.eval.jsonl, or BENCHMARK.eval.jsonl here'
+complete -c v2l -n '__v2l_in eval' -l metric -x -a '(__v2l_metrics)' -d 'What the tables show; else the judge, f1 for a benchmark or --paper, exact'
 complete -c v2l -n '__v2l_in eval' -l margin -x -d 'For equivalence; else the paper\'s: 0.05, a judge\'s 0.15'
 complete -c v2l -n '__v2l_in eval' -l paper -x -a '(__v2l_papers)' -d 'Put the paper\'s rows of that model under the measured ones'
 complete -c v2l -n '__v2l_in eval' -l judge -x -d 'An OpenAI-compatible server\'s; its key from V2L_JUDGE_KEY'
@@ -192,12 +203,14 @@ complete -c v2l -n '__v2l_in eval' -l rubric -x -a '(__v2l_files)' -d 'What the 
 complete -c v2l -n '__v2l_in eval' -l judge-timeout -x -d 'For one of its replies'
 complete -c v2l -n '__v2l_in eval' -l judge-jobs -x -d 'Requests at once'
 complete -c v2l -n '__v2l_in eval' -l without -x -a '(__v2l_controls)' -d 'A control to leave out; may be given again'
-complete -c v2l -n '__v2l_in eval' -l frames -x -d 'At most this many frames; else as trained'
+complete -c v2l -n '__v2l_in eval' -l frames -x -d 'At most this many frames; a sweep if several'
 complete -c v2l -n '__v2l_in eval' -l fps -x -d 'Frames per second of video to aim for; else as trained'
-complete -c v2l -n '__v2l_in eval' -l resolution -x -d 'Pixels of a frame\'s longest edge; more than the model\'s image is tiled'
+complete -c v2l -n '__v2l_in eval' -l resolution -x -d 'Of a frame\'s longest edge'
 complete -c v2l -n '__v2l_in eval' -l segments -x -d 'Compose each adapter from N segments\' adapters'
 complete -c v2l -n '__v2l_in eval' -l in-context-frames -x -d 'The most in context; else as many as encoded'
-complete -c v2l -n '__v2l_in eval' -l max-new-tokens -x -d 'The longest answer'
+complete -c v2l -n '__v2l_in eval' -l ablate -x -a '(__v2l_ablations)' -d 'Answer also with parts of the adapter taken away'
+complete -c v2l -n '__v2l_in eval' -l plot -x -a '(__v2l_images)' -d 'What the tables say as an image, .png .svg'
+complete -c v2l -n '__v2l_in eval' -l max-new-tokens -x -d 'The longest answer; else 64, 128 for a benchmark'
 complete -c v2l -n '__v2l_in eval' -l model -s m -x -a '(__v2l_models)' -d 'A preset or a model folder; else V2L_MODEL'
 complete -c v2l -n '__v2l_in eval' -l hypernetwork -x -a '(__v2l_weights)' -d 'Its hypernetwork, where the model\'s own is not meant'
 complete -c v2l -n '__v2l_in eval' -l device -x -a '(__v2l_devices)' -d 'cpu, cuda, cuda:1, mps; else the best there'

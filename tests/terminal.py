@@ -21,6 +21,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from warm import run_warm
+
+AT_START = ("HF_", "PYTHON", "OMP_", "LD_", "PATH", "HOME", "LC_", "LANG")
+"""Variables that are read while Python and its libraries start: a test that sets one gets a process of its own."""
+
 V2L = str(Path(sys.executable).with_name("v2l"))
 SUFFIX = ".v2l.safetensors"
 PATIENCE = 120
@@ -93,22 +98,31 @@ class Running:
         )
 
     def end(self, stdin: bytes = b"", traceback: bool = False) -> Done:
-        """Waits for the end. A pipe never gets a traceback (unless `traceback`), a control sequence or a bar."""
+        """Waits for the end."""
         try:
             out, err = self.process.communicate(stdin, timeout=PATIENCE)
         except subprocess.TimeoutExpired:
             self.process.kill()
             out, err = self.process.communicate()
             raise AssertionError(f"the command hung; it had said {out!r} and {err!r}") from None
-        done = Done(self.process.returncode, *(os.fsdecode(text or b"") for text in (out, err)))
-        assert traceback or TRACEBACK not in done.err, done.err
-        assert not re.search(r"[\x1b\r]", done.out + done.err), done
-        return done
+        return checked(Done(self.process.returncode, *(os.fsdecode(text or b"") for text in (out, err))), traceback)
 
 
 def run(*words: str | os.PathLike, stdin: bytes = b"", traceback: bool = False, **options) -> Done:
-    """`v2l WORDS...` with pipes, to its end; the options are those of `Running`."""
+    """`v2l WORDS...` with its streams in pipes or files, to its end; the options are those of `Running`."""
+    changes = options.get("env") or {}
+    if options.keys() <= {"cwd", "model", "env"} and not any(name.startswith(AT_START) for name in changes):
+        env = surroundings(options.get("model"), **changes)
+        code, *said = run_warm([os.fspath(word) for word in words], env, options.get("cwd"), stdin)
+        return checked(Done(code, *map(os.fsdecode, said)), traceback)
     return Running(*words, **options).end(stdin, traceback)
+
+
+def checked(done: Done, traceback: bool) -> Done:
+    """What ended without a terminal: it shows no traceback (unless `traceback`), no control sequence and no bar."""
+    assert traceback or TRACEBACK not in done.err, done.err
+    assert not re.search(r"[\x1b\r]", done.out + done.err), done
+    return done
 
 
 def run_each(*commands: Sequence[str | os.PathLike], **options) -> list[Done]:

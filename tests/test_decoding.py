@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import small
@@ -90,6 +91,22 @@ def test_a_crash_fails_one_file_and_the_next_starts_anew(worker, clips):
     # the file that was open meanwhile is opened again and misses nothing
     assert alike(list(frames), list(video.read_frames(video.probe(clips[0]), WANTED))[1:])
     assert decoding.probe(clips[1]).frame_count == 32
+
+
+def test_a_file_that_is_cut_short_while_it_is_decoded_is_an_error(worker, clips, tmp_path):
+    """Too large to be held in the decoder's buffers."""
+    path, noise = tmp_path / "large.avi", np.random.default_rng(0)
+    writer = cv2.VideoWriter(str(path), cv2.CAP_FFMPEG, cv2.VideoWriter_fourcc(*"MJPG"), 8.0, (640, 480))
+    for _ in range(30):
+        writer.write(noise.integers(0, 256, (480, 640, 3), dtype=np.uint8))
+    writer.release()
+    assert path.stat().st_size > 2**22
+    frames = decoding.read_frames(decoding.probe(path), list(range(30)))
+    next(frames)
+    os.truncate(path, path.stat().st_size // 2)
+    with pytest.raises(v2l.V2LError, match=r"large\.avi"):
+        list(frames)
+    assert decoding.probe(clips[0]).frame_count == 32
 
 
 def test_a_worker_that_died_between_requests_costs_nothing(worker, clips):

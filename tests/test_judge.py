@@ -13,7 +13,8 @@ from typer.testing import CliRunner
 
 from v2l.cli import app
 from v2l.errors import UsageError, V2LError
-from v2l.judge import IN_A_ROW, KEY, RUBRIC, TRIES, Item, Judge, Server, read_rubric, read_score
+from v2l.judge import IN_A_ROW, KEY, TRIES, Judge, Server
+from v2l.rubric import RUBRIC, Item, read_rubric, read_score
 
 ITEMS = [Item("qa", f"what is number {n}?", "a square", f"it is number {n}") for n in range(12)]
 
@@ -308,7 +309,7 @@ def test_eval_asks_the_judge_and_goes_on_where_it_failed(stand_in, evaluate, tmp
     failed = evaluate(*judge)
     assert failed.exit_code == 1
     lines = failed.stdout.splitlines()
-    assert "2 of 4 questions could not be answered or judged; the same command tries again" in failed.stderr
+    assert re.search(r"error: [2-4] of \d answers could not be judged; the same command asks for them ag", failed.stderr)
     assert re.search(r"error: 0-camera, .*: the judge's reply holds no score from 0 to 5: lovely", failed.stderr)
     assert "prompt and" in failed.stderr and "questions.eval.judge.jsonl" in failed.stderr
     header, *rows = [line.split("\t") for line in lines if line.count("\t") == 10]
@@ -360,8 +361,8 @@ def test_a_judge_that_is_not_there_ends_the_command_and_the_answers_stay(stand_i
     [
         (["--judge", "http://localhost/v1"], "--judge and --judge-model belong together"),
         (["--judge", "http://localhost/v1", "--judge-model", "x", "--metric", "f1"], "--judge gives its own scores"),
-        (["--metric", "judge"], "--metric judge needs --judge URL"),
-        (["--rubric", "rubric.md"], "name one with --judge"),
+        (["--metric", "judge"], "--metric judge and --rubric need --judge URL"),
+        (["--rubric", "rubric.md"], "--metric judge and --rubric need --judge"),
         (["--paper", "500m", "--without", "in_context"], "leave --without in_context out"),
         (["--paper", "500m"], "the paper has no f1 of camera, short"),
         (["--margin", "0.05,x"], "--margin '0.05,x': give numbers"),

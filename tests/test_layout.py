@@ -15,16 +15,17 @@ TREES = {path.relative_to(ROOT / "v2l"): ast.parse(path.read_text()) for path in
 
 ORDER = [
     "__init__ errors options",
-    "records files journal sampling prompt perceiver manifest scoring paper judge sheet optimise",
+    "records files journal sampling prompt perceiver manifest scoring paper rubric judge sheet optimise",
     "lock sealed video decode_worker decoding models pickled hypernetwork adapter lessons",
     "vlm loading composition checkpoint",
     "lora watch estimate machine",
-    "pipeline answer evaluate report targets shard choice teacher train ways bench arch verify export pull",
+    "annotation pipeline answer ablation evaluate report sweep",
+    "targets shard choice teacher train ways bench arch verify export pull",
     "staleness session",
     "batch",
     "display demo bench_report plots",
     "info",
-    "commands conversation running learning judging evaluating benching serving",
+    "commands conversation running learning judging evaluating benching serving finevideo",
     "cli_learning cli_eval cli_bench cli_serving cli",
     "__main__",
 ]

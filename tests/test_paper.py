@@ -69,6 +69,8 @@ def test_what_the_paper_says_of_itself():
 
 def test_rows_are_found_by_name():
     assert published("500m", "judge", ["Main_Object", "short"], "VDC").keys() == {"Main_Object", "short"}
+    kinds = ["caption", "events", "objects", "spatial_caption", "temporal_caption"]
+    assert list(published("2.2b", "judge", kinds, "carebench")) == [*kinds, ALL]
     assert published("500m", "f1", [*STYLES], "vdc").keys() == {ALL}  # Table 2 is the judge's alone
     assert published("500m", "f1", ["why", "how"], "nextqa").keys() == {ALL}
     assert published("500m", "f1", ["qa"], "nextqa").keys() == {"qa", ALL}

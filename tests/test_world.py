@@ -16,9 +16,9 @@ from v2l.prompt import question_text
 from v2l.sampling import choose_frames
 from v2l.video import probe, read_frames
 from v2l.world.clip import ClipFormat, frames, write_clip
-from v2l.world.dataset import Filming, write_dataset
+from v2l.world.dataset import FILMINGS, Filming, write_dataset
 from v2l.world.draw import draw
-from v2l.world.questions import PHRASINGS, ask_about, caption, clock, seen_words
+from v2l.world.questions import PHRASINGS, QA_BENCHMARKS, ask_about, caption, clock, describe, seen_words
 from v2l.world.scene import (
     COLOURS,
     KINDS,
@@ -190,7 +190,7 @@ def test_a_dataset_is_a_manifest_and_its_clips(tmp_path):
     assert len({example.video for example in examples}) == 3
     assert all(example.video.is_file() for example in examples)
     assert {example.kind for example in examples} <= {*PHRASINGS, "caption"}
-    kept = write_dataset(tmp_path, "test", 3, short, kept_phrasing=True)
+    kept = write_dataset(tmp_path, "test", 3, short, asking="kept")
     assert kept.name == "test-kept.jsonl"
     assert not {e.prompt for e in read_manifest(kept) if e.kind != "caption"} & {e.prompt for e in examples}
     assert all(question_text(example.prompt) for example in examples)
@@ -198,6 +198,37 @@ def test_a_dataset_is_a_manifest_and_its_clips(tmp_path):
     assert again.read_bytes() == manifest.read_bytes()
     one, other = (hashlib.sha256((folder / "test/00002.mp4").read_bytes()) for folder in (tmp_path, tmp_path / "again"))
     assert one.digest() == other.digest()
+
+
+def test_the_papers_benchmarks_have_counterparts(tmp_path):
+    everything = read_manifest(write_dataset(tmp_path, "test", 6))
+    asked = {(example.video, example.prompt): example for example in everything}
+    counterparts = read_manifest(write_dataset(tmp_path, "test", 6, asking="benchmarks"))
+    assert {example.kind for example in counterparts} == {*QA_BENCHMARKS}
+    for example in counterparts:
+        same = asked[example.video, example.prompt]
+        assert (same.kind in QA_BENCHMARKS[example.kind], same.target) == (True, example.target)
+    whole = [example for example in counterparts if example.kind == "tiny-vidcapbench"]
+    assert len(whole) == len([example for example in everything if example.kind != "caption"])
+    styles = read_manifest(write_dataset(tmp_path, "test", 6, asking="styles"))
+    assert {example.task for example in styles} == {"caption"}
+    by_clip = [[example.kind for example in styles if example.video == video] for video in {e.video for e in styles}]
+    assert all(kinds == ["short", "detailed", "camera", "background", "main subject"] for kinds in by_clip)
+    told = {(example.video, example.kind): example.target for example in everything}
+    for example in styles:
+        kind = {"camera": "motion", "background": "words", "main subject": "shape"}.get(example.kind, "caption")
+        assert example.target == told[example.video, kind]
+    with pytest.raises(V2LError, match="asked of one scene"):
+        describe(sample_story("test", 0, 8.0, count=2), [0, 4], np.random.default_rng(0))
+
+
+@pytest.mark.parametrize("seconds", [12, 64, 1024])
+def test_in_a_long_film_a_fact_is_there_for_a_sixteenth_of_the_time(seconds):
+    film = FILMINGS[f"length-{seconds}"](np.random.default_rng(0))
+    story = sample_story("test", 0, film.seconds, views=seconds, count=film.scenes, shapes=1)
+    words = [story.at(second).board.word_at(second) for second in range(seconds)]
+    assert len(words) == seconds and max(words.count(word) for word in words) <= max(1, seconds / 16)
+    assert FILMINGS[f"facts-{seconds}"](np.random.default_rng(0)).scenes == min(seconds // 4, len(WORDS))
 
 
 def test_a_question_about_several_scenes_names_its_time_or_an_order():

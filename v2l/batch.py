@@ -6,14 +6,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from v2l.adapter import Adapter, check_rank
 from v2l.choice import Choice
 from v2l.composition import compose
 from v2l.errors import ModelError, V2LError
-from v2l.files import printable
+from v2l.files import make_folder, printable
 from v2l.pipeline import Begun, begin, finish
 from v2l.sampling import Reading
 from v2l.staleness import Wanted, judge
@@ -183,7 +182,7 @@ def _begin_one(target: Target, options: EncodeOptions, choice: Choice) -> Outcom
 def _finish_one(target: Target, begun: Begun, reason: str, choice: Choice, watch: Watch) -> Outcome:
     started = time.perf_counter()
     adapter = finish(begun, *choice.load(), lambda done, total: watch(target, done, total))
-    _make_folder(target.output.parent)
+    make_folder(target.output.parent)
     adapter.save(target.output)
     return Outcome(target, "encoded", reason, time.perf_counter() - started, adapter)
 
@@ -208,12 +207,3 @@ def _compose_segments(target: Target, outcomes: Sequence[Outcome], options: Enco
             reason = "it held something else"
     whole.save(target.output)
     return Outcome(target, "composed", reason, adapter=whole)
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise V2LError(
-            f"cannot make the folder {printable(folder)}: {error.strerror}; check the place and its permissions"
-        ) from error

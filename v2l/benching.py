@@ -16,7 +16,6 @@ from v2l.bench import Bench, Cell, Encoding, Plan
 from v2l.bench_report import Comparison, amortization, compare, encoding_line, first_token, sweep, token_load
 from v2l.choice import Choice
 from v2l.display import Display, shown
-from v2l.errors import UsageError
 from v2l.files import write_atomically
 from v2l.hypernetwork import Hypernetwork
 from v2l.journal import Journal
@@ -140,14 +139,3 @@ def _write_files(comparisons: Sequence[Comparison], outputs: Outputs, title: str
         from v2l.plots import plot_bench
 
         write_atomically(outputs.plot, plot_bench(comparisons, outputs.questions, title, outputs.plot.suffix[1:]))
-
-
-def whole_numbers(text: str, option: str) -> tuple[int, ...]:
-    """`12,64` as numbers. Raises UsageError."""
-    try:
-        numbers = tuple(int(part) for part in text.split(","))
-    except ValueError as error:
-        raise UsageError(f"{option} {text!r}: give whole numbers with commas between them, 12,64") from error
-    if min(numbers) < 1:
-        raise UsageError(f"{option} {text!r}: give numbers of at least 1")
-    return tuple(dict.fromkeys(numbers))

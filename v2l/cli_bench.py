@@ -8,7 +8,20 @@ from typing import Annotated
 import typer
 
 from v2l.errors import UsageError
-from v2l.options import Arch, Debug, Device, HypernetworkFile, Json, Model, NumberType, Quiet, check_above_zero
+from v2l.options import (
+    LEAST_RESOLUTION,
+    Arch,
+    Debug,
+    Device,
+    HypernetworkFile,
+    Json,
+    Model,
+    NumberType,
+    Quiet,
+    check_above_zero,
+    check_plot,
+    whole_numbers,
+)
 from v2l.running import command
 
 
@@ -77,17 +90,16 @@ def bench(
             raise UsageError("--arch and --random-weights belong together: give both, or neither for real weights")
         if arch and (model or hypernetwork):
             raise UsageError("--arch builds its own model and hypernetwork; leave --model and --hypernetwork out")
-        if plot and plot.suffix not in (".png", ".svg", ".pdf"):
-            raise UsageError(f"--plot {plot}: name a .png, .svg or .pdf")
+        check_plot(plot)
         from v2l import benching, commands
         from v2l.bench import Plan
 
-        resolutions = benching.whole_numbers(resolution, "--resolution") if resolution else (None,)
+        resolutions = whole_numbers(resolution, "--resolution", LEAST_RESOLUTION) or (None,)
         chosen = commands.choice(model, hypernetwork, device, dtype)
         if not arch:
             commands.announce_fallback(chosen, display)
         benching.bench(
-            Plan(benching.whole_numbers(frames, "--frames"), resolutions, video, repeats, warmup, new_tokens, budget),
+            Plan(whole_numbers(frames, "--frames"), resolutions, video, repeats, warmup, new_tokens, budget),
             chosen,
             arch,
             benching.Outputs(output, table, plot, questions),

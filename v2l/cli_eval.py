@@ -2,36 +2,51 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from v2l.benchmarks.registry import BENCHMARKS, MAX_NEW_TOKENS
 from v2l.errors import UsageError
 from v2l.options import (
+    LEAST_RESOLUTION,
+    Ablation,
     Control,
     Debug,
     Device,
     Fps,
-    Frames,
     HypernetworkFile,
     Json,
-    Manifest,
     Metric,
     Model,
     NumberType,
     PaperModel,
     Quiet,
-    Resolution,
     Root,
     check_above_zero,
+    check_plot,
     numbers_above_zero,
+    whole_numbers,
 )
 from v2l.running import command
 
+BenchmarkName = StrEnum("BenchmarkName", {name.replace("-", "_"): name for name in BENCHMARKS})
+
 
 def evaluate(
-    manifest: Manifest,
+    manifest: Annotated[
+        Path | None, typer.Argument(readable=False, metavar="MANIFEST", help="Examples, one JSON object a line.")
+    ] = None,
+    benchmark: Annotated[
+        BenchmarkName | None, typer.Option("--benchmark", help="The paper's, instead of a manifest; --root has it.")
+    ] = None,
+    samples: Annotated[
+        int | None,
+        typer.Option("--samples", min=1, metavar="N", help="Chosen from it; else 500, or VidCapBench's 100 videos."),
+    ] = None,
+    seed: Annotated[int | None, typer.Option("--seed", min=0, metavar="N", help="Of that choice; else 0.")] = None,
     root: Root = None,
     output: Annotated[
         Path | None,
@@ -40,11 +55,12 @@ def evaluate(
             "-o",
             readable=False,
             metavar="FILE",
-            help="Every answer, gone on from; else MANIFEST.eval.jsonl.",
+            help="Every answer, gone on from; else MANIFEST.eval.jsonl, or BENCHMARK.eval.jsonl here.",
         ),
     ] = None,
     metric: Annotated[
-        Metric | None, typer.Option("--metric", help="What the tables show; else exact, f1 with --paper, or the judge.")
+        Metric | None,
+        typer.Option("--metric", help="What the tables show; else the judge, f1 for a benchmark or --paper, exact."),
     ] = None,
     margin: Annotated[
         str | None,
@@ -71,19 +87,31 @@ def evaluate(
     without: Annotated[
         list[Control] | None, typer.Option("--without", help="A control to leave out; may be given again.")
     ] = None,
-    frames: Frames = None,
+    frames: Annotated[
+        str | None, typer.Option("--frames", metavar="N,...", help="At most this many frames; a sweep if several.")
+    ] = None,
     fps: Fps = None,
-    resolution: Resolution = None,
+    resolution: Annotated[
+        str | None, typer.Option("--resolution", metavar="PIXELS,...", help="Of a frame's longest edge.")
+    ] = None,
     segments: Annotated[
-        int, typer.Option("--segments", min=1, metavar="N", help="Compose each adapter from N segments' adapters.")
-    ] = 1,
+        str, typer.Option("--segments", metavar="N,...", help="Compose each adapter from N segments' adapters.")
+    ] = "1",
     in_context_frames: Annotated[
-        int | None,
-        typer.Option("--in-context-frames", min=1, metavar="N", help="The most in context; else as many as encoded."),
+        str | None,
+        typer.Option("--in-context-frames", metavar="N,...", help="The most in context; else as many as encoded."),
+    ] = None,
+    ablate: Annotated[
+        Ablation | None, typer.Option("--ablate", help="Answer also with parts of the adapter taken away.")
+    ] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option("--plot", readable=False, metavar="FILE", help="What the tables say as an image, .png .svg"),
     ] = None,
     max_new_tokens: Annotated[
-        int, typer.Option("--max-new-tokens", min=1, metavar="N", help="The longest answer.")
-    ] = 64,
+        int | None,
+        typer.Option("--max-new-tokens", min=1, metavar="N", help="The longest answer; else 64, 128 for a benchmark."),
+    ] = None,
     model: Model = None,
     hypernetwork: HypernetworkFile = None,
     device: Device = None,
@@ -95,35 +123,45 @@ def evaluate(
     """Hold adapters against the video in context.
 
     The same frozen model answers every question with the video in context, with its adapter, with neither, with the
-    learned bias alone and with another clip's adapter; the differences come with intervals resampled by clip.
+    learned bias alone and with another clip's adapter; the differences come with intervals resampled by clip. Several
+    values of --frames, --resolution, --segments or --in-context-frames are a sweep over all their combinations.
     """
     with command(as_json, quiet, debug) as display:
         check_above_zero("--fps", fps)
         check_above_zero("--judge-timeout", judge_timeout)
-        margins = numbers_above_zero("--margin", margin) if margin else ()
         if bool(judge) != bool(judge_model):
             raise UsageError("--judge and --judge-model belong together: give the address and the name there")
         if judge and metric not in (None, Metric.judge):
             raise UsageError(f"--judge gives its own scores, not {metric}; leave one of them out")
-        if metric == Metric.judge and not judge:
-            raise UsageError("--metric judge needs --judge URL and --judge-model NAME")
-        if rubric and not judge:
-            raise UsageError("--rubric is what a judge is asked; name one with --judge")
+        if not judge and (rubric or metric == Metric.judge):
+            raise UsageError("--metric judge and --rubric need --judge URL and --judge-model NAME")
         if paper and Control.in_context in (without or []):
             raise UsageError("--paper compares with the video in context; leave --without in_context out")
+        margins = numbers_above_zero(margin, "--margin")
+        check_plot(plot)
+        given = {
+            "frames": whole_numbers(frames, "--frames"),
+            "resolution": whole_numbers(resolution, "--resolution", LEAST_RESOLUTION),
+            "segments": whole_numbers(segments, "--segments"),
+            "in_context_frames": whole_numbers(in_context_frames, "--in-context-frames"),
+        }
+        axes = {axis: values for axis, values in given.items() if values}
         from v2l import evaluating
         from v2l.commands import choice
         from v2l.evaluate import CONDITIONS, Setting
         from v2l.judge import Server
         from v2l.judging import Grading
         from v2l.sampling import Reading
+        from v2l.sweep import settings
 
+        grading = Grading(Server(judge, judge_model, judge_timeout, judge_jobs), rubric) if judge else None
+        metric = metric or (Metric.judge if judge else Metric.f1 if benchmark or paper else Metric.exact)
         kept = tuple(name for name in CONDITIONS if name not in (without or []))
         ok = evaluating.evaluate(
-            evaluating.Questions(manifest, root),
-            Setting(Reading(frames, fps, None, None, resolution), max_new_tokens, kept, segments, in_context_frames),
-            evaluating.Tables(output, metric, margins, paper),
-            Grading(Server(judge, judge_model, judge_timeout, judge_jobs), rubric) if judge else None,
+            evaluating.Questions(manifest, root, benchmark, samples, seed),
+            settings(Setting(Reading(fps=fps), max_new_tokens or (MAX_NEW_TOKENS if benchmark else 64), kept), axes),
+            ablate,
+            evaluating.Tables(output, metric, margins, plot, paper, grading),
             choice(model, hypernetwork, device, dtype),
             display,
         )

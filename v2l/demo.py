@@ -13,7 +13,7 @@ from v2l.adapter import Adapter
 from v2l.answer import Stream, stream, stream_in_context
 from v2l.choice import Choice
 from v2l.errors import V2LError
-from v2l.files import printable, write_atomically
+from v2l.files import printable, unwritable, write_atomically
 from v2l.pipeline import encode_reading
 from v2l.sampling import Reading
 from v2l.targets import ADAPTER_SUFFIX
@@ -53,10 +53,13 @@ def sample_lecture() -> tuple[Story, list[Question]]:
 
 def write_lecture(story: Story, path: Path, overwrite: bool) -> None:
     """Writes the clip; one that is there already is left alone. Raises V2LError where something else is there."""
-    with tempfile.TemporaryDirectory() as folder:
-        made = Path(folder) / path.name
-        write_clip(story, made, FORM)
-        data = made.read_bytes()
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            made = Path(folder) / path.name
+            write_clip(story, made, FORM)
+            data = made.read_bytes()
+    except OSError as error:  # of the place for temporary files
+        raise unwritable(path, error) from error
     if path.exists() and not overwrite:
         if path.is_file() and path.read_bytes() == data:
             return

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from v2l.errors import StdoutClosed
+from v2l.errors import StdoutClosed, V2LError
 from v2l.files import printable
 
 JSON_VERSION = 1
@@ -39,16 +39,20 @@ class Display:
         self.write(text + end)
 
     def write(self, text: str) -> None:
-        """Raw text on standard output. Raises StdoutClosed where nobody reads it."""
+        """Raw text on standard output. Raises StdoutClosed where nobody reads it, V2LError where it takes no more."""
         if self._bar is not None:
             self._bar.clear()
         try:
             sys.stdout.write(text)
             sys.stdout.flush()
-        except BrokenPipeError as error:
+        except OSError as error:
             # what Python itself would still flush at the end goes nowhere
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise StdoutClosed from error
+            if isinstance(error, BrokenPipeError):
+                raise StdoutClosed from error
+            raise V2LError(
+                f"cannot write standard output: {error.strerror}; free some space, then run this again"
+            ) from error
         if self._bar is not None:
             self._bar.refresh()
 
@@ -57,7 +61,7 @@ class Display:
         rows = list(rows)
         if _plain():
             width = max(len(name) for name, _ in rows)
-            self.write("".join(f"{name:<{width}}  {value}\n" for name, value in rows))
+            self.write("".join(f"{name:<{width}}  {inert(value)}\n" for name, value in rows))
             return
         from rich.console import Console
         from rich.panel import Panel
@@ -66,13 +70,13 @@ class Display:
 
         table = Table.grid(padding=(0, 2))
         for name, value in rows:
-            table.add_row(Text(name, style="bold"), Text(value, overflow="fold"))
+            table.add_row(Text(name, style="bold"), Text(inert(value), overflow="fold"))
         Console().print(Panel(table, title=Text(title), title_align="left", expand=False))
 
     def table(self, header: list[str], rows: list[list[str]]) -> None:
         """A table with numbers to the right on a terminal, tab-separated lines in a pipe."""
         if _plain():
-            self.write("".join("\t".join(row) + "\n" for row in [header, *rows]))
+            self.write("".join("\t".join(map(inert, row)) + "\n" for row in [header, *rows]))
             return
         from rich.box import SIMPLE_HEAD
         from rich.console import Console
@@ -81,7 +85,7 @@ class Display:
 
         table = Table(box=SIMPLE_HEAD)
         for place, name in enumerate(header):
-            table.add_column(name, justify="right" if place else "left")
+            table.add_column(name, justify="right" if place else "left", overflow="fold")  # nothing is left out
         for row in rows:
             table.add_row(*(Text(inert(cell)) for cell in row))
         Console().print(table)
@@ -105,7 +109,7 @@ class Display:
         if self._bar is not None:
             self._bar.clear()
         with contextlib.suppress(BrokenPipeError):  # nobody listens, and the work goes on
-            print(text, file=sys.stderr, flush=True)
+            print(inert(text).replace("\n", "\\n"), file=sys.stderr, flush=True)  # whoever wrote it: one line
         if self._bar is not None:
             self._bar.refresh()
 

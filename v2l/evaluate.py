@@ -10,10 +10,12 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from v2l.ablation import ablated
 from v2l.adapter import Adapter
 from v2l.answer import ask_each, ask_each_in_context
 from v2l.composition import compose
@@ -36,6 +38,7 @@ CONDITIONS = ("in_context", "adapter", "nothing", "bias", "other_clip")
 class Setting:
     """What all answers of an evaluation share.
 
+    conditions: of CONDITIONS and of what ablation.py names
     segments: of how many the adapters are composed; 1 for a single encoding
     in_context_frames: the most that stand in context, where that is not `reading.frames`
     """
@@ -76,8 +79,15 @@ class Evaluation:
     """
 
     def __init__(
-        self, examples: Sequence[Example], vlm: FrozenVLM, hypernetwork: Hypernetwork, setting: Setting, output: Path
+        self,
+        examples: Sequence[Example],
+        vlm: FrozenVLM,
+        hypernetwork: Hypernetwork,
+        setting: Setting,
+        output: Path,
+        record: Mapping[str, Any] | None = None,
     ):
+        """record: which choice of which benchmark the examples are, written into `output`; a manifest has none"""
         origin = check_belongs(hypernetwork, vlm)
         self.vlm, self.hypernetwork, self.setting = vlm, hypernetwork, setting
         self.clips = {asked[0].clip: asked for asked in group_by_clip(examples)}
@@ -89,8 +99,10 @@ class Evaluation:
             "hypernetwork": origin.sha256,
             "dtype": str(vlm.dtype),
             **to_json(setting),
+            **(record or {}),
         }
-        self.journal = Journal(output, header, "evaluation", "model, hypernetwork or setting")
+        of = "model, hypernetwork, setting or choice of samples" if record else "model, hypernetwork or setting"
+        self.journal = Journal(output, header, "evaluation", of)
         self._last: tuple[tuple, Adapter] | None = None
         kept = self._read_back()
         self.done = {
@@ -161,7 +173,10 @@ class Evaluation:
             return ask_each_in_context(examples[0].video, prompts, self.vlm, reading, longest)
         if condition == "nothing":
             return ask_each(None, prompts, self.vlm, longest)
-        worn = {"adapter": adapter, "bias": adapter.bias_alone(), "other_clip": other}[condition]
+        if condition in CONDITIONS:
+            worn = {"adapter": adapter, "bias": adapter.bias_alone(), "other_clip": other}[condition]
+        else:
+            worn = ablated(adapter, condition)
         return ask_each([worn] * len(prompts), prompts, self.vlm, longest)
 
     def _read_back(self) -> dict[tuple[str, str], Result]:

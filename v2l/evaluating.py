@@ -3,96 +3,185 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
+from v2l.ablation import ablations, layer_table, rank_table
+from v2l.benchmarks.registry import SEED, Chosen, read_benchmark
 from v2l.choice import Choice
 from v2l.commands import announce_fallback
-from v2l.display import Display
+from v2l.display import Display, shown
 from v2l.errors import UsageError
 from v2l.evaluate import Evaluation, Result, Setting
-from v2l.files import printable
+from v2l.files import printable, write_atomically
+from v2l.hypernetwork import Hypernetwork
 from v2l.judging import Grading, judged, open_judge
 from v2l.manifest import read_manifest
+from v2l.options import Ablation
 from v2l.paper import Published, published
-from v2l.report import Report, summarise
+from v2l.report import summarise
 from v2l.scoring import MARGINS, check_extras
+from v2l.sweep import Run, output_of, place, table, told, varying
+from v2l.vlm import FrozenVLM
 
 
 @dataclass(frozen=True)
 class Questions:
-    """Where the questions come from: a manifest, and the folder that its videos are in."""
+    """Where the questions come from: a manifest and the folder that its videos are in, or a benchmark and its folder.
 
-    manifest: Path
+    samples, seed: of the choice from a benchmark, None for the paper's number and this project's seed
+    """
+
+    manifest: Path | None
     root: Path | None
+    benchmark: str | None = None
+    samples: int | None = None
+    seed: int | None = None
 
 
 @dataclass(frozen=True)
 class Tables:
     """How the answers are told.
 
-    output: the file that keeps all of them, the manifest's own name where None
-    metric: the judge's where None and there is one, else token-F1 beside the paper, else exact match
-    margins: the paper's for that metric where empty; paper: the model that its rows are printed of
+    output: the file that keeps all of them, the manifest's own name where None; of a sweep, files of such names
+    margins: the paper's for that metric where there are none
+    plot: an image of what the tables say; paper: the model whose rows the paper's tables have; grading: who judges
     """
 
     output: Path | None
-    metric: str | None
+    metric: str
     margins: tuple[float, ...]
+    plot: Path | None
     paper: str | None
+    grading: Grading | None
 
 
 def evaluate(
-    questions: Questions, setting: Setting, tables: Tables, grading: Grading | None, choice: Choice, display: Display
+    questions: Questions,
+    settings: Sequence[Setting],
+    ablation: Ablation | None,
+    tables: Tables,
+    choice: Choice,
+    display: Display,
 ) -> bool:
-    """Answers the questions in every way, has the answers judged if that is asked for, and prints how the ways compare;
-    True where all were answered and judged."""
-    examples = read_manifest(questions.manifest, questions.root)
+    """Answers the questions in every way under every setting and prints how the ways compare; True where all were
+    answered, and judged where that is asked for."""
+    asked = _read(questions)
     check_extras()
-    metric = tables.metric or ("judge" if grading else "f1" if tables.paper else "exact")
-    margins = tables.margins or (MARGINS[metric],)
-    paper = published(tables.paper, metric, sorted({each.kind for each in examples})) if tables.paper else {}
-    output = tables.output or questions.manifest.with_suffix(".eval.jsonl")
-    if output.exists() and output.samefile(questions.manifest):
-        raise UsageError(f"{printable(output)} is the manifest itself; name another file with -o")
-    judge = open_judge(grading, {example.task for example in examples}, output) if grading else None
+    if tables.plot:
+        from v2l.plots import check_extra
+
+        check_extra()
+    kinds = sorted({example.kind for example in asked.examples})
+    paper = published(tables.paper, tables.metric, kinds, questions.benchmark) if tables.paper else {}
+    margin, *stricter = tables.margins or (MARGINS[tables.metric],)
+    axes = varying(settings)
+    source = questions.manifest or Path(questions.benchmark)
+    base = tables.output or source.with_suffix(".eval.jsonl")
+    outputs = [output_of(base, setting, axes) for setting in settings]
+    for output in outputs:
+        if questions.manifest and output.exists() and output.samefile(questions.manifest):
+            raise UsageError(f"{printable(output)} is the manifest itself; name another file with -o")
+    judge = open_judge(tables.grading, {example.task for example in asked.examples}, base) if tables.grading else None
     announce_fallback(choice, display)
-    evaluation = Evaluation(examples, *choice.load(), setting, output)
+    _announce(asked, display)
+    models = choice.load()
+    runs = []
+    for setting, output in zip(settings, outputs, strict=True):
+        if axes:
+            display.note(told(setting, axes))
+        setting = _with_ablation(setting, ablation, *models)
+        results = _answered(Evaluation(asked.examples, *models, setting, output, asked.record), asked, display)
+        results, cost = judged(judge, results, display) if judge else (results, None)
+        run = Run(setting, summarise(results, tables.metric, margin, stricter))
+        runs.append(run)
+        _tell(run, asked, paper, cost, output, display)
+    if axes and not display.as_json:
+        display.table(*table(runs))
+    if tables.plot:
+        from v2l.plots import plot_eval
+
+        title = f"{models[0].id}, {tables.metric}, {len(asked.examples)} questions"
+        write_atomically(tables.plot, plot_eval(runs, title, tables.plot.suffix[1:]))
+        display.note(f"wrote {shown(tables.plot)}")
+    return not any(run.report.failed for run in runs)
+
+
+def _with_ablation(setting: Setting, ablation: Ablation | None, vlm: FrozenVLM, hypernetwork: Hypernetwork) -> Setting:
+    if ablation is None:
+        return setting
+    ranks = hypernetwork.config.rank * setting.segments
+    return replace(setting, conditions=(*setting.conditions, *ablations(ablation, ranks, vlm.num_layers)))
+
+
+def _read(questions: Questions) -> Chosen:
+    """The examples of a manifest, all of them, or those chosen from a benchmark."""
+    if (questions.manifest is None) == (questions.benchmark is None):
+        raise UsageError("name either a manifest or a --benchmark")
+    if questions.benchmark is None:
+        if questions.samples is not None or questions.seed is not None:
+            raise UsageError("--samples and --seed choose from a --benchmark; a manifest is answered whole")
+        return Chosen(read_manifest(questions.manifest, questions.root))
+    if questions.root is None:
+        raise UsageError(f"--benchmark {questions.benchmark} needs --root, the folder that it was fetched to")
+    return read_benchmark(questions.benchmark, questions.root, questions.samples, questions.seed or SEED)
+
+
+def _announce(asked: Chosen, display: Display) -> None:
+    """What is lacking of a benchmark, before it is answered."""
+    if asked.unanswerable:
+        display.note(f"{asked.unanswerable} questions have no reference in the annotations and are not asked")
+    if asked.missing:
+        names = [printable(name) for name in asked.missing.values()]
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        display.error(
+            f"{len(names)} of {asked.videos} videos are missing: {', '.join(names[:3])}{more}; what is asked about "
+            "them counts as failed, fetch them and run the same command again"
+        )
+
+
+def _answered(evaluation: Evaluation, asked: Chosen, display: Display) -> list[Result]:
+    """All results, with a bar; what could not be answered is told at once, but for videos known to be missing."""
+    number = len(asked.examples)
     if evaluation.done:
-        display.note(f"{len(evaluation.done)} of {len(examples)} questions were answered before")
-    results = _answered(evaluation, len(examples), display)
-    results, about_judge = judged(judge, results, display) if judge else (results, None)
-    report = summarise(results, metric, margins[0], margins[1:])
-    if display.as_json:
-        beside = {"paper": {kind: asdict(row) for kind, row in paper.items()}, "judge": about_judge}
-        display.result("", {"command": "eval", "results": output, **report.record(), **beside})
-    else:
-        display.note(f"{metric}; every answer is in {printable(output)}")
-        _print(report, paper, display)
-    if report.failed:
-        done = "answered or judged" if judge else "answered"
-        display.error(f"{report.failed} of {len(results)} questions could not be {done}; the same command tries again")
-    return not report.failed
-
-
-def _print(report: Report, paper: Mapping[str, Published], display: Display) -> None:
-    display.table(*report.means_table())
-    display.write("\n")
-    display.table(*report.against_table())
-    if "in_context" in report.against:
-        display.write("\n")
-        display.table(*report.kinds_table(paper))
-        display.write(f"\n{report.summary()}\n")
-
-
-def _answered(evaluation: Evaluation, number: int, display: Display) -> Sequence[Result]:
-    """All results, with a bar; what could not be answered is told at once."""
+        display.note(f"{len(evaluation.done)} of {number} questions were answered before")
+    clips = [video for video, _, _ in evaluation.clips]
     results = []
     display.start_progress(number, "question")
     for result in evaluation.run():
         results.append(result)
         display.progress(len(results), number)
-        if result.error is not None:
+        if result.error is not None and clips[result.clip] not in asked.missing:
             display.error(f"{printable(result.id)}: {result.error}")
     display.end_progress()
+    failed = sum(result.error is not None for result in results)
+    if failed:
+        display.error(f"{failed} of {number} questions could not be answered")
     return results
+
+
+def _tell(
+    run: Run,
+    asked: Chosen,
+    paper: Mapping[str, Published],
+    cost: Mapping[str, Any] | None,
+    path: Path,
+    display: Display,
+) -> None:
+    """One setting's tables, or its record. cost: of its judgements"""
+    report = run.report
+    if display.as_json:
+        about = {"command": "eval", "results": path, **asked.record, **place(run.setting)}
+        rows = {kind: asdict(row) for kind, row in paper.items()}
+        display.result("", about | report.record() | {"paper": rows, "judge": cost})
+        return
+    display.note(f"{report.metric}; every answer is in {printable(path)}")
+    by_kind = report.kinds_table(paper) if report.by_kind else None
+    ablated = rank_table(report.macro), layer_table(report.macro)
+    for each in (report.means_table(), report.against_table(), by_kind, *ablated):
+        if each:
+            display.table(*each)
+            display.write("\n")
+    if by_kind:
+        display.write(f"{report.summary()}\n")

@@ -10,16 +10,16 @@ from __future__ import annotations
 import json
 import os
 import shlex
-import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
+import numpy as np
+from safetensors.torch import save
 
 from v2l.adapter import Adapter
 from v2l.errors import UsageError, V2LError
-from v2l.files import part_prefix, part_suffix, printable, sweep, write_atomically
+from v2l.files import printable, unwritable, write_atomically, write_folder
 from v2l.models import EMBEDDED, RELEASE
 
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
@@ -38,23 +38,9 @@ def export_peft(adapter: Adapter, folder: Path, overwrite: bool = False) -> None
                 else " and is no exported adapter; name another folder"
             )
         )
-    try:
-        sweep(folder.parent)
-        made = Path(tempfile.mkdtemp(prefix=part_prefix(folder), suffix=part_suffix(), dir=folder.parent))
-        try:
-            save_file(adapter.named_tensors(), made / "adapter_model.safetensors", metadata={"format": "pt"})
-            (made / "adapter_config.json").write_text(json.dumps(peft_config(adapter), indent=2) + "\n")
-            made.chmod(0o755)
-            if os.path.lexists(folder):
-                shutil.rmtree(folder)
-            os.replace(made, folder)
-        finally:
-            shutil.rmtree(made, ignore_errors=True)
-    except OSError as error:
-        raise V2LError(
-            f"cannot write {printable(folder)}: {error.strerror or error}; nothing was left there, check the folder, "
-            "its permissions and the free space"
-        ) from error
+    config = json.dumps(peft_config(adapter), indent=2) + "\n"
+    weights = save(adapter.named_tensors(), metadata={"format": "pt"})
+    write_folder(folder, {"adapter_model.safetensors": weights, "adapter_config.json": config.encode()})
 
 
 def _is_export(folder: Path) -> bool:
@@ -92,24 +78,37 @@ def export_gguf(adapter: Adapter, path: Path) -> None:
     """Writes the file, whole or not at all, in float32. Raises UsageError where the `gguf` package is not installed,
     V2LError where the file cannot be written."""
     try:
-        from gguf import GGUFWriter
+        from gguf import GGUFReader, GGUFWriter
     except ImportError as error:
         raise UsageError("GGUF is written by the gguf package, which is not here: pip install 'v2l[export]'") from error
-    with tempfile.TemporaryDirectory() as place:
-        made = Path(place) / "adapter.gguf"
-        writer = GGUFWriter(made, "llama")
-        writer.add_string("general.type", "adapter")
-        writer.add_string("general.name", adapter.description.segments[0].source.name)
-        writer.add_string("adapter.type", "lora")
-        writer.add_float32("adapter.lora.alpha", float(adapter.rank))
-        for layer, (a, b) in enumerate(zip(adapter.a.float(), adapter.b.float(), strict=True)):
-            writer.add_tensor(f"blk.{layer}.ffn_down.weight.lora_a", a.contiguous().numpy())  # (R, d_in)
-            writer.add_tensor(f"blk.{layer}.ffn_down.weight.lora_b", b.T.contiguous().numpy())  # (d_out, R)
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
-        write_atomically(path, made.read_bytes())
+    tensors = {}
+    for layer, (a, b) in enumerate(zip(adapter.a.float(), adapter.b.float(), strict=True)):
+        tensors[f"blk.{layer}.ffn_down.weight.lora_a"] = a.contiguous().numpy()  # (R, d_in)
+        tensors[f"blk.{layer}.ffn_down.weight.lora_b"] = b.T.contiguous().numpy()  # (d_out, R)
+    try:
+        with tempfile.TemporaryDirectory() as place:
+            made = Path(place) / "adapter.gguf"
+            writer = GGUFWriter(made, "llama")
+            writer.add_string("general.type", "adapter")
+            writer.add_string("general.name", printable(adapter.description.segments[0].source.name))
+            writer.add_string("adapter.type", "lora")
+            writer.add_float32("adapter.lora.alpha", float(adapter.rank))
+            for name, tensor in tensors.items():
+                writer.add_tensor(name, tensor)
+            writer.write_header_to_file()
+            writer.write_kv_data_to_file()
+            writer.write_tensors_to_file()
+            writer.close()
+            data = made.read_bytes()
+            try:  # numpy passes over a disk that is full at the end
+                whole = all(np.array_equal(each.data, tensors[each.name]) for each in GGUFReader(made).tensors)
+            except (ValueError, IndexError):
+                whole = False
+            if not whole:
+                raise OSError(f"only a part of it fitted into {printable(place)}")
+    except OSError as error:
+        raise unwritable(path, error) from error
+    write_atomically(path, data)
 
 
 def smallest_vllm_rank(rank: int) -> int:

@@ -6,6 +6,7 @@ Needs no torch: the command line starts with it.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import platform
@@ -13,6 +14,7 @@ import re
 import shutil
 import stat
 import tempfile
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -74,29 +76,110 @@ def _text(value: object) -> str:
 
 
 def write_atomically(path: str | os.PathLike, data: bytes) -> None:
-    """Puts `data` at `path` through a temporary file in the same folder, so that a reader, a crash or a full disk
-    never meets half of it; what stood there before stays until the new file is safely on disk. What a killed process
-    left in that folder is cleared away."""
+    """Puts `data` at `path`, whole or not at all, as `atomically` has it."""
+    with atomically(path) as file:
+        file.write(data)
+
+
+@contextlib.contextmanager
+def atomically(path: str | os.PathLike) -> Iterator[BinaryIO]:
+    """A file to write into, which stands at `path` where the block ends well: a temporary one in the same folder until
+    then, so that a reader, a crash or a full disk never meets half of it; what stood there before stays until the new
+    file is safely on disk. What a killed process left in that folder is cleared away.
+
+    Raises V2LError for every OSError, the block's too."""
     path = Path(path)
     try:
         sweep(path.parent)
         handle, temporary = tempfile.mkstemp(prefix=part_prefix(path), suffix=part_suffix(), dir=path.parent)
         try:
             with open(handle, "wb") as file:
-                file.write(data)
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
             os.chmod(temporary, 0o666 & ~_umask())
             os.replace(temporary, path)
         except BaseException:
-            os.unlink(temporary)
+            with contextlib.suppress(OSError):  # what went wrong first is what is told
+                os.unlink(temporary)
             raise
-        _sync_folder(path.parent)
+    except OSError as error:
+        raise unwritable(path, error) from error
+    _sync_name(path)
+
+
+def write_folder(folder: Path, contents: Mapping[str, bytes]) -> None:
+    """Puts a folder of files there, whole or not at all, in the place of one that stands there. Between moving that
+    away and the new one to its name a killed process leaves neither. Raises V2LError."""
+    try:
+        sweep(folder.parent)
+        made = Path(tempfile.mkdtemp(prefix=part_prefix(folder), suffix=part_suffix(), dir=folder.parent))
+        try:
+            for name, data in contents.items():
+                with open(made / name, "wb") as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+            os.chmod(made, 0o777 & ~_umask())
+            _sync_folder(made)
+            _put_folder(made, folder)
+        finally:
+            shutil.rmtree(made, ignore_errors=True)
+    except OSError as error:
+        raise unwritable(folder, error) from error
+    _sync_name(folder)
+
+
+def _put_folder(made: Path, folder: Path) -> None:
+    if not os.path.lexists(folder):
+        os.rename(made, folder)
+        return
+    before = made.with_name(f"{part_prefix(folder)}before{part_suffix()}")
+    os.rename(folder, before)
+    try:
+        os.rename(made, folder)
+    except BaseException:
+        os.rename(before, folder)
+        raise
+    shutil.rmtree(before, ignore_errors=True)
+
+
+def make_folder(folder: Path) -> None:
+    """Makes it, and those that it stands in, unless it is there. Raises V2LError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise V2LError(
-            f"cannot write {printable(path)}: {error.strerror or error}; nothing was left there, check the folder, "
-            "its permissions and the free space"
+            f"cannot make the folder {printable(folder)}: {error.strerror}; check the place and its permissions"
         ) from error
+
+
+def append_line(path: Path, line: str) -> None:
+    """Adds a line to a file, or nothing. Raises V2LError."""
+    try:
+        with open(path, "ab", buffering=0) as file:
+            size = file.seek(0, os.SEEK_END)
+            try:
+                written = file.write(line.encode() + b"\n")
+                if written <= len(line.encode()):  # the disk took a part of it
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            except OSError:
+                with contextlib.suppress(OSError):
+                    file.truncate(size)
+                raise
+    except OSError as error:
+        raise V2LError(
+            f"cannot go on writing {printable(path)}: {error.strerror or error}; what stands there is whole, check the "
+            "folder and the free space and run this again"
+        ) from error
+
+
+def unwritable(path: str | os.PathLike, error: OSError) -> V2LError:
+    """The one line for what could not be written and was not."""
+    return V2LError(
+        f"cannot write {printable(path)}: {error.strerror or error}; nothing was left there, check the folder, its "
+        "permissions and the free space"
+    )
 
 
 _HERE = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
@@ -148,12 +231,28 @@ def _umask() -> int:
     return mask
 
 
+def _sync_name(path: Path) -> None:
+    """Makes the new name itself durable, where the file system can say so of a folder."""
+    try:
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise V2LError(
+            f"{printable(path)} was written whole, but its disk does not say that it keeps it: "
+            f"{error.strerror or error}; check the disk, then run this again"
+        ) from error
+
+
 def _sync_folder(folder: Path) -> None:
-    """Makes the rename itself durable; not every platform can open a folder, and there the rename is all there is."""
     if os.name != "posix":
         return
-    handle = os.open(folder, os.O_RDONLY)
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except PermissionError:  # a folder to write into and not to look into
+        return
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):  # how file systems say that they cannot
+            raise
     finally:
         os.close(handle)

@@ -6,10 +6,10 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from v2l.errors import V2LError
-from v2l.files import printable, unreadable, write_atomically
+from v2l.files import append_line, printable, unreadable, write_atomically
 
 
 class Journal:
@@ -23,7 +23,6 @@ class Journal:
     def __init__(self, path: Path, header: Mapping[str, Any], what: str, of: str):
         self.path, self.what = path, what
         self._header = json.dumps(header)
-        self._file: TextIO | None = None
         text = self._text()
         self._whole, _, self._rest = text.rpartition("\n")
         if text and not self._whole and not self._header.startswith(text):
@@ -41,24 +40,21 @@ class Journal:
             raise self.foreign()
 
     def __enter__(self) -> Journal:
-        """Opens it at the end of its last whole line, the header written."""
+        """Leaves it at the end of its last whole line, the header written."""
         if not self._whole:
             write_atomically(self.path, (self._header + "\n").encode())
         elif self._rest:
             write_atomically(self.path, (self._whole + "\n").encode())
-        try:
-            self._file = open(self.path, "a", encoding="utf-8")  # until __exit__
-        except OSError as error:
-            raise unreadable(self.path, error) from error
+        self._whole, self._rest = self._whole or self._header, ""  # it may be entered again
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
+        """Nothing is left to write."""
 
     def add(self, row: Mapping[str, Any]) -> None:
-        """One record, there before the next is begun."""
-        self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
+        """One record, there before the next is begun. Raises V2LError where it cannot be written; the file keeps those
+        before it."""
+        append_line(self.path, json.dumps(row))
 
     def _text(self) -> str:
         try:

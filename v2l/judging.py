@@ -11,8 +11,9 @@ from typing import Any
 from v2l.display import Display
 from v2l.evaluate import Result
 from v2l.files import printable
-from v2l.judge import Item, Judge, Judgement, Server, read_rubric
+from v2l.judge import Judge, Judgement, Server
 from v2l.report import TITLES
+from v2l.rubric import Item, read_rubric
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ def judged(judge: Judge, results: Sequence[Result], display: Display) -> tuple[l
         for result in results
         for condition, answer in result.answers.items()
     }
-    names = {item: f"{name}, {TITLES[condition]}" for (name, condition), item in reversed(items.items())}
+    names = {item: f"{name}, {TITLES.get(condition, condition)}" for (name, condition), item in reversed(items.items())}
     missing = judge.missing(list(names))
     if len(missing) < len(names):
         display.note(f"{len(names) - len(missing)} of {len(names)} different answers were judged before")
@@ -58,6 +59,9 @@ def judged(judge: Judge, results: Sequence[Result], display: Display) -> tuple[l
             f"{cost['completion_tokens']:,} completion tokens, {cost['seconds']:.0f} s; every reply is in "
             f"{printable(judge.journal.path)}"
         )
+    failed = len(judge.missing(missing))
+    if failed:
+        display.error(f"{failed} of {len(names)} answers could not be judged; the same command asks for them again")
     about = {"model": judge.server.model, "rubric": judge.rubric.sha256, "judgements": judge.journal.path}
     return [_scored(result, items, judge) for result in results], {**about, **cost}
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from v2l.errors import V2LError
-from v2l.files import printable, write_atomically
+from v2l.files import make_folder, printable, write_atomically
 
 
 @dataclass(frozen=True)
@@ -59,5 +59,5 @@ def read_lock() -> Lock:
 def write_lock(lock: Lock) -> None:
     """Puts it there. Raises V2LError where that is impossible."""
     text = json.dumps({"v2l": 1, **dataclasses.asdict(lock)}, indent=1, sort_keys=True) + "\n"
-    lock_path().parent.mkdir(parents=True, exist_ok=True)
+    make_folder(lock_path().parent)
     write_atomically(lock_path(), text.encode())

@@ -13,6 +13,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from v2l.errors import V2LError
+from v2l.files import append_line, atomically
 
 
 class Steps(Dataset):
@@ -72,12 +73,8 @@ def keep(parts: Mapping[str, object], step: int, path: Path) -> None:
 
     parts: name to whatever has `state_dict` and `load_state_dict`
     """
-    part = path.with_suffix(".part")
-    with open(part, "wb") as file:
+    with atomically(path) as file:
         torch.save({"step": step, **{name: each.state_dict() for name, each in parts.items()}}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
 
 
 def restore(parts: Mapping[str, object], path: Path) -> int:
@@ -92,8 +89,7 @@ def restore(parts: Mapping[str, object], path: Path) -> int:
 
 def record(path: Path, values: Mapping[str, object]) -> None:
     """Appends a line to a metrics file."""
-    with open(path, "a", encoding="utf-8") as file:
-        file.write(json.dumps(dict(values)) + "\n")
+    append_line(path, json.dumps(dict(values)))
 
 
 class Processes:

@@ -49,6 +49,13 @@ class PaperModel(StrEnum):
     of_2_2b = "2.2b"
 
 
+class Ablation(StrEnum):
+    """What can be taken away of an adapter, see ablation.py."""
+
+    ranks = "ranks"
+    layers = "layers"
+
+
 class Control(StrEnum):
     """What an evaluation can leave out: all but the adapter."""
 
@@ -70,20 +77,43 @@ def seconds(text: str) -> float:
     return value
 
 
+def whole_numbers(text: str | None, option: str, least: int = 1) -> tuple[int, ...]:
+    """`12,64` as numbers, none for no text. Raises UsageError where it is no such list, or one is less than `least`."""
+    if text is None:
+        return ()
+    try:
+        numbers = tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise UsageError(f"{option} {text!r}: give whole numbers with commas between them, 12,64") from error
+    if min(numbers) < least:
+        raise UsageError(f"{option} {text!r}: give numbers of at least {least}")
+    return tuple(dict.fromkeys(numbers))
+
+
+LEAST_RESOLUTION = 8
+"""Pixels of a frame's longest edge, below which there is nothing to see."""
+
+
+def check_plot(path: Path | None) -> None:
+    """Raises UsageError where the name of an image tells no format that can be drawn."""
+    if path and path.suffix not in (".png", ".svg", ".pdf"):
+        raise UsageError(f"--plot {path}: name a .png, .svg or .pdf")
+
+
 def check_above_zero(name: str, value: float | None) -> None:
     """Raises UsageError where an option's number is there and is not a finite one above 0."""
     if value is not None and not 0 < value < float("inf"):
         raise UsageError(f"{name} is {value}; give a number above 0")
 
 
-def numbers_above_zero(name: str, text: str) -> tuple[float, ...]:
-    """`0.05,0.02` as numbers, each once. Raises UsageError where one is not a finite number above 0."""
+def numbers_above_zero(text: str | None, option: str) -> tuple[float, ...]:
+    """`0.05,0.02` as numbers, none for no text. Raises UsageError where one is not a finite number above 0."""
     try:
-        numbers = tuple(dict.fromkeys(float(part) for part in text.split(",")))
+        numbers = tuple(dict.fromkeys(float(part) for part in text.split(","))) if text else ()
     except ValueError as error:
-        raise UsageError(f"{name} {text!r}: give numbers with commas between them, 0.05,0.02") from error
+        raise UsageError(f"{option} {text!r}: give numbers with commas between them, 0.05,0.02") from error
     for number in numbers:
-        check_above_zero(name, number)
+        check_above_zero(option, number)
     return numbers
 
 
@@ -136,7 +166,7 @@ Resolution = Annotated[
     int | None,
     typer.Option(
         "--resolution",
-        min=8,
+        min=LEAST_RESOLUTION,
         metavar="PIXELS",
         help="Pixels of a frame's longest edge; more than the model's image is tiled.",
     ),

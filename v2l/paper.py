@@ -111,5 +111,5 @@ def _tables() -> dict[tuple[str, str, str, str], Published]:
 
 
 def _plain(name: str) -> str:
-    """A name as the tables write it, however it is spelled: VDC's "Main Object" is "main-object"."""
-    return "-".join(name.casefold().replace("_", " ").replace("-", " ").split())
+    """A name as the tables write it: "Main Object" becomes main-object, "spatial_caption" spatial."""
+    return "-".join(name.casefold().replace("_", " ").replace("-", " ").split()).removesuffix("-caption")

@@ -9,12 +9,9 @@ from typing import Any
 from v2l.errors import V2LError
 from v2l.evaluate import Result
 from v2l.paper import ALL, Published
-from v2l.scoring import Comparison, compare_at
+from v2l.scoring import Comparison, compare
 
 Table = tuple[list[str], list[list[str]]]
-Compared = tuple[Comparison, ...]
-"""The same difference held against one margin after the other."""
-
 TITLES = {
     "in_context": "in context",
     "adapter": "adapter",
@@ -31,7 +28,7 @@ class Report:
 
     counts, means: by kind of question, means also by condition; macro: means over the kinds
     against: the adapter minus every other condition
-    by_kind: the adapter minus in context, by kind; empty for a kind that asks about one clip only
+    by_kind: the adapter minus in context, by kind; None for a kind that asks about one clip only
     failed: questions that were not answered, or whose answers were not judged
     """
 
@@ -39,25 +36,26 @@ class Report:
     counts: dict[str, int]
     means: dict[str, dict[str, float]]
     macro: dict[str, float]
-    against: dict[str, Compared]
-    by_kind: dict[str, Compared]
+    against: dict[str, Comparison]
+    by_kind: dict[str, Comparison | None]
     failed: int
 
     def record(self) -> dict[str, Any]:
         """As JSON, the verdicts included."""
         return {
             **asdict(self),
-            "against": {name: _verdicts(each) for name, each in self.against.items()},
-            "by_kind": {kind: _verdicts(each) for kind, each in self.by_kind.items()},
+            "against": {name: each.record() for name, each in self.against.items()},
+            "by_kind": {kind: each and each.record() for kind, each in self.by_kind.items()},
         }
 
     def means_table(self) -> Table:
         """Header and rows: a kind of question each, then all kinds."""
+        shown = [name for name in TITLES if name in self.macro]
         rows = [
-            [kind, str(self._count(kind)), *(f"{mean:.3f}" for mean in means.values())]
+            [kind, str(self._count(kind)), *(f"{means[name]:.3f}" for name in shown)]
             for kind, means in self._with_all().items()
         ]
-        return ["question", "n", *(TITLES[condition] for condition in self.macro)], rows
+        return ["question", "n", *(TITLES[name] for name in shown)], rows
 
     def against_table(self) -> Table:
         """Header and rows: the adapter against each other condition, once for each margin."""
@@ -72,23 +70,24 @@ class Report:
                 f"{each.tost_p:.2g}",
             ]
             for name, compared in self.against.items()
-            for each in compared
+            if name in TITLES
+            for each in compared.at_margins
         ]
         return header, rows
 
     def kinds_table(self, paper: Mapping[str, Published] | None = None) -> Table:
         """Header and rows: the adapter against the video in context, a kind of question each, then all kinds, and under
         each the paper's own row where it has one. Recovered is the adapter's share of the score in context."""
-        margins = [each.margin for each in self.against["in_context"]]
+        margins = [each.margin for each in self.against["in_context"].at_margins]
         verdicts = [f"{name}, {margin:g}" for margin in margins for name in ("equivalent", "non-inferior")]
         rows = []
         for kind, means in self._with_all().items():
             compared = self.against["in_context"] if kind == ALL else self.by_kind[kind]
-            told = [_word(verdict) for each in compared for verdict in (each.equivalent, each.non_inferior)]
-            unknown = [UNKNOWN] * (len(verdicts) - len(told))
-            gained = means["adapter"] - means["in_context"]
-            shown = _difference(compared[0]) if compared else [f"{gained:+.3f}", UNKNOWN]
-            rows.append([kind, str(self._count(kind)), *_scores(means), *shown, *told, *unknown, _recovered(means)])
+            told = [f"{means['adapter'] - means['in_context']:+.3f}", UNKNOWN, *[UNKNOWN] * len(verdicts)]
+            if compared:
+                held = [(each.equivalent, each.non_inferior) for each in compared.at_margins]
+                told = [*_difference(compared), *(_word(verdict) for pair in held for verdict in pair)]
+            rows.append([kind, str(self._count(kind)), *_scores(means), *told, _recovered(means)])
             if paper and kind in paper:
                 rows.append(_published(paper[kind], margins))
         header = ["question", "n", "in context", "adapter", "difference", "95% interval", *verdicts, "recovered"]
@@ -96,10 +95,11 @@ class Report:
 
     def summary(self) -> str:
         """How many kinds the adapter is equivalent to the video in context on, at every margin."""
+        known = [compared.at_margins for compared in self.by_kind.values() if compared]
+        kinds = f"of {len(self.by_kind)} kinds at a margin of"
         counts = [
-            f"{sum(compared[place].equivalent for compared in self.by_kind.values() if compared)} of "
-            f"{len(self.by_kind)} kinds at a margin of {each.margin:g}"
-            for place, each in enumerate(self.against["in_context"])
+            f"{sum(held[place].equivalent for held in known)} {kinds} {each.margin:g}"
+            for place, each in enumerate(self.against["in_context"].at_margins)
         ]
         return f"adapter and video in context are equivalent on {', '.join(counts)}"
 
@@ -127,45 +127,38 @@ def summarise(results: Sequence[Result], metric: str, margin: float, stricter: S
         }
         for kind in kinds
     }
-    margins = (margin, *stricter)
     return Report(
         metric=metric,
         counts={kind: sum(result.kind == kind for result in answered) for kind in kinds},
         means=means,
         macro={name: _mean([means[kind][name] for kind in kinds]) for name in conditions},
-        against={name: _compare(answered, metric, name, margins) for name in conditions if name != "adapter"},
-        by_kind=_by_kind(answered, metric, kinds, margins) if "in_context" in conditions else {},
+        against={name: _compare(answered, metric, name, margin, stricter) for name in conditions if name != "adapter"},
+        by_kind=_by_kind(answered, metric, kinds, margin, stricter) if "in_context" in conditions else {},
         failed=len(results) - len(answered),
     )
 
 
-def _compare(results: Sequence[Result], metric: str, condition: str, margins: Sequence[float]) -> Compared:
+def _compare(
+    results: Sequence[Result], metric: str, condition: str, margin: float, stricter: Sequence[float]
+) -> Comparison:
     """The adapter minus the condition."""
     adapter, other = ([result.scores[name][metric] for result in results] for name in ("adapter", condition))
     kinds, clips = [result.kind for result in results], [result.clip for result in results]
-    return compare_at(adapter, other, kinds, clips, margins)
+    return compare(adapter, other, kinds, clips, margin, stricter=stricter)
 
 
-def _by_kind(results: Sequence[Result], metric: str, kinds: Sequence[str], margins: Sequence[float]) -> dict:
-    found: dict[str, Compared] = {}
+def _by_kind(
+    results: Sequence[Result], metric: str, kinds: Sequence[str], margin: float, stricter: Sequence[float]
+) -> dict[str, Comparison | None]:
+    found = {}
     for kind in kinds:
         own = [result for result in results if result.kind == kind]
         several = len({result.clip for result in own}) > 1
-        found[kind] = _compare(own, metric, "in_context", margins) if several else ()
+        found[kind] = _compare(own, metric, "in_context", margin, stricter) if several else None
     return found
 
 
 # Cells -------------------------------------------------------------------------------------------------------------
-
-
-def _verdicts(compared: Compared) -> dict[str, Any] | None:
-    """As JSON: the first margin's comparison, and those at further margins in it."""
-    if not compared:
-        return None
-    first, *further = (
-        {**asdict(each), "non_inferior": each.non_inferior, "equivalent": each.equivalent} for each in compared
-    )
-    return {**first, "stricter": further}
 
 
 def _published(row: Published, margins: Sequence[float]) -> list[str]:

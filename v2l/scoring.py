@@ -11,7 +11,7 @@ import re
 import string
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -60,6 +60,7 @@ class Comparison:
     difference, low, high: mean and its 95% bootstrap interval, resampled by clip
     margin: what the interval is held against
     tost_p: the larger p of the two one-sided t-tests over clips against that margin
+    stricter: the same difference held against other margins
     """
 
     difference: float
@@ -67,6 +68,7 @@ class Comparison:
     high: float
     margin: float
     tost_p: float
+    stricter: tuple[Comparison, ...] = ()
 
     @property
     def non_inferior(self) -> bool:
@@ -78,6 +80,16 @@ class Comparison:
         """Whether the whole interval lies inside the margin."""
         return self.non_inferior and self.high < self.margin
 
+    @property
+    def at_margins(self) -> tuple[Comparison, ...]:
+        """One for every margin, this one first."""
+        return self, *self.stricter
+
+    def record(self) -> dict[str, Any]:
+        """As JSON, the verdicts included."""
+        verdicts = {"non_inferior": self.non_inferior, "equivalent": self.equivalent}
+        return {**asdict(self), **verdicts, "stricter": [each.record() for each in self.stricter]}
+
 
 def compare(
     scores: Sequence[float],
@@ -86,23 +98,13 @@ def compare(
     clips: Sequence[int],
     margin: float = 0.05,
     seed: int = 0,
+    stricter: Sequence[float] = (),
 ) -> Comparison:
-    """`compare_at` one margin."""
-    return compare_at(scores, others, kinds, clips, (margin,), seed)[0]
-
-
-def compare_at(
-    scores: Sequence[float],
-    others: Sequence[float],
-    kinds: Sequence[str],
-    clips: Sequence[int],
-    margins: Sequence[float],
-    seed: int = 0,
-) -> tuple[Comparison, ...]:
-    """Paired comparison of two ways of answering the same questions, held against each of the margins.
+    """Paired comparison of two ways of answering the same questions.
 
     scores, others: one per question, 0 to 1; kinds, clips: what each question is of. Every kind counts the same, and
-    clips, not questions, are resampled, because the questions of one clip stand or fall together.
+    clips, not questions, are resampled, because the questions of one clip stand or fall together. stricter: margins
+    that the same difference is held against as well.
     Raises V2LError where there are fewer than two clips.
     """
     differences = np.asarray(scores, float) - np.asarray(others, float)
@@ -134,9 +136,10 @@ def compare_at(
     ).confidence_interval
     difference, by_clip = float(macro(np.arange(len(clip_names)))), sums.sum(1) / counts.sum(1)
     low, high = float(interval.low), float(interval.high)
-    return tuple(
-        Comparison(difference, low, high, margin, _two_one_sided(by_clip, margin, stats)) for margin in margins
+    held, *further = (
+        Comparison(difference, low, high, each, _two_one_sided(by_clip, each, stats)) for each in (margin, *stricter)
     )
+    return replace(held, stricter=tuple(further))
 
 
 def _two_one_sided(by_clip: np.ndarray, margin: float, stats: Any) -> float:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from v2l.adapter import Adapter, Segment
 from v2l.errors import V2LError
-from v2l.files import identify, unreadable
+from v2l.files import identify, printable, unreadable
 from v2l.hypernetwork import Origin
 from v2l.sampling import Reading
 
@@ -48,7 +48,7 @@ def judge(output: Path, wanted: Wanted, check_hash: bool = False, any_reading: b
         return Verdict("stale", str(error))
     made = adapter.description
     if made.base_model.fingerprint != wanted.fingerprint:
-        return Verdict("foreign", f"{made.base_model.id} ({made.base_model.fingerprint[:12]})")
+        return Verdict("foreign", f"{printable(made.base_model.id)} ({made.base_model.fingerprint[:12]})")
     if made.hypernetwork.sha256 != wanted.origin.sha256:
         return Verdict("stale", "it was made by another hypernetwork")
     segment = made.segments[0]

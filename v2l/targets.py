@@ -62,10 +62,10 @@ def find_targets(
     """
     found: list[Target | Nothing] = []
     for given in inputs:
-        if _ADDRESS.match(os.fspath(given)) and not given.exists():
+        if _ADDRESS.match(os.fspath(given)) and not os.path.exists(given):
             found.append(Nothing(given, f"{printable(given)} is an address; v2l reads local files, fetch it first"))
             continue
-        if not given.is_dir():
+        if not os.path.isdir(given):  # False also for a name that no file can have
             found.append(Target(given, _place(given, Path(given.name), destination, reading)))
             continue
         try:

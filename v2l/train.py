@@ -19,7 +19,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from v2l.checkpoint import FILE_NAME, save_hypernetwork, with_origin
 from v2l.errors import V2LError
-from v2l.files import printable, write_atomically
+from v2l.files import make_folder, printable, write_atomically
 from v2l.hypernetwork import Hypernetwork, HypernetworkConfig, TrainedWith
 from v2l.lessons import Curriculum, Lesson, Lessons, Reader, Unreadable, read_lesson
 from v2l.lora import Factors, attached
@@ -154,7 +154,7 @@ class Trainer:
             "clips": [len(self.lessons.clips), len(self.validation_clips)],
             **{name: value for name, value in dataclasses.asdict(self.training).items() if name != "workers"},
         }
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         text = canonical_json(settings) + "\n"
         path = self.folder / SETTINGS
         if path.exists() and path.read_text(encoding="utf-8") != text:

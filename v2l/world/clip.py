@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ import cv2
 import numpy as np
 
 from v2l.errors import V2LError
-from v2l.files import printable
+from v2l.files import printable, unwritable
 from v2l.sampling import sample_indices
 from v2l.world.draw import draw
 from v2l.world.scene import Story
@@ -54,10 +55,17 @@ def write_clip(story: Story, path: str | os.PathLike, form: ClipFormat | None = 
                 f"cannot write {printable(path)} with {form.width} x {form.height} pixels at {form.fps:g} frames a "
                 "second; name a .mp4 in a folder that is there, with even sizes"
             )
+        written = 0
         for pixels in frames(story, form):
             writer.write(cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR))
+            written += 1
         writer.release()
+        if cv2.VideoCapture(str(part), cv2.CAP_FFMPEG).get(cv2.CAP_PROP_FRAME_COUNT) != written:
+            raise unwritable(path, OSError("OpenCV wrote only a part of it"))  # it tells nobody of a full disk
         os.replace(part, path)
+    except OSError as error:
+        raise unwritable(path, error) from error
     finally:
         writer.release()
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)

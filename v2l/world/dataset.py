@@ -1,27 +1,29 @@
 """Folders of clips with a manifest that `v2l train` and `v2l eval` read.
 
-`python -m v2l.world.dataset FOLDER SPLIT COUNT [FILMING] [--kept]` writes COUNT clips of a split and the manifest
-FOLDER/SPLIT.jsonl, or FOLDER/SPLIT-FILMING.jsonl where they are not filmed plainly; --kept asks in the phrasings that
-are kept for the test.
+`python -m v2l.world.dataset FOLDER SPLIT COUNT [FILMING] [--kept|--styles|--benchmarks]` writes COUNT clips of a split
+and the manifest FOLDER/SPLIT.jsonl, or FOLDER/SPLIT-FILMING.jsonl where they are not filmed plainly. --kept asks in the
+phrasings that are kept for the test, --styles what the paper's five caption styles ask, --benchmarks what its four
+question benchmarks ask; the manifest's name tells.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
-from v2l.files import write_atomically
+from v2l.files import make_folder, write_atomically
 from v2l.world.clip import ClipFormat, seen_times, write_clip
-from v2l.world.questions import ask_about, caption
-from v2l.world.scene import SHAPES, sample_story
+from v2l.world.questions import Question, ask_about, ask_as_benchmarks, caption, describe
+from v2l.world.scene import SHAPES, SPLITS, WORDS, Story, sample_story
 
 
 @dataclass(frozen=True)
@@ -51,12 +53,53 @@ def scenes_of_eight_seconds(count: int) -> Callable[[np.random.Generator], Filmi
     return lambda random: Filming(8.0 * count, count)
 
 
+def length(seconds: int) -> Callable[[np.random.Generator], Filming]:
+    """So many seconds of up to sixteen scenes: what one of them shows is there for a sixteenth of the time at most."""
+    return lambda random: Filming(float(seconds), min(seconds, 16), ClipFormat(fps=2.0))
+
+
+def facts(seconds: int) -> Callable[[np.random.Generator], Filming]:
+    """So many seconds with a scene for every four of them, as far as there are words."""
+    return lambda random: Filming(float(seconds), min(seconds // 4, len(WORDS)), ClipFormat(fps=2.0))
+
+
+def lines(height: int) -> Callable[[np.random.Generator], Filming]:
+    """`plain` with so many lines of pixels."""
+    return lambda random: Filming(form=ClipFormat(2 * round(height * 2 / 3), height))
+
+
 FILMINGS: dict[str, Callable[[np.random.Generator], Filming]] = {
     "plain": plain,
     "varied": varied,
     "two": scenes_of_eight_seconds(2),
     "eight": scenes_of_eight_seconds(8),
+    **{f"length-{seconds}": length(seconds) for seconds in (8, 12, 64, 256, 1024)},
+    **{f"facts-{seconds}": facts(seconds) for seconds in (8, 12, 64, 256, 1024)},
+    **{f"lines-{height}": lines(height) for height in (64, 96, 240, 480, 1080)},
 }
+
+
+Asking = Callable[[Story, Sequence[float], np.random.Generator], list[Question]]
+
+
+def everything(story: Story, times: Sequence[float], random: np.random.Generator) -> list[Question]:
+    """Each kind of question once, and a caption."""
+    return [*ask_about(story, times, random), caption(story, times, random)]
+
+
+def everything_twice(story: Story, times: Sequence[float], random: np.random.Generator) -> list[Question]:
+    """For training: each kind of question twice, of different times and shapes, and a caption."""
+    asked = [each for _ in range(2) for each in ask_about(story, times, random)]
+    return [*asked, caption(story, times, random)]
+
+
+def everything_kept(story: Story, times: Sequence[float], random: np.random.Generator) -> list[Question]:
+    """`everything` in the phrasings that training never hears."""
+    return [*ask_about(story, times, random, kept_phrasing=True), caption(story, times, random)]
+
+
+ASKINGS: dict[str, Asking] = {"kept": everything_kept, "styles": describe, "benchmarks": ask_as_benchmarks}
+"""What can be asked instead of everything."""
 
 
 def write_dataset(
@@ -65,21 +108,21 @@ def write_dataset(
     count: int,
     filming: Callable[[np.random.Generator], Filming] = plain,
     name: str | None = None,
-    kept_phrasing: bool = False,
+    asking: str | None = None,
 ) -> Path:
     """`count` clips of a split, seeds 0 up, with their questions; returns the manifest, `{name}.jsonl` in the folder.
 
     filming: how each clip is filmed, from a generator of its own
     name: of the clips' folder and of the manifest, the split's where None
-    kept_phrasing: ask in the phrasings that training never hears, in `{name}-kept.jsonl`
+    asking: one of ASKINGS, in `{name}-{asking}.jsonl`; everything where None, for training twice
 
-    Scenes have as many shapes as the embedded model knows. Questions are about what a frame a second shows, each kind
-    asked once, for training twice, of different times and shapes; how many shapes there are, where it differs. Clips
-    that are there already are not written again.
+    Scenes have as many shapes as the embedded model knows. Questions are about what a frame a second shows; how many
+    shapes there are, where it differs. Clips that are there already are not written again.
     """
     folder, name = Path(folder), name or split
-    (folder / name).mkdir(parents=True, exist_ok=True)
-    rows, draws = [], 2 if split == "train" else 1
+    make_folder(folder / name)
+    rows = []
+    ask = ASKINGS[asking] if asking else everything_twice if split == "train" else everything
     for seed in tqdm(range(count), unit="clip", disable=not sys.stderr.isatty()):
         path = f"{name}/{seed:05d}.mp4"
         random = np.random.default_rng(seed)
@@ -89,28 +132,33 @@ def write_dataset(
         if not (folder / path).exists():
             write_clip(story, folder / path, film.form)
         times = seen_times(film.seconds, film.form, views)
-        asked = [each for _ in range(draws) for each in ask_about(story, times, random, kept_phrasing)]
-        told = {question.prompt: question for question in asked if SHAPES > 1 or question.kind != "count"}
-        for number, question in enumerate([*told.values(), caption(story, times, random)]):
+        told = {(question.kind, question.prompt): question for question in ask(story, times, random)}
+        asked = [question for question in told.values() if SHAPES > 1 or question.kind != "count"]
+        for number, question in enumerate(asked):
             rows.append(
                 {
                     "id": f"{name}-{seed:05d}-{number:02d}",
                     "video_path": path,
-                    "task_type": "caption" if question.kind == "caption" else "qa",
+                    "task_type": "caption" if asking == "styles" or question.kind == "caption" else "qa",
                     "prompt": question.prompt,
                     "target_text": question.answer,
                     "split": split,
-                    "metadata": {"kind": question.kind, "kept_phrasing": kept_phrasing},
+                    "metadata": {"kind": question.kind, "kept_phrasing": asking == "kept"},
                 }
             )
-    manifest = folder / f"{name}{'-kept' if kept_phrasing else ''}.jsonl"
+    manifest = folder / f"{name}{f'-{asking}' if asking else ''}.jsonl"
     write_atomically(manifest, "".join(json.dumps(row) + "\n" for row in rows).encode())
     return manifest
 
 
 if __name__ == "__main__":
-    place, split, number, *how = sys.argv[1:]
-    kept = "--kept" in how
-    filming = next((word for word in how if word != "--kept"), "plain")
-    name = split if filming == "plain" else f"{split}-{filming}"
-    print(write_dataset(place, split, int(number), FILMINGS[filming], name, kept))
+    parser = argparse.ArgumentParser(prog="python -m v2l.world.dataset", description="Clips of a split, and questions.")
+    parser.add_argument("folder")
+    parser.add_argument("split", choices=SPLITS)
+    parser.add_argument("count", type=int)
+    parser.add_argument("filming", nargs="?", choices=FILMINGS, default="plain")
+    for name in ASKINGS:
+        parser.add_argument(f"--{name}", dest="asking", action="store_const", const=name)
+    given = parser.parse_args()
+    name = given.split if given.filming == "plain" else f"{given.split}-{given.filming}"
+    print(write_dataset(given.folder, given.split, given.count, FILMINGS[given.filming], name, given.asking))

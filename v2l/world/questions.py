@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -128,6 +128,15 @@ PHRASINGS = {
 }
 """Kind of question to its phrasings, the one for the test last: training hears all of its words, in other sentences."""
 
+QA_BENCHMARKS = {
+    "tiny-nextqa": ("word first", "word last", "word after", "word before"),
+    "tiny-activitynet-qa": ("colour", "shape", "motion", "words"),
+    "tiny-plm-sgqa": ("word at", "place at", "colour at", "shape at", "start", "end"),
+    "tiny-vidcapbench": tuple(kind for kind in PHRASINGS if kind != "count"),
+}
+"""What the four question benchmarks of the paper ask, in this world: the order of events; what is seen; what is where
+and when, in detail; and everything about the same video, which has one shape."""
+
 CAPTION_PROMPTS = ("Describe what is happening in this video.", "Summarize this video in 1-3 sentences.")
 
 
@@ -158,6 +167,37 @@ def ask_about(
     return [
         Question(kind, choices[kind].format(**names), answer) for kind, names, answer in _facts(story, times, random)
     ]
+
+
+def ask_as_benchmarks(story: Story, times: Sequence[float], random: np.random.Generator) -> list[Question]:
+    """The same questions under the names of QA_BENCHMARKS, in each that asks their kind."""
+    asked = ask_about(story, times, random)
+    return [
+        replace(question, kind=name)
+        for name, kinds in QA_BENCHMARKS.items()
+        for question in asked
+        if question.kind in kinds
+    ]
+
+
+def describe(story: Story, times: Sequence[float], random: np.random.Generator) -> list[Question]:
+    """What the five caption styles of VDC ask, in this world, of one scene: the whole in short and in detail, the
+    motion in place of the camera's, the whiteboard that is the background, and the main subject."""
+    if len(story.scenes) > 1:
+        raise V2LError("the caption styles are asked of one scene; several have no main subject")
+    told = caption(story, times, random).answer
+    facts = {kind: (names, answer) for kind, names, answer in _facts(story, times, random)}
+    (colour, subject), (_, words) = facts["shape"], facts["words"]
+    styles = [
+        Question("short", CAPTION_PROMPTS[1], told),
+        Question("detailed", CAPTION_PROMPTS[0], told),
+        Question("background", "read the whiteboard.", words),
+        Question("main subject", f"what is the {colour['colour']} thing?", subject),
+    ]
+    if "motion" in facts:
+        (kind, motion) = facts["motion"]
+        styles.insert(2, Question("camera", f"describe the motion of the {kind['kind']}.", motion))
+    return styles
 
 
 def caption(story: Story, times: Sequence[float], random: np.random.Generator) -> Question:
