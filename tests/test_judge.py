@@ -190,7 +190,10 @@ def test_nonsense_is_asked_again_once_and_then_kept_as_an_error(stand_in, judge)
     ("said", "told"),
     [
         (completion('{"score": 6}'), 'the judge\'s reply holds no score from 0 to 5: {"score": 6}'),
-        (completion('{"score": 3}', finish="length"), "the judge's reply was cut off at the most tokens that the"),
+        (
+            completion('{"score": 3}', finish="length"),
+            "the judge's reply was cut off at the rubric's token limit; another --rubric",
+        ),
         (completion(""), "the judge's reply holds no score from 0 to 5: it is empty"),
         (completion(None), 'the judge\'s reply holds no score from 0 to 5: {"choices"'),
         (Said("<b>\x1b[31m\nhello"), 'the judge\'s reply holds no score from 0 to 5: "<b>\\u001b[31m\\nhello"'),
@@ -309,7 +312,7 @@ def test_eval_asks_the_judge_and_goes_on_where_it_failed(stand_in, evaluate, tmp
     failed = evaluate(*judge)
     assert failed.exit_code == 1
     lines = failed.stdout.splitlines()
-    assert re.search(r"error: [2-4] of \d answers could not be judged; the same command asks for them ag", failed.stderr)
+    assert re.search(r"error: [2-4] of \d answers could not be judged; the same command asks for ", failed.stderr)
     assert re.search(r"error: 0-camera, .*: the judge's reply holds no score from 0 to 5: lovely", failed.stderr)
     assert "prompt and" in failed.stderr and "questions.eval.judge.jsonl" in failed.stderr
     header, *rows = [line.split("\t") for line in lines if line.count("\t") == 10]
@@ -344,6 +347,22 @@ def test_eval_asks_the_judge_and_goes_on_where_it_failed(stand_in, evaluate, tmp
     # the same answers by another metric, nobody asked
     other = evaluate("--metric", "f1", "--json")
     assert other.exit_code == 0 and json.loads(other.stdout)["against"]["in_context"]["margin"] == 0.05
+
+
+def test_a_sweep_has_one_file_of_judgements(stand_in, evaluate, tmp_path):
+    words = ["--judge", stand_in.url, "--judge-model", "grader", "--frames", "2,4", "--ablate", "ranks", "--json"]
+    done = evaluate(*words)
+    assert done.exit_code == 0, done.stderr
+    records = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [record["frames"] for record in records] == [2, 4]
+    assert len(records[0]["macro"]) > 2  # the ablated adapters' answers are judged too
+    header, *judgements = (tmp_path / "questions.eval.judge.jsonl").read_text().splitlines()
+    assert json.loads(header) == {"v2l": 1, "judgements": 1}
+    requests = [json.loads(line)["request"] for line in judgements]
+    assert len(set(requests)) == len(requests) == len(stand_in.requests)
+    assert sum(record["judge"]["replies"] for record in records) == len(requests)
+    stand_in.requests.clear()
+    assert evaluate(*words).exit_code == 0 and stand_in.requests == []
 
 
 def test_a_judge_that_is_not_there_ends_the_command_and_the_answers_stay(stand_in, evaluate, tmp_path):

@@ -250,7 +250,7 @@ def _read(reply: Any) -> tuple[int | None, str | None]:
     choice = _within(reply, "choices", 0)
     text = _within(choice, "message", "content")
     if _within(choice, "finish_reason") == "length":
-        return None, "the judge's reply was cut off at the most tokens that the rubric's request allows"
+        return None, "the judge's reply was cut off at the rubric's token limit; another --rubric may allow more"
     score = read_score(text) if isinstance(text, str) else None
     if score is not None:
         return score, None
