@@ -9,7 +9,7 @@ import warnings
 
 import pytest
 from conftest import DATA
-from terminal import SUFFIX, fill
+from terminal import SUFFIX, TRACEBACK, fill
 from typer.testing import CliRunner
 
 from v2l.cli import app
@@ -107,7 +107,7 @@ def test_the_exit_code_says_how_it_went(v2l_command, desk, name, code, words):
     errors = [line for line in done.stderr.splitlines() if line.startswith("v2l: error: ")]
     usage = "Usage: " in done.stderr or "Usage: " in done.stdout
     assert bool(errors or usage) == (code != 0), done.stderr
-    assert "Traceback" not in done.stderr
+    assert TRACEBACK not in done.stderr
     assert {path: path.stat().st_mtime_ns for path in desk.iterdir()} == before
 
 
