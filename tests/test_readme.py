@@ -29,6 +29,17 @@ def test_commands_and_options_exist():
         assert {word for word in words if word.startswith("-") and word != "-"} <= options
 
 
+def test_the_training_page_names_options_that_exist():
+    known = typer.main.get_command(app).commands
+    text = (ROOT / "docs" / "training.md").read_text().replace("\\\n", " ")
+    blocks = "\n".join(re.findall(r"^```sh\n(.*?)^```", text, re.MULTILINE | re.DOTALL))
+    lines = re.findall(r"\bv2l (train|eval|pull) ([^&;\n]*)", blocks)
+    assert len(lines) >= 8
+    for command, words in lines:
+        options = {name for parameter in known[command].params for name in parameter.opts}
+        assert {word for word in shlex.split(words) if word.startswith("-")} <= options
+
+
 def test_both_commands_are_one_line():
     for kind in ("run", "test"):
         (command,) = re.findall(rf"^<!-- {kind} command -->\n```sh\n(.*?)^```", README, re.MULTILINE | re.DOTALL)

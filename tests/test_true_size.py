@@ -1,5 +1,6 @@
 """The real architectures at their true size, with random weights: nothing but the weights is missing."""
 
+import json
 import os
 import re
 import subprocess
@@ -12,7 +13,9 @@ import torch
 from transformers import SmolVLMConfig
 
 from v2l.arch import ARCHITECTURES
+from v2l.evaluate import CONDITIONS
 from v2l.hypernetwork import TrainedWith
+from v2l.report import TITLES
 
 ENCODE = """
 import re, sys, time
@@ -65,6 +68,18 @@ print(f"loss {progress.loss:.3f}, {moved} of {len(before)} tensors moved")
 print(f"memory {loaded:.2f} GiB loaded, {memory('VmHWM'):.2f} GiB at its peak, {seconds:.1f} s")
 """
 
+EVALUATE = """
+import re, sys, time
+from v2l.cli import main
+
+start = time.perf_counter()
+try:
+    main()
+finally:
+    peak = int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) / 2**20
+    print(f"memory {peak:.2f} GiB at its peak, {(time.perf_counter() - start) / 60:.1f} min", file=sys.stderr)
+"""
+
 
 def write_500m(folder):
     """True dimensions, random weights in a bfloat16 file."""
@@ -78,6 +93,23 @@ def write_500m(folder):
         tie_word_embeddings=False,
     )
     return small.write_model(folder, config=config, dtype=torch.bfloat16)
+
+
+def write_published_hypernetwork(folder):
+    """Of the published sizes, random, beside the model."""
+    sizes = {"rank": 16, "lora_alpha": 128.0, "latent_size": 512, "num_blocks": 9}
+    heads = {"num_heads": 16, "num_kv_heads": 4, "head_dim": 128}
+    small.write_hypernetwork(folder, trained_with=TrainedWith(resolution=384), **sizes, **heads)
+
+
+def fill_vocabulary(folder):
+    """A name for each of the model's 49,280 tokens, so that whatever random weights say is something."""
+    path = folder / "tokenizer.json"
+    tokenizer = json.loads(path.read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    taken = {*vocabulary.values(), *(added["id"] for added in tokenizer["added_tokens"])}
+    vocabulary |= {f"<{id}>": id for id in range(ARCHITECTURES["smolvlm2-500m"].text["vocab_size"]) if id not in taken}
+    path.write_text(json.dumps(tokenizer))
 
 
 @pytest.mark.slow
@@ -99,9 +131,7 @@ def test_500m_takes_an_optimisation_step_on_the_cpu(tmp_path):
 def test_500m_encodes_a_12_frame_clip_on_the_cpu(tmp_path):
     """True dimensions, random weights in a bfloat16 file, float32 on the CPU; prints its peak memory."""
     folder = write_500m(tmp_path / "500m")
-    published = {"rank": 16, "lora_alpha": 128.0, "latent_size": 512, "num_blocks": 9}
-    heads = {"num_heads": 16, "num_kv_heads": 4, "head_dim": 128}
-    small.write_hypernetwork(folder, trained_with=TrainedWith(resolution=384), **published, **heads)
+    write_published_hypernetwork(folder)
     video = small.write_video(tmp_path / "clip.mp4", frames=15 * 8, width=320, height=180)
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
     run = [sys.executable, "-c", ENCODE, str(folder), str(video)]
@@ -110,6 +140,37 @@ def test_500m_encodes_a_12_frame_clip_on_the_cpu(tmp_path):
     assert "ranks (32, 32, 2560) frames 12 windows (12,)" in printed
     assert float(re.search(r"loaded, ([\d.]+) GiB at", printed)[1]) < 6
     assert (folder / "clip.v2l.safetensors").stat().st_size < 16e6
+
+
+@pytest.mark.slow
+def test_500m_is_evaluated_on_two_clips_on_the_cpu(tmp_path):
+    """The rehearsal: `v2l eval` as on the day the weights are there, but with random ones; prints memory and time."""
+    folder = write_500m(tmp_path / "500m")
+    write_published_hypernetwork(folder)
+    fill_vocabulary(folder)
+    rows = []
+    for clip in ("a", "b"):
+        small.write_video(tmp_path / f"{clip}.mp4", frames=15 * 8, width=320, height=180, seed=ord(clip))
+        caption = {"task_type": "caption", "prompt": "Describe what is happening in this video."}
+        question = {"question": "what moves?", "answer": "a square", "metadata": {"kind": "motion"}}
+        rows.append({"id": f"{clip}-caption", "video_path": f"{clip}.mp4", "target_text": "a square moves", **caption})
+        rows.append({"id": f"{clip}-question", "video_path": f"{clip}.mp4", **question})
+    manifest = tmp_path / "rehearsal.jsonl"
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    options = ["--model", str(folder), "--metric", "f1", "--max-new-tokens", "4", "--device", "cpu"]
+    run = [sys.executable, "-c", EVALUATE, "eval", str(manifest), *options]
+    done = subprocess.run(run, capture_output=True, text=True, env=environment)
+    print(f"\n{done.stdout}\n{done.stderr}")
+    assert done.returncode == 0
+    assert all(word in done.stdout for word in ("caption", "motion", *TITLES.values()))
+    _, *results = (json.loads(line) for line in (tmp_path / "rehearsal.eval.jsonl").read_text().splitlines())
+    assert [result["id"] for result in results] == [row["id"] for row in rows]
+    for result in results:
+        assert result["error"] is None
+        assert tuple(result["answers"]) == tuple(result["scores"]) == CONDITIONS
+        assert all(result["answers"].values())
+    assert float(re.search(r"memory ([\d.]+) GiB at its peak", done.stderr)[1]) < 6
 
 
 @pytest.mark.slow
