@@ -74,16 +74,6 @@ def test_a_video_without_a_clock_crosses_the_border(clips):
     assert alike(decoding.read_frames(bare, WANTED), video.read_frames(bare, WANTED))
 
 
-def test_names_start_where_this_process_is_now(worker, clips, monkeypatch, tmp_path):
-    decoding.decoder_version()  # the worker runs, and elsewhere
-    monkeypatch.chdir(clips[0].parent)
-    found = decoding.probe(clips[0].name)
-    assert alike(decoding.read_frames(found, WANTED), video.read_frames(video.probe(clips[0]), WANTED))
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(v2l.V2LError, match="no file"):
-        decoding.probe(clips[0].name)
-
-
 def test_errors_are_the_decoders_own(tmp_path, clips):
     (tmp_path / "empty.mp4").touch()
     for path, says in (

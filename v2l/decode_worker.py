@@ -93,9 +93,6 @@ def video_from_json(values: dict[str, Any], payload: bytes) -> Video:
 def _answer(
     request: dict[str, Any], payload: bytes, opened: dict[int, Iterator[decoder.Frame]]
 ) -> tuple[dict[str, Any], bytes]:
-    if request.get("folder"):
-        with contextlib.suppress(OSError):
-            os.chdir(request["folder"])
     if request["do"] == "version":
         return {"version": decoder.load_cv2().__version__}, b""
     if request["do"] == "probe":

@@ -37,7 +37,7 @@ _COMMAND = "import sys; sys.path.insert(0, sys.argv[1]); from v2l.decode_worker 
 
 def probe(path: str | os.PathLike[str]) -> Video:
     """`video.probe` in the worker; V2LError as there, and where the file crashes the decoder or makes it hang."""
-    answer, payload = the_worker().ask({"do": "probe", "path": os.fsdecode(path), "folder": _folder()}, about=path)
+    answer, payload = the_worker().ask({"do": "probe", "path": os.fsdecode(path)}, about=path)
     return video_from_json(answer, payload)
 
 
@@ -47,9 +47,7 @@ def read_frames(video: Video, indices: Sequence[int]) -> Iterator[Frame]:
     worker, left = the_worker(), [int(index) for index in indices]
     while True:
         plain, arrays = video_to_json(video)
-        answer, _ = worker.ask(
-            {"do": "open", "indices": left, "folder": _folder(), **plain}, video.path, payload=arrays
-        )
+        answer, _ = worker.ask({"do": "open", "indices": left, **plain}, video.path, payload=arrays)
         number, generation = answer["number"], answer["generation"]
         try:
             while left:
@@ -65,14 +63,6 @@ def read_frames(video: Video, indices: Sequence[int]) -> Iterator[Frame]:
         finally:
             with contextlib.suppress(Restarted, V2LError):
                 worker.ask({"do": "close", "number": number}, video.path, generation)
-
-
-def _folder() -> str | None:
-    """Where names start from now; the worker may have been started elsewhere."""
-    try:
-        return os.getcwd()
-    except OSError:  # it is no more
-        return None
 
 
 def decoder_version() -> str:
