@@ -17,7 +17,7 @@ import typer
 from v2l.benchmarks.registry import BENCHMARKS
 from v2l.cli import app
 from v2l.models import PRESETS
-from v2l.options import Ablation, Arch, Control, Dtype, ExportFormat, Metric
+from v2l.options import Ablation, Arch, Control, Dtype, ExportFormat, Metric, PaperModel
 from v2l.targets import ADAPTER_SUFFIX, VIDEO_SUFFIXES
 
 Parameter = typer.core.TyperOption | typer.core.TyperArgument
@@ -55,6 +55,7 @@ KINDS = {
     "manifests": Kind(suffixes=(".jsonl",)),
     "metrics": Kind(words=tuple(Metric), paths=False),
     "models": Kind(words=("tiny", *PRESETS)),
+    "papers": Kind(words=tuple(PaperModel), paths=False),
     "safetensors": Kind(suffixes=(".safetensors",)),
     "tables": Kind(suffixes=(".csv",)),
     "subjects": Kind(suffixes=(ADAPTER_SUFFIX, *VIDEOS)),
@@ -101,10 +102,12 @@ PARAMETERS = {
     "root": "folders",
     "metric": "metrics",
     "without": "controls",
+    "paper": "papers",
+    "rubric": "files",
+    **dict.fromkeys("margin judge judge_model judge_timeout judge_jobs".split(), FREE),
     "ablate": "ablations",
     "benchmark": "benchmarks",
     "samples": FREE,
-    "margin": FREE,
 }
 """A parameter's name, after its command's where it means something else there, to the kind of its values."""
 

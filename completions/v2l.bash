@@ -35,8 +35,9 @@ _v2l_offer() {
         images) _v2l_paths "$2" '*@(.pdf|.png|.svg)' ;;
         controls) _v2l_words "$2" 'in_context nothing bias other_clip' ;;
         manifests) _v2l_paths "$2" '*@(.jsonl)' ;;
-        metrics) _v2l_words "$2" 'exact f1 rouge_l' ;;
+        metrics) _v2l_words "$2" 'exact f1 rouge_l judge' ;;
         models) _v2l_words "$2" 'tiny smolvlm2-500m smolvlm2-2.2b'; _v2l_paths "$2" '' ;;
+        papers) _v2l_words "$2" '500m 2.2b' ;;
         safetensors) _v2l_paths "$2" '*@(.safetensors)' ;;
         tables) _v2l_paths "$2" '*@(.csv)' ;;
         subjects) _v2l_paths "$2" '*@(.v2l.safetensors|.3gp|.avi|.flv|.m2ts|.m4v|.mkv|.mov|.mp4|.mpeg|.mpg|.mts|.ogv|.ts|.webm|.wmv)' ;;
@@ -54,7 +55,7 @@ _v2l_option() {
         'eval --benchmark') kind='benchmarks' ;;
         'encode --device' | 'ask --device' | 'bench --device' | 'eval --device' | 'train --device' | 'demo --device' | 'verify --device') kind='devices' ;;
         'encode --dtype' | 'ask --dtype' | 'bench --dtype' | 'eval --dtype' | 'train --dtype' | 'verify --dtype') kind='dtypes' ;;
-        'encode --files-from' | 'export --output' | 'export -o') kind='files' ;;
+        'encode --files-from' | 'eval --rubric' | 'export --output' | 'export -o') kind='files' ;;
         'export --format') kind='formats' ;;
         'encode --output-dir' | 'eval --root' | 'train --output' | 'train -o' | 'train --root' | 'demo --output-dir') kind='folders' ;;
         'bench --plot' | 'eval --plot') kind='images' ;;
@@ -62,11 +63,12 @@ _v2l_option() {
         'bench --output' | 'bench -o' | 'eval --output' | 'eval -o' | 'train --validation') kind='manifests' ;;
         'eval --metric') kind='metrics' ;;
         'encode --model' | 'encode -m' | 'ask --model' | 'ask -m' | 'bench --model' | 'bench -m' | 'eval --model' | 'eval -m' | 'train --model' | 'train -m' | 'verify --model' | 'verify -m') kind='models' ;;
+        'eval --paper') kind='papers' ;;
         'import --output' | 'import -o') kind='safetensors' ;;
         'bench --csv') kind='tables' ;;
         'ask --in-context') kind='videos' ;;
         'encode --hypernetwork' | 'ask --hypernetwork' | 'bench --hypernetwork' | 'eval --hypernetwork' | 'train --hypernetwork') kind='weights' ;;
-        'encode --frames' | 'encode --fps' | 'encode --start' | 'encode --end' | 'encode --resolution' | 'encode --segments' | 'encode --segment-seconds' | 'encode --shard' | 'ask --question' | 'ask -q' | 'ask --frames' | 'ask --fps' | 'ask --start' | 'ask --end' | 'ask --resolution' | 'ask --max-new-tokens' | 'ask --strength' | 'bench --frames' | 'bench --resolution' | 'bench --questions' | 'bench --repeats' | 'bench --warmup' | 'bench --new-tokens' | 'bench --budget' | 'eval --samples' | 'eval --seed' | 'eval --margin' | 'eval --frames' | 'eval --fps' | 'eval --resolution' | 'eval --segments' | 'eval --in-context-frames' | 'eval --max-new-tokens' | 'train --sizes' | 'train --kl-weight' | 'train --steps' | 'train --batch' | 'train --together' | 'train --learning-rate' | 'train --questions' | 'train --segments' | 'train --windows' | 'train --denser' | 'train --frames' | 'train --fps' | 'train --resolution' | 'train --validate-every' | 'train --save-every' | 'train --workers' | 'train --seed' | 'compose --rank' | 'pull --revision') kind='' ;;
+        'encode --frames' | 'encode --fps' | 'encode --start' | 'encode --end' | 'encode --resolution' | 'encode --segments' | 'encode --segment-seconds' | 'encode --shard' | 'ask --question' | 'ask -q' | 'ask --frames' | 'ask --fps' | 'ask --start' | 'ask --end' | 'ask --resolution' | 'ask --max-new-tokens' | 'ask --strength' | 'bench --frames' | 'bench --resolution' | 'bench --questions' | 'bench --repeats' | 'bench --warmup' | 'bench --new-tokens' | 'bench --budget' | 'eval --samples' | 'eval --seed' | 'eval --margin' | 'eval --judge' | 'eval --judge-model' | 'eval --judge-timeout' | 'eval --judge-jobs' | 'eval --frames' | 'eval --fps' | 'eval --resolution' | 'eval --segments' | 'eval --in-context-frames' | 'eval --max-new-tokens' | 'train --sizes' | 'train --kl-weight' | 'train --steps' | 'train --batch' | 'train --together' | 'train --learning-rate' | 'train --questions' | 'train --segments' | 'train --windows' | 'train --denser' | 'train --frames' | 'train --fps' | 'train --resolution' | 'train --validate-every' | 'train --save-every' | 'train --workers' | 'train --seed' | 'compose --rank' | 'pull --revision') kind='' ;;
         *) return 1 ;;
     esac
 }
@@ -95,7 +97,7 @@ _v2l() {
         'encode') words='videos' options='--recursive -r --files-from --frames --fps --start --end --resolution --segments --segment-seconds --compose --output -o --output-dir --check-hash --overwrite --fail-fast --shard --model -m --hypernetwork --device --dtype --json --quiet --debug --help -h' ;;
         'ask') words='subjects' options='--question -q --in-context --frames --fps --start --end --resolution --max-new-tokens --strength --no-stream --model -m --hypernetwork --device --dtype --json --quiet --debug --help -h' ;;
         'bench') words='videos' options='--frames --resolution --arch --random-weights --questions --repeats --warmup --new-tokens --budget --output -o --csv --plot --model -m --hypernetwork --device --dtype --json --quiet --debug --help -h' ;;
-        'eval') words='manifests' options='--benchmark --samples --seed --root --output -o --metric --margin --without --frames --fps --resolution --segments --in-context-frames --ablate --plot --max-new-tokens --model -m --hypernetwork --device --dtype --json --quiet --debug --help -h' ;;
+        'eval') words='manifests' options='--benchmark --samples --seed --root --output -o --metric --margin --paper --judge --judge-model --rubric --judge-timeout --judge-jobs --without --frames --fps --resolution --segments --in-context-frames --ablate --plot --max-new-tokens --model -m --hypernetwork --device --dtype --json --quiet --debug --help -h' ;;
         'train') words='manifests' options='--output -o --validation --root --sizes --teacher --kl-weight --steps --batch --together --learning-rate --questions --segments --windows --denser --frames --fps --resolution --validate-every --save-every --workers --seed --model -m --hypernetwork --device --dtype --json --quiet --debug --help -h' ;;
         'demo') words='' options='--output-dir --overwrite --device --json --quiet --debug --help -h' ;;
         'compose') words='adapters' options='--output -o --rank --overwrite --json --quiet --debug --help -h' ;;

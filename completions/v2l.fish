@@ -70,12 +70,16 @@ function __v2l_manifests
 end
 
 function __v2l_metrics
-    printf '%s\n' exact f1 rouge_l
+    printf '%s\n' exact f1 rouge_l judge
 end
 
 function __v2l_models
     printf '%s\n' tiny smolvlm2-500m smolvlm2-2.2b
     __v2l_paths
+end
+
+function __v2l_papers
+    printf '%s\n' 500m 2.2b
 end
 
 function __v2l_safetensors
@@ -190,8 +194,14 @@ complete -c v2l -n '__v2l_in eval' -l samples -x -d 'Chosen from it; else 500, o
 complete -c v2l -n '__v2l_in eval' -l seed -x -d 'Of that choice; else 0'
 complete -c v2l -n '__v2l_in eval' -l root -x -a '(__v2l_folders)' -d 'Where video paths start; else at the manifest'
 complete -c v2l -n '__v2l_in eval' -l output -s o -x -a '(__v2l_manifests)' -d 'Every answer, gone on from; else MANIFEST.eval.jsonl, or BENCHMARK.eval.jsonl here'
-complete -c v2l -n '__v2l_in eval' -l metric -x -a '(__v2l_metrics)' -d 'What the tables show; else exact, f1 for a benchmark'
-complete -c v2l -n '__v2l_in eval' -l margin -x -d 'For equivalence; the paper\'s is 0.05'
+complete -c v2l -n '__v2l_in eval' -l metric -x -a '(__v2l_metrics)' -d 'What the tables show; else the judge, f1 for a benchmark or --paper, exact'
+complete -c v2l -n '__v2l_in eval' -l margin -x -d 'For equivalence; else the paper\'s: 0.05, a judge\'s 0.15'
+complete -c v2l -n '__v2l_in eval' -l paper -x -a '(__v2l_papers)' -d 'Put the paper\'s rows of that model under the measured ones'
+complete -c v2l -n '__v2l_in eval' -l judge -x -d 'An OpenAI-compatible server\'s; its key from V2L_JUDGE_KEY'
+complete -c v2l -n '__v2l_in eval' -l judge-model -x -d 'The judge\'s name at that server'
+complete -c v2l -n '__v2l_in eval' -l rubric -x -a '(__v2l_files)' -d 'What the judge is asked; else v2l/rubric.md'
+complete -c v2l -n '__v2l_in eval' -l judge-timeout -x -d 'For one of its replies'
+complete -c v2l -n '__v2l_in eval' -l judge-jobs -x -d 'Requests at once'
 complete -c v2l -n '__v2l_in eval' -l without -x -a '(__v2l_controls)' -d 'A control to leave out; may be given again'
 complete -c v2l -n '__v2l_in eval' -l frames -x -d 'At most this many frames; a sweep if several'
 complete -c v2l -n '__v2l_in eval' -l fps -x -d 'Frames per second of video to aim for; else as trained'

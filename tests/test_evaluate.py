@@ -116,11 +116,28 @@ def test_the_report_is_the_means_and_their_differences(finished):
     assert report.against["in_context"].difference == -0.5
     assert not report.against["in_context"].non_inferior
     assert report.against["bias"].equivalent
+    _, kinds = report.kinds_table()
+    assert [row[:5] for row in kinds] == [
+        ["kind 0", "6", "1.000", "1.000", "+0.000"],
+        ["kind 1", "6", "1.000", "0.000", "-1.000"],
+        ["all kinds", "12", "1.000", "0.500", "-0.500"],
+    ]
+    assert [row[-3:] for row in kinds] == [["yes", "yes", "100.0%"], ["no", "no", "0.0%"], ["no", "no", "50.0%"]]
+    assert report.summary() == "adapter and video in context are equivalent on 1 of 2 kinds at a margin of 0.05"
     record = json.loads(json.dumps(report.record()))
     assert record["against"]["bias"]["equivalent"] is True
     header, rows = report.means_table()
     assert header[:4] == ["question", "n", "in context", "adapter"]
     assert rows[-1][:4] == ["all kinds", "12", "1.000", "0.500"]
+
+
+def test_a_kind_about_one_clip_has_no_interval(finished):
+    results = [result for result in finished[1] if result.kind == "kind 0" or result.clip == 0]
+    report = summarise(results, "f1", 0.05, stricter=[0.01])
+    assert report.record()["by_kind"]["kind 1"] is None
+    row = report.kinds_table()[1][1]
+    assert row[:2] == ["kind 1", "2"] and row[5:10] == ["-"] * 5
+    assert len(report.against_table()[1]) == 2 * (len(CONDITIONS) - 1)
 
 
 def test_one_clip_is_too_few(examples, vlm, hypernetwork, tmp_path):

@@ -15,7 +15,7 @@ TREES = {path.relative_to(ROOT / "v2l"): ast.parse(path.read_text()) for path in
 
 ORDER = [
     "__init__ errors options",
-    "records files journal sampling prompt perceiver manifest scoring sheet optimise",
+    "records files journal sampling prompt perceiver manifest scoring paper rubric judge sheet optimise",
     "lock sealed video decode_worker decoding models pickled hypernetwork adapter lessons",
     "vlm loading composition checkpoint",
     "lora watch estimate machine",
@@ -25,7 +25,7 @@ ORDER = [
     "batch",
     "display demo bench_report plots",
     "info",
-    "commands conversation running learning evaluating benching serving finevideo",
+    "commands conversation running learning judging evaluating benching serving finevideo",
     "cli_learning cli_eval cli_bench cli_serving cli",
     "__main__",
 ]

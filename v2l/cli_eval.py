@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from v2l.benchmarks.registry import BENCHMARKS, MAX_NEW_TOKENS
+from v2l.errors import UsageError
 from v2l.options import (
     LEAST_RESOLUTION,
     Ablation,
@@ -21,10 +22,12 @@ from v2l.options import (
     Metric,
     Model,
     NumberType,
+    PaperModel,
     Quiet,
     Root,
     check_above_zero,
     check_plot,
+    numbers_above_zero,
     whole_numbers,
 )
 from v2l.running import command
@@ -56,11 +59,31 @@ def evaluate(
         ),
     ] = None,
     metric: Annotated[
-        Metric | None, typer.Option("--metric", help="What the tables show; else exact, f1 for a benchmark.")
+        Metric | None,
+        typer.Option("--metric", help="What the tables show; else the judge, f1 for a benchmark or --paper, exact."),
     ] = None,
     margin: Annotated[
-        float, typer.Option("--margin", metavar="X", help="For equivalence; the paper's is 0.05.")
-    ] = 0.05,
+        str | None,
+        typer.Option("--margin", metavar="X,...", help="For equivalence; else the paper's: 0.05, a judge's 0.15."),
+    ] = None,
+    paper: Annotated[
+        PaperModel | None, typer.Option("--paper", help="Put the paper's rows of that model under the measured ones.")
+    ] = None,
+    judge: Annotated[
+        str | None,
+        typer.Option("--judge", metavar="URL", help="An OpenAI-compatible server's; its key from V2L_JUDGE_KEY."),
+    ] = None,
+    judge_model: Annotated[
+        str | None, typer.Option("--judge-model", metavar="NAME", help="The judge's name at that server.")
+    ] = None,
+    rubric: Annotated[
+        Path | None,
+        typer.Option("--rubric", readable=False, metavar="FILE", help="What the judge is asked; else v2l/rubric.md."),
+    ] = None,
+    judge_timeout: Annotated[
+        float, typer.Option("--judge-timeout", metavar="SECONDS", help="For one of its replies.")
+    ] = 120.0,
+    judge_jobs: Annotated[int, typer.Option("--judge-jobs", min=1, metavar="N", help="Requests at once.")] = 8,
     without: Annotated[
         list[Control] | None, typer.Option("--without", help="A control to leave out; may be given again.")
     ] = None,
@@ -105,7 +128,16 @@ def evaluate(
     """
     with command(as_json, quiet, debug) as display:
         check_above_zero("--fps", fps)
-        check_above_zero("--margin", margin)
+        check_above_zero("--judge-timeout", judge_timeout)
+        if bool(judge) != bool(judge_model):
+            raise UsageError("--judge and --judge-model belong together: give the address and the name there")
+        if judge and metric not in (None, Metric.judge):
+            raise UsageError(f"--judge gives its own scores, not {metric}; leave one of them out")
+        if not judge and (rubric or metric == Metric.judge):
+            raise UsageError("--metric judge and --rubric need --judge URL and --judge-model NAME")
+        if paper and Control.in_context in (without or []):
+            raise UsageError("--paper compares with the video in context; leave --without in_context out")
+        margins = numbers_above_zero(margin, "--margin")
         check_plot(plot)
         given = {
             "frames": whole_numbers(frames, "--frames"),
@@ -117,15 +149,19 @@ def evaluate(
         from v2l import evaluating
         from v2l.commands import choice
         from v2l.evaluate import CONDITIONS, Setting
+        from v2l.judge import Server
+        from v2l.judging import Grading
         from v2l.sampling import Reading
         from v2l.sweep import settings
 
+        grading = Grading(Server(judge, judge_model, judge_timeout, judge_jobs), rubric) if judge else None
+        metric = metric or (Metric.judge if judge else Metric.f1 if benchmark or paper else Metric.exact)
         kept = tuple(name for name in CONDITIONS if name not in (without or []))
         ok = evaluating.evaluate(
             evaluating.Questions(manifest, root, benchmark, samples, seed),
             settings(Setting(Reading(fps=fps), max_new_tokens or (MAX_NEW_TOKENS if benchmark else 64), kept), axes),
             ablate,
-            evaluating.Tables(output, metric or (Metric.f1 if benchmark else Metric.exact), margin, plot),
+            evaluating.Tables(output, metric, margins, plot, paper, grading),
             choice(model, hypernetwork, device, dtype),
             display,
         )

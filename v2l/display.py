@@ -85,7 +85,7 @@ class Display:
 
         table = Table(box=SIMPLE_HEAD)
         for place, name in enumerate(header):
-            table.add_column(name, justify="right" if place else "left")
+            table.add_column(name, justify="right" if place else "left", overflow="fold")  # nothing is left out
         for row in rows:
             table.add_row(*(Text(_one_line(cell)) for cell in row))
         Console().print(table)

@@ -55,11 +55,13 @@ class Result:
     """One question's answers and scores, by condition; or why its clip could not be read.
 
     digest: of the manifest's row, so that the answer to another question is not taken for this one's
+    task: "caption" or "qa", which a judge grades differently
     clip: number of its clip, counted in the manifest's order
     """
 
     id: str
     digest: str
+    task: str
     kind: str
     clip: int
     prompt: str
@@ -191,7 +193,7 @@ def _result(example: Example, clip: int, answers: dict[str, str], error: str | N
         condition: {name: metric(answer, example.target) for name, metric in METRICS.items()}
         for condition, answer in answers.items()
     }
-    shown = (example.id, _digest(example), example.kind, clip, example.prompt, example.target)
+    shown = (example.id, _digest(example), example.task, example.kind, clip, example.prompt, example.target)
     return Result(*shown, answers, scores, error)
 
 

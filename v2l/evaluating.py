@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from v2l.ablation import ablations, layer_table, rank_table
 from v2l.benchmarks.registry import SEED, Chosen, read_benchmark
@@ -15,10 +16,12 @@ from v2l.errors import UsageError
 from v2l.evaluate import Evaluation, Result, Setting
 from v2l.files import printable, write_atomically
 from v2l.hypernetwork import Hypernetwork
+from v2l.judging import Grading, judged, open_judge
 from v2l.manifest import read_manifest
 from v2l.options import Ablation
+from v2l.paper import Published, published
 from v2l.report import summarise
-from v2l.scoring import check_extras
+from v2l.scoring import MARGINS, check_extras
 from v2l.sweep import Run, output_of, place, table, told, varying
 from v2l.vlm import FrozenVLM
 
@@ -42,13 +45,16 @@ class Tables:
     """How the answers are told.
 
     output: the file that keeps all of them, the manifest's own name where None; of a sweep, files of such names
-    plot: an image of what the tables say
+    margins: the paper's for that metric where there are none
+    plot: an image of what the tables say; paper: the model whose rows the paper's tables have; grading: who judges
     """
 
     output: Path | None
     metric: str
-    margin: float
+    margins: tuple[float, ...]
     plot: Path | None
+    paper: str | None
+    grading: Grading | None
 
 
 def evaluate(
@@ -60,19 +66,24 @@ def evaluate(
     display: Display,
 ) -> bool:
     """Answers the questions in every way under every setting and prints how the ways compare; True where all were
-    answered."""
+    answered, and judged where that is asked for."""
     asked = _read(questions)
     check_extras()
     if tables.plot:
         from v2l.plots import check_extra
 
         check_extra()
+    kinds = sorted({example.kind for example in asked.examples})
+    paper = published(tables.paper, tables.metric, kinds, questions.benchmark) if tables.paper else {}
+    margin, *stricter = tables.margins or (MARGINS[tables.metric],)
     axes = varying(settings)
     source = questions.manifest or Path(questions.benchmark)
-    outputs = [output_of(tables.output or source.with_suffix(".eval.jsonl"), setting, axes) for setting in settings]
+    base = tables.output or source.with_suffix(".eval.jsonl")
+    outputs = [output_of(base, setting, axes) for setting in settings]
     for output in outputs:
         if questions.manifest and output.exists() and output.samefile(questions.manifest):
             raise UsageError(f"{printable(output)} is the manifest itself; name another file with -o")
+    judge = open_judge(tables.grading, {example.task for example in asked.examples}, base) if tables.grading else None
     announce_fallback(choice, display)
     _announce(asked, display)
     models = choice.load()
@@ -82,9 +93,10 @@ def evaluate(
             display.note(told(setting, axes))
         setting = _with_ablation(setting, ablation, *models)
         results = _answered(Evaluation(asked.examples, *models, setting, output, asked.record), asked, display)
-        run = Run(setting, summarise(results, tables.metric, tables.margin))
+        results, cost = judged(judge, results, display) if judge else (results, None)
+        run = Run(setting, summarise(results, tables.metric, margin, stricter))
         runs.append(run)
-        _tell(run, asked, tables.metric, output, display)
+        _tell(run, asked, paper, cost, output, display)
     if axes and not display.as_json:
         display.table(*table(runs))
     if tables.plot:
@@ -149,15 +161,27 @@ def _answered(evaluation: Evaluation, asked: Chosen, display: Display) -> list[R
     return results
 
 
-def _tell(run: Run, asked: Chosen, metric: str, path: Path, display: Display) -> None:
-    """One setting's tables, or its record."""
+def _tell(
+    run: Run,
+    asked: Chosen,
+    paper: Mapping[str, Published],
+    cost: Mapping[str, Any] | None,
+    path: Path,
+    display: Display,
+) -> None:
+    """One setting's tables, or its record. cost: of its judgements"""
     report = run.report
     if display.as_json:
         about = {"command": "eval", "results": path, **asked.record, **place(run.setting)}
-        display.result("", about | report.record())
+        rows = {kind: asdict(row) for kind, row in paper.items()}
+        display.result("", about | report.record() | {"paper": rows, "judge": cost})
         return
-    display.note(f"{metric}; every answer is in {printable(path)}")
-    for each in (report.means_table(), report.against_table(), rank_table(report.macro), layer_table(report.macro)):
+    display.note(f"{report.metric}; every answer is in {printable(path)}")
+    by_kind = report.kinds_table(paper) if report.by_kind else None
+    ablated = rank_table(report.macro), layer_table(report.macro)
+    for each in (report.means_table(), report.against_table(), by_kind, *ablated):
         if each:
             display.table(*each)
             display.write("\n")
+    if by_kind:
+        display.write(f"{report.summary()}\n")

@@ -45,6 +45,7 @@ class Journal:
             write_atomically(self.path, (self._header + "\n").encode())
         elif self._rest:
             write_atomically(self.path, (self._whole + "\n").encode())
+        self._whole, self._rest = self._whole or self._header, ""  # it may be entered again
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -34,11 +34,19 @@ class ExportFormat(StrEnum):
 
 
 class Metric(StrEnum):
-    """Scores of an answer, see scoring.py."""
+    """Scores of an answer, see scoring.py and judge.py."""
 
     exact = "exact"
     f1 = "f1"
     rouge_l = "rouge_l"
+    judge = "judge"
+
+
+class PaperModel(StrEnum):
+    """The models that the paper has tables of, see paper.py."""
+
+    of_500m = "500m"
+    of_2_2b = "2.2b"
 
 
 class Ablation(StrEnum):
@@ -96,6 +104,17 @@ def check_above_zero(name: str, value: float | None) -> None:
     """Raises UsageError where an option's number is there and is not a finite one above 0."""
     if value is not None and not 0 < value < float("inf"):
         raise UsageError(f"{name} is {value}; give a number above 0")
+
+
+def numbers_above_zero(text: str | None, option: str) -> tuple[float, ...]:
+    """`0.05,0.02` as numbers, none for no text. Raises UsageError where one is not a finite number above 0."""
+    try:
+        numbers = tuple(dict.fromkeys(float(part) for part in text.split(","))) if text else ()
+    except ValueError as error:
+        raise UsageError(f"{option} {text!r}: give numbers with commas between them, 0.05,0.02") from error
+    for number in numbers:
+        check_above_zero(option, number)
+    return numbers
 
 
 def check_range(start: float | None, end: float | None) -> None:

@@ -1,7 +1,8 @@
 """Fetches a preset: the frozen model and its published hypernetwork, from the hub, each file proven by its hash.
 
-The only module that reaches the network, through huggingface_hub, which obeys HF_HOME, HF_TOKEN, HF_ENDPOINT and
-HF_HUB_OFFLINE. A branch is resolved to a commit once; what that commit's files are is recorded and must stay so.
+The only module that reaches the hub, through huggingface_hub, which obeys HF_HOME, HF_TOKEN, HF_ENDPOINT and
+HF_HUB_OFFLINE; judge.py alone reaches anything else, where a judge is named. A branch is resolved to a commit once;
+what that commit's files are is recorded and must stay so.
 """
 
 from __future__ import annotations

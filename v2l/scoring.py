@@ -1,8 +1,8 @@
 """How good an answer is, and whether one way of answering is as good as another.
 
 Scores follow SQuAD's definitions and Google's rouge-score; intervals and tests are scipy's (the extra `eval`). The
-paper's tables use token-F1 with a margin of 0.05 (section 5); its text gives neither the normalisation nor the number
-of resamples, so both are stated here.
+paper's tables use token-F1 with a margin of 0.05 and a judge's scores, 0 to 1, with one of 0.15 (section 5); its text
+gives neither the normalisation nor the number of resamples, so both are stated here. The judge is in judge.py.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import re
 import string
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -49,6 +49,8 @@ def rouge_l(answer: str, target: str) -> float:
 
 
 METRICS = {"exact": exact_match, "f1": token_f1, "rouge_l": rouge_l}
+MARGINS = {**dict.fromkeys(METRICS, 0.05), "judge": 0.15}
+"""The paper's, by metric; for those that it does not use, that of token-F1."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,7 @@ class Comparison:
     difference, low, high: mean and its 95% bootstrap interval, resampled by clip
     margin: what the interval is held against
     tost_p: the larger p of the two one-sided t-tests over clips against that margin
+    stricter: the same difference held against other margins
     """
 
     difference: float
@@ -65,6 +68,7 @@ class Comparison:
     high: float
     margin: float
     tost_p: float
+    stricter: tuple[Comparison, ...] = ()
 
     @property
     def non_inferior(self) -> bool:
@@ -76,6 +80,16 @@ class Comparison:
         """Whether the whole interval lies inside the margin."""
         return self.non_inferior and self.high < self.margin
 
+    @property
+    def at_margins(self) -> tuple[Comparison, ...]:
+        """One for every margin, this one first."""
+        return self, *self.stricter
+
+    def record(self) -> dict[str, Any]:
+        """As JSON, the verdicts included."""
+        verdicts = {"non_inferior": self.non_inferior, "equivalent": self.equivalent}
+        return {**asdict(self), **verdicts, "stricter": [each.record() for each in self.stricter]}
+
 
 def compare(
     scores: Sequence[float],
@@ -84,11 +98,13 @@ def compare(
     clips: Sequence[int],
     margin: float = 0.05,
     seed: int = 0,
+    stricter: Sequence[float] = (),
 ) -> Comparison:
     """Paired comparison of two ways of answering the same questions.
 
     scores, others: one per question, 0 to 1; kinds, clips: what each question is of. Every kind counts the same, and
-    clips, not questions, are resampled, because the questions of one clip stand or fall together.
+    clips, not questions, are resampled, because the questions of one clip stand or fall together. stricter: margins
+    that the same difference is held against as well.
     Raises V2LError where there are fewer than two clips.
     """
     differences = np.asarray(scores, float) - np.asarray(others, float)
@@ -118,13 +134,12 @@ def compare(
         batch=200,
         rng=np.random.default_rng(seed),
     ).confidence_interval
-    return Comparison(
-        difference=float(macro(np.arange(len(clip_names)))),
-        low=float(interval.low),
-        high=float(interval.high),
-        margin=margin,
-        tost_p=_two_one_sided(sums.sum(1) / counts.sum(1), margin, stats),
+    difference, by_clip = float(macro(np.arange(len(clip_names)))), sums.sum(1) / counts.sum(1)
+    low, high = float(interval.low), float(interval.high)
+    held, *further = (
+        Comparison(difference, low, high, each, _two_one_sided(by_clip, each, stats)) for each in (margin, *stricter)
     )
+    return replace(held, stricter=tuple(further))
 
 
 def _two_one_sided(by_clip: np.ndarray, margin: float, stats: Any) -> float:
