@@ -35,6 +35,16 @@ def worker(monkeypatch):
     worker.close()
 
 
+def test_a_name_is_meant_from_where_this_process_stands(worker, clips, monkeypatch, tmp_path):
+    worker.start()
+    monkeypatch.chdir(clips[0].parent)
+    seen = decoding.probe(clips[0].name)
+    assert alike(decoding.read_frames(seen, WANTED), video.read_frames(video.probe(clips[0]), WANTED))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(v2l.V2LError, match="no file"):
+        decoding.probe(clips[0].name)
+
+
 def alike(frames, others) -> bool:
     pairs = list(zip(frames, others, strict=True))
     return all((a.index, a.seconds) == (b.index, b.seconds) and np.array_equal(a.pixels, b.pixels) for a, b in pairs)

@@ -14,7 +14,6 @@ import pytest
 import small
 
 from v2l.annotation import read_split
-from v2l.decoding import the_worker
 from v2l.errors import UsageError, V2LError
 from v2l.finevideo import PROMPTS, draw, prompt_for, row
 from v2l.manifest import read_manifest
@@ -306,12 +305,10 @@ def test_a_clip_that_cannot_be_cut_is_left_out_and_the_run_failed(folder, tmp_pa
 
 def test_a_teachers_words_go_into_the_manifest_as_documented(folder, tmp_path, vlm, monkeypatch):
     """The script in docs/training.md, on answers that the teacher really kept."""
-    the_worker().close()  # it stays where it was started
     monkeypatch.chdir(tmp_path)
     assert build(folder, "val.jsonl", "--split", "val", "--target", 3, cwd=tmp_path).returncode == 0
     reading = Reading(2, 1.0, None, None, 32)
     told = taught(read_manifest("val.jsonl"), vlm, reading, Path("val.teacher.jsonl"))
-    the_worker().close()
     page = (Path(__file__).parents[1] / "docs" / "training.md").read_text()
     (script,) = re.findall(r"^```python\n(# taught\.py\n.*?)^```", page, re.MULTILINE | re.DOTALL)
     monkeypatch.setattr(sys, "argv", ["taught.py", "val.jsonl", "val.teacher.jsonl", "val-taught.jsonl"])

@@ -312,7 +312,7 @@ def test_eval_asks_the_judge_and_goes_on_where_it_failed(stand_in, evaluate, tmp
     failed = evaluate(*judge)
     assert failed.exit_code == 1
     lines = failed.stdout.splitlines()
-    assert re.search(r"error: [2-4] of \d answers could not be judged; the same command asks for ", failed.stderr)
+    assert re.search(r"error: [2-4] of \d answers could not be judged; the same command asks for them", failed.stderr)
     assert re.search(r"error: 0-camera, .*: the judge's reply holds no score from 0 to 5: lovely", failed.stderr)
     assert "prompt and" in failed.stderr and "questions.eval.judge.jsonl" in failed.stderr
     header, *rows = [line.split("\t") for line in lines if line.count("\t") == 10]

@@ -16,7 +16,7 @@ from v2l.batch import EncodeOptions
 from v2l.integrations.ray import Encode, rows
 from v2l.sampling import Reading
 
-LOCAL = (  # its dashboard would ask who the machine's provider is
+LOCAL = (
     "import ray, runpy; ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False); "
     "runpy.run_path('job.py', run_name='__main__')"
 )
@@ -113,12 +113,13 @@ def test_the_documented_job_on_a_local_ray_of_two_workers(tmp_path):
         small.write_video(tmp_path / "in" / f"{number}.mp4", frames=16, seed=number)
     (tmp_path / "in" / "3.mp4").write_bytes(b"")
     (tmp_path / "job.py").write_text(script)
+    (tmp_path / "ray_bootstrap_config.yaml").write_text("{}")  # without it Ray asks the network which cloud this is
     loopback = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled"}
     source = os.pathsep.join([str(Path(v2l.__file__).parents[1]), surroundings()["PYTHONPATH"]])
     done = subprocess.run(
         [sys.executable, "-c", LOCAL, "tiny", "in", "out", "2"],
         cwd=tmp_path,
-        env=surroundings(PYTHONPATH=source, **loopback),
+        env=surroundings(PYTHONPATH=source, HOME=str(tmp_path), **loopback),
         capture_output=True,
         text=True,
         timeout=120,

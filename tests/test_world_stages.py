@@ -163,6 +163,9 @@ def test_a_release_is_the_two_that_belong_together(folder, tmp_path):
     shutil.copytree(folder, model)
     small.write_hypernetwork(model)
     release(model, model, tmp_path / "released")
+    frozen = (tmp_path / "released" / "model.safetensors").stat().st_mtime_ns
+    release(tmp_path / "released", model, tmp_path / "released")
+    assert (tmp_path / "released" / "model.safetensors").stat().st_mtime_ns == frozen
     vlm, hypernetwork = v2l.load_vlm(tmp_path / "released"), v2l.load_hypernetwork(tmp_path / "released")
     assert hypernetwork.origin.base_model == "tiny-9"
     assert hypernetwork.origin.base_fingerprint == vlm.fingerprint

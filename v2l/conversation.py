@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from v2l.answer import Answer, Stream
 from v2l.batch import EncodeOptions
 from v2l.choice import Choice
 from v2l.commands import announce_fallback, outcomes
-from v2l.display import Display, inert, shown, tab_separated
+from v2l.display import Display, inert, tab_separated
 from v2l.errors import V2LError
 from v2l.files import printable
 from v2l.sampling import Reading
@@ -136,7 +137,7 @@ def _answer_together(batch: Sequence[tuple[Subject, str]], manner: Manner, displ
         display.error(f"{printable(batch[0][0].path)}: {error}")
         return False
     for (subject, question), (text, answer, visual) in zip(batch, told, strict=True):
-        line = tab_separated(shown(subject.path), question, text)
+        line = tab_separated(os.fspath(subject.path), question, text)
         record = _record(subject, question, text, answer) | {"visual_tokens": visual}
         display.result(inert(line) if sys.stdout.isatty() else line, record)
     return True

@@ -7,6 +7,7 @@ be signs of life, answers that say nothing else.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -49,6 +50,8 @@ def serve(memory: int) -> None:
         last = time.monotonic()
         about = repr(request.get("path", "the file"))
         try:
+            with contextlib.suppress(OSError):
+                os.chdir(request.pop("folder", "."))
             answer = _answer(request, payload, opened)
         except V2LError as error:
             answer = {"error": str(error)}, b""

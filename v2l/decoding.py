@@ -104,7 +104,7 @@ class Worker:
                 raise Restarted
             self._start()
             try:
-                send(self.process.stdin, request, payload)
+                send(self.process.stdin, request | _here(), payload)
                 answer, found = self._receive()
                 while "alive" in answer:
                     answer, found = self._receive()
@@ -184,6 +184,13 @@ class Worker:
         if isinstance(error, TimeoutError):
             return f"kept the decoder busy for {self.silence:g} s without a sign of life"
         return f"crashed the decoder ({signal.Signals(-code).name if code < 0 else f'exit code {code}'})"
+
+
+def _here() -> dict[str, str]:
+    """Where this process stands now, from which names are meant; nothing where that folder is no more."""
+    with contextlib.suppress(OSError):
+        return {"folder": os.getcwd()}
+    return {}
 
 
 _worker: Worker | None = None

@@ -61,7 +61,7 @@ class Display:
         rows = list(rows)
         if _plain():
             width = max(len(name) for name, _ in rows)
-            self.write("".join(f"{name:<{width}}  {inert(value)}\n" for name, value in rows))
+            self.write("".join(f"{name:<{width}}  {_one_line(value)}\n" for name, value in rows))
             return
         from rich.console import Console
         from rich.panel import Panel
@@ -70,13 +70,13 @@ class Display:
 
         table = Table.grid(padding=(0, 2))
         for name, value in rows:
-            table.add_row(Text(name, style="bold"), Text(inert(value), overflow="fold"))
+            table.add_row(Text(name, style="bold"), Text(_one_line(value), overflow="fold"))
         Console().print(Panel(table, title=Text(title), title_align="left", expand=False))
 
     def table(self, header: list[str], rows: list[list[str]]) -> None:
         """A table with numbers to the right on a terminal, tab-separated lines in a pipe."""
         if _plain():
-            self.write("".join("\t".join(map(inert, row)) + "\n" for row in [header, *rows]))
+            self.write("".join("\t".join(map(_one_line, row)) + "\n" for row in [header, *rows]))
             return
         from rich.box import SIMPLE_HEAD
         from rich.console import Console
@@ -87,7 +87,7 @@ class Display:
         for place, name in enumerate(header):
             table.add_column(name, justify="right" if place else "left", overflow="fold")  # nothing is left out
         for row in rows:
-            table.add_row(*(Text(inert(cell)) for cell in row))
+            table.add_row(*(Text(_one_line(cell)) for cell in row))
         Console().print(table)
 
     # Notes -----------------------------------------------------------------------------------------------------
@@ -109,7 +109,7 @@ class Display:
         if self._bar is not None:
             self._bar.clear()
         with contextlib.suppress(BrokenPipeError):  # nobody listens, and the work goes on
-            print(inert(text).replace("\n", "\\n"), file=sys.stderr, flush=True)  # whoever wrote it: one line
+            print(_one_line(text), file=sys.stderr, flush=True)
         if self._bar is not None:
             self._bar.refresh()
 
@@ -155,6 +155,11 @@ def inert(text: str) -> str:
     """Text that someone else wrote, as it may stand on a terminal: line ends and tabs kept, other control characters
     escaped."""
     return "".join(char if char.isprintable() or char in "\n\t" else ascii(char)[1:-1] for char in text)
+
+
+def _one_line(text: str) -> str:
+    """The same, line ends and tabs escaped too: for what must stay one line, whoever wrote it."""
+    return inert(text).replace("\n", "\\n").replace("\t", "\\t")
 
 
 def tab_separated(*fields: str) -> str:

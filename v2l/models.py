@@ -62,7 +62,8 @@ PRESETS = {
 EMBEDDED = Path(__file__).parent / "tiny"
 """The folder of the embedded model `tiny`: the frozen model and `hypernetwork.safetensors` beside it."""
 RELEASE = "tiny-2"
-"""What the embedded model calls itself in adapters: every release is another model."""
+"""What the embedded frozen model calls itself in adapters: the release that it came with. Its hypernetwork, which may
+come from a later one, has a name of its own."""
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,7 @@ def _fail(display: Display, error: BaseException, debug: bool, code: int) -> Non
         traceback.print_exception(error)
     expected = isinstance(error, V2LError)
     first_line = (str(error).splitlines() or [""])[0]
-    display.error(first_line if expected else f"{type(error).__name__}: {printable(first_line)}; --debug shows where")
+    display.error(str(error) if expected else f"{type(error).__name__}: {printable(first_line)}; --debug shows where")
     raise typer.Exit(code) from None
 
 

@@ -1,6 +1,7 @@
 """Puts a trained frozen model and its hypernetwork where the package keeps the embedded model, in half precision.
 
-`python -m v2l.world.release MODEL HYPERNETWORK` after `v2l train --model MODEL`.
+`python -m v2l.world.release MODEL HYPERNETWORK` after `v2l train --model MODEL`; with `tiny` for MODEL, the frozen
+model that is there stays, and its adapters stay valid.
 """
 
 from __future__ import annotations
@@ -14,15 +15,17 @@ from v2l.errors import V2LError
 from v2l.models import EMBEDDED, find_model
 
 
-def release(model: Path, hypernetwork: Path, folder: Path = EMBEDDED) -> None:
-    """Writes `folder` anew. Raises V2LError where the two do not belong together or are no model."""
+def release(model: Path | str, hypernetwork: Path, folder: Path = EMBEDDED) -> None:
+    """Writes `folder` anew, but for a model that is there already. Raises V2LError where the two do not belong together
+    or are no model."""
     trained, base = load_hypernetwork(hypernetwork, device="cpu"), find_model(model)
     if trained.origin.base_fingerprint != base.fingerprint():
         raise V2LError(f"{trained.origin.id} was not trained for the model in {model}; name the one it was")
-    shutil.rmtree(folder, ignore_errors=True)
-    shutil.copytree(model, folder, ignore=shutil.ignore_patterns(FILE_NAME))
+    if base.path.resolve() != folder.resolve():
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(base.path, folder, ignore=shutil.ignore_patterns(FILE_NAME))
     save_half(trained, folder / FILE_NAME)
 
 
 if __name__ == "__main__":
-    release(Path(sys.argv[1]), Path(sys.argv[2]))
+    release(sys.argv[1], Path(sys.argv[2]))
