@@ -174,4 +174,4 @@ def _scipy_stats() -> Any:
 
 
 def _missing(package: str) -> V2LError:
-    return V2LError(f"evaluation needs {package}; install it with: pip install scipy rouge-score")
+    return V2LError(f"evaluation needs {package}; install it with: pip install 'v2l[eval]'")
