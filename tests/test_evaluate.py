@@ -131,6 +131,12 @@ def test_the_report_is_the_means_and_their_differences(finished):
     assert rows[-1][:4] == ["all kinds", "12", "1.000", "0.500"]
 
 
+def test_two_that_know_nothing_are_no_success(finished):
+    nothing = [dataclasses.replace(each, scores=dict.fromkeys(CONDITIONS, {"exact": 0.0})) for each in finished[1]]
+    summary = summarise(nothing, "exact", margin=0.05).summary()
+    assert "on 2 of 2 kinds at a margin of 0.05; 2 of them score 0 in context, where that says nothing" in summary
+
+
 def test_a_kind_about_one_clip_has_no_interval(finished):
     results = [result for result in finished[1] if result.kind == "kind 0" or result.clip == 0]
     report = summarise(results, "f1", 0.05, stricter=[0.01])

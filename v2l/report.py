@@ -94,14 +94,17 @@ class Report:
         return header, rows
 
     def summary(self) -> str:
-        """How many kinds the adapter is equivalent to the video in context on, at every margin."""
+        """How many kinds the adapter is equivalent to the video in context on, at every margin; and on how many of all
+        kinds the video in context scores nothing, where that is no praise."""
         known = [compared.at_margins for compared in self.by_kind.values() if compared]
         kinds = f"of {len(self.by_kind)} kinds at a margin of"
         counts = [
             f"{sum(held[place].equivalent for held in known)} {kinds} {each.margin:g}"
             for place, each in enumerate(self.against["in_context"].at_margins)
         ]
-        return f"adapter and video in context are equivalent on {', '.join(counts)}"
+        empty = sum(means["in_context"] == 0 for means in self.means.values())
+        remark = f"; {empty} of them score 0 in context, where that says nothing" if empty else ""
+        return f"adapter and video in context are equivalent on {', '.join(counts)}{remark}"
 
     def _with_all(self) -> dict[str, dict[str, float]]:
         return {**self.means, ALL: self.macro}
