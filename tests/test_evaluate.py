@@ -132,7 +132,7 @@ def test_the_report_is_the_means_and_their_differences(finished):
 
 
 def test_two_that_know_nothing_are_no_success(finished):
-    nothing = [dataclasses.replace(each, scores=dict.fromkeys(CONDITIONS, {"exact": 0.0})) for each in finished[1]]
+    nothing = [dataclasses.replace(each, scores={name: {"exact": 0.0} for name in CONDITIONS}) for each in finished[1]]
     summary = summarise(nothing, "exact", margin=0.05).summary()
     assert "on 2 of 2 kinds at a margin of 0.05; 2 of them score 0 in context, where that says nothing" in summary
 
