@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from terminal import run
 
 import v2l
 from v2l.ablation import ablated, ablations, layer_table, rank_order, rank_table
@@ -79,22 +80,22 @@ def runs(videos, vlm, hypernetwork, tmp_path_factory):
 
 
 def test_an_ablation_is_asked_like_every_condition(runs, videos, vlm, hypernetwork):
-    run, results = runs[0]
+    first, results = runs[0]
     adapter = v2l.encode(videos[0], vlm, hypernetwork, frames=2)
     for name in ("ranks top 1", "without layer 2"):
         assert results[0].answers[name] == v2l.ask(ablated(adapter, name), QUESTIONS[0], vlm, 3)
     assert results[0].answers["bias"] == v2l.ask(adapter.bias_alone(), QUESTIONS[0], vlm, 3)
-    header, rows = rank_table(run.report.macro)
+    header, rows = rank_table(first.report.macro)
     assert header == ["ranks", "top of them"]
     assert [row[0] for row in rows] == ["1", "2"]
-    assert [row[0] for row in layer_table(run.report.macro)[1]] == ["0", "1", "2"]
+    assert [row[0] for row in layer_table(first.report.macro)[1]] == ["0", "1", "2"]
     assert rank_table({"adapter": 1.0}) is None and layer_table({"adapter": 1.0}) is None
-    assert [row[0] for row in run.report.against_table()[1]] == ["in context", "bias alone"]
-    assert run.report.means_table()[0] == ["question", "n", "in context", "adapter", "bias alone"]
+    assert [row[0] for row in first.report.against_table()[1]] == ["in context", "bias alone"]
+    assert first.report.means_table()[0] == ["question", "n", "in context", "adapter", "bias alone"]
 
 
 def test_a_sweep_tells_its_settings(runs):
-    header, rows = table([run for run, _ in runs])
+    header, rows = table([each for each, _ in runs])
     assert header[:4] == ["frames", "segments", "in context frames", "in context"]
     assert [row[:3] for row in rows] == [["2", "1", "1"], ["3", "2", "2"]]
     json.dumps([run.place for run, _ in runs])
@@ -102,9 +103,28 @@ def test_a_sweep_tells_its_settings(runs):
 
 @pytest.mark.parametrize(("form", "magic"), [("png", b"\x89PNG"), ("svg", b"<?xml"), ("pdf", b"%PDF")])
 def test_the_figure_has_a_panel_for_everything(runs, form, magic):
-    image = plot_eval([run for run, _ in runs], "title", form)
+    image = plot_eval([each for each, _ in runs], "title", form)
     assert image.startswith(magic)
     if form == "svg":
         drawn = image.decode()
         for told in ("by kind of question", "adapter minus in context", "layer taken away", "segments"):
             assert f"<!-- {told} -->" in drawn
+
+
+def test_a_setting_that_cannot_be_answered_does_not_end_a_sweep(videos, model_folder, tmp_path):
+    rows = [
+        {"id": f"{clip}", "video_path": str(video), "question": QUESTIONS[0], "answer": "a"}
+        for clip, video in enumerate(videos[:2])
+    ]
+    (tmp_path / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ["eval", "q.jsonl", "--model", model_folder, "--frames", "2", "--max-new-tokens", "2"]
+    lengths = ["--resolution", "1024,32", "--plot", "p.svg", "--json"]  # so many tiles are no prompt any more
+    done = run(*words, *lengths, "--without", "other_clip", cwd=tmp_path)
+    assert done.code == 1
+    assert [record["resolution"] for record in done.records] == [32]
+    assert any("resolution 1024: no question was answered" in line for line in done.notes)
+    assert (tmp_path / "p.svg").exists()
+    assert sorted(path.name for path in tmp_path.glob("q.eval*")) == [
+        "q.eval.resolution-1024.jsonl",
+        "q.eval.resolution-32.jsonl",
+    ]

@@ -12,7 +12,7 @@ from v2l.benchmarks.registry import SEED, Chosen, read_benchmark
 from v2l.choice import Choice
 from v2l.commands import announce_fallback
 from v2l.display import Display, shown
-from v2l.errors import UsageError
+from v2l.errors import UsageError, V2LError
 from v2l.evaluate import Evaluation, Result, Setting
 from v2l.files import printable, write_atomically
 from v2l.hypernetwork import Hypernetwork
@@ -94,18 +94,24 @@ def evaluate(
         setting = _with_ablation(setting, ablation, *models)
         results = _answered(Evaluation(asked.examples, *models, setting, output, asked.record), asked, display)
         results, cost = judged(judge, results, display) if judge else (results, None)
-        run = Run(setting, summarise(results, tables.metric, margin, stricter))
+        try:
+            run = Run(setting, summarise(results, tables.metric, margin, stricter))
+        except V2LError as error:
+            if not axes:
+                raise
+            display.error(f"{told(setting, axes)}: {error}")  # the other settings go on
+            continue
         runs.append(run)
         _tell(run, asked, paper, cost, output, display)
-    if axes and not display.as_json:
+    if len(runs) > 1 and not display.as_json:
         display.table(*table(runs))
-    if tables.plot:
+    if runs and tables.plot:
         from v2l.plots import plot_eval
 
-        title = f"{models[0].id}, {tables.metric}, {len(asked.examples)} questions"
+        title = f"{models[0].id}, {models[1].origin.id}, {tables.metric}, {len(asked.examples)} questions"
         write_atomically(tables.plot, plot_eval(runs, title, tables.plot.suffix[1:]))
         display.note(f"wrote {shown(tables.plot)}")
-    return not any(run.report.failed for run in runs)
+    return len(runs) == len(settings) and not any(run.report.failed for run in runs)
 
 
 def _with_ablation(setting: Setting, ablation: Ablation | None, vlm: FrozenVLM, hypernetwork: Hypernetwork) -> Setting:

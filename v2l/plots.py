@@ -159,6 +159,7 @@ def _along(place: Any, runs: Sequence[Run], axis: str) -> None:
 def _ranks(place: Any, run: Run) -> None:
     for choice, curve in rank_curves(run.report.macro).items():
         place.plot(list(curve), list(curve.values()), marker=".", label=choice)
+        place.set_xticks(list(curve))
     for name in ("adapter", "bias"):
         if name in run.report.macro:
             place.axhline(run.report.macro[name], linestyle=":", color="grey")
