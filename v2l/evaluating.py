@@ -186,7 +186,7 @@ def _tell(
     by_kind = report.kinds_table(paper) if report.by_kind else None
     ablated = rank_table(report.macro), layer_table(report.macro)
     for each in (report.means_table(), report.against_table(), by_kind, *ablated):
-        if each:
+        if each and each[1]:
             display.table(*each)
             display.write("\n")
     if by_kind:
