@@ -9,6 +9,7 @@ import warnings
 
 import pytest
 
+from v2l import benchmarks
 from v2l.benchmarks import __main__ as rows
 from v2l.benchmarks import carebench, vdc
 from v2l.benchmarks.annotations import Question, Unit
@@ -151,6 +152,10 @@ def run_eval(capsys, monkeypatch):
 
 
 # Reading -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_command_line_names_what_the_registry_has():
+    assert tuple(BENCHMARKS) == benchmarks.NAMES
 
 
 @pytest.mark.parametrize("name", READ)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from v2l.benchmarks.registry import BENCHMARKS, MAX_NEW_TOKENS
+from v2l.benchmarks import MAX_NEW_TOKENS, NAMES
 from v2l.errors import UsageError
 from v2l.options import (
     LEAST_RESOLUTION,
@@ -32,7 +32,7 @@ from v2l.options import (
 )
 from v2l.running import command
 
-BenchmarkName = StrEnum("BenchmarkName", {name.replace("-", "_"): name for name in BENCHMARKS})
+BenchmarkName = StrEnum("BenchmarkName", {name.replace("-", "_"): name for name in NAMES})
 
 
 def evaluate(

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 import typer
 
 from v2l.errors import StdoutClosed, UsageError, V2LError, V2LWarning
-from v2l.files import printable
 
 if TYPE_CHECKING:
     from v2l.display import Display
@@ -51,6 +50,8 @@ def _fail(display: Display, error: BaseException, debug: bool, code: int) -> Non
         import traceback
 
         traceback.print_exception(error)
+    from v2l.files import printable
+
     expected = isinstance(error, V2LError)
     first_line = (str(error).splitlines() or [""])[0]
     display.error(str(error) if expected else f"{type(error).__name__}: {printable(first_line)}; --debug shows where")

@@ -19,8 +19,6 @@ from v2l.files import printable
 from v2l.manifest import Example
 
 SEED = 0
-MAX_NEW_TOKENS = 128
-"""The paper gives no length of answers for its benchmarks; its published demonstration stops at this one."""
 
 
 @dataclass(frozen=True)
