@@ -15,12 +15,12 @@ TREES = {path.relative_to(ROOT / "v2l"): ast.parse(path.read_text()) for path in
 
 ORDER = [
     "__init__ errors options",
-    "records files journal sampling prompt perceiver manifest scoring paper rubric judge sheet optimise",
+    "records files journal sampling prompt perceiver manifest scoring paper rubric judge sheet side_by_side optimise",
     "lock sealed video decode_worker decoding models pickled hypernetwork adapter lessons",
     "vlm loading composition checkpoint",
     "lora watch estimate machine",
     "annotation pipeline answer ablation evaluate report sweep",
-    "targets shard choice teacher train ways bench arch verify export pull",
+    "targets shard choice teacher pupil train ways bench arch verify export pull",
     "staleness session",
     "batch",
     "display demo bench_report plots",

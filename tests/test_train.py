@@ -165,7 +165,7 @@ def test_the_factors_of_a_batch_are_those_of_each_alone(vlm, examples, lessons, 
     hypernetwork = lively(vlm)
     run = trainer(vlm, examples, tmp_path, hypernetwork=hypernetwork)
     with torch.no_grad():
-        together = run.factors(lessons, run._see(lessons))
+        together = run.pupil.factors(lessons, run.pupil.see(lessons))
     rank = hypernetwork.config.rank
     for place, lesson in enumerate(lessons):
         windows = [Window(part.frames, part.ids, vlm.see(part.images)) for part in lesson.parts]
@@ -183,8 +183,8 @@ def test_the_loss_is_the_mean_over_clips_of_questions_of_tokens(vlm, examples, l
     run = trainer(vlm, examples, tmp_path, hypernetwork=hypernetwork)
     some = lessons[:3]
     with torch.no_grad():
-        loss = run.loss(some).item()
-        factors = run.factors(some, run._see(some))
+        loss = run.pupil.loss(some).item()
+        factors = run.pupil.factors(some, run.pupil.see(some))
         wanted = 0.0
         for place, lesson in enumerate(some):
             asked = vlm.tokenizer.decode(lesson.sheet.ids.tolist(), skip_special_tokens=False)
@@ -207,8 +207,8 @@ def test_the_divergence_is_from_the_same_model_with_the_video_in_context(vlm, ex
     plain = trainer(vlm, examples, tmp_path / "b", hypernetwork=hypernetwork)
     some = [lesson for lesson in lessons if not lesson.composed][:2]
     with torch.no_grad():
-        added = run.loss(some).item() - plain.loss(some).item()
-        factors = run.factors(some, run._see(some))
+        added = run.pupil.loss(some).item() - plain.pupil.loss(some).item()
+        factors = run.pupil.factors(some, run.pupil.see(some))
         wanted = 0.0
         for place, lesson in enumerate(some):
             images = vlm.see(torch.cat([part.images for part in lesson.parts]))

@@ -11,8 +11,9 @@ from transformers import AutoTokenizer
 import v2l
 from v2l.errors import V2LError
 from v2l.prompt import INTERNALIZATION_PROMPT, question_text
-from v2l.sheet import IGNORED, write_sheet
-from v2l.world.language_stage import ClipBatches, LanguageStage, Trainer, clip_questions, sample_clip, shown
+from v2l.sheet import IGNORED, UNASKED, write_sheet
+from v2l.world.asked_clips import BEFORE, LOOKS, clip_questions, pointers, sample_clip, shown, write_rows
+from v2l.world.language_stage import ClipBatches, LanguageStage, Size, Trainer
 from v2l.world.model import new_model, save_model
 from v2l.world.release import release
 from v2l.world.scene import COLOURS, KINDS, WORDS, held_out_in
@@ -86,7 +87,7 @@ def test_frames_and_labels_belong_together():
 def test_the_loss_counts_answers_and_nothing_else(tokenizer):
     random = np.random.default_rng(5)
     clip = sample_clip(random, 6)
-    asked = [(each.prompt, each.answer) for each in clip_questions(clip, random, most=5)]
+    asked = [(each.prompt, each.answer) for each in clip_questions(clip, random)[:5]]
     for seen in (clip, None):
         sheet = write_sheet(shown(seen), asked, tokenizer)
         assert len(sheet.ids) == len(sheet.labels) == len(sheet.positions) == len(sheet.group)
@@ -107,25 +108,75 @@ def test_clips_are_of_many_kinds(tokenizer):
     assert 5 < sum(clip.times[0] > 0 for clip in clips) < 40
     assert {len(clip.story.scenes) for clip in clips} >= {1, 2, 3}
     assert all(len({int(seconds) for seconds in clip.times}) == len(clip.times) for clip in clips)
-    prompts = {question.prompt for clip in clips for question in clip_questions(clip, random, 8)}
+    prompts = {question.prompt for clip in clips for question in clip_questions(clip, random)}
     assert INTERNALIZATION_PROMPT in prompts
 
 
+def test_questions_stand_in_rows_as_they_would_alone(tokenizer):
+    random = np.random.default_rng(5)
+    clip = sample_clip(random, 6)
+    questions = clip_questions(clip, random)
+    for seen in (True, False):
+        asked = write_rows(clip, seen, questions, tokenizer)
+        assert len(asked.kinds) > 8
+        assert (asked.images is None, asked.looks is None) == (not seen, not seen)
+        whole = write_sheet(shown(clip if seen else None), [(q.prompt, q.answer) for q in questions], tokenizer)
+        assert torch.equal(asked.ids, whole.ids[whole.group == 0])
+        own = {tuple(whole.ids[whole.group == number + 1].tolist()) for number in range(len(questions))}
+        for number in range(len(asked.kinds)):
+            here = asked.question == number
+            assert tuple(asked.rows[here].tolist()) in own
+            assert asked.positions[here].tolist() == list(range(len(asked.ids), len(asked.ids) + int(here.sum())))
+        assert (asked.labels[asked.question == UNASKED] == IGNORED).all()
+
+
+def test_a_question_looks_at_the_frames_that_tell(tokenizer):
+    random = np.random.default_rng(6)
+    kinds = set()
+    for _ in range(20):
+        clip = sample_clip(random, 8)
+        labels = clip.labels()
+        assert set(labels) == set(LOOKS)
+        for question in clip_questions(clip, random):
+            asked = write_sheet(shown(clip), [(question.prompt, question.answer)], tokenizer)
+            own = asked.group == 1
+            ids, heard = asked.ids[own].tolist(), int((asked.labels[own] == IGNORED).sum())
+            for pointer in pointers(clip, question, ids, heard, tokenizer):
+                kinds.add(question.kind)
+                token = tokenizer.id_to_token(ids[pointer.place])
+                for frame in pointer.frames:
+                    now, before = (int(labels[name][frame]) for name in ("word", BEFORE))
+                    if pointer.whole:
+                        assert int(clip.times[frame]) % 60 == int(token)
+                        assert WORDS[now] == pointer.word
+                    elif question.kind == "word before":
+                        assert (f"Ġ{WORDS[now]}", WORDS[before]) == (token, pointer.word)
+                    else:
+                        assert (f"Ġ{WORDS[before]}", WORDS[now]) == (token, pointer.word)
+                said = tokenizer.decode(ids[pointer.answers[0] + 1 : len(ids) - 1]).split()
+                if question.kind in ("word at", "word after", "word before"):
+                    assert said == [pointer.word]
+    assert kinds >= {"word at", "place at", "colour at", "shape at", "word after", "word before", "words", "caption"}
+
+
 def test_the_steps_of_the_language_stage_are_of_many_kinds():
-    batches = ClipBatches(LanguageStage(steps=80, batch=4, many_frames=24))
-    early, steps = batches.batch(0), [batches.batch(step) for step in range(24, 54)]
+    batches = ClipBatches(LanguageStage(steps=80))
+    early, steps = batches.batch(0), range(24, 40)
     assert {len(clip.images) for clip in early if clip.images is not None} == {1}
-    longest = [max(int(clip.sheet.positions.max()) for clip in step) for step in steps]
-    assert max(longest) > 200
-    assert max(longest) < 512
-    clips = [clip for step in steps for clip in step]
+    row, view = SPECIAL_TOKENS.index("<row_1_col_1>"), SPECIAL_TOKENS.index("<global-img>")
+    clips = []
+    for step in steps:
+        size, batch = batches.size(step), batches.batch(step)
+        assert len(batch) == size.clips
+        assert max(len(clip.ids) for clip in batch) <= size.tokens
+        assert max(int(clip.positions.max()) for clip in batch) < 512
+        clips += batch
+    assert {batches.size(step) for step in steps} == set(batches.stage.sizes)
     assert any(clip.images is None for clip in clips)
-    row = SPECIAL_TOKENS.index("<row_1_col_1>")
-    assert any((clip.sheet.ids == row).any() for clip in clips)
-    view = SPECIAL_TOKENS.index("<global-img>")
+    assert any((clip.ids == row).any() for clip in clips)
     for clip in clips:
         if clip.images is not None:  # every frame has its labels
-            assert len(clip.labels["word"]) == int((clip.sheet.ids == view).sum())
+            assert len(clip.looks["word"]) == int((clip.ids == view).sum())
 
 
 def test_the_vision_stage_goes_on_as_if_never_ended(tmp_path):
@@ -143,7 +194,7 @@ def test_the_vision_stage_goes_on_as_if_never_ended(tmp_path):
 
 def test_the_language_stage_goes_on_as_if_never_ended(tmp_path):
     list(train(VisionStage(steps=1, batch=2, save_every=1, measured=4), tmp_path))
-    stage = LanguageStage(steps=4, batch=2, save_every=2, warmup=1, questions=3)
+    stage = LanguageStage(steps=4, sizes=(Size(1.0, 2, 3, 80),), save_every=2, warmup=1)
 
     def state(name):
         return torch.load(tmp_path / name / "language.pt", weights_only=True)["model"]

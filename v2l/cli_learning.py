@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from v2l.options import (
+    LEAST_RESOLUTION,
     Debug,
     Device,
     Fps,
@@ -18,9 +19,9 @@ from v2l.options import (
     Model,
     NumberType,
     Quiet,
-    Resolution,
     Root,
     check_above_zero,
+    whole_numbers,
 )
 from v2l.running import command
 
@@ -68,7 +69,14 @@ def train(
     ] = 1.5,
     frames: Frames = None,
     fps: Fps = None,
-    resolution: Resolution = None,
+    resolution: Annotated[
+        str | None,
+        typer.Option(
+            "--resolution",
+            metavar="PIXELS,...",
+            help="Of a frame's longest edge; of several, half the clips the first.",
+        ),
+    ] = None,
     validate_every: Annotated[
         int, typer.Option("--validate-every", min=1, metavar="N", help="Steps between validations.")
     ] = 1000,
@@ -101,7 +109,13 @@ def train(
         from v2l.train import Training
 
         curriculum = Curriculum(
-            frames or Curriculum.frames, fps or Curriculum.fps, resolution, denser, windows, segments, questions
+            frames or Curriculum.frames,
+            fps or Curriculum.fps,
+            whole_numbers(resolution, "--resolution", LEAST_RESOLUTION),
+            denser,
+            windows,
+            segments,
+            questions,
         )
         learning.train(
             learning.Material(manifest, validation, root, teacher),

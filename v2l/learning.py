@@ -105,7 +105,7 @@ def _taught(
 ) -> list[Example]:
     """The examples with the frozen model's answers, kept beside the manifest."""
     curriculum = training.curriculum
-    resolution = curriculum.resolution or vlm.geometry.longest_edge
+    resolution = curriculum.resolutions[0] if curriculum.resolutions else vlm.geometry.longest_edge
     reading = Reading(curriculum.frames, curriculum.fps, None, None, resolution)
     display.start_progress(len(examples), "answer")
     cache = material.manifest.with_suffix(".teacher.jsonl")

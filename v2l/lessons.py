@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,7 +32,8 @@ class Curriculum:
     """How clips are met in training.
 
     frames, fps: of a clip, or of each segment, at most this many frames at this rate, as encoding will take them
-    resolution: pixels of a frame's longest edge; None for the frozen model's own
+    resolutions: pixels of a frame's longest edge: of half of the clips and of encoding the first, of the others any of
+        them; none for the frozen model's own
     denser: frames are taken up to this many times as densely, from a random offset; 1 takes the same ones always
     windows, segments: at most this many joint windows, and composed segments; 1 for none
     questions: at most this many of a clip at a time
@@ -41,7 +42,7 @@ class Curriculum:
 
     frames: int = 12
     fps: float = 1.0
-    resolution: int | None = None
+    resolutions: tuple[int, ...] = ()
     denser: float = 1.5
     windows: int = 8
     segments: int = 8
@@ -64,10 +65,12 @@ class Reader:
 
 @dataclass(frozen=True)
 class Part:
-    """A window or a segment: the ids, (T,), of its prompt and the images, (N, 3, S, S) uint8, that stand in it."""
+    """A window or a segment of so many frames: the ids, (T,), of its prompt and the `count` images that stand in it,
+    (N, 3, S, S) uint8, or None where they were seen before."""
 
     ids: torch.Tensor
-    images: torch.Tensor
+    images: torch.Tensor | None
+    count: int
     frames: int
 
 
@@ -76,12 +79,14 @@ class Lesson:
     """One clip in one step.
 
     composed: whether each part becomes an adapter of its own
+    shows: the video, the numbers of its frames and their resolution
     sheet: questions and answers, without the video
     in_context: the same behind the whole video, where that fits the model's positions
     """
 
     parts: tuple[Part, ...]
     composed: bool
+    shows: tuple[str, tuple[int, ...], int | None]
     sheet: Sheet
     in_context: Sheet | None
 
@@ -117,6 +122,8 @@ class Lessons(Steps):
         self.steps, self.clips_in_step, self.together = steps, batch, together
         self.process, self.processes = process
         self.per_step = math.ceil(batch / self.processes / together)
+        self.seen: Container = ()
+        """What `Lesson.shows` of lessons whose images nobody needs again."""
 
     def __len__(self) -> int:
         return self.steps * self.per_step
@@ -134,23 +141,31 @@ class Lessons(Steps):
         clip = self.clips[_shuffled(self.seed, turn, len(self.clips))[place]]
         random = np.random.default_rng([self.seed, number, 1])
         try:
-            return read_lesson(clip, self.reader, self.curriculum, random)
+            return read_lesson(clip, self.reader, self.curriculum, random, self.seen)
         except V2LError as error:
             return Unreadable(clip[0].video, str(error))
 
 
 def read_lesson(
-    clip: Sequence[Example], reader: Reader, curriculum: Curriculum, random: np.random.Generator | None
+    clip: Sequence[Example],
+    reader: Reader,
+    curriculum: Curriculum,
+    random: np.random.Generator | None,
+    seen: Container = (),
 ) -> Lesson:
     """One clip as a lesson; without `random` as encoding would read it, whole where that fits, and asked from the
-    first question on. Raises V2LError where the video cannot be read or a part of it does not fit."""
+    first question on. Of what stands in `seen` no image is decoded. Raises V2LError where the video cannot be read or a
+    part of it does not fit."""
     video = _probe(str(clip[0].video))
     chosen = _frames(video, clip[0], curriculum, random)
-    rows, cols = tile_grid(video.width, video.height, reader.geometry, curriculum.resolution)
-    frames, images = [], []
-    for frame in read_frames(video, chosen):
-        frames.append(PromptFrame(frame.seconds, rows, cols))
-        images.append(torch.from_numpy(frame_images(frame.pixels, reader.geometry, curriculum.resolution)))
+    resolution = _resolution(curriculum, random)
+    rows, cols = tile_grid(video.width, video.height, reader.geometry, resolution)
+    shows = str(video.path), tuple(int(frame) for frame in chosen), resolution
+    frames = [PromptFrame(float(video.seconds[index]), rows, cols) for index in chosen]
+    images = None
+    if shows not in seen:
+        pixels = (frame.pixels for frame in read_frames(video, chosen))
+        images = [torch.from_numpy(frame_images(each, reader.geometry, resolution)) for each in pixels]
 
     def prompt(part: Sequence[PromptFrame], said: str, answer: bool = False) -> str:
         return video_text(part, video.duration, said, reader.geometry, generation_prompt=answer)
@@ -159,17 +174,26 @@ def read_lesson(
     questions = [(clip[place].prompt, clip[place].target) for place in order[: curriculum.questions]]
     in_context = write_sheet(prompt(frames, PLACE, answer=True), questions, reader.tokenizer)
     whole = reader.ids(prompt(frames, curriculum.prompt))
-    fewest = max(1, math.ceil(len(whole) / reader.positions))
-    composed, count = _cut(len(frames), fewest, curriculum, random)
-    parts = []
-    for places in np.array_split(np.arange(len(frames)), count):
-        ids = whole if count == 1 else reader.ids(prompt([frames[place] for place in places], curriculum.prompt))
-        if len(ids) > reader.positions:
-            raise V2LError(f"{video.path}: {len(places)} frames do not fit the model's {reader.positions:,} positions")
-        parts.append(Part(ids, torch.cat([images[place] for place in places]), len(places)))
+
+    def read_in(count: int) -> list[Part]:
+        parts = []
+        for places in np.array_split(np.arange(len(frames)), count):
+            ids = whole if count == 1 else reader.ids(prompt([frames[place] for place in places], curriculum.prompt))
+            own = None if images is None else torch.cat([images[place] for place in places])
+            parts.append(Part(ids, own, len(places) * (rows * cols + 1), len(places)))
+        return parts
+
+    composed, count = _cut(len(frames), max(1, math.ceil(len(whole) / reader.positions)), curriculum, random)
+    parts = read_in(count)
+    while max(len(part.ids) for part in parts) > reader.positions:  # each part has words of its own, too
+        count += 1
+        if count > len(frames):
+            raise V2LError(f"{video.path}: one frame does not fit the model's {reader.positions:,} positions")
+        parts = read_in(count)
     return Lesson(
         tuple(parts),
         composed,
+        shows,
         write_sheet(asked(PLACE), questions, reader.tokenizer),
         in_context if int(in_context.positions.max()) < reader.positions else None,
     )
@@ -186,6 +210,14 @@ def _frames(video: Video, clip: Example, curriculum: Curriculum, random: np.rand
     if curriculum.denser > 1 and random.random() < 0.5 and end - start > 2 / rate:
         start += float(random.uniform(0, 1 / rate))
     return choose_frames(video, math.ceil(most * denser), rate, start or None, clip.end)
+
+
+def _resolution(curriculum: Curriculum, random: np.random.Generator | None) -> int | None:
+    if not curriculum.resolutions:
+        return None
+    if random is None or random.random() < 0.5:
+        return curriculum.resolutions[0]
+    return int(random.choice(curriculum.resolutions))
 
 
 def _cut(frames: int, fewest: int, curriculum: Curriculum, random: np.random.Generator | None) -> tuple[bool, int]:

@@ -64,8 +64,10 @@ def warm_cosine(optimizer: torch.optim.Optimizer, steps: int, warmup: int) -> to
 
 
 def mixed(device: torch.device) -> AbstractContextManager:
-    """Inside, a GPU makes matrix products in bfloat16 while weights stay float32; a CPU gains nothing by that."""
-    return torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else nullcontext()
+    """Inside, matrix products are made in bfloat16 while weights stay float32, on a GPU and on a CPU that has units for
+    them; others gain nothing by it."""
+    gains = device.type == "cuda" or (device.type == "cpu" and torch.cpu.get_capabilities().get("amx_bf16", False))
+    return torch.autocast(device.type, torch.bfloat16) if gains else nullcontext()
 
 
 def keep(parts: Mapping[str, object], step: int, path: Path) -> None:

@@ -57,43 +57,72 @@ def write_sheet(
     return Sheet(*(torch.tensor(values) for values in (ids, labels, positions, group)))
 
 
-@dataclass(frozen=True)
-class Sheets:
-    """B sheets padded on the right to T tokens: ids, labels, positions and group, (B, T) int64."""
+UNASKED = -1
+"""The question number of a place in a row where none stands."""
 
+
+@dataclass(frozen=True)
+class Rows:
+    """C sheets for `side_by_side.py`: what comes first, and the questions in R rows of W tokens, several in a row where
+    they fit.
+
+    opening: (C, V) int64, padded on the right; there: (C, V) bool, where it is no padding
+    ids, labels, positions: (C, R, W) int64
+    question: (C, R, W) int64, numbered over all sheets, or UNASKED
+    """
+
+    opening: torch.Tensor
+    there: torch.Tensor
     ids: torch.Tensor
     labels: torch.Tensor
     positions: torch.Tensor
-    group: torch.Tensor
+    question: torch.Tensor
 
     @classmethod
-    def stack(cls, sheets: Sequence[Sheet], device: torch.device) -> Sheets:
-        """Several sheets as one batch."""
-        padding = {"ids": 0, "labels": IGNORED, "positions": 0, "group": -1}
-        return cls(
-            **{
-                name: pad_sequence(
-                    [getattr(sheet, name) for sheet in sheets], batch_first=True, padding_value=value
-                ).to(device)
-                for name, value in padding.items()
-            }
-        )
-
-    def visible(self) -> torch.Tensor:
-        """(B, 1, T, T) bool: a token sees what stands before it in its own question, and the beginning."""
-        length = self.ids.shape[1]
-        causal = torch.ones(length, length, dtype=torch.bool, device=self.ids.device).tril()
-        same = (self.group[:, None] == 0) | (self.group[:, None] == self.group[..., None])
-        return (causal & same)[:, None]
+    def stack(cls, sheets: Sequence[Sheet], device: torch.device) -> Rows:
+        """Several sheets as one batch; the questions of each in their order, as wide as the longest of all."""
+        lengths = [torch.bincount(sheet.group)[1:].tolist() for sheet in sheets]
+        width = max(max(each) for each in lengths)
+        placed = [place_in_rows(each, width) for each in lengths]
+        shape = len(sheets), max(rows for _, rows in placed), width
+        columns = {
+            "ids": torch.zeros(shape, dtype=torch.int64),
+            "labels": torch.full(shape, IGNORED),
+            "positions": torch.zeros(shape, dtype=torch.int64),
+        }
+        question, before = torch.full(shape, UNASKED), 0
+        for clip, (sheet, (places, _)) in enumerate(zip(sheets, placed, strict=True)):
+            for number, (row, span) in enumerate(places):
+                own = sheet.group == number + 1
+                question[clip, row, span] = before + number
+                for name, column in columns.items():
+                    column[clip, row, span] = getattr(sheet, name)[own]
+            before += len(places)
+        opening = [sheet.ids[sheet.group == 0] for sheet in sheets]
+        there = pad_sequence([torch.ones_like(ids, dtype=torch.bool) for ids in opening], batch_first=True)
+        found = pad_sequence(opening, batch_first=True), there, *columns.values(), question
+        return cls(*(each.to(device) for each in found))
 
     def answers(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """The N tokens that the loss counts: (B, T - 1) bool, true where the next token is one; those tokens, (N,);
+        """The N tokens that the loss counts: (C, R, W - 1) bool, true where the next token is one; those tokens, (N,);
         and the number of each one's question among all of the batch, (N,)."""
-        counted = self.labels[:, 1:] != IGNORED
-        most = int(self.group.max()) + 1
-        row = torch.arange(len(self.ids), device=self.ids.device)[:, None] * most
-        _, question = torch.unique((row + self.group[:, 1:])[counted], return_inverse=True)
-        return counted, self.labels[:, 1:][counted], question
+        counted = self.labels[..., 1:] != IGNORED
+        return counted, self.labels[..., 1:][counted], self.question[..., 1:][counted]
+
+
+def place_in_rows(lengths: Sequence[int], width: int) -> tuple[list[tuple[int, slice]], int]:
+    """Where in rows of that width to put questions of those lengths, each in the first row that has room: of each its
+    row and its span; and how many rows that takes."""
+    used: list[int] = []
+    places = []
+    for length in lengths:
+        row = next((row for row, taken in enumerate(used) if taken + length <= width), None)
+        if row is None:
+            row = len(used)
+            used.append(0)
+        places.append((row, slice(used[row], used[row] + length)))
+        used[row] += length
+    return places, len(used)
 
 
 def mean_by_question(losses: torch.Tensor, question: torch.Tensor) -> torch.Tensor:

@@ -14,26 +14,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from torch.nn import functional as F
-from torch.nn.utils.rnn import pad_sequence
 
 from v2l.checkpoint import FILE_NAME, save_hypernetwork, with_origin
 from v2l.errors import V2LError
 from v2l.files import make_folder, printable, write_atomically
 from v2l.hypernetwork import Hypernetwork, HypernetworkConfig, TrainedWith
 from v2l.lessons import Curriculum, Lesson, Lessons, Reader, Unreadable, read_lesson
-from v2l.lora import Factors, attached
 from v2l.manifest import Example, group_by_clip
 from v2l.optimise import Processes, keep, prepared, record, restore, warm_cosine
+from v2l.pupil import Pupil
 from v2l.records import to_json
 from v2l.sealed import canonical_json
-from v2l.sheet import Sheet, Sheets, mean_by_question
-from v2l.vlm import FrozenVLM, Window
+from v2l.vlm import FrozenVLM
 
 STATE, METRICS, SETTINGS = "state.pt", "metrics.jsonl", "training.json"
 """What stands in the output folder beside the best hypernetwork."""
-LONGER = 1.25
-"""The longest of the rows that the hypernetwork reads together, against the shortest."""
 
 
 @dataclass(frozen=True)
@@ -138,6 +133,9 @@ class Trainer:
         warmup = max(1, round(training.warmup * training.steps))
         self.schedule = warm_cosine(self.optimizer, training.steps, warmup)
         self.best = Best()
+        self.pupil = Pupil(vlm, hypernetwork, training.kl_weight)
+        if not training.workers:  # others do not know what it has seen
+            self.lessons.seen = self.pupil.seen
         self.parts = {
             "hypernetwork": hypernetwork,
             "optimizer": self.optimizer,
@@ -196,7 +194,7 @@ class Trainer:
         for _ in range(self.lessons.per_step):
             lessons = self._readable(next(batches))
             if lessons:
-                loss = self.loss(lessons) / self.training.batch
+                loss = self.pupil.loss(lessons) / self.training.batch
                 loss.backward()
                 total, read = total + loss.item(), read + len(lessons)
         total, read = self.processes.sum(total), self.processes.sum(read)
@@ -214,105 +212,6 @@ class Trainer:
                 self.warn(f"a clip is passed over: {lesson.reason}")
         return [lesson for lesson in lessons if isinstance(lesson, Lesson)]
 
-    def loss(self, lessons: Sequence[Lesson]) -> torch.Tensor:
-        """The sum over the lessons of each one's loss: of a clip the mean over its questions, of a question the mean
-        over its answer's tokens of the cross-entropy, and of the divergence from the teacher where it has a weight."""
-        images = self._see(lessons)
-        factors = self.factors(lessons, images)
-        logits, wanted, question = self._answer_tokens([lesson.sheet for lesson in lessons], factors)
-        losses = F.cross_entropy(logits, wanted, reduction="none")
-        if self.training.kl_weight:
-            losses = losses + self.training.kl_weight * self._divergence(lessons, images, logits, question)
-        clip = torch.arange(len(lessons), device=losses.device)
-        clip = clip.repeat_interleave(torch.tensor([int(lesson.sheet.group.max()) for lesson in lessons]).to(clip))
-        return mean_by_question(mean_by_question(losses, question), clip).sum()
-
-    def factors(self, lessons: Sequence[Lesson], images: Sequence[torch.Tensor]) -> Factors:
-        """Per layer a (C, R, d_in) and b (C, R, d_out) of C lessons, shorter ranks filled with zeros. A composed
-        lesson's generated ranks stand one after the other and the learned bias stands once (paper section 3.4).
-
-        images: (N, tokens, D) embeddings, of each part of each lesson
-        """
-        parts = [part for lesson in lessons for part in lesson.parts]
-        windows = [
-            Window(part.frames, part.ids.to(self.vlm.device), seen) for part, seen in zip(parts, images, strict=True)
-        ]
-        hidden = self._read(windows)
-        # what one row of the hypernetwork reads: a part that is composed, or all parts of a lesson that are not
-        sizes = [size for lesson in lessons for size in _rows(lesson)]
-        rows = [[torch.cat(group) for group in _take(layer, sizes)] for layer in hidden]
-        generated = self._generate(rows)
-        adapters = [len(_rows(lesson)) for lesson in lessons]
-        return [(_composed(a, adapters), _composed(b, adapters)) for a, b in generated]
-
-    def _read(self, windows: Sequence[Window]) -> list[list[torch.Tensor]]:
-        """The inputs of every decoder layer, (T, D) for each window."""
-        order = sorted(range(len(windows)), key=lambda place: len(windows[place].input_ids))  # little padding
-        lengths = [len(windows[place].input_ids) for place in order]
-        back, layers = _inverse(order), []
-        for pieces in self.vlm.read_layers([windows[place] for place in order]):
-            tokens = torch.cat(list(pieces), dim=1)[0].split(lengths)
-            layers.append([tokens[place] for place in back])
-        return layers
-
-    def _generate(self, layers: Sequence[Sequence[torch.Tensor]]) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Factors of U rows, (U, 2r, d), of the (T, D) tokens of each in every layer; rows of like length together."""
-        lengths = [len(tokens) for tokens in layers[0]]
-        order = sorted(range(len(lengths)), key=lambda place: lengths[place])
-        groups: list[list[int]] = []
-        for place in order:
-            if groups and lengths[place] <= LONGER * lengths[groups[-1][0]]:
-                groups[-1].append(place)
-            else:
-                groups.append([place])
-        made = []
-        for group in groups:
-            ones = [torch.ones(lengths[place], dtype=torch.bool, device=self.vlm.device) for place in group]
-            padded = [pad_sequence([tokens[place] for place in group], batch_first=True) for tokens in layers]
-            held = pad_sequence(ones, batch_first=True)
-            made.append(self.hypernetwork.generate(torch.stack(padded, dim=1), held))
-        back = torch.tensor(_inverse(order), device=self.vlm.device)
-        return [
-            tuple(torch.cat([factors[layer][side] for factors in made])[back] for side in (0, 1))
-            for layer in range(len(layers))
-        ]
-
-    def _see(self, lessons: Sequence[Lesson]) -> tuple[torch.Tensor, ...]:
-        images = [part.images for lesson in lessons for part in lesson.parts]
-        return self.vlm.see(torch.cat(images)).split([len(part) for part in images])
-
-    def _answer_tokens(
-        self, sheets: Sequence[Sheet], factors: Factors
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Logits (N, vocabulary), wanted tokens (N,) and the number of each one's question (N,)."""
-        stacked = Sheets.stack(sheets, self.vlm.device)
-        counted, wanted, question = stacked.answers()
-        with attached(self.vlm.down_projections, factors):
-            hidden = self.vlm.read_sheets(self.vlm.text_model.embed_tokens(stacked.ids), stacked)
-        return self.vlm.lm_head(hidden[:, :-1][counted]).float(), wanted, question
-
-    @torch.no_grad()
-    def _teacher(self, lesson: Lesson, images: Sequence[torch.Tensor]) -> torch.Tensor:
-        sheet = Sheets.stack([lesson.in_context], self.vlm.device)
-        embedded = self.vlm.embed(sheet.ids[0], torch.cat(list(images)))[None]
-        counted, _, _ = sheet.answers()
-        return self.vlm.lm_head(self.vlm.read_sheets(embedded, sheet)[:, :-1][counted]).float()
-
-    def _divergence(
-        self, lessons: Sequence[Lesson], images: Sequence[torch.Tensor], logits: torch.Tensor, question: torch.Tensor
-    ) -> torch.Tensor:
-        """KL(teacher || student) of every counted token, (N,); zero where a clip does not fit the teacher's context."""
-        counts = [int((lesson.sheet.labels[1:] >= 0).sum()) for lesson in lessons]
-        divergences = []
-        groups = _take(images, [len(lesson.parts) for lesson in lessons])
-        for lesson, seen, student in zip(lessons, groups, logits.split(counts), strict=True):
-            if lesson.in_context is None:
-                divergences.append(student.new_zeros(len(student)))
-                continue
-            teacher = self._teacher(lesson, seen).log_softmax(-1)
-            divergences.append(F.kl_div(student.log_softmax(-1), teacher, log_target=True, reduction="none").sum(-1))
-        return torch.cat(divergences)
-
     @torch.no_grad()
     def validate(self) -> float:
         """Mean cross-entropy over the validation clips, as encoding reads them."""
@@ -327,10 +226,7 @@ class Trainer:
                 except V2LError as error:
                     self.warn(f"a validation clip is passed over: {error}")
             if lessons:
-                images = self._see(lessons)
-                factors = self.factors(lessons, images)
-                logits, wanted, question = self._answer_tokens([lesson.sheet for lesson in lessons], factors)
-                losses = mean_by_question(F.cross_entropy(logits, wanted, reduction="none"), question)
+                losses = self.pupil.losses(lessons)
                 total, read = total + losses.sum().item(), read + len(losses)
         total, read = self.processes.sum(total), self.processes.sum(read)
         if not read:
@@ -346,7 +242,7 @@ class Trainer:
             trained_with = TrainedWith(
                 frames=curriculum.frames,
                 fps=curriculum.fps,
-                resolution=curriculum.resolution,
+                resolution=curriculum.resolutions[0] if curriculum.resolutions else None,
                 prompt=curriculum.prompt,
                 window_frames=curriculum.frames,
                 windows=curriculum.windows,
@@ -370,29 +266,3 @@ class Best:
     def load_state_dict(self, state: dict[str, float]) -> None:
         """From a checkpoint."""
         self.loss = state["loss"]
-
-
-def _rows(lesson: Lesson) -> list[int]:
-    """How many parts each of the lesson's adapters is made from."""
-    return [1] * len(lesson.parts) if lesson.composed else [len(lesson.parts)]
-
-
-def _inverse(order: Sequence[int]) -> list[int]:
-    """Where each item went: what puts items in `order` back in their own."""
-    return sorted(range(len(order)), key=order.__getitem__)
-
-
-def _take(items: Sequence, sizes: Sequence[int]) -> list[Sequence]:
-    """The items in groups of those sizes."""
-    groups, start = [], 0
-    for size in sizes:
-        groups.append(items[start : start + size])
-        start += size
-    return groups
-
-
-def _composed(factors: torch.Tensor, adapters: Sequence[int]) -> torch.Tensor:
-    """(U, 2r, d) factors of U adapters to (C, R, d): each clip's own adapters composed, R the largest rank."""
-    rank = factors.shape[1] // 2
-    clips = [torch.cat([group[:, :rank].flatten(0, 1), group[0, rank:]]) for group in factors.split(list(adapters))]
-    return pad_sequence(clips, batch_first=True)

@@ -19,7 +19,6 @@ from v2l.errors import V2LError
 from v2l.files import printable
 from v2l.models import ModelFolder
 from v2l.prompt import END_OF_TURN, PIXEL_MEAN, PIXEL_STD
-from v2l.sheet import Sheets
 
 TOKENS_AT_ONCE = 2048
 """How many tokens of several windows go through a decoder layer together, a whole window at least."""
@@ -189,16 +188,6 @@ class FrozenVLM:
             return self.logits(input_ids[None])[0]
         hidden = self.text_model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
         return self.lm_head(hidden.last_hidden_state)
-
-    def read_sheets(self, embedded: torch.Tensor, sheets: Sheets) -> torch.Tensor:
-        """Last hidden states, (B, T, D), of sheets whose input embeddings are given, (B, T, D); gradients reach
-        whatever is attached."""
-        return self.text_model(
-            inputs_embeds=embedded,
-            attention_mask=sheets.visible(),
-            position_ids=sheets.positions,
-            use_cache=False,
-        ).last_hidden_state
 
     def new_cache(self) -> Any:
         """An empty KV cache, transformers' own."""

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from v2l.files import make_folder, write_atomically
 from v2l.world.clip import ClipFormat, seen_times, write_clip
-from v2l.world.questions import Question, ask_about, ask_as_benchmarks, caption, describe
+from v2l.world.questions import EASY, Question, ask_about, ask_as_benchmarks, caption, describe
 from v2l.world.scene import SHAPES, SPLITS, WORDS, Story, sample_story
 
 
@@ -41,11 +41,14 @@ def plain(random: np.random.Generator) -> Filming:
 
 
 def varied(random: np.random.Generator) -> Filming:
-    """What training needs: 3 to 36 seconds, up to eight scenes, small frames of any shape, few a second."""
-    seconds = float(random.uniform(3, 12) if random.random() < 0.8 else random.uniform(12, 36))
-    scenes = int(random.integers(1, min(8, int(seconds) // 2) + 1)) if random.random() < 0.5 else 1
+    """What training needs: half of the clips have one scene of 3 to 12 seconds, the others up to sixteen, a second each
+    or more, in 4 to 36 seconds; one in twelve lasts up to two minutes. Small frames of any shape, few a second."""
+    seconds, scenes = float(random.uniform(3, 12)), 1
+    if random.random() < 0.5:
+        seconds = float(random.uniform(4, 36) if random.random() < 5 / 6 else random.uniform(36, 128))
+        scenes = int(random.integers(2, min(16, int(seconds)) + 1))
     width, height = (2 * int(side) for side in random.integers(40, 73, 2))
-    return Filming(seconds, scenes, ClipFormat(width, height, float(random.integers(2, 5))))
+    return Filming(seconds, scenes, ClipFormat(width, height, float(random.integers(2, 5)) if seconds <= 36 else 1.0))
 
 
 def scenes_of_eight_seconds(count: int) -> Callable[[np.random.Generator], Filming]:
@@ -87,9 +90,12 @@ def everything(story: Story, times: Sequence[float], random: np.random.Generator
     return [*ask_about(story, times, random), caption(story, times, random)]
 
 
-def everything_twice(story: Story, times: Sequence[float], random: np.random.Generator) -> list[Question]:
-    """For training: each kind of question twice, of different times and shapes, and a caption."""
-    asked = [each for _ in range(2) for each in ask_about(story, times, random)]
+def everything_often(story: Story, times: Sequence[float], random: np.random.Generator) -> list[Question]:
+    """For training: each kind of question three times, of different times and words, but those about a colour or a
+    shape, which are learned long before the others, once; and a caption."""
+    asked = ask_about(story, times, random)
+    for _ in range(2):
+        asked += [each for each in ask_about(story, times, random) if each.kind not in EASY]
     return [*asked, caption(story, times, random)]
 
 
@@ -114,7 +120,7 @@ def write_dataset(
 
     filming: how each clip is filmed, from a generator of its own
     name: of the clips' folder and of the manifest, the split's where None
-    asking: one of ASKINGS, in `{name}-{asking}.jsonl`; everything where None, for training twice
+    asking: one of ASKINGS, in `{name}-{asking}.jsonl`; everything where None, for training often
 
     Scenes have as many shapes as the embedded model knows. Questions are about what a frame a second shows; how many
     shapes there are, where it differs. Clips that are there already are not written again.
@@ -122,7 +128,7 @@ def write_dataset(
     folder, name = Path(folder), name or split
     make_folder(folder / name)
     rows = []
-    ask = ASKINGS[asking] if asking else everything_twice if split == "train" else everything
+    ask = ASKINGS[asking] if asking else everything_often if split == "train" else everything
     for seed in tqdm(range(count), unit="clip", disable=not sys.stderr.isatty()):
         path = f"{name}/{seed:05d}.mp4"
         random = np.random.default_rng(seed)

@@ -1,15 +1,18 @@
 """Stage 2 of the frozen model: the language model learns to answer, and the vision tower, slowly, to see better.
 
-All questions about a clip stand behind its video in one sequence, and none of them sees another: each is heard as if
-it were the only one. Two things make it learn within the hour: clips begin with a single frame and grow longer, and
-linear heads ask the middle of the language model, at the end of each frame, what stage 1 asked the tower. Some clips
-are heard of without being seen, so that the form of an answer is known where an adapter alone will bring the facts.
+Every clip is asked many questions at once, each heard as if it were the only one (`side_by_side.py`). More is asked of
+the model than answers, which teach slowly what must be looked up: at the end of each frame linear heads ask its middle
+what the frame shows, when it stands and which word the frame before it showed. Where a question names a time, or a word
+that another follows, the first head of one layer shall look from there at the frame that tells, other linear heads ask
+there what was found, and the first head of the next layer shall look from the answer at that. Some clips are heard of
+without being seen, so that the form of an answer is known where an adapter alone will bring the facts.
 `python -m v2l.world.language_stage START OUTPUT`: START is the checkpoint of stage 1, or the folder of a model that
 shall learn more.
 """
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -20,62 +23,59 @@ import torch
 from tokenizers import Tokenizer
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 from transformers import SmolVLMForConditionalGeneration
 
 from v2l.loading import choose_device
 from v2l.optimise import Steps, keep, mixed, prepared, record, restore, warm_cosine
-from v2l.prompt import (
-    GLOBAL_VIEW,
-    INTERNALIZATION_PROMPT,
-    PIXEL_MEAN,
-    PIXEL_STD,
-    PromptFrame,
-    frame_images,
-    question_text,
-    tile_grid,
-    video_text,
-)
-from v2l.sheet import PLACE, Sheet, Sheets, write_sheet
-from v2l.world.draw import draw
+from v2l.prompt import GLOBAL_VIEW, PIXEL_MEAN, PIXEL_STD
+from v2l.sheet import IGNORED
+from v2l.side_by_side import read_side_by_side
+from v2l.world.asked_clips import ASKED, BEFORE, LOOKS, AskedClip, clip_questions, sample_clip, write_rows
 from v2l.world.model import new_model, save_model
-from v2l.world.questions import Question, ask_about, caption
-from v2l.world.scene import SHAPES, Story, sample_story
+from v2l.world.scene import SHAPES
 from v2l.world.tokenizer import IMAGE, train_tokenizer
-from v2l.world.vision_stage import GEOMETRY, LABELS, frame_labels
+from v2l.world.vision_stage import GEOMETRY, LABELS
 
-LOOKS = LABELS | {"second": 60, "minute": 60}
-"""What the middle of the language model is asked at the end of a frame: what it shows, and when it stands."""
-LONGEST_SECONDS = 3000.0
-"""Clips begin up to that far into the video that they are cut out of."""
+LOOKING, POINTING, REFERRING = 3, 3, 4
+"""The layer whose inputs the heads read; the layer whose first head looks from a question at frames; and the next one,
+whose first head looks from the answer at what the question found there."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """Clips of like length, read together. share: of the steps; frames: at most; tokens: of a clip, at most"""
+
+    share: float
+    clips: int
+    frames: int
+    tokens: int
 
 
 @dataclass(frozen=True)
 class LanguageStage:
-    """steps of batch clips; learning_rate: its peak, after a warm-up and before a cosine to zero; the vision tower
-    learns at a `tower_share` of it.
+    """steps of a batch of clips of one of the `sizes`; learning_rate: its peak, after a warm-up and before a cosine to
+    zero; the vision tower and the connector learn at a `tower_share` of it, or are left as they are.
 
-    frames: of most clips, 1 to this many; many_frames: of one step in ten; tiled: share of steps whose frames are
-        twice the image size, on at most a third as many frames
-    growing: share of the steps in which clips grow from one frame to `frames`
-    looking: weight of the heads that are asked about each frame
+    tiled: share of the clips of the last size whose frames are two or three times the image size
+    growing: share of the steps in which clips grow from one frame to those of their size
+    looking, pointing: weights of the heads that are asked about each frame, and of the head that points
     shapes: at most this many in a scene
-    questions: at most this many of a clip; easy: share of the questions about a colour or a shape that is kept
+    easy: share of the questions about a colour or a shape that is kept
     unseen: share of clips without their video
     workers: processes that draw clips ahead, for a machine whose cores training leaves idle
     """
 
     steps: int = 3000
-    batch: int = 16
+    sizes: tuple[Size, ...] = (Size(0.62, 16, 8, 136), Size(0.23, 10, 16, 232), Size(0.15, 6, 33, 448))
     learning_rate: float = 1.5e-3
     tower_share: float = 0.5
     warmup: int = 150
-    frames: int = 12
-    many_frames: int = 36
-    tiled: float = 0.06
+    tiled: float = 0.6
     growing: float = 0.3
     looking: float = 1.0
+    pointing: float = 0.5
     shapes: int = SHAPES
-    questions: int = 12
     easy: float = 0.3
     unseen: float = 0.08
     save_every: int = 50
@@ -83,92 +83,12 @@ class LanguageStage:
     seed: int = 0
 
 
-FURTHER = LanguageStage(steps=2000, learning_rate=1.2e-3, tower_share=0.3, warmup=100, growing=0.0, seed=3)
+FURTHER = LanguageStage(steps=3600, learning_rate=1.2e-3, tower_share=0.0, warmup=100, growing=0.0, seed=4)
 """The settings for a model that has been through this stage before."""
-EASY = ("colour", "shape", "colour at", "shape at", "count")
-"""Kinds of question that are learned long before the others."""
-
-
-@dataclass(frozen=True)
-class SeenClip:
-    """A story and what is seen of it: seconds, tiles and images, (F * images a frame, 3, S, S) uint8, of its frames.
-
-    total: seconds of the whole video that it is cut out of
-    """
-
-    story: Story
-    frames: tuple[PromptFrame, ...]
-    images: np.ndarray
-    total: float
-
-    @property
-    def times(self) -> list[float]:
-        return [frame.seconds for frame in self.frames]
-
-    def labels(self) -> dict[str, torch.Tensor]:
-        """What stage 1 asks of a frame, and its time, (F,) by label."""
-        seen = [
-            {**frame_labels(self.story.at(time), time), "second": int(time) % 60, "minute": int(time) // 60 % 60}
-            for time in self.times
-        ]
-        return {name: torch.tensor([frame[name] for frame in seen]) for name in LOOKS}
-
-
-def sample_clip(
-    random: np.random.Generator, count: int, tiled: bool = False, split: str = "train", shapes: int = SHAPES
-) -> SeenClip:
-    """A clip of which `count` frames are seen, a second or more apart, of any size; one in three is cut out of a longer
-    video, of one in four only a part of what happens is seen, and one in three has several scenes."""
-    spacing = 1.0 if random.random() < 0.5 else float(random.uniform(1, 6 if count > 12 else 20))
-    start = float(random.uniform(0, LONGEST_SECONDS)) if random.random() < 1 / 3 else 0.0
-    duration = max(2.0, count * spacing)
-    parts = int(random.integers(2, 5)) if random.random() < 0.25 else 1
-    scenes = int(random.integers(1, max(1, min(8, count // 2)) + 1)) if parts == 1 and random.random() < 0.5 else 1
-    begin = start - duration * int(random.integers(parts)) if start > 4 * duration else start
-    seed = int(random.integers(2**31))
-    story = sample_story(split, seed, max(2.0, duration * parts), begin, count * parts, scenes, shapes)
-    times = [start + spacing * index for index in range(count)]
-    total = max(begin + duration * parts, times[-1] + 1)
-    total += float(random.uniform(0, 600)) if random.random() < 1 / 3 else 0.0
-    height, width = (int(side) for side in random.integers(64, 129, 2))
-    edge = 2 * GEOMETRY.image_size if tiled else None
-    images = [frame_images(draw(story.at(seconds), seconds, height, width), GEOMETRY, edge) for seconds in times]
-    grid = tile_grid(width, height, GEOMETRY, edge)
-    return SeenClip(story, tuple(PromptFrame(seconds, *grid) for seconds in times), np.concatenate(images), total)
-
-
-def clip_questions(clip: SeenClip, random: np.random.Generator, most: int, easy: float = 1.0) -> list[Question]:
-    """Questions about the clip in a random order, none twice, of the easy ones that share; one clip in four is also
-    told to internalize."""
-    asked = [question for _ in range(3) for question in ask_about(clip.story, clip.times, random)]
-    asked = [question for question in asked if question.kind not in EASY or random.random() < easy]
-    told = caption(clip.story, clip.times, random)
-    if random.random() < 0.25:
-        told = Question("caption", INTERNALIZATION_PROMPT, told.answer)
-    one_each = list({question.prompt: question for question in asked}.values())
-    chosen = [one_each[place] for place in random.permutation(len(one_each))[: most - 1]]
-    return [told, *chosen]
-
-
-def shown(clip: SeenClip | None) -> str:
-    """What stands around a question about the clip, as v2l itself writes it; None: about one that is not seen."""
-    if clip is None:
-        return question_text(PLACE)
-    return video_text(clip.frames, clip.total, PLACE, GEOMETRY, generation_prompt=True)
-
-
-@dataclass(frozen=True)
-class SheetOfClip:
-    """A clip with its questions. images: (F * images a frame, 3, S, S) uint8 and labels: (F,) by name, of what is seen
-    of it; None where nothing is."""
-
-    sheet: Sheet
-    images: torch.Tensor | None
-    labels: dict[str, torch.Tensor] | None
 
 
 class ClipBatches(Steps):
-    """The clips of each step. All of them show as many frames, so that little is padding."""
+    """The clips of each step, all of one size."""
 
     def __init__(self, stage: LanguageStage):
         self.stage = stage
@@ -177,26 +97,41 @@ class ClipBatches(Steps):
     def __len__(self) -> int:
         return self.stage.steps
 
-    def batch(self, step: int) -> list[SheetOfClip]:
-        """The clips of that step; fewer where frames are many."""
-        stage = self.stage
-        random = np.random.default_rng([stage.seed, step])
-        grown = min(1.0, step / max(1.0, stage.growing * stage.steps))
-        most = 1 + round((stage.frames - 1) * grown)
-        if grown == 1 and random.random() < 0.1:
-            most = stage.many_frames
-        tiled = grown == 1 and random.random() < stage.tiled
-        count = int(random.integers(1, (max(1, most // 3) if tiled else most) + 1))
+    def size(self, step: int) -> Size:
+        """The size of that step's clips."""
+        shares = np.array([size.share for size in self.stage.sizes])
+        random = np.random.default_rng([self.stage.seed, step])
+        return self.stage.sizes[random.choice(len(shares), p=shares / shares.sum())]
+
+    def batch(self, step: int) -> list[AskedClip]:
+        """The clips of that step."""
+        stage, size = self.stage, self.size(step)
+        random = np.random.default_rng([stage.seed, step, 1])
+        grown = min(1.0, (step + 1) / max(1.0, stage.growing * stage.steps))
         clips = []
-        for _ in range(max(1, stage.batch * 12 // max(12, count))):
+        for _ in range(size.clips):
+            most = max(1, round(size.frames * grown))
+            tiled = 1
+            if size is stage.sizes[-1] and grown == 1 and random.random() < stage.tiled:
+                tiled = int(random.integers(2, 4))
+                most = max(1, size.frames // (4 if tiled == 2 else 7))
+            count = most if random.random() < 0.4 else int(random.integers(1, most + 1))
             clip = sample_clip(random, count, tiled, shapes=stage.shapes)
-            asked = [(each.prompt, each.answer) for each in clip_questions(clip, random, stage.questions, stage.easy)]
-            if random.random() < stage.unseen:
-                clips.append(SheetOfClip(write_sheet(shown(None), asked, self.tokenizer), None, None))
-            else:
-                sheet = write_sheet(shown(clip), asked, self.tokenizer)
-                clips.append(SheetOfClip(sheet, torch.from_numpy(clip.images), clip.labels()))
+            questions = clip_questions(clip, random, stage.easy)
+            clips.append(write_rows(clip, random.random() >= stage.unseen, questions, self.tokenizer))
         return clips
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Of one batch: answers, looks, points and finds, scalars; right: by place in ASKED, how many questions were asked
+    and how many of them answered right in every token, (A, 2)."""
+
+    answers: torch.Tensor
+    looks: torch.Tensor
+    points: torch.Tensor
+    finds: torch.Tensor
+    right: torch.Tensor
 
 
 class Trainer:
@@ -211,71 +146,170 @@ class Trainer:
         self.image_id, self.view_id = (self.batches.tokenizer.token_to_id(token) for token in (IMAGE, GLOBAL_VIEW))
         width = self.model.config.text_config.hidden_size
         self.heads = nn.ModuleDict({name: nn.Linear(width, size) for name, size in LOOKS.items()}).to(self.device)
+        self.found = nn.ModuleDict({name: nn.Linear(width, size) for name, size in LABELS.items()}).to(self.device)
         if start.is_dir():
             self._go_on_from(start)
         else:
             reader = torch.load(start, weights_only=True, map_location="cpu")["reader"]
             self._load_part(self.model.model.vision_model, reader, "tower.")
             self._load_part(self.model.model.connector, reader, "connector.")
-        tower = list(self.model.model.vision_model.parameters())
-        names = {id(parameter) for parameter in tower}
+        self.eyes = nn.ModuleList([self.model.model.vision_model, self.model.model.connector])
+        self.eyes.requires_grad_(stage.tower_share > 0)
+        names = {id(parameter) for parameter in self.eyes.parameters()}
         rest = [parameter for parameter in self.model.parameters() if id(parameter) not in names]
-        rest += self.heads.parameters()
-        groups = [{"params": rest}, {"params": tower, "lr": stage.learning_rate * stage.tower_share}]
+        rest += [*self.heads.parameters(), *self.found.parameters()]
+        groups = [{"params": rest}]
+        if stage.tower_share:
+            groups.append({"params": list(self.eyes.parameters()), "lr": stage.learning_rate * stage.tower_share})
         self.optimizer = torch.optim.AdamW(groups, lr=stage.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
         self.schedule = warm_cosine(self.optimizer, stage.steps, stage.warmup)
-        self.parts = {"model": self.model, "heads": self.heads, "optimizer": self.optimizer, "schedule": self.schedule}
+        self.parts = {
+            "model": self.model,
+            "heads": self.heads,
+            "found": self.found,
+            "optimizer": self.optimizer,
+            "schedule": self.schedule,
+        }
+        # one and a half times as fast where there is a compiler, and the first step of each size a minute slower
+        compiled = stage.steps >= 500 and shutil.which("g++")
+        self.read = torch.compile(read_side_by_side) if compiled else read_side_by_side
 
-    def train(self) -> Iterator[dict[str, float]]:
+    def train(self) -> Iterator[dict[str, object]]:
         """Trains, going on from the last checkpoint; yields and appends to metrics.jsonl a record at each, and leaves
         the model's folder in `output`/model."""
         stage = self.stage
         self.output.mkdir(parents=True, exist_ok=True)
         first = restore(self.parts, self.output / "language.pt")
         started, losses, clips = time.perf_counter(), [], 0
+        right = torch.zeros(len(ASKED), 2)
         for step, batch in enumerate(prepared(self.batches, first, stage.workers), first):
             with mixed(self.device):
-                answers, looks = self.losses(batch)
-                loss = answers + stage.looking * looks
+                found = self.losses(batch, self.batches.size(step))
+                loss = found.answers + stage.looking * found.looks + stage.pointing * (found.points + found.finds)
             self.optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
             self.optimizer.step()
             self.schedule.step()
-            losses.append((answers.item(), looks.item()))
+            losses.append([each.item() for each in (found.answers, found.looks, found.points, found.finds)])
+            right += found.right
             clips += len(batch)
             if (step + 1) % stage.save_every == 0 or step + 1 == stage.steps:
                 keep(self.parts, step + 1, self.output / "language.pt")
                 save_model(self.model, self.output / "model")
                 rate = clips / (time.perf_counter() - started)
-                answers, looks = np.mean(losses[-stage.save_every :], axis=0).round(4).tolist()
-                values = {"step": step + 1, "answers": answers, "looks": looks, "clips_per_second": round(rate, 1)}
+                means = np.mean(losses, axis=0).round(4).tolist()
+                names = dict(zip(("answers", "looks", "points", "finds"), means, strict=True))
+                shares = (right[:, 1] / right[:, 0]).tolist()
+                told = {name: round(share, 3) for name, share in zip(ASKED, shares, strict=True) if share == share}
+                values = {"step": step + 1, **names, "clips_per_second": round(rate, 1), "right": told}
                 record(self.output / "metrics.jsonl", values)
+                losses.clear()
+                right.zero_()
                 yield values
 
-    def losses(self, clips: Sequence[SheetOfClip]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Cross-entropy of one batch: of the answers, the mean over their tokens; and of what the heads say of the
-        frames, the mean over frames, a third of it each the word's, the time's and the shapes'."""
-        sheets = Sheets.stack([clip.sheet for clip in clips], self.device)
-        embedded = self.model.model.text_model.embed_tokens(sheets.ids)
+    def losses(self, clips: Sequence[AskedClip], size: Size) -> Losses:
+        """Cross-entropy of one batch: of the answers, the mean over their tokens; of what the heads say of the frames,
+        the mean over frames; of where the pointing heads look, the mean over tokens that should look somewhere; and of
+        what other heads say that these found."""
+        text = self.model.model.text_model
+        ids = pad_sequence([clip.ids for clip in clips], batch_first=True)
+        ids = F.pad(ids, (0, size.tokens - ids.shape[1])).to(self.device)
+        there = torch.arange(size.tokens) < torch.tensor([len(clip.ids) for clip in clips])[:, None]
+        rows, labels, positions, question, points = (
+            torch.stack([getattr(clip, name) for clip in clips]).to(self.device)
+            for name in ("rows", "labels", "positions", "question", "points")
+        )
+        finds = torch.stack([clip.finds for clip in clips]).to(self.device)
+        whole = torch.stack([clip.whole for clip in clips]).to(self.device)
+        refers = torch.stack([clip.refers for clip in clips]).to(self.device)
+        embedded = text.embed_tokens(ids)
         images = [clip.images for clip in clips if clip.images is not None]
         if images:
             pixels = (torch.cat(images).to(self.device).float() / 255 - PIXEL_MEAN) / PIXEL_STD
             patches = self.model.model.vision_model(pixel_values=pixels).last_hidden_state
             seen = self.model.model.connector(patches).to(embedded.dtype)
-            embedded = embedded.masked_scatter((sheets.ids == self.image_id)[..., None], seen)
-        read = self.model.model.text_model(
-            inputs_embeds=embedded,
-            attention_mask=sheets.visible(),
-            position_ids=sheets.positions,
-            use_cache=False,
-            output_hidden_states=True,
+            embedded = embedded.masked_scatter((ids == self.image_id)[..., None], seen)
+        read = self.read(
+            text,
+            embedded,
+            there.to(self.device),
+            text.embed_tokens(rows),
+            positions,
+            question,
+            None,
+            (POINTING, REFERRING),
         )
-        counted, wanted, _ = sheets.answers()
-        answers = F.cross_entropy(self.model.lm_head(read.last_hidden_state[:, :-1][counted]).float(), wanted)
-        middle = read.hidden_states[len(self.model.model.text_model.layers) // 2]
-        ends = (sheets.ids == self.view_id).roll(GEOMETRY.tokens_per_image + 1, dims=1)
-        return answers, self._looks(middle[ends], [clip.labels for clip in clips if clip.labels is not None])
+        counted = labels[..., 1:] != IGNORED
+        wanted = labels[..., 1:][counted]
+        logits = self.model.lm_head(read.rows[:, :, :-1][counted]).float()
+        answers = F.cross_entropy(logits, wanted)
+        ends = (ids == self.view_id).roll(GEOMETRY.tokens_per_image + 1, dims=1)
+        looks = self._looks(read.clip[LOOKING][ends], [clip.looks for clip in clips if clip.looks is not None])
+        frame = (ends.cumsum(1) - 1).masked_fill(~ends, -1)  # (C, V): which frame's end a token is
+        return Losses(
+            answers,
+            looks,
+            self._points(read.attention[0], points, frame) + self._refers(read.attention[1], refers),
+            self._finds(read.asked[REFERRING], points, finds, whole, [clip.looks for clip in clips]),
+            self._right(logits.argmax(-1) == wanted, question[..., 1:], counted, [clip.kinds for clip in clips]),
+        )
+
+    @staticmethod
+    def _points(attention: torch.Tensor, points: torch.Tensor, frame: torch.Tensor) -> torch.Tensor:
+        """attention: (C, R, W, V + W); points: (C, R, W); frame: (C, V), the frame that ends with each token, -1 for none:
+        there the model knows what it showed. The time that announces it is more easily found and tells nothing."""
+        pointing = points != 0
+        if not pointing.any():
+            return attention.new_zeros(())
+        wanted = (points[..., None] >> frame.clamp(min=0)[:, None, None]) & 1
+        wanted = (wanted == 1) & (frame >= 0)[:, None, None]
+        looked = (attention[..., : frame.shape[1]] * wanted).sum(-1)[pointing]
+        return -(looked + 1e-5).log().mean()
+
+    @staticmethod
+    def _refers(attention: torch.Tensor, refers: torch.Tensor) -> torch.Tensor:
+        """attention: (C, R, W, V + W); refers: (C, R, W), a place in the row."""
+        referring = refers != IGNORED
+        if not referring.any():
+            return attention.new_zeros(())
+        own = attention[referring][:, -refers.shape[-1] :]
+        return -(own.gather(1, refers[referring][:, None]) + 1e-5).log().mean()
+
+    def _finds(
+        self,
+        asked: torch.Tensor,
+        points: torch.Tensor,
+        finds: torch.Tensor,
+        whole: torch.Tensor,
+        looks: Sequence[dict[str, torch.Tensor] | None],
+    ) -> torch.Tensor:
+        """asked: (C, R, W, D), what tokens are after they looked; the others (C, R, W) as in AskedClip."""
+        pointing = points != 0
+        if not pointing.any():
+            return asked.new_zeros(())
+        loss = F.cross_entropy(self.found["word"](asked[pointing]).float(), finds[pointing])
+        if whole.any():
+            clip = whole.nonzero()[:, 0].tolist()
+            frame = [(bits & -bits).bit_length() - 1 for bits in points[whole].tolist()]
+            others = [name for name in LABELS if name != "word"]
+            for name in others:
+                labels = torch.stack([looks[c][name][f] for c, f in zip(clip, frame, strict=True)]).to(self.device)
+                loss = loss + F.cross_entropy(self.found[name](asked[whole]).float(), labels) / len(others)
+        return loss
+
+    @staticmethod
+    def _right(
+        right: torch.Tensor, question: torch.Tensor, counted: torch.Tensor, kinds: Sequence[torch.Tensor]
+    ) -> torch.Tensor:
+        """right: (N,) bool, of the tokens where counted, (C, R, W), of the questions with those numbers."""
+        starts = np.cumsum([0, *(len(each) for each in kinds)])
+        number = (question + torch.tensor(starts[:-1], device=question.device)[:, None, None])[counted]
+        whole = torch.ones(int(starts[-1]), device=right.device)
+        whole = whole.scatter_reduce(0, number, right.float(), "amin").cpu()
+        kinds = torch.cat(list(kinds))
+        asked = torch.bincount(kinds, minlength=len(ASKED)).float()
+        return torch.stack([asked, torch.bincount(kinds, weights=whole, minlength=len(ASKED)).float()], dim=1)
 
     def _looks(self, frames: torch.Tensor, labels: Sequence[dict[str, torch.Tensor]]) -> torch.Tensor:
         """frames: (F, D), of all clips; labels: (F_c,) by name of each clip."""
@@ -285,8 +319,8 @@ class Trainer:
             name: F.cross_entropy(head(frames).float(), torch.cat([clip[name] for clip in labels]).to(self.device))
             for name, head in self.heads.items()
         }
-        # the word comes last and carries most questions, and times bind them: each weighs as much as all shapes
-        word, time = losses.pop("word"), (losses.pop("second") + losses.pop("minute")) / 2
+        # the word carries most questions, and times bind them: each weighs as much as all shapes
+        word, time = losses.pop("word") + losses.pop(BEFORE), (losses.pop("second") + losses.pop("minute")) / 2
         return (word + time + torch.stack(list(losses.values())).mean()) / 3
 
     def _go_on_from(self, folder: Path) -> None:

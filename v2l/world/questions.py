@@ -128,6 +128,9 @@ PHRASINGS = {
 }
 """Kind of question to its phrasings, the one for the test last: training hears all of its words, in other sentences."""
 
+EASY = ("colour", "shape", "colour at", "shape at", "count")
+"""Kinds of question that are learned long before the others."""
+
 QA_BENCHMARKS = {
     "tiny-nextqa": ("word first", "word last", "word after", "word before"),
     "tiny-activitynet-qa": ("colour", "shape", "motion", "words"),

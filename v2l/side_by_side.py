@@ -1,0 +1,138 @@
+"""The language model over several clips and the questions about them side by side: how training computes.
+
+It is the forward pass of transformers' LlamaModel with the same weights, arranged for what the questions about a clip
+have in common. The clip stands once; its questions stand behind it in rows of one width, several in a row where they
+fit, and a token sees the clip and what stands before it in its own question. Nothing is computed for two tokens that do
+not see each other, and no key is copied.
+
+Axes: C clips, V tokens of a clip, R rows, W tokens of a row, D hidden size, H query heads, K key/value heads, E head
+width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+BLIND = -1e9
+"""Added to the score of a token that must not be seen."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What came of one pass, float32.
+
+    clip, asked: the inputs of every decoder layer, (C, V, D) of the clips and (C, R, W, D) of the rows
+    rows: the last hidden state, normalised, (C, R, W, D)
+    attention: of the first head of each layer that was asked for, (C, R, W, V + W) from a row's tokens to its clip's
+        and then to its own
+    """
+
+    clip: list[torch.Tensor]
+    asked: list[torch.Tensor]
+    rows: torch.Tensor
+    attention: list[torch.Tensor]
+
+
+def read_side_by_side(
+    model: nn.Module,
+    clip: torch.Tensor,
+    there: torch.Tensor,
+    rows: torch.Tensor,
+    positions: torch.Tensor,
+    question: torch.Tensor,
+    factors: Sequence[tuple[torch.Tensor, torch.Tensor]] | None = None,
+    pointing: tuple[int, ...] = (),
+) -> Reading:
+    """model: transformers' LlamaModel, without dropout or biases
+    clip: (C, V, D) embeddings of the clips, padded on the right; there: (C, V) bool, which of them are no padding
+    rows: (C, R, W, D) embeddings of the questions; positions: (C, R, W) int64, each token's own, behind its clip's
+    question: (C, R, W) int64, another number for each question
+    factors: of the adapter that each clip's tokens and rows wear, per layer a (C, r, d_in) and b (C, r, d_out)
+    pointing: layers whose first head's attention is wanted
+    """
+    config = model.config
+    heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    count, tokens, hidden = clip.shape
+    across, along = rows.shape[1:3]
+    clips, shared = count * tokens, heads // kv_heads
+    steps = torch.arange(tokens, device=clip.device).expand(count, tokens)
+    turn = _turns(torch.cat([steps.flatten(), positions.flatten()]), width, config.rope_parameters["rope_theta"])
+    causal = torch.ones(max(tokens, along), max(tokens, along), dtype=torch.bool, device=clip.device).tril()
+    in_clip = _score(causal[:tokens, :tokens] & there[:, None])[:, None, None]  # (C, 1, 1, V, V)
+    own = causal[:along, :along] & (question[..., None] == question[:, :, None])
+    in_rows = _score(torch.cat([there[:, None, None].expand(-1, across, along, -1), own], dim=-1))[:, None, :, None]
+
+    x = torch.cat([clip.reshape(-1, hidden), rows.reshape(-1, hidden)]).float()
+    inputs, asked, attention = [], [], []
+    for number, layer in enumerate(model.layers):
+        inputs.append(x[:clips].view(count, tokens, hidden))
+        asked.append(x[clips:].view(count, across, along, hidden))
+        normed = _normed(x, layer.input_layernorm, config)
+        three = layer.self_attn.q_proj.weight, layer.self_attn.k_proj.weight, layer.self_attn.v_proj.weight
+        parts = (
+            F.linear(normed, torch.cat(three))
+            .view(len(x), heads + 2 * kv_heads, width)
+            .split([heads, kv_heads, kv_heads], dim=1)
+        )
+        parts = _turned(parts[0], turn), _turned(parts[1], turn), parts[2]
+        of_clip, of_rows = zip(*(part.split([clips, len(x) - clips]) for part in parts), strict=True)
+
+        q = of_clip[0].view(count, tokens, kv_heads, shared, width).permute(0, 2, 3, 1, 4)  # (C, K, H/K, V, E)
+        k, v = (part.view(count, tokens, kv_heads, width).transpose(1, 2) for part in of_clip[1:])
+        scores = (q.flatten(2, 3) @ k.transpose(-1, -2)).view(*q.shape[:4], tokens) * width**-0.5 + in_clip
+        read = scores.float().softmax(-1).to(v.dtype).flatten(2, 3) @ v
+        read_clip = read.view(q.shape).permute(0, 3, 1, 2, 4).reshape(clips, heads * width)
+
+        q = (
+            of_rows[0].view(count, across, along, kv_heads, shared, width).permute(0, 3, 1, 4, 2, 5)
+        )  # (C, K, R, H/K, W, E)
+        own_k, own_v = (part.view(count, across, along, kv_heads, width).permute(0, 3, 1, 2, 4) for part in of_rows[1:])
+        to_clip = (q.flatten(2, 4) @ k.transpose(-1, -2)).view(*q.shape[:5], tokens)
+        to_own = (q.flatten(3, 4) @ own_k.transpose(-1, -2)).view(*q.shape[:5], along)
+        weights = (torch.cat([to_clip, to_own], dim=-1) * width**-0.5 + in_rows).float().softmax(-1)
+        if number in pointing:
+            attention.append(weights[:, 0, :, 0])
+        to_clip, to_own = weights.to(v.dtype).split([tokens, along], dim=-1)
+        read = (to_clip.flatten(2, 4) @ v).view(q.shape) + (to_own.flatten(3, 4) @ own_v).view(q.shape)
+        read_rows = read.permute(0, 2, 4, 1, 3, 5).reshape(len(x) - clips, heads * width)
+
+        x = x + F.linear(torch.cat([read_clip, read_rows]), layer.self_attn.o_proj.weight)
+        normed = _normed(x, layer.post_attention_layernorm, config)
+        gate, up = layer.mlp.gate_proj.weight, layer.mlp.up_proj.weight
+        inner = F.silu(F.linear(normed, gate)) * F.linear(normed, up)
+        x = x + F.linear(inner, layer.mlp.down_proj.weight)
+        if factors is not None:
+            a, b = (factor.to(inner.dtype) for factor in factors[number])
+            changes = [
+                part.view(count, len(part) // count, part.shape[-1]) @ a.transpose(-1, -2) @ b
+                for part in inner.split([clips, len(x) - clips])
+            ]
+            x = x + torch.cat([change.flatten(0, 1) for change in changes])
+    last = _normed(x[clips:], model.norm, config)
+    return Reading(inputs, asked, last.view(count, across, along, hidden), attention)
+
+
+def _normed(x: torch.Tensor, norm: nn.Module, config: object) -> torch.Tensor:
+    return F.rms_norm(x, x.shape[-1:], norm.weight.float(), config.rms_norm_eps).to(norm.weight.dtype)
+
+
+def _score(seen: torch.Tensor) -> torch.Tensor:
+    return torch.zeros(seen.shape, device=seen.device).masked_fill(~seen, BLIND)
+
+
+def _turns(positions: torch.Tensor, width: int, base: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosine and sine of the rotary embedding, (N, 1, E) each."""
+    rates = base ** -(torch.arange(0, width, 2, device=positions.device).float() / width)
+    angles = (positions[:, None].float() * rates).repeat(1, 2)[:, None]
+    return angles.cos(), angles.sin()
+
+
+def _turned(x: torch.Tensor, turn: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    first, second = x.chunk(2, dim=-1)
+    return (x * turn[0] + torch.cat([-second, first], dim=-1) * turn[1]).to(x.dtype)
