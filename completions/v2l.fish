@@ -237,7 +237,7 @@ complete -c v2l -n '__v2l_in train' -l windows -x -d 'Read a clip in up to N joi
 complete -c v2l -n '__v2l_in train' -l denser -x -d 'Take up to X times the frames, from any offset'
 complete -c v2l -n '__v2l_in train' -l frames -x -d 'At most this many frames; else as trained'
 complete -c v2l -n '__v2l_in train' -l fps -x -d 'Frames per second of video to aim for; else as trained'
-complete -c v2l -n '__v2l_in train' -l resolution -x -d 'Pixels of a frame\'s longest edge; more than the model\'s image is tiled'
+complete -c v2l -n '__v2l_in train' -l resolution -x -d 'Of a frame\'s longest edge; of several, half the clips the first'
 complete -c v2l -n '__v2l_in train' -l validate-every -x -d 'Steps between validations'
 complete -c v2l -n '__v2l_in train' -l save-every -x -d 'Steps between states to go on from'
 complete -c v2l -n '__v2l_in train' -l workers -x -d 'Processes that read clips ahead'

@@ -23,6 +23,7 @@ from v2l.teacher import NOTHING_SAID, taught
 from v2l.train import METRICS, SETTINGS, STATE, Trainer, Training, sizes_for
 from v2l.vlm import Window
 from v2l.watch import fill_reading
+from v2l.widen import widened
 from v2l.world.dataset import varied, write_dataset
 from v2l.world.scene import COLOURS, KINDS, WORDS, is_held_out
 
@@ -325,6 +326,48 @@ def test_sizes_that_make_no_network(vlm, sizes, complaint):
     assert sizes_for(vlm, {}).lora_alpha == 128.0
 
 
+def test_a_wider_hypernetwork_begins_as_what_it_was(vlm, examples, lessons, tmp_path):
+    old = lively(vlm)
+    wide = widened(old, {"rank": 8})
+    assert (wide.config.rank, wide.config.num_latents) == (8, 4)
+    assert wide.config.lora_alpha == old.config.lora_alpha
+    hidden = torch.randn(2, vlm.num_layers, 9, vlm.text_model.config.hidden_size)
+    with torch.no_grad():
+        for (a, b), (wide_a, wide_b) in zip(old.generate(hidden), wide.generate(hidden), strict=True):
+            assert wide_a.shape[1] == 2 * a.shape[1]
+            change, wide_change = a.transpose(1, 2) @ b, wide_a.transpose(1, 2) @ wide_b
+            assert (wide_change - change).norm() < 0.5 * change.norm()  # an unrelated one: 1.4
+            assert not torch.equal(wide_a[:, :4], wide_a[:, 4:8])  # copies part from each other
+    other = widened(old, {"num_latents": 12})
+    assert other.aggregator["perceiver"].encoder.latents_q.shape == (12, 32)
+    with pytest.raises(V2LError, match="can be multiplied"):
+        widened(old, {"rank": 6})
+    with pytest.raises(V2LError, match="can be multiplied"):
+        widened(old, {"latent_size": 64})
+
+
+def test_what_was_seen_is_neither_decoded_nor_looked_at_again(vlm, examples, reader, tmp_path):
+    same = dataclasses.replace(TRAINING, curriculum=dataclasses.replace(CURRICULUM, denser=1.0))
+    run = trainer(vlm, examples, tmp_path, same, hypernetwork=lively(vlm))
+    first, again = (run.lessons.batch(0) for _ in range(2))
+    with torch.no_grad():
+        loss = run.pupil.loss(first).item()
+        again = run.lessons.batch(0)
+        assert all(part.images is None for lesson in again for part in lesson.parts)
+        assert run.pupil.loss(again).item() == loss
+    assert set(run.pupil.seen) == {lesson.shows for lesson in first}
+
+
+def test_frames_of_several_resolutions_are_met(examples, reader):
+    several = dataclasses.replace(CURRICULUM, resolutions=(32, 64), segments=1, windows=1)
+    lessons = Lessons(examples, reader, several, seed=3, steps=8, batch=3, together=3)
+    met = [lesson for number in range(8) for lesson in lessons.batch(number)]
+    assert {lesson.shows[2] for lesson in met} == {32, 64}
+    assert all(part.count == len(part.images) for lesson in met for part in lesson.parts)
+    assert {part.count // part.frames for lesson in met for part in lesson.parts} > {1}
+    assert max(len(part.ids) for lesson in met for part in lesson.parts) <= reader.positions
+
+
 # Teacher -----------------------------------------------------------------------------------------------------------
 
 
@@ -389,11 +432,10 @@ def test_two_processes_learn_what_one_learns(workplace):
     one = launch(workplace, "v2l", "train", *options("one", 2))
     assert (one.returncode, one.stdout) == (0, "one/hypernetwork.safetensors\n")
     assert "validation" in one.stderr
-    shared = (
-        "accelerate.commands.launch --cpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no"
-    )
+    shared = "torch.distributed.run --standalone --nproc_per_node 2"  # accelerate launch --cpu starts one alone
     two = launch(workplace, *shared.split(), "-m", "v2l", "train", *options("two", 2))
     assert (two.returncode, two.stdout) == (0, "two/hypernetwork.safetensors\n"), two.stderr
+    assert two.stderr.count("2 processes share each step") == 1
     single, double = (torch.load(workplace / name / STATE, weights_only=True) for name in ("one", "two"))
     # the gradients themselves: AdamW's first moment is their running mean
     moments = [[state["exp_avg"] for state in each["optimizer"]["state"].values()] for each in (single, double)]

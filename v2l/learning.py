@@ -23,6 +23,7 @@ from v2l.sampling import Reading
 from v2l.teacher import taught
 from v2l.train import Trainer, Training, sizes_for
 from v2l.vlm import FrozenVLM
+from v2l.widen import widened
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,8 @@ def train(
     choice.device = choice.device or (str(processes.device) if processes.device else None)
     if not processes.first:
         display = Display(display.as_json, quiet=True)
+    elif processes.count > 1:
+        display.note(f"{processes.count} processes share each step")
     announce_fallback(choice, display)
     vlm = choice.vlm
     if material.teacher:
@@ -121,8 +124,6 @@ def _hypernetwork(
     if choice.hypernetwork_source is None:
         torch.manual_seed(seed)
         return Hypernetwork(sizes_for(vlm, sizes)).to(vlm.device)
-    if sizes:
-        raise UsageError("--sizes and --hypernetwork both say how large it is; give one of them")
     hypernetwork = load_hypernetwork(choice.hypernetwork_source, device=vlm.device)
     if not fits(hypernetwork, vlm):
         check_belongs(hypernetwork, vlm)  # which says what does not fit
@@ -130,4 +131,5 @@ def _hypernetwork(
         display.note(
             f"{printable(hypernetwork.origin.id)} was trained for another model of these sizes; it goes on here"
         )
-    return hypernetwork
+    torch.manual_seed(seed)
+    return widened(hypernetwork, sizes) if sizes else hypernetwork

@@ -19,7 +19,7 @@ from v2l.sheet import Rows, mean_by_question
 from v2l.side_by_side import read_side_by_side
 from v2l.vlm import FrozenVLM, Window
 
-LONGER = 1.5
+LONGER = 2.0
 """The longest of what is read together, against the shortest."""
 SEEN_BYTES = 2**30
 """Of image embeddings that are remembered: a clip is met many times, often by the same frames."""

@@ -41,14 +41,14 @@ def plain(random: np.random.Generator) -> Filming:
 
 
 def varied(random: np.random.Generator) -> Filming:
-    """What training needs: half of the clips have one scene of 3 to 12 seconds, the others up to sixteen, a second each
-    or more, in 4 to 36 seconds; one in twelve lasts up to two minutes. Small frames of any shape, few a second."""
+    """What training needs: in six clips of ten one scene of 3 to 12 seconds, in the others two to eight in 4 to 20.
+    Their frames are small, of any shape, and few a second."""
     seconds, scenes = float(random.uniform(3, 12)), 1
-    if random.random() < 0.5:
-        seconds = float(random.uniform(4, 36) if random.random() < 5 / 6 else random.uniform(36, 128))
-        scenes = int(random.integers(2, min(16, int(seconds)) + 1))
+    if random.random() < 0.4:
+        seconds = float(random.uniform(4, 20))
+        scenes = int(random.integers(2, min(8, int(seconds) // 2) + 1))
     width, height = (2 * int(side) for side in random.integers(40, 73, 2))
-    return Filming(seconds, scenes, ClipFormat(width, height, float(random.integers(2, 5)) if seconds <= 36 else 1.0))
+    return Filming(seconds, scenes, ClipFormat(width, height, float(random.integers(2, 5))))
 
 
 def scenes_of_eight_seconds(count: int) -> Callable[[np.random.Generator], Filming]:

@@ -12,10 +12,11 @@ shall learn more.
 
 from __future__ import annotations
 
+import argparse
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -146,7 +147,10 @@ class Trainer:
         self.image_id, self.view_id = (self.batches.tokenizer.token_to_id(token) for token in (IMAGE, GLOBAL_VIEW))
         width = self.model.config.text_config.hidden_size
         self.heads = nn.ModuleDict({name: nn.Linear(width, size) for name, size in LOOKS.items()}).to(self.device)
-        self.found = nn.ModuleDict({name: nn.Linear(width, size) for name, size in LABELS.items()}).to(self.device)
+        self.found, self.carried = (
+            nn.ModuleDict({name: nn.Linear(width, size) for name, size in LABELS.items()}).to(self.device)
+            for _ in range(2)
+        )
         if start.is_dir():
             self._go_on_from(start)
         else:
@@ -157,7 +161,7 @@ class Trainer:
         self.eyes.requires_grad_(stage.tower_share > 0)
         names = {id(parameter) for parameter in self.eyes.parameters()}
         rest = [parameter for parameter in self.model.parameters() if id(parameter) not in names]
-        rest += [*self.heads.parameters(), *self.found.parameters()]
+        rest += [*self.heads.parameters(), *self.found.parameters(), *self.carried.parameters()]
         groups = [{"params": rest}]
         if stage.tower_share:
             groups.append({"params": list(self.eyes.parameters()), "lr": stage.learning_rate * stage.tower_share})
@@ -167,6 +171,7 @@ class Trainer:
             "model": self.model,
             "heads": self.heads,
             "found": self.found,
+            "carried": self.carried,
             "optimizer": self.optimizer,
             "schedule": self.schedule,
         }
@@ -247,17 +252,21 @@ class Trainer:
         ends = (ids == self.view_id).roll(GEOMETRY.tokens_per_image + 1, dims=1)
         looks = self._looks(read.clip[LOOKING][ends], [clip.looks for clip in clips if clip.looks is not None])
         frame = (ends.cumsum(1) - 1).masked_fill(~ends, -1)  # (C, V): which frame's end a token is
+        looks_of = [clip.looks for clip in clips]
+        referring = refers != IGNORED
+        referred = [each.gather(2, refers.clamp(min=0)) * referring for each in (points, finds, whole)]
         return Losses(
             answers,
             looks,
             self._points(read.attention[0], points, frame) + self._refers(read.attention[1], refers),
-            self._finds(read.asked[REFERRING], points, finds, whole, [clip.looks for clip in clips]),
+            self._finds(self.found, read.asked[REFERRING], points, finds, whole, looks_of)
+            + self._finds(self.carried, read.asked[REFERRING + 1], *referred, looks_of),
             self._right(logits.argmax(-1) == wanted, question[..., 1:], counted, [clip.kinds for clip in clips]),
         )
 
     @staticmethod
     def _points(attention: torch.Tensor, points: torch.Tensor, frame: torch.Tensor) -> torch.Tensor:
-        """attention: (C, R, W, V + W); points: (C, R, W); frame: (C, V), the frame that ends with each token, -1 for none:
+        """attention: (C, R, W, V + W); points: (C, R, W); frame: (C, V), the frame that ends with each token, or -1:
         there the model knows what it showed. The time that announces it is more easily found and tells nothing."""
         pointing = points != 0
         if not pointing.any():
@@ -278,24 +287,25 @@ class Trainer:
 
     def _finds(
         self,
+        heads: nn.ModuleDict,
         asked: torch.Tensor,
         points: torch.Tensor,
         finds: torch.Tensor,
         whole: torch.Tensor,
         looks: Sequence[dict[str, torch.Tensor] | None],
     ) -> torch.Tensor:
-        """asked: (C, R, W, D), what tokens are after they looked; the others (C, R, W) as in AskedClip."""
+        """asked: (C, R, W, D), what tokens are after they looked; points, finds, whole: (C, R, W) as in AskedClip."""
         pointing = points != 0
         if not pointing.any():
             return asked.new_zeros(())
-        loss = F.cross_entropy(self.found["word"](asked[pointing]).float(), finds[pointing])
+        loss = F.cross_entropy(heads["word"](asked[pointing]).float(), finds[pointing])
         if whole.any():
             clip = whole.nonzero()[:, 0].tolist()
             frame = [(bits & -bits).bit_length() - 1 for bits in points[whole].tolist()]
             others = [name for name in LABELS if name != "word"]
             for name in others:
                 labels = torch.stack([looks[c][name][f] for c, f in zip(clip, frame, strict=True)]).to(self.device)
-                loss = loss + F.cross_entropy(self.found[name](asked[whole]).float(), labels) / len(others)
+                loss = loss + F.cross_entropy(heads[name](asked[whole]).float(), labels) / len(others)
         return loss
 
     @staticmethod
@@ -343,8 +353,13 @@ class Trainer:
 
 
 if __name__ == "__main__":
-    import sys
-
-    start, output = Path(sys.argv[1]), Path(sys.argv[2])
-    for line in Trainer(FURTHER if start.is_dir() else LanguageStage(), start, output).train():
+    parser = argparse.ArgumentParser(prog="python -m v2l.world.language_stage", description="Stage 2, or more of it.")
+    parser.add_argument("start", type=Path)
+    parser.add_argument("output", type=Path)
+    parser.add_argument("--steps", type=int)
+    parser.add_argument("--seed", type=int)
+    given = parser.parse_args()
+    stage = FURTHER if given.start.is_dir() else LanguageStage()
+    changes = {name: getattr(given, name) for name in ("steps", "seed") if getattr(given, name) is not None}
+    for line in Trainer(replace(stage, **changes), given.start, given.output).train():
         print(line, flush=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from transformers import SmolVLMConfig, SmolVLMForConditionalGeneration
 
+from v2l.checkpoint import few_bits
 from v2l.prompt import END_OF_TURN, IMAGE, START
 from v2l.world.tokenizer import PAD, SPECIAL_TOKENS, VOCABULARY, save_tokenizer, train_tokenizer
 
@@ -60,11 +61,15 @@ def new_model(seed: int = 0) -> SmolVLMForConditionalGeneration:
     return SmolVLMForConditionalGeneration(tiny_config())
 
 
-def save_model(model: SmolVLMForConditionalGeneration, folder: Path, dtype: torch.dtype = torch.float16) -> None:
-    """Writes the whole folder: weights in half precision, configuration, processor settings, tokenizer. The model
-    itself stays as it is."""
+def save_model(model: SmolVLMForConditionalGeneration, folder: Path) -> None:
+    """Writes the whole folder: weights in half precision, those of the language model rounded by `few_bits`,
+    configuration, processor settings, tokenizer. The model itself stays as it is."""
     folder.mkdir(parents=True, exist_ok=True)
-    copy.deepcopy(model).to(dtype).save_pretrained(folder)
+    saved = copy.deepcopy(model)
+    with torch.no_grad():
+        for weights in saved.model.text_model.parameters():
+            weights.copy_(few_bits(weights))
+    saved.half().save_pretrained(folder)
     processor = {
         "do_convert_rgb": True,
         "do_image_splitting": True,
