@@ -100,7 +100,7 @@ def test_a_sweep_measures_every_way_once(vlm, hypernetwork, tmp_path):
         assert {cell.status for cell in comparison.cells} == {"measured"}
         assert all(len(cell.first_token) == 2 and cell.median <= cell.p95 for cell in comparison.cells)
         assert all(cell.tokens_per_second > 0 and cell.prepare >= 0 for cell in comparison.cells)
-        assert comparison.encoding.added > 0
+        assert comparison.encoding.see > 0 and comparison.encoding.read > 0 and comparison.encoding.added >= 0
     # 64 pixels are four tiles and the whole frame, which no longer fit 1,024 positions at 24 frames
     tokens = {(each.frames, each.resolution): each.cells[0] for each in comparisons}
     assert [tokens[place].visual_tokens for place in tokens] == [16, 80, 96, 480]

@@ -194,7 +194,7 @@ def test_the_vision_stage_goes_on_as_if_never_ended(tmp_path):
 
 def test_the_language_stage_goes_on_as_if_never_ended(tmp_path):
     list(train(VisionStage(steps=1, batch=2, save_every=1, measured=4), tmp_path))
-    stage = LanguageStage(steps=4, sizes=(Size(1.0, 2, 3, 80),), save_every=2, warmup=1)
+    stage = LanguageStage(steps=4, sizes=(Size(1.0, 2, 3, 160),), save_every=2, warmup=1)
 
     def state(name):
         return torch.load(tmp_path / name / "language.pt", weights_only=True)["model"]
