@@ -69,7 +69,7 @@ def sample_clip(
     random: np.random.Generator, count: int, tiled: int = 1, split: str = "train", shapes: int = SHAPES
 ) -> SeenClip:
     """A clip of which `count` frames are seen, a second or more apart, of any size; one in three is cut out of a longer
-    video, of one in four only a part of what happens is seen, and one in three has several scenes.
+    video, of one in four only a part of what happens is seen, and half of the others have several scenes.
 
     tiled: sides of the frames in images
     """
@@ -152,13 +152,15 @@ def pointers(clip: SeenClip, question: Question, ids: Sequence[int], heard: int,
 
 @dataclass(frozen=True)
 class AskedClip:
-    """A clip and what is asked about it. ids: (V,) int64, of what stands before a question; start: of their number
+    """A clip and what is asked about it.
+
+    ids: (V,) int64, of what stands before a question
     R rows of W tokens: rows, labels, positions, (R, W) int64; question: (R, W) int64, its number, or UNASKED where
     nothing stands; points: (R, W) int64, bit f for a frame f that the token should look at; finds: (R, W) int64, the
     word that it should find, or IGNORED; whole: (R, W) bool; refers: (R, W) int64, the place in the row of the token
     that found what the next one depends on, or IGNORED
     kinds: of each question, its place in ASKED
-    images: (F * images a frame, 3, S, S) uint8 and labels: (F,) by name, of what is seen of it; None where nothing is
+    images: (F * images a frame, 3, S, S) uint8 and looks: (F,) by name, of what is seen of it; None where nothing is
     """
 
     ids: torch.Tensor
