@@ -87,8 +87,8 @@ def save_hypernetwork(hypernetwork: Hypernetwork, path: str | os.PathLike) -> No
 
 
 SIGNIFICANT_BITS = 5
-"""Of each weight of the embedded model: what git keeps for ever packs to two thirds, and one answer in a hundred changes
-(docs/tiny.md)."""
+"""Of each weight of the embedded model: what git keeps for ever packs to two thirds, and one answer in a hundred
+changes (docs/tiny.md)."""
 
 
 def few_bits(weights: torch.Tensor) -> torch.Tensor:
