@@ -72,26 +72,14 @@ class Pupil:
         adapters = [len(_rows(lesson)) for lesson in lessons]
         return [(_composed(a, adapters), _composed(b, adapters)) for a, b in generated]
 
-    @torch.no_grad()
     def _read(self, windows: Sequence[Window]) -> list[list[torch.Tensor]]:
-        """The inputs of every decoder layer, (T, D) for each window; windows of like length are read together."""
-        lengths = [len(window.input_ids) for window in windows]
-        layers: list[list[torch.Tensor]] = [[torch.empty(0)] * len(windows) for _ in range(self.vlm.num_layers)]
-        for group in _alike(lengths):
-            embedded = [self.vlm.embed(windows[place].input_ids, windows[place].images) for place in group]
-            there = pad_sequence([torch.ones(len(each), dtype=torch.bool) for each in embedded], batch_first=True)
-            none = torch.zeros(len(group), 0, 1, dtype=torch.int64, device=self.vlm.device)
-            read = read_side_by_side(
-                self.vlm.text_model,
-                pad_sequence(embedded, batch_first=True),
-                there.to(self.vlm.device),
-                self.vlm.text_model.embed_tokens(none),
-                none,
-                none,
-            )
-            for layer, inputs in zip(layers, read.clip, strict=True):
-                for place, tokens in zip(group, inputs.to(self.vlm.dtype), strict=True):
-                    layer[place] = tokens[: lengths[place]]
+        """The inputs of every decoder layer, (T, D) for each window."""
+        order = sorted(range(len(windows)), key=lambda place: len(windows[place].input_ids))  # little padding
+        lengths = [len(windows[place].input_ids) for place in order]
+        layers: list[list[torch.Tensor]] = []
+        for pieces in self.vlm.read_layers([windows[place] for place in order]):
+            tokens = dict(zip(order, torch.cat(list(pieces), dim=1)[0].split(lengths), strict=True))
+            layers.append([tokens[place] for place in range(len(windows))])
         return layers
 
     def _generate(self, layers: Sequence[Sequence[torch.Tensor]]) -> list[tuple[torch.Tensor, torch.Tensor]]:

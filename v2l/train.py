@@ -222,7 +222,7 @@ class Trainer:
             lessons = []
             for clip in mine[start : start + self.training.together]:
                 try:
-                    lessons.append(read_lesson(clip, self.reader, curriculum, None))
+                    lessons.append(read_lesson(clip, self.reader, curriculum, None, self.lessons.seen))
                 except V2LError as error:
                     self.warn(f"a validation clip is passed over: {error}")
             if lessons:

@@ -16,7 +16,7 @@ import torch
 from tokenizers import Tokenizer
 
 from v2l.prompt import INTERNALIZATION_PROMPT, PromptFrame, frame_images, question_text, tile_grid, video_text
-from v2l.sheet import IGNORED, PLACE, UNASKED, write_sheet
+from v2l.sheet import IGNORED, PLACE, UNASKED, place_in_rows, write_sheet
 from v2l.world.draw import draw
 from v2l.world.questions import EASY, PHRASINGS, Question, ask_about, caption, clock
 from v2l.world.scene import SHAPES, WORDS, Story, sample_story
@@ -192,15 +192,12 @@ def write_rows(clip: SeenClip, seen: bool, questions: Sequence[Question], tokeni
         "whole": torch.zeros(ROWS, ROW, dtype=torch.bool),
         "refers": torch.full((ROWS, ROW), IGNORED),
     }
-    used, kinds = [0] * ROWS, []
-    for number, question in enumerate(questions, 1):
-        own = sheet.group == number
-        length = int(own.sum())
-        row = next((row for row in range(ROWS) if used[row] + length <= ROW), None)
-        if row is None:
+    kinds: list[int] = []
+    places, _ = place_in_rows(torch.bincount(sheet.group)[1:].tolist(), ROW)
+    for number, (question, (row, place)) in enumerate(zip(questions, places, strict=True), 1):
+        if row >= ROWS:
             continue
-        place = slice(used[row], used[row] + length)
-        used[row] += length
+        own = sheet.group == number
         columns["rows"][row, place] = sheet.ids[own]
         columns["labels"][row, place] = sheet.labels[own]
         columns["positions"][row, place] = sheet.positions[own]
