@@ -143,13 +143,14 @@ def test_a_question_looks_at_the_frames_that_tell(tokenizer):
             ids, heard = asked.ids[own].tolist(), int((asked.labels[own] == IGNORED).sum())
             for pointer in pointers(clip, question, ids, heard, tokenizer):
                 kinds.add(question.kind)
+                assert pointer.back == (question.kind == "word before")
                 token = tokenizer.id_to_token(ids[pointer.place])
                 for frame in pointer.frames:
                     now, before = (int(labels[name][frame]) for name in ("word", BEFORE))
                     if pointer.whole:
                         assert int(clip.times[frame]) % 60 == int(token)
                         assert WORDS[now] == pointer.word
-                    elif question.kind == "word before":
+                    elif pointer.back:
                         assert (f"Ġ{WORDS[now]}", WORDS[before]) == (token, pointer.word)
                     else:
                         assert (f"Ġ{WORDS[before]}", WORDS[now]) == (token, pointer.word)

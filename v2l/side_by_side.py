@@ -28,8 +28,8 @@ class Reading:
 
     clip, asked: the inputs of every decoder layer, (C, V, D) of the clips and (C, R, W, D) of the rows
     rows: the last hidden state, normalised, (C, R, W, D)
-    attention: of the first head of each layer that was asked for, (C, R, W, V + W) from a row's tokens to its clip's
-        and then to its own
+    attention: of the first head of every key/value head, of each layer that was asked for, (C, K, R, W, V + W) from a
+        row's tokens to its clip's and then to its own
     """
 
     clip: list[torch.Tensor]
@@ -53,7 +53,7 @@ def read_side_by_side(
     rows: (C, R, W, D) embeddings of the questions; positions: (C, R, W) int64, each token's own, behind its clip's
     question: (C, R, W) int64, another number for each question
     factors: of the adapter that each clip's tokens and rows wear, per layer a (C, r, d_in) and b (C, r, d_out)
-    pointing: layers whose first head's attention is wanted
+    pointing: layers whose attention is wanted
     """
     config = model.config
     heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
@@ -97,7 +97,7 @@ def read_side_by_side(
         to_own = (q.flatten(3, 4) @ own_k.transpose(-1, -2)).view(*q.shape[:5], along)
         weights = (torch.cat([to_clip, to_own], dim=-1) * width**-0.5 + in_rows).float().softmax(-1)
         if number in pointing:
-            attention.append(weights[:, 0, :, 0])
+            attention.append(weights[:, :, :, 0])
         to_clip, to_own = weights.to(v.dtype).split([tokens, along], dim=-1)
         read = (to_clip.flatten(2, 4) @ v).view(q.shape) + (to_own.flatten(3, 4) @ own_v).view(q.shape)
         read_rows = read.permute(0, 2, 4, 1, 3, 5).reshape(len(x) - clips, heads * width)

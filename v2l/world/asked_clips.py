@@ -32,6 +32,8 @@ ROWS, ROW = 5, 64
 """Rows of questions behind a clip, and tokens in each."""
 ASKED = ("caption", *PHRASINGS)
 """Kinds of question."""
+FIRST = ("caption", "words", "word before")
+"""Kinds of question that find room before others."""
 
 
 @dataclass(frozen=True)
@@ -93,8 +95,8 @@ def sample_clip(
 
 
 def clip_questions(clip: SeenClip, random: np.random.Generator, easy: float = 1.0) -> list[Question]:
-    """Questions about the clip, none twice, of the easy ones that share: a caption, the words, and others in a random
-    order. One clip in four is also told to internalize."""
+    """Questions about the clip, none twice, of the easy ones that share: a caption, the words, what came before others,
+    which is learned last, and the rest in a random order. One clip in four is also told to internalize."""
     asked = [question for _ in range(3) for question in ask_about(clip.story, clip.times, random)]
     asked = [question for question in asked if question.kind not in EASY or random.random() < easy]
     told = caption(clip.story, clip.times, random)
@@ -102,7 +104,7 @@ def clip_questions(clip: SeenClip, random: np.random.Generator, easy: float = 1.
         told = Question("caption", INTERNALIZATION_PROMPT, told.answer)
     one_each = list({question.prompt: question for question in asked}.values())
     shuffled = [one_each[place] for place in random.permutation(len(one_each))]
-    return sorted([told, *shuffled], key=lambda question: question.kind not in ("caption", "words"))
+    return sorted([told, *shuffled], key=lambda question: question.kind not in FIRST)
 
 
 def shown(clip: SeenClip | None) -> str:
@@ -118,6 +120,7 @@ class Pointer:
 
     place: of the token; frames: that it should look at; word: on the board there, or before, that it should find
     whole: whether everything else that the frame shows is asked for, too
+    back: whether it looks from a word to the one before it
     answers: places of the tokens whose next one depends on what is found
     """
 
@@ -125,6 +128,7 @@ class Pointer:
     frames: tuple[int, ...]
     word: str
     whole: bool
+    back: bool
     answers: tuple[int, ...]
 
 
@@ -139,14 +143,15 @@ def pointers(clip: SeenClip, question: Question, ids: Sequence[int], heard: int,
     if time is not None:
         place = max(place for place, token in enumerate(ids) if token == tokenizer.token_to_id(time[1]))
         frames = tuple(frame for frame, seconds in enumerate(clip.times) if clock(seconds) == time[0])
-        return [Pointer(place, frames, words[frames[0]], True, tuple(range(heard - 1, len(ids) - 2)))]
+        return [Pointer(place, frames, words[frames[0]], True, False, tuple(range(heard - 1, len(ids) - 2)))]
     known = {tokenizer.token_to_id(f"Ġ{word}"): word for word in WORDS}
     first = 0 if question.kind in ("word after", "word before") else heard
     said = [(place, known[token]) for place, token in enumerate(ids) if token in known and place >= first]
     found = []
     for (place, word), (after, following) in pairwise(said):
-        frame = words.index(word if question.kind == "word before" else following)
-        found.append(Pointer(place, (frame,), following, False, (after - 1,)))
+        back = question.kind == "word before"
+        frame = words.index(word if back else following)
+        found.append(Pointer(place, (frame,), following, False, back, (after - 1,)))
     return found
 
 
@@ -157,8 +162,8 @@ class AskedClip:
     ids: (V,) int64, of what stands before a question
     R rows of W tokens: rows, labels, positions, (R, W) int64; question: (R, W) int64, its number, or UNASKED where
     nothing stands; points: (R, W) int64, bit f for a frame f that the token should look at; finds: (R, W) int64, the
-    word that it should find, or IGNORED; whole: (R, W) bool; refers: (R, W) int64, the place in the row of the token
-    that found what the next one depends on, or IGNORED
+    word that it should find, or IGNORED; whole, back: (R, W) bool; refers: (R, W) int64, the place in the row of the
+    token that found what the next one depends on, or IGNORED
     kinds: of each question, its place in ASKED
     images: (F * images a frame, 3, S, S) uint8 and looks: (F,) by name, of what is seen of it; None where nothing is
     """
@@ -171,6 +176,7 @@ class AskedClip:
     points: torch.Tensor
     finds: torch.Tensor
     whole: torch.Tensor
+    back: torch.Tensor
     refers: torch.Tensor
     kinds: torch.Tensor
     images: torch.Tensor | None
@@ -190,6 +196,7 @@ def write_rows(clip: SeenClip, seen: bool, questions: Sequence[Question], tokeni
         "points": torch.zeros(ROWS, ROW, dtype=torch.int64),
         "finds": torch.full((ROWS, ROW), IGNORED),
         "whole": torch.zeros(ROWS, ROW, dtype=torch.bool),
+        "back": torch.zeros(ROWS, ROW, dtype=torch.bool),
         "refers": torch.full((ROWS, ROW), IGNORED),
     }
     kinds: list[int] = []
@@ -207,7 +214,7 @@ def write_rows(clip: SeenClip, seen: bool, questions: Sequence[Question], tokeni
             token = row, place.start + pointer.place
             columns["points"][token] = sum(1 << frame for frame in pointer.frames)
             columns["finds"][token] = WORDS.index(pointer.word)
-            columns["whole"][token] = pointer.whole
+            columns["whole"][token], columns["back"][token] = pointer.whole, pointer.back
             columns["refers"][row, [place.start + answer for answer in pointer.answers]] = token[1]
         kinds.append(ASKED.index(question.kind))
     return AskedClip(

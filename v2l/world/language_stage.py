@@ -3,8 +3,9 @@
 Every clip is asked many questions at once, each heard as if it were the only one (`side_by_side.py`). More is asked of
 the model than answers, which teach slowly what must be looked up: at the end of each frame linear heads ask its middle
 what the frame shows, when it stands and which word the frame before it showed. Where a question names a time, or a word
-that another follows, the first head of one layer shall look from there at the frame that tells, other linear heads ask
-there what was found, and the first head of the next layer shall look from the answer at that. Some clips are heard of
+that another follows, the first head of one layer shall look from there at the frame that tells, and where what came
+before a word is asked the third, which has keys and values of its own; other linear heads ask there what was found, and
+the first head of the next layer shall look from the answer at that. Some clips are heard of
 without being seen, so that the form of an answer is known where an adapter alone will bring the facts.
 `python -m v2l.world.language_stage START OUTPUT`: START is the checkpoint of stage 1, or the folder of a model that
 shall learn more.
@@ -39,7 +40,7 @@ from v2l.world.tokenizer import IMAGE, train_tokenizer
 from v2l.world.vision_stage import GEOMETRY, LABELS
 
 LOOKING, POINTING, REFERRING = 3, 3, 4
-"""The layer whose inputs the heads read; the layer whose first head looks from a question at frames; and the next one,
+"""The layer whose inputs the heads read; the layer of which a head looks from a question at frames; and the next one,
 whose first head looks from the answer at what the question found there."""
 
 
@@ -226,7 +227,9 @@ class Trainer:
             for name in ("rows", "labels", "positions", "question", "points")
         )
         finds = torch.stack([clip.finds for clip in clips]).to(self.device)
-        whole = torch.stack([clip.whole for clip in clips]).to(self.device)
+        whole, back = (
+            torch.stack([getattr(clip, name) for clip in clips]).to(self.device) for name in ("whole", "back")
+        )
         refers = torch.stack([clip.refers for clip in clips]).to(self.device)
         embedded = text.embed_tokens(ids)
         images = [clip.images for clip in clips if clip.images is not None]
@@ -258,7 +261,8 @@ class Trainer:
         return Losses(
             answers,
             looks,
-            self._points(read.attention[0], points, frame) + self._refers(read.attention[1], refers),
+            self._points(torch.where(back[..., None], *read.attention[0].unbind(1)[::-1]), points, frame)
+            + self._refers(read.attention[1][:, 0], refers),
             self._finds(self.found, read.asked[REFERRING], points, finds, whole, looks_of)
             + self._finds(self.carried, read.asked[REFERRING + 1], *referred, looks_of),
             self._right(logits.argmax(-1) == wanted, question[..., 1:], counted, [clip.kinds for clip in clips]),
