@@ -201,32 +201,53 @@ def test_the_loss_is_the_mean_over_clips_of_questions_of_tokens(vlm, examples, l
     assert loss == pytest.approx(wanted, rel=1e-5)
 
 
-def test_the_divergence_is_from_the_same_model_with_the_video_in_context(vlm, examples, lessons, tmp_path):
-    weighted = dataclasses.replace(TRAINING, kl_weight=0.5)
+def alone(vlm, lesson, number, images, factors):
+    """One question in transformers' own pass: without the video, wearing factors, and in context. Returns for both the
+    (N, vocabulary) log-probabilities of the answer and the hidden states of question and answer behind each layer."""
+    own = lesson.in_context.group == number
+    length = min(int(own.sum()), int((lesson.sheet.group == number).sum()))  # the first word's tokens may differ
+    said = int((lesson.in_context.labels[own] >= 0).sum())
+    text = lesson.sheet.ids[(lesson.sheet.group == 0) | (lesson.sheet.group == number)]
+    shown = lesson.in_context.ids[(lesson.in_context.group == 0) | own]
+    zero = [(torch.zeros_like(a), torch.zeros_like(b)) for a, b in factors]
+    found = []
+    for embedded, worn in ((vlm.embed(text), factors), (vlm.embed(shown, images), zero)):
+        with torch.no_grad(), attached(vlm.down_projections, worn):
+            read = vlm.text_model(inputs_embeds=embedded[None], output_hidden_states=True)
+        states = [state[0, -length:] for state in read.hidden_states[1:]]
+        assert torch.equal(states[-1], read.last_hidden_state[0, -length:])
+        found.append((vlm.lm_head(states[-1])[-1 - said : -1].log_softmax(-1), states))
+    return found
+
+
+def unit(x):
+    return x / x.square().mean(-1, keepdim=True).sqrt()
+
+
+@pytest.mark.parametrize("weighted", ["kl_weight", "hidden_weight"])
+def test_the_teacher_is_the_same_model_with_the_video_in_context(vlm, examples, lessons, tmp_path, weighted):
     hypernetwork = lively(vlm)
-    run = trainer(vlm, examples, tmp_path / "a", weighted, hypernetwork)
+    run = trainer(vlm, examples, tmp_path / "a", dataclasses.replace(TRAINING, **{weighted: 0.5}), hypernetwork)
     plain = trainer(vlm, examples, tmp_path / "b", hypernetwork=hypernetwork)
-    some = [lesson for lesson in lessons if not lesson.composed][:2]
+    some = [lesson for lesson in lessons if not lesson.composed][:3]
+    some[1] = dataclasses.replace(some[1], in_context=None)  # as of a clip that does not fit: it has no teacher
     with torch.no_grad():
         added = run.pupil.loss(some).item() - plain.pupil.loss(some).item()
         factors = run.pupil.factors(some, run.pupil.see(some))
-        wanted = 0.0
-        for place, lesson in enumerate(some):
-            images = vlm.see(torch.cat([part.images for part in lesson.parts]))
-            head = lesson.in_context.ids[lesson.in_context.group == 0]
-            means = []
-            for number in range(1, 4):
-                own = lesson.in_context.group == number
-                ids = torch.cat([head, lesson.in_context.ids[own]])
-                answer = lesson.in_context.labels[own] >= 0
-                hidden = vlm.text_model(inputs_embeds=vlm.embed(ids, images)[None]).last_hidden_state
-                teacher = vlm.lm_head(hidden)[0, len(head) - 1 : -1][answer].log_softmax(-1)
-                text = lesson.sheet.ids[(lesson.sheet.group == 0) | (lesson.sheet.group == number)]
-                with attached(vlm.down_projections, [(a[place], b[place]) for a, b in factors]):
-                    student = vlm.logits(text)[-1 - int(answer.sum()) : -1].log_softmax(-1)
+    wanted = 0.0
+    for place in (0, 2):
+        images = vlm.see(torch.cat([part.images for part in some[place].parts]))
+        means = []
+        for number in range(1, 4):
+            worn = [(a[place], b[place]) for a, b in factors]
+            (student, own), (teacher, shown) = alone(vlm, some[place], number, images, worn)
+            if weighted == "kl_weight":
                 means.append((teacher.exp() * (teacher - student)).sum(-1).mean().item())
-            wanted += np.mean(means)
-    assert added == pytest.approx(0.5 * wanted, rel=1e-4)
+            else:
+                layers = [(unit(x) - unit(y)).square().mean().item() for x, y in zip(own, shown, strict=True)]
+                means.append(np.mean(layers))
+        wanted += np.mean(means)
+    assert added == pytest.approx(0.5 * wanted, rel=1e-3)
     assert added > 0
 
 

@@ -49,6 +49,9 @@ def train(
     kl_weight: Annotated[
         float, typer.Option("--kl-weight", min=0, metavar="X", help="Of staying near the frozen model in context.")
     ] = 0.0,
+    hidden_weight: Annotated[
+        float, typer.Option("--hidden-weight", min=0, metavar="X", help="Of staying near its hidden states, too.")
+    ] = 0.0,
     steps: Annotated[int, typer.Option("--steps", min=1, metavar="N", help="Optimisation steps.")] = 9000,
     batch: Annotated[int, typer.Option("--batch", min=1, metavar="N", help="Clips in a step, all told.")] = 384,
     together: Annotated[
@@ -126,6 +129,7 @@ def train(
                 together=together,
                 learning_rate=learning_rate,
                 kl_weight=kl_weight,
+                hidden_weight=hidden_weight,
                 validate_every=validate_every,
                 save_every=save_every,
                 workers=workers,

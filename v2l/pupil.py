@@ -7,6 +7,7 @@ wearing them, is asked about the clip without seeing it (paper section 4).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch.nn import functional as F
@@ -15,7 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 from v2l.hypernetwork import Hypernetwork
 from v2l.lessons import Lesson
 from v2l.lora import Factors
-from v2l.sheet import Rows, mean_by_question
+from v2l.sheet import IGNORED, Rows, Sheet, mean_by_question
 from v2l.side_by_side import read_side_by_side
 from v2l.vlm import FrozenVLM, Window
 
@@ -25,34 +26,52 @@ SEEN_BYTES = 2**30
 """Of image embeddings that are remembered: a clip is met many times, often by the same frames."""
 
 
+@dataclass(frozen=True)
+class Heard:
+    """What the model made of the questions of some lessons, question after question.
+
+    logits: (N, vocabulary) for the N tokens that the loss counts; wanted, question: (N,) int64, those tokens and the
+        number of each one's question
+    hidden: (M, D) behind each layer, of all M tokens of questions and answers, where hidden states are compared
+    of_question: (M,) int64, the number of each of these tokens' question
+    """
+
+    logits: torch.Tensor
+    wanted: torch.Tensor
+    question: torch.Tensor
+    hidden: list[torch.Tensor]
+    of_question: torch.Tensor
+
+
 class Pupil:
     """The hypernetwork as it learns, beside its frozen model.
 
-    kl_weight: of the divergence from the same model with the video in context, beside the cross-entropy
+    kl_weight, hidden_weight: of how far its answers, and its hidden states, are from those of the same model with the
+        video in context, beside the cross-entropy
     seen: image embeddings, (N, tokens, D), by `Lesson.shows`
     """
 
-    def __init__(self, vlm: FrozenVLM, hypernetwork: Hypernetwork, kl_weight: float = 0.0):
-        self.vlm, self.hypernetwork, self.kl_weight = vlm, hypernetwork, kl_weight
+    def __init__(self, vlm: FrozenVLM, hypernetwork: Hypernetwork, kl_weight: float = 0.0, hidden_weight: float = 0.0):
+        self.vlm, self.hypernetwork = vlm, hypernetwork
+        self.kl_weight, self.hidden_weight = kl_weight, hidden_weight
         self.seen: dict[tuple, torch.Tensor] = {}
         self.seen_bytes = 0
 
     def loss(self, lessons: Sequence[Lesson]) -> torch.Tensor:
         """The sum over the lessons of each one's loss: of a clip the mean over its questions, of a question the mean
-        over its answer's tokens of the cross-entropy, and of the divergence from the teacher where it has a weight."""
+        over its answer's tokens of the cross-entropy, and what it lacks of its teacher where that has a weight."""
         images = self.see(lessons)
-        logits, wanted, question = self._answer_tokens(lessons, images)
-        losses = F.cross_entropy(logits, wanted, reduction="none")
-        if self.kl_weight:
-            losses = losses + self.kl_weight * self._divergence(lessons, images, logits, question)
-        clip = torch.arange(len(lessons), device=losses.device)
-        clip = clip.repeat_interleave(torch.tensor([int(lesson.sheet.group.max()) for lesson in lessons]).to(clip))
-        return mean_by_question(mean_by_question(losses, question), clip).sum()
+        own = self._hear([lesson.sheet for lesson in lessons], None, self.factors(lessons, images))
+        loss = _sum_by_clip(F.cross_entropy(own.logits, own.wanted, reduction="none"), own.question, lessons)
+        taught = [lesson.in_context is not None for lesson in lessons]
+        if any(taught) and (self.kl_weight or self.hidden_weight):
+            loss = loss + self._difference(lessons, images, own, taught)
+        return loss
 
     def losses(self, lessons: Sequence[Lesson]) -> torch.Tensor:
         """Each question's cross-entropy, (Q,), the mean over its answer's tokens."""
-        logits, wanted, question = self._answer_tokens(lessons, self.see(lessons))
-        return mean_by_question(F.cross_entropy(logits, wanted, reduction="none"), question)
+        own = self._hear([lesson.sheet for lesson in lessons], None, self.factors(lessons, self.see(lessons)))
+        return mean_by_question(F.cross_entropy(own.logits, own.wanted, reduction="none"), own.question)
 
     def factors(self, lessons: Sequence[Lesson], images: Sequence[torch.Tensor]) -> Factors:
         """Per layer a (C, R, d_in) and b (C, R, d_out) of C lessons, shorter ranks filled with zeros. A composed
@@ -113,42 +132,83 @@ class Pupil:
             parts += embeddings.split([part.count for part in lesson.parts])
         return parts
 
-    def _answer_tokens(
-        self, lessons: Sequence[Lesson], images: Sequence[torch.Tensor]
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Logits (N, vocabulary), wanted tokens (N,) and the number of each one's question (N,)."""
-        rows = Rows.stack([lesson.sheet for lesson in lessons], self.vlm.device)
-        return self._logits(rows, None, self.factors(lessons, images))
-
-    def _logits(
-        self, rows: Rows, images: torch.Tensor | None, factors: Factors | None
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        counted, wanted, question = rows.answers()
+    def _hear(self, sheets: Sequence[Sheet], images: torch.Tensor | None, factors: Factors | None) -> Heard:
+        rows = Rows.stack(sheets, self.vlm.device)
         opening = self.vlm.embed(rows.opening.flatten(), images).view(*rows.opening.shape, -1)
         asked = self.vlm.text_model.embed_tokens(rows.ids)
         read = read_side_by_side(
             self.vlm.text_model, opening, rows.there, asked, rows.positions, rows.question, factors
         )
-        return self.vlm.lm_head(read.rows[:, :, :-1][counted]).float(), wanted, question
+        labels, question, last = (rows.in_order(each) for each in (rows.labels, rows.question, read.rows))
+        counted = labels[1:] != IGNORED
+        return Heard(
+            self.vlm.lm_head(last[:-1][counted]).float(),
+            labels[1:][counted],
+            question[1:][counted],
+            [*map(rows.in_order, read.asked[1:]), last] if self.hidden_weight else [],
+            question,
+        )
 
-    @torch.no_grad()
-    def _teacher(self, lesson: Lesson, images: Sequence[torch.Tensor]) -> torch.Tensor:
-        return self._logits(Rows.stack([lesson.in_context], self.vlm.device), torch.cat(list(images)), None)[0]
-
-    def _divergence(
-        self, lessons: Sequence[Lesson], images: Sequence[torch.Tensor], logits: torch.Tensor, question: torch.Tensor
+    def _difference(
+        self, lessons: Sequence[Lesson], images: Sequence[torch.Tensor], own: Heard, taught: Sequence[bool]
     ) -> torch.Tensor:
-        """KL(teacher || student) of every counted token, (N,); zero where a clip does not fit the teacher's context."""
-        counts = [int((lesson.sheet.labels[1:] >= 0).sum()) for lesson in lessons]
-        divergences = []
-        groups = _take(images, [len(lesson.parts) for lesson in lessons])
-        for lesson, seen, student in zip(lessons, groups, logits.split(counts), strict=True):
-            if lesson.in_context is None:
-                divergences.append(student.new_zeros(len(student)))
-                continue
-            teacher = self._teacher(lesson, seen).log_softmax(-1)
-            divergences.append(F.kl_div(student.log_softmax(-1), teacher, log_target=True, reduction="none").sum(-1))
-        return torch.cat(divergences)
+        """What separates the pupil from the same model with the video in context, weighted, summed over the lessons as
+        `loss` is: KL(teacher || pupil) of every token that the loss counts, and of every token of questions and answers
+        the squared difference of its hidden states behind each layer, which are brought to unit root mean square.
+
+        taught: which of the lessons fit the teacher's context; others are left out
+        """
+        chosen = [lesson for lesson, fits in zip(lessons, taught, strict=True) if fits]
+        seen = [
+            each
+            for lesson, group in zip(lessons, _take(images, [len(each.parts) for each in lessons]), strict=True)
+            if lesson.in_context is not None
+            for each in group
+        ]
+        with torch.no_grad():
+            teacher = self._hear([lesson.in_context for lesson in chosen], torch.cat(seen), None)
+        fits = torch.tensor(taught, device=self.vlm.device)[_clip_of_question(lessons, self.vlm.device)]
+        total = own.logits.new_zeros(())
+        if self.kl_weight:
+            student = own.logits[fits[own.question]].log_softmax(-1)
+            divergence = F.kl_div(student, teacher.logits.log_softmax(-1), log_target=True, reduction="none").sum(-1)
+            total = total + self.kl_weight * _sum_by_clip(divergence, teacher.question, chosen)
+        if self.hidden_weight:
+            here = fits[own.of_question].nonzero()[:, 0]
+            mine, its = _shared(own.of_question[here].unique(return_inverse=True)[1], teacher.of_question)
+            pairs = zip(own.hidden, teacher.hidden, strict=True)
+            distances = [(_unit(pupil[here][mine]) - _unit(state[its])).square().mean(-1) for pupil, state in pairs]
+            distance = torch.stack(distances).mean(0)
+            total = total + self.hidden_weight * _sum_by_clip(distance, teacher.of_question[its], chosen)
+        return total
+
+
+def _unit(hidden: torch.Tensor) -> torch.Tensor:
+    return F.rms_norm(hidden, hidden.shape[-1:])
+
+
+def _shared(own: torch.Tensor, other: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of tokens question after question, by the number of their question, (N,) and (M,): which of them stand for each
+    other. They are counted from a question's end: its first word may be written in other tokens behind a video."""
+    lengths = [torch.bincount(question) for question in (own, other)]
+    shared = torch.minimum(*lengths)
+
+    def kept(question: torch.Tensor, length: torch.Tensor) -> torch.Tensor:
+        behind = length.cumsum(0)[question] - torch.arange(len(question), device=question.device)
+        return behind <= shared[question]
+
+    return kept(own, lengths[0]), kept(other, lengths[1])
+
+
+def _clip_of_question(lessons: Sequence[Lesson], device: torch.device) -> torch.Tensor:
+    """(Q,): the lesson of each question."""
+    counts = torch.tensor([int(lesson.sheet.group.max()) for lesson in lessons])
+    return torch.arange(len(lessons)).repeat_interleave(counts).to(device)
+
+
+def _sum_by_clip(losses: torch.Tensor, question: torch.Tensor, lessons: Sequence[Lesson]) -> torch.Tensor:
+    """(N,) losses of tokens to the sum over lessons of the mean over a lesson's questions of a question's mean."""
+    return mean_by_question(mean_by_question(losses, question), _clip_of_question(lessons, losses.device)).sum()
 
 
 def _rows(lesson: Lesson) -> list[int]:

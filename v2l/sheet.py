@@ -103,11 +103,10 @@ class Rows:
         found = pad_sequence(opening, batch_first=True), there, *columns.values(), question
         return cls(*(each.to(device) for each in found))
 
-    def answers(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """The N tokens that the loss counts: (C, R, W - 1) bool, true where the next token is one; those tokens, (N,);
-        and the number of each one's question among all of the batch, (N,)."""
-        counted = self.labels[..., 1:] != IGNORED
-        return counted, self.labels[..., 1:][counted], self.question[..., 1:][counted]
+    def in_order(self, values: torch.Tensor) -> torch.Tensor:
+        """Of (C, R, W, ...) values what belongs to questions and answers, (N, ...), question after question."""
+        there = self.question != UNASKED
+        return values[there][self.question[there].argsort(stable=True)]
 
 
 def place_in_rows(lengths: Sequence[int], width: int) -> tuple[list[tuple[int, slice]], int]:
