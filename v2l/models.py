@@ -61,7 +61,7 @@ PRESETS = {
 }
 EMBEDDED = Path(__file__).parent / "tiny"
 """The folder of the embedded model `tiny`: the frozen model and `hypernetwork.safetensors` beside it."""
-RELEASE = "tiny-4"
+RELEASE = "tiny-5"
 """What the embedded frozen model calls itself in adapters: the release that it came with. Its hypernetwork, which may
 come from a later one, has a name of its own."""
 
