@@ -30,13 +30,13 @@ SEEN_BYTES = 2**30
 class Heard:
     """What the model made of the questions of some lessons, question after question.
 
-    logits: (N, vocabulary) for the N tokens that the loss counts; wanted, question: (N,) int64, those tokens and the
-        number of each one's question
+    logits: (N, vocabulary) for the N tokens that the loss counts, or None where they are not compared; wanted,
+        question: (N,) int64, those tokens and the number of each one's question
     hidden: (M, D) behind each layer, of all M tokens of questions and answers, where hidden states are compared
     of_question: (M,) int64, the number of each of these tokens' question
     """
 
-    logits: torch.Tensor
+    logits: torch.Tensor | None
     wanted: torch.Tensor
     question: torch.Tensor
     hidden: list[torch.Tensor]
@@ -63,9 +63,8 @@ class Pupil:
         images = self.see(lessons)
         own = self._hear([lesson.sheet for lesson in lessons], None, self.factors(lessons, images))
         loss = _sum_by_clip(F.cross_entropy(own.logits, own.wanted, reduction="none"), own.question, lessons)
-        taught = [lesson.in_context is not None for lesson in lessons]
-        if any(taught) and (self.kl_weight or self.hidden_weight):
-            loss = loss + self._difference(lessons, images, own, taught)
+        if self.kl_weight or self.hidden_weight:
+            loss = loss + self._difference(lessons, images, own)
         return loss
 
     def losses(self, lessons: Sequence[Lesson]) -> torch.Tensor:
@@ -132,7 +131,10 @@ class Pupil:
             parts += embeddings.split([part.count for part in lesson.parts])
         return parts
 
-    def _hear(self, sheets: Sequence[Sheet], images: torch.Tensor | None, factors: Factors | None) -> Heard:
+    def _hear(
+        self, sheets: Sequence[Sheet], images: torch.Tensor | None, factors: Factors | None, told: bool = True
+    ) -> Heard:
+        """told: whether logits are wanted"""
         rows = Rows.stack(sheets, self.vlm.device)
         opening = self.vlm.embed(rows.opening.flatten(), images).view(*rows.opening.shape, -1)
         asked = self.vlm.text_model.embed_tokens(rows.ids)
@@ -142,40 +144,37 @@ class Pupil:
         labels, question, last = (rows.in_order(each) for each in (rows.labels, rows.question, read.rows))
         counted = labels[1:] != IGNORED
         return Heard(
-            self.vlm.lm_head(last[:-1][counted]).float(),
+            self.vlm.lm_head(last[:-1][counted]).float() if told else None,
             labels[1:][counted],
             question[1:][counted],
             [*map(rows.in_order, read.asked[1:]), last] if self.hidden_weight else [],
             question,
         )
 
-    def _difference(
-        self, lessons: Sequence[Lesson], images: Sequence[torch.Tensor], own: Heard, taught: Sequence[bool]
-    ) -> torch.Tensor:
+    def _difference(self, lessons: Sequence[Lesson], images: Sequence[torch.Tensor], own: Heard) -> torch.Tensor:
         """What separates the pupil from the same model with the video in context, weighted, summed over the lessons as
         `loss` is: KL(teacher || pupil) of every token that the loss counts, and of every token of questions and answers
         the squared difference of its hidden states behind each layer, which are brought to unit root mean square.
-
-        taught: which of the lessons fit the teacher's context; others are left out
+        Lessons that do not fit the teacher's context are left out.
         """
-        chosen = [lesson for lesson, fits in zip(lessons, taught, strict=True) if fits]
-        seen = [
-            each
-            for lesson, group in zip(lessons, _take(images, [len(each.parts) for each in lessons]), strict=True)
-            if lesson.in_context is not None
-            for each in group
-        ]
-        with torch.no_grad():
-            teacher = self._hear([lesson.in_context for lesson in chosen], torch.cat(seen), None)
-        fits = torch.tensor(taught, device=self.vlm.device)[_clip_of_question(lessons, self.vlm.device)]
         total = own.logits.new_zeros(())
+        taught = [lesson.in_context is not None for lesson in lessons]
+        if not any(taught):
+            return total
+        chosen = [lesson for lesson, fits in zip(lessons, taught, strict=True) if fits]
+        shown = _take(images, [len(lesson.parts) for lesson in lessons])
+        seen = torch.cat([each for group, fits in zip(shown, taught, strict=True) if fits for each in group])
+        with torch.no_grad():
+            teacher = self._hear([lesson.in_context for lesson in chosen], seen, None, told=self.kl_weight > 0)
+        fits = torch.tensor(taught, device=self.vlm.device)[_clip_of_question(lessons, self.vlm.device)]  # (Q,)
         if self.kl_weight:
             student = own.logits[fits[own.question]].log_softmax(-1)
             divergence = F.kl_div(student, teacher.logits.log_softmax(-1), log_target=True, reduction="none").sum(-1)
             total = total + self.kl_weight * _sum_by_clip(divergence, teacher.question, chosen)
         if self.hidden_weight:
-            here = fits[own.of_question].nonzero()[:, 0]
-            mine, its = _shared(own.of_question[here].unique(return_inverse=True)[1], teacher.of_question)
+            here = fits[own.of_question]
+            number = fits.cumsum(0) - 1  # among the questions that the teacher heard
+            mine, its = _shared(number[own.of_question[here]], teacher.of_question)
             pairs = zip(own.hidden, teacher.hidden, strict=True)
             distances = [(_unit(pupil[here][mine]) - _unit(state[its])).square().mean(-1) for pupil, state in pairs]
             distance = torch.stack(distances).mean(0)

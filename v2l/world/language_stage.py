@@ -5,8 +5,8 @@ the model than answers, which teach slowly what must be looked up: at the end of
 what the frame shows, when it stands and which word the frame before it showed. Where a question names a time, or a word
 that another follows, the first head of one layer shall look from there at the frame that tells, and where what came
 before a word is asked the third, which has keys and values of its own; other linear heads ask there what was found, and
-the first head of the next layer shall look from the answer at that. Some clips are heard of
-without being seen, so that the form of an answer is known where an adapter alone will bring the facts.
+the first head of the next layer shall look from the answer at that. Some clips are heard of without being seen, so that
+the form of an answer is known where an adapter alone will bring the facts.
 `python -m v2l.world.language_stage START OUTPUT`: START is the checkpoint of stage 1, or the folder of a model that
 shall learn more.
 """
@@ -222,13 +222,9 @@ class Trainer:
         ids = pad_sequence([clip.ids for clip in clips], batch_first=True)
         ids = F.pad(ids, (0, size.tokens - ids.shape[1])).to(self.device)
         there = torch.arange(size.tokens) < torch.tensor([len(clip.ids) for clip in clips])[:, None]
-        rows, labels, positions, question, points = (
+        rows, labels, positions, question, points, finds, whole, back = (
             torch.stack([getattr(clip, name) for clip in clips]).to(self.device)
-            for name in ("rows", "labels", "positions", "question", "points")
-        )
-        finds = torch.stack([clip.finds for clip in clips]).to(self.device)
-        whole, back = (
-            torch.stack([getattr(clip, name) for clip in clips]).to(self.device) for name in ("whole", "back")
+            for name in ("rows", "labels", "positions", "question", "points", "finds", "whole", "back")
         )
         refers = torch.stack([clip.refers for clip in clips]).to(self.device)
         embedded = text.embed_tokens(ids)
@@ -258,10 +254,11 @@ class Trainer:
         looks_of = [clip.looks for clip in clips]
         referring = refers != IGNORED
         referred = [each.gather(2, refers.clamp(min=0)) * referring for each in (points, finds, whole)]
+        first_head, third_head = read.attention[0].unbind(1)
         return Losses(
             answers,
             looks,
-            self._points(torch.where(back[..., None], *read.attention[0].unbind(1)[::-1]), points, frame)
+            self._points(torch.where(back[..., None], third_head, first_head), points, frame)
             + self._refers(read.attention[1][:, 0], refers),
             self._finds(self.found, read.asked[REFERRING], points, finds, whole, looks_of)
             + self._finds(self.carried, read.asked[REFERRING + 1], *referred, looks_of),
