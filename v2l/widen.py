@@ -10,13 +10,14 @@ import torch
 from v2l.errors import V2LError
 from v2l.hypernetwork import TARGET, Hypernetwork
 
-APART = 0.1
-"""How far the copies of a latent begin from it, against its own spread: equal ones would stay equal."""
+APART = 0.5
+"""How far the copies of a latent begin from it, against its own spread. Near ones learn the same and stay near: at a
+fifth of this those of the embedded model were still twins after more than 100,000 clips."""
 
 
 def widened(hypernetwork: Hypernetwork, sizes: Mapping[str, int | float]) -> Hypernetwork:
-    """A copy whose `rank` and `num_latents` are multiples of what they were: every rank stands there several times with
-    its share of the change, and the learned bias gets ranks that change nothing yet.
+    """A copy whose `rank` and `num_latents` are multiples of what they were. New ranks, generated and of the learned
+    bias, change nothing yet; new latents begin near the old ones, so that these read almost what they did.
 
     Raises V2LError for other sizes, and for what is no multiple.
     """
@@ -33,14 +34,15 @@ def widened(hypernetwork: Hypernetwork, sizes: Mapping[str, int | float]) -> Hyp
     for side, repeats in (("encoder", wide.config.num_latents // old.num_latents), ("decoder", times)):
         name = f"aggregator.perceiver.{side}.latents_q"
         if repeats > 1:
-            copies = state[name].repeat(repeats, 1)
-            state[name] = copies + APART * copies.std() * torch.randn_like(copies)
+            copies = state[name].repeat(repeats - 1, 1)
+            copies += APART * copies.std() * torch.randn_like(copies)
+            state[name] = torch.cat([state[name], copies])
     for factor in "AB":
         own = state[f"bias_{factor}.{TARGET}"]
         fresh = wide.state_dict()[f"bias_{factor}.{TARGET}"][:, old.rank :]  # of B, zeros
         state[f"bias_{factor}.{TARGET}"] = torch.cat([own, fresh], dim=1)
         state[f"scaler_{factor}.{TARGET}"] = state[f"scaler_{factor}.{TARGET}"].repeat(1, 1, times, 1)
-    state[f"scaler_B.{TARGET}"] = state[f"scaler_B.{TARGET}"] / times
+    state[f"scaler_B.{TARGET}"][:, :, old.rank :] = 0
     wide.load_state_dict(state)
     wide.origin = hypernetwork.origin
     return wide
