@@ -51,6 +51,13 @@ def varied(random: np.random.Generator) -> Filming:
     return Filming(seconds, scenes, ClipFormat(width, height, float(random.integers(2, 5))))
 
 
+def long(random: np.random.Generator) -> Filming:
+    """What composing many segments needs: two to sixteen scenes in 20 to 64 seconds, filmed as `varied` is."""
+    seconds = float(random.uniform(20, 64))
+    width, height = (2 * int(side) for side in random.integers(40, 73, 2))
+    return Filming(seconds, int(random.integers(2, 17)), ClipFormat(width, height, float(random.integers(1, 4))))
+
+
 def scenes_of_eight_seconds(count: int) -> Callable[[np.random.Generator], Filming]:
     """So many scenes one after the other, filmed as `plain` is."""
     return lambda random: Filming(8.0 * count, count)
@@ -74,6 +81,7 @@ def lines(height: int) -> Callable[[np.random.Generator], Filming]:
 FILMINGS: dict[str, Callable[[np.random.Generator], Filming]] = {
     "plain": plain,
     "varied": varied,
+    "long": long,
     "two": scenes_of_eight_seconds(2),
     "eight": scenes_of_eight_seconds(8),
     **{f"length-{seconds}": length(seconds) for seconds in (8, 12, 64, 256, 1024)},
@@ -81,6 +89,9 @@ FILMINGS: dict[str, Callable[[np.random.Generator], Filming]] = {
     **{f"lines-{height}": lines(height) for height in (64, 96, 240, 480, 1080)},
 }
 
+
+SOON = (*EASY, "start", "end", "motion")
+"""Kinds of question that adapters answer long before those about words and their order and about places at a time."""
 
 Asking = Callable[[Story, Sequence[float], np.random.Generator], list[Question]]
 
@@ -91,11 +102,11 @@ def everything(story: Story, times: Sequence[float], random: np.random.Generator
 
 
 def everything_often(story: Story, times: Sequence[float], random: np.random.Generator) -> list[Question]:
-    """For training: each kind of question three times, of different times and words, but those about a colour or a
-    shape, which are learned long before the others, once; and a caption."""
+    """For training: each kind of question three times, of different times and words, but those that adapters answer
+    long before the others once; and a caption."""
     asked = ask_about(story, times, random)
     for _ in range(2):
-        asked += [each for each in ask_about(story, times, random) if each.kind not in EASY]
+        asked += [each for each in ask_about(story, times, random) if each.kind not in SOON]
     return [*asked, caption(story, times, random)]
 
 
