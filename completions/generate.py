@@ -68,9 +68,8 @@ FREE = ""
 PARAMETERS = {
     **dict.fromkeys("frames fps start end resolution segments segment_seconds".split(), FREE),
     **dict.fromkeys("max_new_tokens strength question rank".split(), FREE),
-    **dict.fromkeys(
-        "sizes kl_weight hidden_weight steps batch together learning_rate questions windows denser".split(), FREE
-    ),
+    **dict.fromkeys("kl_weight hidden_weight steer_weight learning_rate".split(), FREE),
+    **dict.fromkeys("sizes steps batch together questions windows denser".split(), FREE),
     **dict.fromkeys("in_context_frames validate_every save_every workers seed".split(), FREE),
     **dict.fromkeys("repeats warmup new_tokens budget shard".split(), FREE),
     "inputs": "videos",

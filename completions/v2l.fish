@@ -228,6 +228,7 @@ complete -c v2l -n '__v2l_in train' -l sizes -x -d 'Of a fresh hypernetwork (ran
 complete -c v2l -n '__v2l_in train' -l teacher -d 'Learn the frozen model\'s own answers, not the manifest\'s'
 complete -c v2l -n '__v2l_in train' -l kl-weight -x -d 'Of staying near the frozen model in context'
 complete -c v2l -n '__v2l_in train' -l hidden-weight -x -d 'Of staying near its hidden states, too'
+complete -c v2l -n '__v2l_in train' -l steer-weight -x -d 'Of each latent looking at the end of a frame'
 complete -c v2l -n '__v2l_in train' -l steps -x -d 'Optimisation steps'
 complete -c v2l -n '__v2l_in train' -l batch -x -d 'Clips in a step, all told'
 complete -c v2l -n '__v2l_in train' -l together -x -d 'Clips in memory at a time; gradients add up'

@@ -20,7 +20,7 @@ ORDER = [
     "vlm loading composition checkpoint",
     "lora watch estimate machine",
     "annotation pipeline answer ablation evaluate report sweep",
-    "targets shard choice teacher pupil widen train ways bench arch verify export pull",
+    "targets shard choice teacher steering pupil widen train ways bench arch verify export pull",
     "staleness session",
     "batch",
     "display demo bench_report plots",

@@ -52,6 +52,9 @@ def train(
     hidden_weight: Annotated[
         float, typer.Option("--hidden-weight", min=0, metavar="X", help="Of staying near its hidden states, too.")
     ] = 0.0,
+    steer_weight: Annotated[
+        float, typer.Option("--steer-weight", min=0, metavar="X", help="Of each latent looking at the end of a frame.")
+    ] = 0.0,
     steps: Annotated[int, typer.Option("--steps", min=1, metavar="N", help="Optimisation steps.")] = 9000,
     batch: Annotated[int, typer.Option("--batch", min=1, metavar="N", help="Clips in a step, all told.")] = 384,
     together: Annotated[
@@ -130,6 +133,7 @@ def train(
                 learning_rate=learning_rate,
                 kl_weight=kl_weight,
                 hidden_weight=hidden_weight,
+                steer_weight=steer_weight,
                 validate_every=validate_every,
                 save_every=save_every,
                 workers=workers,

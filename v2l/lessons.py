@@ -21,7 +21,7 @@ from v2l.decoding import probe, read_frames
 from v2l.errors import V2LError
 from v2l.manifest import Example, group_by_clip
 from v2l.optimise import Steps
-from v2l.prompt import INTERNALIZATION_PROMPT, PromptFrame, VisionGeometry, frame_images, tile_grid, video_text
+from v2l.prompt import IMAGE, INTERNALIZATION_PROMPT, PromptFrame, VisionGeometry, frame_images, tile_grid, video_text
 from v2l.prompt import question_text as asked
 from v2l.sampling import Video, choose_frames
 from v2l.sheet import PLACE, Sheet, write_sheet
@@ -62,13 +62,28 @@ class Reader:
         """Token ids, (T,)."""
         return torch.tensor(self.tokenizer.encode(text, add_special_tokens=False).ids)
 
+    def ends(self, ids: torch.Tensor, seconds: Sequence[float]) -> torch.Tensor:
+        """`Part.ends` of a prompt, (T,), of frames at those seconds."""
+        images = (ids == self.tokenizer.token_to_id(IMAGE)).nonzero().flatten()
+        ends = torch.full_like(ids, NO_END)
+        ends[images.view(len(seconds), -1)[:, -1] + 1] = torch.tensor([math.floor(second) for second in seconds])
+        return ends
+
+
+NO_END = -1
+"""The second of a token that ends no frame."""
+
 
 @dataclass(frozen=True)
 class Part:
     """A window or a segment of so many frames: the ids, (T,), of its prompt and the `count` images that stand in it,
-    (N, 3, S, S) uint8, or None where they were seen before."""
+    (N, 3, S, S) uint8, or None where they were seen before.
+
+    ends: (T,) int64, of the token that ends a frame the whole second that the frame is announced at, else NO_END
+    """
 
     ids: torch.Tensor
+    ends: torch.Tensor
     images: torch.Tensor | None
     count: int
     frames: int
@@ -180,7 +195,8 @@ def read_lesson(
         for places in np.array_split(np.arange(len(frames)), count):
             ids = whole if count == 1 else reader.ids(prompt([frames[place] for place in places], curriculum.prompt))
             own = None if images is None else torch.cat([images[place] for place in places])
-            parts.append(Part(ids, own, len(places) * (rows * cols + 1), len(places)))
+            ends = reader.ends(ids, [frames[place].seconds for place in places])
+            parts.append(Part(ids, ends, own, len(places) * (rows * cols + 1), len(places)))
         return parts
 
     composed, count = _cut(len(frames), max(1, math.ceil(len(whole) / reader.positions)), curriculum, random)

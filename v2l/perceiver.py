@@ -66,11 +66,21 @@ class ResamplerAttention(nn.Module):
         mask: (B, T) bool, True where the context token counts, or None where all do. Returns (B, N, W)."""
         batch, count, width = latents.shape
         length = context.shape[1]
-        queries = self._split(self.q_proj(latents), self.heads)  # (B, H, N, E)
-        queries = queries.reshape(batch, self.kv_heads, -1, self.head_dim)  # (B, K, H/K*N, E): a group shares its keys
-        own_keys = self._split(self.k_proj(latents), self.kv_heads)  # (B, K, N, E)
-        own_values = self._split(self.v_proj(latents), self.kv_heads)
+        weights = self.weights(latents, context, gain, mask).to(context.dtype)
+        own_values = self._split(self.v_proj(latents), self.kv_heads)  # (B, K, N, E)
+        read = (weights[..., :length] @ context).view(batch, self.kv_heads, -1, width)
+        values = read @ self._per_head(self.v_proj, gain).transpose(-1, -2)  # (B, K, H/K*N, E)
+        values = values + weights[..., length:].reshape(batch, self.kv_heads, -1, count) @ own_values
+        values = values.reshape(batch, self.heads, count, self.head_dim)
+        return self.o_proj(values.transpose(1, 2).flatten(2))
 
+    def weights(
+        self, latents: torch.Tensor, context: torch.Tensor, gain: torch.Tensor, mask: torch.Tensor | None
+    ) -> torch.Tensor:
+        """How much each latent of each head reads of the context and of the latents: (B, H*N, T + N) float32."""
+        queries = self._split(self.q_proj(latents), self.heads)  # (B, H, N, E)
+        queries = queries.reshape(len(latents), self.kv_heads, -1, self.head_dim)  # (B, K, H/K*N, E): shared keys
+        own_keys = self._split(self.k_proj(latents), self.kv_heads)  # (B, K, N, E)
         readers = queries @ self._per_head(self.k_proj, gain)  # (B, K, H/K*N, W): queries as the context sees them
         scores = torch.cat(
             [
@@ -81,14 +91,8 @@ class ResamplerAttention(nn.Module):
         )
         scores = scores.float() * self.head_dim**-0.5
         if mask is not None:
-            scores[..., :length].masked_fill_(~mask[:, None, :], float("-inf"))
-        weights = scores.softmax(-1).to(context.dtype)
-
-        read = (weights[..., :length] @ context).view(batch, self.kv_heads, -1, width)
-        values = read @ self._per_head(self.v_proj, gain).transpose(-1, -2)  # (B, K, H/K*N, E)
-        values = values + weights[..., length:].reshape(batch, self.kv_heads, -1, count) @ own_values
-        values = values.reshape(batch, self.heads, count, self.head_dim)
-        return self.o_proj(values.transpose(1, 2).flatten(2))
+            scores[..., : context.shape[1]].masked_fill_(~mask[:, None, :], float("-inf"))
+        return scores.softmax(-1)
 
     def _split(self, x: torch.Tensor, heads: int) -> torch.Tensor:
         return x.unflatten(-1, (heads, self.head_dim)).transpose(1, 2)

@@ -14,10 +14,11 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from v2l.hypernetwork import Hypernetwork
-from v2l.lessons import Lesson
+from v2l.lessons import NO_END, Lesson
 from v2l.lora import Factors
 from v2l.sheet import IGNORED, Rows, Sheet, mean_by_question
 from v2l.side_by_side import read_side_by_side
+from v2l.steering import Steering
 from v2l.vlm import FrozenVLM, Window
 
 LONGER = 2.0
@@ -48,12 +49,23 @@ class Pupil:
 
     kl_weight, hidden_weight: of how far its answers, and its hidden states, are from those of the same model with the
         video in context, beside the cross-entropy
+    steering: None, or what tells how far the hypernetwork's attention is from the ends of frames, which is then counted
+        beside the cross-entropy, too; its weight is steer_weight
     seen: image embeddings, (N, tokens, D), by `Lesson.shows`
     """
 
-    def __init__(self, vlm: FrozenVLM, hypernetwork: Hypernetwork, kl_weight: float = 0.0, hidden_weight: float = 0.0):
+    def __init__(
+        self,
+        vlm: FrozenVLM,
+        hypernetwork: Hypernetwork,
+        kl_weight: float = 0.0,
+        hidden_weight: float = 0.0,
+        steer_weight: float = 0.0,
+    ):
         self.vlm, self.hypernetwork = vlm, hypernetwork
-        self.kl_weight, self.hidden_weight = kl_weight, hidden_weight
+        self.kl_weight, self.hidden_weight, self.steer_weight = kl_weight, hidden_weight, steer_weight
+        reader = hypernetwork.aggregator["perceiver"]
+        self.steering = Steering(reader.encoder, reader.decoder, vlm.num_layers) if steer_weight else None
         self.seen: dict[tuple, torch.Tensor] = {}
         self.seen_bytes = 0
 
@@ -61,11 +73,12 @@ class Pupil:
         """The sum over the lessons of each one's loss: of a clip the mean over its questions, of a question the mean
         over its answer's tokens of the cross-entropy, and what it lacks of its teacher where that has a weight."""
         images = self.see(lessons)
-        own = self._hear([lesson.sheet for lesson in lessons], None, self.factors(lessons, images))
+        factors, strayed = self._factors(lessons, images)
+        own = self._hear([lesson.sheet for lesson in lessons], None, factors)
         loss = _sum_by_clip(F.cross_entropy(own.logits, own.wanted, reduction="none"), own.question, lessons)
         if self.kl_weight or self.hidden_weight:
             loss = loss + self._difference(lessons, images, own)
-        return loss
+        return loss if strayed is None else loss + self.steer_weight * strayed
 
     def losses(self, lessons: Sequence[Lesson]) -> torch.Tensor:
         """Each question's cross-entropy, (Q,), the mean over its answer's tokens."""
@@ -78,6 +91,13 @@ class Pupil:
 
         images: (N, tokens, D) embeddings, of each part of each lesson
         """
+        return self._factors(lessons, images)[0]
+
+    def _factors(
+        self, lessons: Sequence[Lesson], images: Sequence[torch.Tensor]
+    ) -> tuple[Factors, torch.Tensor | None]:
+        """`factors`, and where it is steered how far the hypernetwork's attention was from the ends of frames, summed
+        over all adapters that were made."""
         parts = [part for lesson in lessons for part in lesson.parts]
         windows = [
             Window(part.frames, part.ids.to(self.vlm.device), seen) for part, seen in zip(parts, images, strict=True)
@@ -86,9 +106,10 @@ class Pupil:
         # what one row of the hypernetwork reads: a part that is composed, or all parts of a lesson that are not
         sizes = [size for lesson in lessons for size in _rows(lesson)]
         rows = [[torch.cat(group) for group in _take(layer, sizes)] for layer in hidden]
-        generated = self._generate(rows)
+        ends = [torch.cat(list(group)) for group in _take([part.ends for part in parts], sizes)]
+        generated, strayed = self._generate(rows, ends)
         adapters = [len(_rows(lesson)) for lesson in lessons]
-        return [(_composed(a, adapters), _composed(b, adapters)) for a, b in generated]
+        return [(_composed(a, adapters), _composed(b, adapters)) for a, b in generated], strayed
 
     def _read(self, windows: Sequence[Window]) -> list[list[torch.Tensor]]:
         """The inputs of every decoder layer, (T, D) for each window."""
@@ -100,22 +121,31 @@ class Pupil:
             layers.append([tokens[place] for place in range(len(windows))])
         return layers
 
-    def _generate(self, layers: Sequence[Sequence[torch.Tensor]]) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Factors of U rows, (U, 2r, d), of the (T, D) tokens of each in every layer; rows of like length together."""
+    def _generate(
+        self, layers: Sequence[Sequence[torch.Tensor]], ends: Sequence[torch.Tensor]
+    ) -> tuple[Factors, torch.Tensor | None]:
+        """Factors of U rows, (U, 2r, d), of the (T, D) tokens of each in every layer; rows of like length together.
+
+        ends: `Part.ends` of each row, (T,)
+        """
         lengths = [len(tokens) for tokens in layers[0]]
         groups = _alike(lengths)
-        made = []
+        made, strayed = [], []
         for group in groups:
             ones = [torch.ones(lengths[place], dtype=torch.bool, device=self.vlm.device) for place in group]
             padded = [pad_sequence([tokens[place] for place in group], batch_first=True) for tokens in layers]
             held = pad_sequence(ones, batch_first=True)
             made.append(self.hypernetwork.generate(torch.stack(padded, dim=1), held))
+            if self.steering is not None:
+                own = pad_sequence([ends[place] for place in group], batch_first=True, padding_value=NO_END)
+                strayed.append(self.steering.distance(own.to(self.vlm.device)))
         order = [place for group in groups for place in group]
         back = torch.tensor(order, device=self.vlm.device).argsort()
-        return [
-            tuple(torch.cat([factors[layer][side] for factors in made])[back] for side in (0, 1))
+        factors = [
+            tuple(torch.cat([group[layer][side] for group in made])[back] for side in (0, 1))
             for layer in range(len(layers))
         ]
+        return factors, sum(strayed) if strayed else None
 
     def see(self, lessons: Sequence[Lesson]) -> list[torch.Tensor]:
         """The image embeddings, (N, tokens, D), of each part of each lesson; those of frames that were looked at before

@@ -38,7 +38,8 @@ class Training:
     batch: clips in a step, over all processes and micro-batches; together: clips in a micro-batch
     warmup: share of the steps over which the learning rate rises; clip_norm: what the gradient is clipped to
     kl_weight, hidden_weight: of the divergence from the same model with the video in context, and of the distance from
-        its hidden states, beside the cross-entropy
+        its hidden states, beside the cross-entropy; steer_weight: of how far the hypernetwork's attention is from the
+        ends of frames
     validate_every, validation_clips: steps between looks at at most that many clips
     save_every: steps between states to go on from; workers: processes that read clips ahead
     """
@@ -53,6 +54,7 @@ class Training:
     clip_norm: float = 1.0
     kl_weight: float = 0.0
     hidden_weight: float = 0.0
+    steer_weight: float = 0.0
     validate_every: int = 1000
     validation_clips: int = 128
     save_every: int = 100
@@ -135,7 +137,7 @@ class Trainer:
         warmup = max(1, round(training.warmup * training.steps))
         self.schedule = warm_cosine(self.optimizer, training.steps, warmup)
         self.best = Best()
-        self.pupil = Pupil(vlm, hypernetwork, training.kl_weight, training.hidden_weight)
+        self.pupil = Pupil(vlm, hypernetwork, training.kl_weight, training.hidden_weight, training.steer_weight)
         if not training.workers:  # others do not know what it has seen
             self.lessons.seen = self.pupil.seen
         self.parts = {
