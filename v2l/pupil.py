@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
@@ -51,6 +52,7 @@ class Pupil:
         video in context, beside the cross-entropy
     steering: None, or what tells how far the hypernetwork's attention is from the ends of frames, which is then counted
         beside the cross-entropy, too; its weight is steer_weight
+    learners: what learns, by name
     seen: image embeddings, (N, tokens, D), by `Lesson.shows`
     """
 
@@ -63,6 +65,7 @@ class Pupil:
         steer_weight: float = 0.0,
     ):
         self.vlm, self.hypernetwork = vlm, hypernetwork
+        self.learners: dict[str, nn.Module] = {"hypernetwork": hypernetwork}
         self.kl_weight, self.hidden_weight, self.steer_weight = kl_weight, hidden_weight, steer_weight
         reader = hypernetwork.aggregator["perceiver"]
         self.steering = Steering(reader.encoder, reader.decoder, vlm.num_layers) if steer_weight else None
@@ -73,12 +76,12 @@ class Pupil:
         """The sum over the lessons of each one's loss: of a clip the mean over its questions, of a question the mean
         over its answer's tokens of the cross-entropy, and what it lacks of its teacher where that has a weight."""
         images = self.see(lessons)
-        factors, strayed = self._factors(lessons, images)
+        factors, beside = self._factors(lessons, images)
         own = self._hear([lesson.sheet for lesson in lessons], None, factors)
         loss = _sum_by_clip(F.cross_entropy(own.logits, own.wanted, reduction="none"), own.question, lessons)
         if self.kl_weight or self.hidden_weight:
             loss = loss + self._difference(lessons, images, own)
-        return loss if strayed is None else loss + self.steer_weight * strayed
+        return loss + beside
 
     def losses(self, lessons: Sequence[Lesson]) -> torch.Tensor:
         """Each question's cross-entropy, (Q,), the mean over its answer's tokens."""
@@ -95,9 +98,8 @@ class Pupil:
 
     def _factors(
         self, lessons: Sequence[Lesson], images: Sequence[torch.Tensor]
-    ) -> tuple[Factors, torch.Tensor | None]:
-        """`factors`, and where it is steered how far the hypernetwork's attention was from the ends of frames, summed
-        over all adapters that were made."""
+    ) -> tuple[Factors, torch.Tensor | float]:
+        """`factors`, and what is added to the loss for how they were made, summed over all adapters."""
         parts = [part for lesson in lessons for part in lesson.parts]
         windows = [
             Window(part.frames, part.ids.to(self.vlm.device), seen) for part, seen in zip(parts, images, strict=True)
@@ -107,9 +109,9 @@ class Pupil:
         sizes = [size for lesson in lessons for size in _rows(lesson)]
         rows = [[torch.cat(group) for group in _take(layer, sizes)] for layer in hidden]
         ends = [torch.cat(list(group)) for group in _take([part.ends for part in parts], sizes)]
-        generated, strayed = self._generate(rows, ends)
+        generated, beside = self._generate(rows, ends)
         adapters = [len(_rows(lesson)) for lesson in lessons]
-        return [(_composed(a, adapters), _composed(b, adapters)) for a, b in generated], strayed
+        return [(_composed(a, adapters), _composed(b, adapters)) for a, b in generated], beside
 
     def _read(self, windows: Sequence[Window]) -> list[list[torch.Tensor]]:
         """The inputs of every decoder layer, (T, D) for each window."""
@@ -123,29 +125,36 @@ class Pupil:
 
     def _generate(
         self, layers: Sequence[Sequence[torch.Tensor]], ends: Sequence[torch.Tensor]
-    ) -> tuple[Factors, torch.Tensor | None]:
-        """Factors of U rows, (U, 2r, d), of the (T, D) tokens of each in every layer; rows of like length together.
+    ) -> tuple[Factors, torch.Tensor | float]:
+        """Factors of U rows, (U, 2r, d), of the (T, D) tokens of each in every layer, and what is added to the loss for
+        how they were made; rows of like length together.
 
         ends: `Part.ends` of each row, (T,)
         """
         lengths = [len(tokens) for tokens in layers[0]]
         groups = _alike(lengths)
-        made, strayed = [], []
+        made, beside = [], []
         for group in groups:
             ones = [torch.ones(lengths[place], dtype=torch.bool, device=self.vlm.device) for place in group]
             padded = [pad_sequence([tokens[place] for place in group], batch_first=True) for tokens in layers]
             held = pad_sequence(ones, batch_first=True)
             made.append(self.hypernetwork.generate(torch.stack(padded, dim=1), held))
-            if self.steering is not None:
-                own = pad_sequence([ends[place] for place in group], batch_first=True, padding_value=NO_END)
-                strayed.append(self.steering.distance(own.to(self.vlm.device)))
+            own = pad_sequence([ends[place] for place in group], batch_first=True, padding_value=NO_END)
+            beside.append(self._beside(group, own.to(self.vlm.device)))
         order = [place for group in groups for place in group]
         back = torch.tensor(order, device=self.vlm.device).argsort()
         factors = [
             tuple(torch.cat([group[layer][side] for group in made])[back] for side in (0, 1))
             for layer in range(len(layers))
         ]
-        return factors, sum(strayed) if strayed else None
+        return factors, sum(beside)
+
+    def _beside(self, rows: Sequence[int], ends: torch.Tensor) -> torch.Tensor | float:
+        """What is added to the loss for the rows that the hypernetwork has just read, summed over them.
+
+        rows: U numbers among all; ends: (U, T), `Part.ends` of each
+        """
+        return 0.0 if self.steering is None else self.steer_weight * self.steering.distance(ends)
 
     def see(self, lessons: Sequence[Lesson]) -> list[torch.Tensor]:
         """The image embeddings, (N, tokens, D), of each part of each lesson; those of frames that were looked at before

@@ -131,22 +131,28 @@ class Trainer:
         )
         self.validation_clips = group_by_clip(validate)[: training.validation_clips]
         self.hypernetwork.train().requires_grad_(True)
+        self.pupil = self.new_pupil()
+        self.parameters = [each for learner in self.pupil.learners.values() for each in learner.parameters()]
         self.optimizer = torch.optim.AdamW(
-            hypernetwork.parameters(), lr=training.learning_rate, weight_decay=training.weight_decay
+            self.parameters, lr=training.learning_rate, weight_decay=training.weight_decay
         )
         warmup = max(1, round(training.warmup * training.steps))
         self.schedule = warm_cosine(self.optimizer, training.steps, warmup)
         self.best = Best()
-        self.pupil = Pupil(vlm, hypernetwork, training.kl_weight, training.hidden_weight, training.steer_weight)
         if not training.workers:  # others do not know what it has seen
             self.lessons.seen = self.pupil.seen
         self.parts = {
-            "hypernetwork": hypernetwork,
+            **self.pupil.learners,
             "optimizer": self.optimizer,
             "schedule": self.schedule,
             "best": self.best,
         }
         self.step = self._begin_or_go_on()
+
+    def new_pupil(self) -> Pupil:
+        """What turns lessons into a loss; subclasses may count more."""
+        training = self.training
+        return Pupil(self.vlm, self.hypernetwork, training.kl_weight, training.hidden_weight, training.steer_weight)
 
     def _begin_or_go_on(self) -> int:
         settings = {
@@ -204,8 +210,8 @@ class Trainer:
         total, read = self.processes.sum(total), self.processes.sum(read)
         if not read:
             raise V2LError("not one clip of a whole step could be read; see the warnings above")
-        self.processes.add_up(self.hypernetwork.parameters())
-        torch.nn.utils.clip_grad_norm_(self.hypernetwork.parameters(), self.training.clip_norm)
+        self.processes.add_up(self.parameters)
+        torch.nn.utils.clip_grad_norm_(self.parameters, self.training.clip_norm)
         self.optimizer.step()
         self.schedule.step()
         return total * self.training.batch / read

@@ -1,0 +1,84 @@
+"""The stage in which a hypernetwork's ranks learn what their frames show."""
+
+import dataclasses
+
+import pytest
+import torch
+from test_train import SIZES, TRAINING
+
+from v2l.hypernetwork import Hypernetwork
+from v2l.lessons import Curriculum, Reader, read_lesson
+from v2l.manifest import group_by_clip, read_manifest
+from v2l.optimise import Processes, keep
+from v2l.sheet import IGNORED
+from v2l.train import STATE, sizes_for
+from v2l.world.dataset import varied, write_dataset
+from v2l.world.reading_stage import NINTHS, ReadingTrainer, frames_show
+from v2l.world.scene import WORDS
+
+CURRICULUM = Curriculum(frames=12, windows=2, segments=2, denser=1, questions=4)
+
+
+@pytest.fixture(scope="module")
+def examples(tmp_path_factory):
+    return read_manifest(write_dataset(tmp_path_factory.mktemp("world"), "train", 6, varied, "train-varied"))
+
+
+def trainer(vlm, examples, folder, steps=4, answers=True):
+    torch.manual_seed(0)
+    training = dataclasses.replace(TRAINING, curriculum=CURRICULUM, steps=steps, validate_every=steps, save_every=2)
+    return ReadingTrainer(
+        vlm,
+        Hypernetwork(sizes_for(vlm, {**SIZES, "rank": 16, "num_latents": 16})),
+        (examples, examples[:4]),
+        training,
+        folder,
+        reading_weight=1.0,
+        answers=answers,
+        processes=Processes(),
+    )
+
+
+def test_what_a_frame_shows_is_what_is_answered_about_it(examples, vlm):
+    """The manifest's own questions tell the words and, of some seconds, the place."""
+    reader = Reader(vlm.tokenizer, vlm.geometry, vlm.max_positions)
+    told = 0
+    for clip in group_by_clip(examples):
+        lesson = read_lesson(clip, reader, CURRICULUM, None)
+        shown = frames_show(*lesson.shows[:2])
+        words = [WORDS[number] for number in shown[:, 0].tolist()]
+        changes = [i for i in range(1, len(words)) if words[i] != words[i - 1]]
+        assert [i for i in range(len(words)) if shown[i, 1] != IGNORED] == changes
+        assert all(WORDS[shown[i, 1]] == words[i - 1] for i in changes)
+        ends = torch.cat([part.ends for part in lesson.parts])
+        seconds = ends[ends >= 0].tolist()
+        for example in clip:
+            if example.target in NINTHS and " at 00:" in f" {example.prompt}":
+                second = int(example.prompt.split("00:")[1][:2])
+                if second in seconds:
+                    assert NINTHS[shown[seconds.index(second), 2]] == example.target
+                    told += 1
+            if example.prompt == "what is written first?":
+                assert example.target == words[0]
+    assert told > 3
+
+
+def test_it_learns_what_frames_show(vlm, examples, tmp_path):
+    run = trainer(vlm, examples, tmp_path, steps=40, answers=False)
+    first, *_, last = run.run()
+    assert last.loss < 0.8 * first.loss
+
+
+def test_an_interrupted_run_goes_on_exactly(vlm, examples, tmp_path):
+    list(trainer(vlm, examples, tmp_path / "whole").run())
+    run = trainer(vlm, examples, tmp_path / "parts")
+    for _ in range(2):
+        run._learn(run.lessons.batch(number) for number in range(run.step, 99))
+        run.step += 1
+    keep(run.parts, run.step, tmp_path / "parts" / STATE)
+    list(trainer(vlm, examples, tmp_path / "parts").run())
+    one, other = (torch.load(tmp_path / place / STATE, weights_only=True) for place in ("whole", "parts"))
+    assert one["step"] == other["step"] == 4
+    assert one["heads"]["0"].abs().max() > 0
+    for part in ("hypernetwork", "heads"):
+        assert all(torch.equal(tensor, other[part][name]) for name, tensor in one[part].items())

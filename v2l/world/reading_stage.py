@@ -1,0 +1,173 @@
+"""The first stage of the hypernetwork: its ranks learn to tell what the frames show that they are made from.
+
+Training on answers alone teaches that slowly: what a rank does not hold cannot be bound to a time or to a word, and
+nothing tells it to hold what is not bound yet. Here linear heads ask each rank, in every layer from the third on, for
+the word that its frame shows, for the word of the frame before where that is another one, and for the place of the
+shape. Which rank reads which frame `v2l train --steer-weight` has taught.
+`python -m v2l.world.reading_stage MANIFEST VALIDATION MODEL HYPERNETWORK RUN`, of clips of `dataset.py`; in several
+processes as `v2l train`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import math
+from collections.abc import Sequence
+from itertools import chain, pairwise
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from v2l.checkpoint import load_hypernetwork
+from v2l.decoding import probe
+from v2l.lessons import NO_END, Curriculum, Lesson
+from v2l.loading import load_vlm
+from v2l.manifest import read_manifest
+from v2l.optimise import Processes
+from v2l.pupil import Pupil
+from v2l.sheet import IGNORED
+from v2l.train import Trainer, Training
+from v2l.world.dataset import FILMINGS
+from v2l.world.scene import PLACES, SHAPES, WORDS, place_name, sample_story
+
+NINTHS = tuple(chain.from_iterable(PLACES))
+ASKED = {"word": len(WORDS), "before": len(WORDS), "place": len(NINTHS)}
+"""What the heads ask, and how many answers there are."""
+WEIGHTS = (1.0, 4.0, 1.0)
+"""Of each: few frames follow another word."""
+FIRST_LAYER = 2
+"""The first decoder layer in whose inputs the end of a frame knows what the frame shows."""
+QUICK = 10.0
+"""The heads learn so many times as fast as the hypernetwork."""
+
+
+@functools.cache
+def frames_show(path: str, frames: tuple[int, ...]) -> torch.Tensor:
+    """What the heads ask, (F, 3) int64, or IGNORED, of those frames of a training clip that `dataset.py` wrote: its
+    story follows from the number in its name."""
+    clip, video = Path(path), probe(path)
+    film = FILMINGS[clip.parent.name.partition("-")[2] or "plain"](np.random.default_rng(int(clip.stem)))
+    views = math.ceil(film.seconds)
+    story = sample_story("train", int(clip.stem), film.seconds, views=views, count=film.scenes, shapes=SHAPES)
+    shown = []
+    for seconds in (float(video.seconds[frame]) for frame in frames):
+        scene = story.at(seconds)
+        place = place_name(*scene.where(scene.shapes[0], seconds))
+        shown.append([WORDS.index(scene.board.word_at(seconds)), IGNORED, NINTHS.index(place)])
+    for before, after in pairwise(shown):
+        if before[0] != after[0]:
+            after[1] = before[0]
+    return torch.tensor(shown)
+
+
+class ReadingPupil(Pupil):
+    """A pupil that is also asked what its ranks hold.
+
+    reading_weight: of the heads' cross-entropy; answers: whether the questions of the manifest are asked, too
+    """
+
+    def __init__(self, *about: object, reading_weight: float, answers: bool):
+        super().__init__(*about)
+        self.reading_weight, self.answers = reading_weight, answers
+        sizes = self.hypernetwork.config
+        shape = sizes.num_layers - FIRST_LAYER, sizes.latent_size + 1, sum(ASKED.values())
+        self.heads = nn.Parameter(torch.zeros(shape, device=self.vlm.device))
+        self.learners["heads"] = nn.ParameterList([self.heads])
+        self.shown: list[torch.Tensor] = []
+        self.share = 0.0
+        self.hypernetwork.layers[0].register_forward_hook(self._keep)
+
+    def loss(self, lessons: Sequence[Lesson]) -> torch.Tensor:
+        """As of any pupil, and what the heads do not know: of a lesson the mean over its adapters and their frames."""
+        self.shown = []
+        for lesson in lessons:
+            shown = frames_show(*lesson.shows[:2])
+            self.shown += shown.split([part.frames for part in lesson.parts]) if lesson.composed else [shown]
+        self.share = self.reading_weight * len(lessons) / len(self.shown)
+        if self.answers:
+            return super().loss(lessons)
+        return self._factors(lessons, self.see(lessons))[1]
+
+    def _keep(self, module: nn.Module, inputs: tuple, latents: torch.Tensor) -> None:
+        self.latents = F.normalize(latents.float(), dim=-1)  # (U * L, R, W)
+
+    def _beside(self, rows: Sequence[int], ends: torch.Tensor) -> torch.Tensor | float:
+        if not torch.is_grad_enabled():
+            return 0.0
+        latents = self.latents.unflatten(0, (len(rows), -1))[:, FIRST_LAYER:] * self.latents.shape[-1] ** 0.5
+        ranks = latents.shape[2]
+        row, token = (ends != NO_END).nonzero(as_tuple=True)
+        rank = ends[row, token] % ranks
+        shown = torch.cat([self.shown[place] for place in rows]).to(ends.device)
+        sharing = torch.zeros(len(rows), ranks, dtype=torch.int64, device=ends.device)
+        sharing.index_put_((row, rank), torch.ones_like(rank), accumulate=True)
+        alone = sharing[row, rank] == 1  # a rank that reads two frames cannot tell one from the other
+        row, rank, shown = row[alone], rank[alone], shown[alone]
+        if not len(row):
+            return 0.0 * self.heads.sum()
+        heads = QUICK * self.heads
+        said = torch.baddbmm(heads[:, -1:], latents[row, :, rank].transpose(0, 1), heads[:, :-1])  # (L', K, answers)
+        missed = [
+            F.cross_entropy(part.transpose(1, 2), wanted.expand(len(part), -1), ignore_index=IGNORED, reduction="none")
+            for part, wanted in zip(said.split(list(ASKED.values()), dim=-1), shown.T, strict=True)
+        ]
+        weighted = [weight * each for weight, each in zip(WEIGHTS, missed, strict=True)]
+        of_frame = torch.stack(weighted).sum(0).mean(0)  # (K,)
+        return self.share * (of_frame / torch.bincount(row, minlength=len(rows))[row]).sum()
+
+
+class ReadingTrainer(Trainer):
+    """A run of this stage. reading_weight, answers: as of `ReadingPupil`"""
+
+    def __init__(self, *about: object, reading_weight: float, answers: bool, processes: Processes):
+        self.reading_weight, self.answers = reading_weight, answers
+        super().__init__(*about, processes=processes)
+
+    def new_pupil(self) -> ReadingPupil:
+        """With heads."""
+        weights = self.training.kl_weight, self.training.hidden_weight, self.training.steer_weight
+        return ReadingPupil(
+            self.vlm, self.hypernetwork, *weights, reading_weight=self.reading_weight, answers=self.answers
+        )
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(prog="python -m v2l.world.reading_stage", description="What ranks shall hold.")
+    for name in ("manifest", "validation", "model", "hypernetwork", "run"):
+        parser.add_argument(name, type=Path)
+    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--segments", type=int, default=8)
+    parser.add_argument("--reading-weight", type=float, default=1.0)
+    parser.add_argument("--answers", action="store_true", help="ask the questions of the manifest, too")
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args()
+    processes = Processes()
+    curriculum = Curriculum(denser=1.0, windows=2, segments=given.segments, questions=10)
+    training = Training(
+        curriculum,
+        steps=given.steps,
+        batch=16,
+        learning_rate=given.learning_rate,
+        hidden_weight=1.0,
+        validate_every=250,
+        seed=given.seed,
+    )
+    vlm = load_vlm(str(given.model), device=processes.device, dtype=torch.bfloat16)
+    trainer = ReadingTrainer(
+        vlm,
+        load_hypernetwork(given.hypernetwork, device=vlm.device),
+        (read_manifest(given.manifest), read_manifest(given.validation)),
+        training,
+        given.run,
+        reading_weight=given.reading_weight,
+        answers=given.answers,
+        processes=processes,
+    )
+    for progress in trainer.run():
+        if processes.first:
+            print(progress, flush=True)
