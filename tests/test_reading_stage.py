@@ -13,8 +13,9 @@ from v2l.optimise import Processes, keep
 from v2l.sheet import IGNORED
 from v2l.train import STATE, sizes_for
 from v2l.world.dataset import varied, write_dataset
-from v2l.world.reading_stage import NINTHS, ReadingTrainer, frames_show
+from v2l.world.reading_stage import ReadingTrainer, frames_show
 from v2l.world.scene import WORDS
+from v2l.world.vision_stage import PLACE_NAMES
 
 CURRICULUM = Curriculum(frames=12, windows=2, segments=2, denser=1, questions=4)
 
@@ -53,10 +54,10 @@ def test_what_a_frame_shows_is_what_is_answered_about_it(examples, vlm):
         ends = torch.cat([part.ends for part in lesson.parts])
         seconds = ends[ends >= 0].tolist()
         for example in clip:
-            if example.target in NINTHS and " at 00:" in f" {example.prompt}":
+            if example.target in PLACE_NAMES and " at 00:" in f" {example.prompt}":
                 second = int(example.prompt.split("00:")[1][:2])
                 if second in seconds:
-                    assert NINTHS[shown[seconds.index(second), 2]] == example.target
+                    assert PLACE_NAMES[shown[seconds.index(second), 2]] == example.target
                     told += 1
             if example.prompt == "what is written first?":
                 assert example.target == words[0]

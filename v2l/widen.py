@@ -12,7 +12,7 @@ from v2l.hypernetwork import TARGET, Hypernetwork
 
 APART = 0.5
 """How far the copies of a latent begin from it, against its own spread. Near ones learn the same and stay near: at a
-fifth of this those of the embedded model were still twins after more than 100,000 clips."""
+fifth of this those of the embedded model were still twins after tens of thousands of clips."""
 
 
 def widened(hypernetwork: Hypernetwork, sizes: Mapping[str, int | float]) -> Hypernetwork:

@@ -34,6 +34,11 @@ class Filming:
     scenes: int = 1
     form: ClipFormat = field(default_factory=ClipFormat)
 
+    @property
+    def views(self) -> int:
+        """How many frames are asked about, one a second."""
+        return math.ceil(self.seconds)
+
 
 def plain(random: np.random.Generator) -> Filming:
     """Eight seconds of one scene, 128 x 96 pixels at 8 frames a second."""
@@ -93,6 +98,12 @@ FILMINGS: dict[str, Callable[[np.random.Generator], Filming]] = {
 SOON = (*EASY, "start", "end", "motion")
 """Kinds of question that adapters answer long before those about words and their order and about places at a time."""
 
+
+def story_of(split: str, seed: int, film: Filming) -> Story:
+    """What the clip of that seed shows where it is filmed so, with as many shapes as the embedded model knows."""
+    return sample_story(split, seed, film.seconds, views=film.views, count=film.scenes, shapes=SHAPES)
+
+
 Asking = Callable[[Story, Sequence[float], np.random.Generator], list[Question]]
 
 
@@ -144,11 +155,10 @@ def write_dataset(
         path = f"{name}/{seed:05d}.mp4"
         random = np.random.default_rng(seed)
         film = filming(random)
-        views = math.ceil(film.seconds)
-        story = sample_story(split, seed, film.seconds, views=views, count=film.scenes, shapes=SHAPES)
+        story = story_of(split, seed, film)
         if not (folder / path).exists():
             write_clip(story, folder / path, film.form)
-        times = seen_times(film.seconds, film.form, views)
+        times = seen_times(film.seconds, film.form, film.views)
         told = {(question.kind, question.prompt): question for question in ask(story, times, random)}
         asked = [question for question in told.values() if SHAPES > 1 or question.kind != "count"]
         for number, question in enumerate(asked):

@@ -12,9 +12,8 @@ from __future__ import annotations
 
 import argparse
 import functools
-import math
 from collections.abc import Sequence
-from itertools import chain, pairwise
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -31,11 +30,11 @@ from v2l.optimise import Processes
 from v2l.pupil import Pupil
 from v2l.sheet import IGNORED
 from v2l.train import Trainer, Training
-from v2l.world.dataset import FILMINGS
-from v2l.world.scene import PLACES, SHAPES, WORDS, place_name, sample_story
+from v2l.world.dataset import FILMINGS, story_of
+from v2l.world.scene import WORDS, place_name
+from v2l.world.vision_stage import PLACE_NAMES
 
-NINTHS = tuple(chain.from_iterable(PLACES))
-ASKED = {"word": len(WORDS), "before": len(WORDS), "place": len(NINTHS)}
+ASKED = {"word": len(WORDS), "before": len(WORDS), "place": len(PLACE_NAMES)}
 """What the heads ask, and how many answers there are."""
 WEIGHTS = (1.0, 4.0, 1.0)
 """Of each: few frames follow another word."""
@@ -51,13 +50,12 @@ def frames_show(path: str, frames: tuple[int, ...]) -> torch.Tensor:
     story follows from the number in its name."""
     clip, video = Path(path), probe(path)
     film = FILMINGS[clip.parent.name.partition("-")[2] or "plain"](np.random.default_rng(int(clip.stem)))
-    views = math.ceil(film.seconds)
-    story = sample_story("train", int(clip.stem), film.seconds, views=views, count=film.scenes, shapes=SHAPES)
+    story = story_of("train", int(clip.stem), film)
     shown = []
     for seconds in (float(video.seconds[frame]) for frame in frames):
         scene = story.at(seconds)
         place = place_name(*scene.where(scene.shapes[0], seconds))
-        shown.append([WORDS.index(scene.board.word_at(seconds)), IGNORED, NINTHS.index(place)])
+        shown.append([WORDS.index(scene.board.word_at(seconds)), IGNORED, PLACE_NAMES.index(place)])
     for before, after in pairwise(shown):
         if before[0] != after[0]:
             after[1] = before[0]
@@ -96,8 +94,9 @@ class ReadingPupil(Pupil):
         self.latents = F.normalize(latents.float(), dim=-1)  # (U * L, R, W)
 
     def _beside(self, rows: Sequence[int], ends: torch.Tensor) -> torch.Tensor | float:
+        beside = super()._beside(rows, ends)
         if not torch.is_grad_enabled():
-            return 0.0
+            return beside
         latents = self.latents.unflatten(0, (len(rows), -1))[:, FIRST_LAYER:] * self.latents.shape[-1] ** 0.5
         ranks = latents.shape[2]
         row, token = (ends != NO_END).nonzero(as_tuple=True)
@@ -108,7 +107,7 @@ class ReadingPupil(Pupil):
         alone = sharing[row, rank] == 1  # a rank that reads two frames cannot tell one from the other
         row, rank, shown = row[alone], rank[alone], shown[alone]
         if not len(row):
-            return 0.0 * self.heads.sum()
+            return beside + 0.0 * self.heads.sum()
         heads = QUICK * self.heads
         said = torch.baddbmm(heads[:, -1:], latents[row, :, rank].transpose(0, 1), heads[:, :-1])  # (L', K, answers)
         missed = [
@@ -117,7 +116,7 @@ class ReadingPupil(Pupil):
         ]
         weighted = [weight * each for weight, each in zip(WEIGHTS, missed, strict=True)]
         of_frame = torch.stack(weighted).sum(0).mean(0)  # (K,)
-        return self.share * (of_frame / torch.bincount(row, minlength=len(rows))[row]).sum()
+        return beside + self.share * (of_frame / torch.bincount(row, minlength=len(rows))[row]).sum()
 
 
 class ReadingTrainer(Trainer):
