@@ -68,6 +68,7 @@ def test_it_learns_what_frames_show(vlm, examples, tmp_path):
     run = trainer(vlm, examples, tmp_path, steps=40, answers=False)
     first, *_, last = run.run()
     assert last.loss < 0.8 * first.loss
+    assert all(heads.abs().max() > 1e-3 for heads in run.pupil.heads)
 
 
 def test_an_interrupted_run_goes_on_exactly(vlm, examples, tmp_path):

@@ -363,6 +363,13 @@ def test_a_wider_hypernetwork_begins_as_what_it_was(vlm, examples, lessons, tmp_
             assert wide_b[:, 4:8].norm() == 0  # nothing yet
     other = widened(old, {"num_latents": 12})
     assert other.aggregator["perceiver"].encoder.latents_q.shape == (12, 32)
+    heads = widened(old, {"num_kv_heads": old.config.num_heads})
+    assert heads.config.num_kv_heads > old.config.num_kv_heads
+    with torch.no_grad():
+        for pair, own in zip(heads.generate(hidden), old.generate(hidden), strict=True):
+            torch.testing.assert_close(pair, own)
+    with pytest.raises(V2LError, match="cannot share"):
+        widened(old, {"num_kv_heads": 3 * old.config.num_kv_heads})
     with pytest.raises(V2LError, match="can be multiplied"):
         widened(old, {"rank": 6})
     with pytest.raises(V2LError, match="can be multiplied"):

@@ -1,4 +1,4 @@
-"""A trained hypernetwork with more ranks and latents that begins as what it was."""
+"""A trained hypernetwork with more ranks, latents and key/value heads that begins as what it was."""
 
 from __future__ import annotations
 
@@ -16,18 +16,23 @@ fifth of this those of the embedded model were still twins after tens of thousan
 
 
 def widened(hypernetwork: Hypernetwork, sizes: Mapping[str, int | float]) -> Hypernetwork:
-    """A copy whose `rank` and `num_latents` are multiples of what they were. New ranks, generated and of the learned
-    bias, change nothing yet; new latents begin near the old ones, so that these read almost what they did.
+    """A copy whose `rank`, `num_latents` and `num_kv_heads` are multiples of what they were. New ranks, generated and
+    of the learned bias, change nothing yet; new latents begin near the old ones, so that these read almost what they
+    did; key/value heads begin as copies, of which each serves fewer query heads.
 
-    Raises V2LError for other sizes, and for what is no multiple.
+    Raises V2LError for other sizes, for what is no multiple, and for key/value heads that cannot share the query heads.
     """
     old = hypernetwork.config
     for name, value in sizes.items():
-        if name not in ("rank", "num_latents") or value % getattr(old, name):
+        if name not in ("rank", "num_latents", "num_kv_heads") or value % getattr(old, name):
             raise V2LError(
-                f"{name}={value} cannot be made of a trained hypernetwork; its rank ({old.rank}) and num_latents "
-                f"({old.num_latents}) can be multiplied"
+                f"{name}={value} cannot be made of a trained hypernetwork; its rank ({old.rank}), num_latents "
+                f"({old.num_latents}) and num_kv_heads ({old.num_kv_heads}) can be multiplied"
             )
+    if old.num_heads % sizes.get("num_kv_heads", 1):
+        raise V2LError(
+            f"num_kv_heads={sizes['num_kv_heads']} cannot share {old.num_heads} query heads; choose a divisor of them"
+        )
     wide = Hypernetwork(dataclasses.replace(old, **sizes)).to(next(hypernetwork.parameters()).device)
     times = wide.config.rank // old.rank
     state = hypernetwork.state_dict()
@@ -37,6 +42,11 @@ def widened(hypernetwork: Hypernetwork, sizes: Mapping[str, int | float]) -> Hyp
             copies = state[name].repeat(repeats - 1, 1)
             copies += APART * copies.std() * torch.randn_like(copies)
             state[name] = torch.cat([state[name], copies])
+    more = wide.config.num_kv_heads // old.num_kv_heads
+    for name in state:
+        if name.endswith(("self_attn.k_proj.weight", "self_attn.v_proj.weight")):
+            heads = state[name].unflatten(0, (old.num_kv_heads, -1))
+            state[name] = heads.repeat_interleave(more, 0).flatten(0, 1)
     for factor in "AB":
         own = state[f"bias_{factor}.{TARGET}"]
         fresh = wide.state_dict()[f"bias_{factor}.{TARGET}"][:, old.rank :]  # of B, zeros

@@ -3,7 +3,8 @@
 Training on answers alone teaches that slowly: what a rank does not hold cannot be bound to a time or to a word, and
 nothing tells it to hold what is not bound yet. Here linear heads ask each rank, in every layer from the third on, for
 the word that its frame shows, for the word of the frame before where that is another one, and for the place of the
-shape. Which rank reads which frame `v2l train --steer-weight` has taught.
+shape; others ask the same on the way there, of the projected token that ends the frame and of the latent that reads it.
+Which latent and which rank read which frame `v2l train --steer-weight` has taught.
 `python -m v2l.world.reading_stage MANIFEST VALIDATION MODEL HYPERNETWORK RUN`, of clips of `dataset.py`; in several
 processes as `v2l train`.
 """
@@ -72,51 +73,59 @@ class ReadingPupil(Pupil):
         super().__init__(*about)
         self.reading_weight, self.answers = reading_weight, answers
         sizes = self.hypernetwork.config
-        shape = sizes.num_layers - FIRST_LAYER, sizes.latent_size + 1, sum(ASKED.values())
-        self.heads = nn.Parameter(torch.zeros(shape, device=self.vlm.device))
+        shape = 3, sizes.num_layers - FIRST_LAYER, sizes.latent_size + 1, sum(ASKED.values())
+        self.heads = nn.Parameter(torch.zeros(shape, device=self.vlm.device))  # of tokens, latents and ranks
         self.learners["heads"] = nn.ParameterList([self.heads])
         self.shown: list[torch.Tensor] = []
         self.share = 0.0
-        self.hypernetwork.layers[0].register_forward_hook(self._keep)
+        self.kept: dict[str, torch.Tensor] = {}  # of the last pass, (U * L, N, W) each
+        encoder = self.hypernetwork.aggregator["perceiver"].encoder
+        encoder.register_forward_pre_hook(lambda _, inputs: self.kept.update(tokens=inputs[0]))
+        encoder.register_forward_hook(lambda _, inputs, latents: self.kept.update(latents=latents))
+        self.hypernetwork.layers[0].register_forward_hook(lambda _, inputs, ranks: self.kept.update(ranks=ranks))
 
     def loss(self, lessons: Sequence[Lesson]) -> torch.Tensor:
         """As of any pupil, and what the heads do not know: of a lesson the mean over its adapters and their frames."""
         self.shown = []
         for lesson in lessons:
-            shown = frames_show(*lesson.shows[:2])
-            self.shown += shown.split([part.frames for part in lesson.parts]) if lesson.composed else [shown]
+            shown = frames_show(*lesson.shows[:2]).clone()
+            parts = shown.split([part.frames for part in lesson.parts])
+            for part in parts:
+                part[0, 1] = IGNORED  # the frozen model reads each part alone and does not know the frame before it
+            self.shown += parts if lesson.composed else [shown]
         self.share = self.reading_weight * len(lessons) / len(self.shown)
         if self.answers:
             return super().loss(lessons)
         return self._factors(lessons, self.see(lessons))[1]
 
-    def _keep(self, module: nn.Module, inputs: tuple, latents: torch.Tensor) -> None:
-        self.latents = F.normalize(latents.float(), dim=-1)  # (U * L, R, W)
-
     def _beside(self, rows: Sequence[int], ends: torch.Tensor) -> torch.Tensor | float:
         beside = super()._beside(rows, ends)
         if not torch.is_grad_enabled():
             return beside
-        latents = self.latents.unflatten(0, (len(rows), -1))[:, FIRST_LAYER:] * self.latents.shape[-1] ** 0.5
-        ranks = latents.shape[2]
         row, token = (ends != NO_END).nonzero(as_tuple=True)
-        rank = ends[row, token] % ranks
         shown = torch.cat([self.shown[place] for place in rows]).to(ends.device)
-        sharing = torch.zeros(len(rows), ranks, dtype=torch.int64, device=ends.device)
-        sharing.index_put_((row, rank), torch.ones_like(rank), accumulate=True)
-        alone = sharing[row, rank] == 1  # a rank that reads two frames cannot tell one from the other
-        row, rank, shown = row[alone], rank[alone], shown[alone]
-        if not len(row):
-            return beside + 0.0 * self.heads.sum()
-        heads = QUICK * self.heads
-        said = torch.baddbmm(heads[:, -1:], latents[row, :, rank].transpose(0, 1), heads[:, :-1])  # (L', K, answers)
-        missed = [
-            F.cross_entropy(part.transpose(1, 2), wanted.expand(len(part), -1), ignore_index=IGNORED, reduction="none")
-            for part, wanted in zip(said.split(list(ASKED.values()), dim=-1), shown.T, strict=True)
-        ]
-        weighted = [weight * each for weight, each in zip(WEIGHTS, missed, strict=True)]
-        of_frame = torch.stack(weighted).sum(0).mean(0)  # (K,)
-        return beside + self.share * (of_frame / torch.bincount(row, minlength=len(rows))[row]).sum()
+        for heads, (name, held) in zip(QUICK * self.heads, self.kept.items(), strict=True):
+            held = held.unflatten(0, (len(rows), -1))[:, FIRST_LAYER:]
+            place = token if name == "tokens" else ends[row, token] % held.shape[2]
+            readers = torch.zeros(len(rows), held.shape[2], dtype=torch.int64, device=ends.device)
+            readers.index_put_((row, place), torch.ones_like(place), accumulate=True)
+            alone = readers[row, place] == 1  # what reads two frames cannot tell one from the other
+            frames = torch.bincount(row[alone], minlength=len(rows))[row[alone]]
+            missed = _missed(heads, held[row, :, place][alone], shown[alone])
+            beside = beside + self.share * (missed / frames).sum()
+        return beside
+
+
+def _missed(heads: torch.Tensor, held: torch.Tensor, shown: torch.Tensor) -> torch.Tensor:
+    """What linear heads, (L, W + 1, answers), do not tell of what K frames show, (K, 3), from what is
+    held of them, (K, L, W): (K,)."""
+    held = F.rms_norm(held.float(), held.shape[-1:])
+    said = torch.baddbmm(heads[:, -1:], held.transpose(0, 1), heads[:, :-1])  # (L, K, answers)
+    missed = [
+        F.cross_entropy(part.transpose(1, 2), wanted.expand(len(part), -1), ignore_index=IGNORED, reduction="none")
+        for part, wanted in zip(said.split(list(ASKED.values()), dim=-1), shown.T, strict=True)
+    ]
+    return sum(weight * each for weight, each in zip(WEIGHTS, missed, strict=True)).mean(0)
 
 
 class ReadingTrainer(Trainer):
@@ -153,7 +162,7 @@ if __name__ == "__main__":
         batch=16,
         learning_rate=given.learning_rate,
         hidden_weight=1.0,
-        validate_every=250,
+        validate_every=250 if given.answers else given.steps,  # answers are not what it is chosen by
         seed=given.seed,
     )
     vlm = load_vlm(str(given.model), device=processes.device, dtype=torch.bfloat16)
