@@ -1,7 +1,5 @@
 """The stage in which a hypernetwork's ranks learn what their frames show."""
 
-import dataclasses
-
 import pytest
 import torch
 from test_train import SIZES, TRAINING
@@ -13,7 +11,7 @@ from v2l.optimise import Processes, keep
 from v2l.sheet import IGNORED
 from v2l.train import STATE, sizes_for
 from v2l.world.dataset import varied, write_dataset
-from v2l.world.reading_stage import ReadingTrainer, frames_show
+from v2l.world.reading_stage import ReadingTrainer, ReadingTraining, frames_show
 from v2l.world.scene import WORDS
 from v2l.world.vision_stage import PLACE_NAMES
 
@@ -27,15 +25,14 @@ def examples(tmp_path_factory):
 
 def trainer(vlm, examples, folder, steps=4, answers=True):
     torch.manual_seed(0)
-    training = dataclasses.replace(TRAINING, curriculum=CURRICULUM, steps=steps, validate_every=steps, save_every=2)
+    changed = {"curriculum": CURRICULUM, "steps": steps, "validate_every": steps, "save_every": 2, "answers": answers}
+    training = ReadingTraining(**{**vars(TRAINING), **changed})
     return ReadingTrainer(
         vlm,
         Hypernetwork(sizes_for(vlm, {**SIZES, "rank": 16, "num_latents": 16})),
         (examples, examples[:4]),
         training,
         folder,
-        reading_weight=1.0,
-        answers=answers,
         processes=Processes(),
     )
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import functools
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from torch.nn import functional as F
 
 from v2l.checkpoint import load_hypernetwork
 from v2l.decoding import probe
+from v2l.hypernetwork import Hypernetwork
 from v2l.lessons import NO_END, Curriculum, Lesson
 from v2l.loading import load_vlm
 from v2l.manifest import read_manifest
@@ -31,14 +33,13 @@ from v2l.optimise import Processes
 from v2l.pupil import Pupil
 from v2l.sheet import IGNORED
 from v2l.train import Trainer, Training
+from v2l.vlm import FrozenVLM
 from v2l.world.dataset import FILMINGS, story_of
 from v2l.world.scene import WORDS, place_name
 from v2l.world.vision_stage import PLACE_NAMES
 
 ASKED = {"word": len(WORDS), "before": len(WORDS), "place": len(PLACE_NAMES)}
 """What the heads ask, and how many answers there are."""
-WEIGHTS = (1.0, 4.0, 1.0)
-"""Of each: few frames follow another word."""
 FIRST_LAYER = 2
 """The first decoder layer in whose inputs the end of a frame knows what the frame shows."""
 QUICK = 10.0
@@ -63,15 +64,26 @@ def frames_show(path: str, frames: tuple[int, ...]) -> torch.Tensor:
     return torch.tensor(shown)
 
 
-class ReadingPupil(Pupil):
-    """A pupil that is also asked what its ranks hold.
+@dataclass(frozen=True)
+class ReadingTraining(Training):
+    """How this stage goes.
 
-    reading_weight: of the heads' cross-entropy; answers: whether the questions of the manifest are asked, too
+    answers: whether the questions of the manifest are asked, too
+    reading_weight: of the heads' cross-entropy
+    before_weight: therein of the word before, which is asked of few frames
     """
 
-    def __init__(self, *about: object, reading_weight: float, answers: bool):
-        super().__init__(*about)
-        self.reading_weight, self.answers = reading_weight, answers
+    answers: bool = False
+    reading_weight: float = 1.0
+    before_weight: float = 4.0
+
+
+class ReadingPupil(Pupil):
+    """A pupil that is also asked what its ranks hold."""
+
+    def __init__(self, vlm: FrozenVLM, hypernetwork: Hypernetwork, training: ReadingTraining):
+        super().__init__(vlm, hypernetwork, training.kl_weight, training.hidden_weight, training.steer_weight)
+        self.training = training
         sizes = self.hypernetwork.config
         shape = 3, sizes.num_layers - FIRST_LAYER, sizes.latent_size + 1, sum(ASKED.values())
         self.heads = nn.Parameter(torch.zeros(shape, device=self.vlm.device))  # of tokens, latents and ranks
@@ -93,8 +105,8 @@ class ReadingPupil(Pupil):
             for part in parts:
                 part[0, 1] = IGNORED  # the frozen model reads each part alone and does not know the frame before it
             self.shown += parts if lesson.composed else [shown]
-        self.share = self.reading_weight * len(lessons) / len(self.shown)
-        if self.answers:
+        self.share = self.training.reading_weight * len(lessons) / len(self.shown)
+        if self.training.answers:
             return super().loss(lessons)
         return self._factors(lessons, self.see(lessons))[1]
 
@@ -111,36 +123,29 @@ class ReadingPupil(Pupil):
             readers.index_put_((row, place), torch.ones_like(place), accumulate=True)
             alone = readers[row, place] == 1  # what reads two frames cannot tell one from the other
             frames = torch.bincount(row[alone], minlength=len(rows))[row[alone]]
-            missed = _missed(heads, held[row, :, place][alone], shown[alone])
+            missed = _missed(heads, held[row, :, place][alone], shown[alone], self.training.before_weight)
             beside = beside + self.share * (missed / frames).sum()
         return beside
 
 
-def _missed(heads: torch.Tensor, held: torch.Tensor, shown: torch.Tensor) -> torch.Tensor:
-    """What linear heads, (L, W + 1, answers), do not tell of what K frames show, (K, 3), from what is
-    held of them, (K, L, W): (K,)."""
+def _missed(heads: torch.Tensor, held: torch.Tensor, shown: torch.Tensor, before_weight: float) -> torch.Tensor:
+    """What linear heads, (L, W + 1, answers), do not tell of what K frames show, (K, 3), from what is held of them,
+    (K, L, W): (K,)."""
     held = F.rms_norm(held.float(), held.shape[-1:])
     said = torch.baddbmm(heads[:, -1:], held.transpose(0, 1), heads[:, :-1])  # (L, K, answers)
-    missed = [
+    word, before, place = (
         F.cross_entropy(part.transpose(1, 2), wanted.expand(len(part), -1), ignore_index=IGNORED, reduction="none")
         for part, wanted in zip(said.split(list(ASKED.values()), dim=-1), shown.T, strict=True)
-    ]
-    return sum(weight * each for weight, each in zip(WEIGHTS, missed, strict=True)).mean(0)
+    )
+    return (word + before_weight * before + place).mean(0)
 
 
 class ReadingTrainer(Trainer):
-    """A run of this stage. reading_weight, answers: as of `ReadingPupil`"""
-
-    def __init__(self, *about: object, reading_weight: float, answers: bool, processes: Processes):
-        self.reading_weight, self.answers = reading_weight, answers
-        super().__init__(*about, processes=processes)
+    """A run of this stage, of a `ReadingTraining`."""
 
     def new_pupil(self) -> ReadingPupil:
-        """With heads."""
-        weights = self.training.kl_weight, self.training.hidden_weight, self.training.steer_weight
-        return ReadingPupil(
-            self.vlm, self.hypernetwork, *weights, reading_weight=self.reading_weight, answers=self.answers
-        )
+        """One with heads."""
+        return ReadingPupil(self.vlm, self.hypernetwork, self.training)
 
 
 if __name__ == "__main__":
@@ -150,13 +155,14 @@ if __name__ == "__main__":
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--segments", type=int, default=8)
-    parser.add_argument("--reading-weight", type=float, default=1.0)
+    parser.add_argument("--reading-weight", type=float, default=ReadingTraining.reading_weight)
+    parser.add_argument("--before-weight", type=float, default=ReadingTraining.before_weight)
     parser.add_argument("--answers", action="store_true", help="ask the questions of the manifest, too")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     processes = Processes()
     curriculum = Curriculum(denser=1.0, windows=2, segments=given.segments, questions=10)
-    training = Training(
+    training = ReadingTraining(
         curriculum,
         steps=given.steps,
         batch=16,
@@ -164,6 +170,9 @@ if __name__ == "__main__":
         hidden_weight=1.0,
         validate_every=250 if given.answers else given.steps,  # answers are not what it is chosen by
         seed=given.seed,
+        answers=given.answers,
+        reading_weight=given.reading_weight,
+        before_weight=given.before_weight,
     )
     vlm = load_vlm(str(given.model), device=processes.device, dtype=torch.bfloat16)
     trainer = ReadingTrainer(
@@ -172,8 +181,6 @@ if __name__ == "__main__":
         (read_manifest(given.manifest), read_manifest(given.validation)),
         training,
         given.run,
-        reading_weight=given.reading_weight,
-        answers=given.answers,
         processes=processes,
     )
     for progress in trainer.run():
