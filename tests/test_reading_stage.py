@@ -1,5 +1,6 @@
 """The stage in which a hypernetwork's ranks learn what their frames show."""
 
+import numpy as np
 import pytest
 import torch
 from test_train import SIZES, TRAINING
@@ -66,6 +67,24 @@ def test_it_learns_what_frames_show(vlm, examples, tmp_path):
     first, *_, last = run.run()
     assert last.loss < 0.8 * first.loss
     assert all(heads.abs().max() > 1e-3 for heads in run.pupil.heads)
+
+
+def test_a_part_is_not_asked_what_came_before_its_first_frame(vlm, examples, tmp_path):
+    run = trainer(vlm, examples, tmp_path, answers=False)
+    reader = Reader(vlm.tokenizer, vlm.geometry, vlm.max_positions)
+    unknown = 0
+    for clip in group_by_clip(examples):
+        for seed in range(8):
+            lesson = read_lesson(clip, reader, CURRICULUM, np.random.default_rng(seed))
+            run.pupil.loss([lesson])
+            whole = frames_show(*lesson.shows[:2])
+            firsts = np.cumsum([0, *(part.frames for part in lesson.parts[:-1])])
+            asked = torch.cat(run.pupil.shown)
+            assert (asked[firsts, 1] == IGNORED).all()
+            unknown += int((whole[firsts, 1] != IGNORED).sum())
+            asked[firsts, 1] = whole[firsts, 1]
+            assert torch.equal(asked, whole)
+    assert unknown > 3
 
 
 def test_an_interrupted_run_goes_on_exactly(vlm, examples, tmp_path):

@@ -349,7 +349,7 @@ def test_sizes_that_make_no_network(vlm, sizes, complaint):
 
 def test_a_wider_hypernetwork_begins_as_what_it_was(vlm, examples, lessons, tmp_path):
     old = lively(vlm)
-    wide = widened(old, {"rank": 8})
+    wide = widened(old, sizes_for(vlm, {"rank": 8}, old.config))
     assert (wide.config.rank, wide.config.num_latents) == (8, 4)
     assert wide.config.lora_alpha == old.config.lora_alpha
     hidden = torch.randn(2, vlm.num_layers, 9, vlm.text_model.config.hidden_size)
@@ -361,19 +361,21 @@ def test_a_wider_hypernetwork_begins_as_what_it_was(vlm, examples, lessons, tmp_
             assert (wide_a[:, 4:8] - wide_a[:, :4]).norm() > 0.1 * wide_a[:, :4].norm()  # no twins
             assert wide_b[:, :4].norm() > 0
             assert wide_b[:, 4:8].norm() == 0  # nothing yet
-    other = widened(old, {"num_latents": 12})
+    other = widened(old, sizes_for(vlm, {"num_latents": 12}, old.config))
     assert other.aggregator["perceiver"].encoder.latents_q.shape == (12, 32)
-    heads = widened(old, {"num_kv_heads": old.config.num_heads})
+    heads = widened(old, sizes_for(vlm, {"num_kv_heads": old.config.num_heads}, old.config))
     assert heads.config.num_kv_heads > old.config.num_kv_heads
     with torch.no_grad():
         for pair, own in zip(heads.generate(hidden), old.generate(hidden), strict=True):
             torch.testing.assert_close(pair, own)
     with pytest.raises(V2LError, match="cannot share"):
-        widened(old, {"num_kv_heads": 3 * old.config.num_kv_heads})
+        widened(old, sizes_for(vlm, {"num_kv_heads": 3 * old.config.num_kv_heads}, old.config))
+    with pytest.raises(V2LError, match="above 0"):
+        widened(old, sizes_for(vlm, {"num_kv_heads": 0}, old.config))
     with pytest.raises(V2LError, match="can be multiplied"):
-        widened(old, {"rank": 6})
+        widened(old, sizes_for(vlm, {"rank": 6}, old.config))
     with pytest.raises(V2LError, match="can be multiplied"):
-        widened(old, {"latent_size": 64})
+        widened(old, sizes_for(vlm, {"latent_size": 64}, old.config))
 
 
 def test_what_was_seen_is_neither_decoded_nor_looked_at_again(vlm, examples, reader, tmp_path):

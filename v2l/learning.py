@@ -132,4 +132,4 @@ def _hypernetwork(
             f"{printable(hypernetwork.origin.id)} was trained for another model of these sizes; it goes on here"
         )
     torch.manual_seed(seed)
-    return widened(hypernetwork, sizes) if sizes else hypernetwork
+    return widened(hypernetwork, sizes_for(vlm, sizes, hypernetwork.config)) if sizes else hypernetwork

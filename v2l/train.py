@@ -74,9 +74,12 @@ class Progress:
     learning_rate: float
 
 
-def sizes_for(vlm: FrozenVLM, chosen: dict[str, int | float]) -> HypernetworkConfig:
-    """A configuration for the frozen model: `chosen` sizes, the published ones where nothing is chosen, and
-    `lora_alpha` 2 r^1.5 unless it is. Raises V2LError for a name or a size that makes no network."""
+def sizes_for(
+    vlm: FrozenVLM, chosen: dict[str, int | float], trained: HypernetworkConfig | None = None
+) -> HypernetworkConfig:
+    """A configuration for the frozen model: `chosen` sizes, where nothing is chosen those of a `trained` hypernetwork
+    that fits it, or the published ones and `lora_alpha` 2 r^1.5. Raises V2LError for a name or a size that makes no
+    network."""
     module = vlm.down_projections[0]
     names = {each.name for each in dataclasses.fields(HypernetworkConfig)}
     own = {"num_layers", "hidden_size", "intermediate_size"}
@@ -88,10 +91,11 @@ def sizes_for(vlm: FrozenVLM, chosen: dict[str, int | float]) -> HypernetworkCon
         whole = name != "lora_alpha"
         if isinstance(value, bool) or not isinstance(value, int if whole else int | float) or value <= 0:
             raise V2LError(f"{name} is {value!r}; give a {'whole ' if whole else ''}number above 0")
-    config = HypernetworkConfig(vlm.num_layers, module.out_features, module.in_features, **chosen)
+    fresh = HypernetworkConfig(vlm.num_layers, module.out_features, module.in_features)
+    config = dataclasses.replace(trained or fresh, **chosen)
     if config.num_heads % config.num_kv_heads:
         raise V2LError(f"{config.num_heads} heads cannot share {config.num_kv_heads} key-value heads evenly")
-    if "lora_alpha" not in chosen:
+    if trained is None and "lora_alpha" not in chosen:
         config = dataclasses.replace(config, lora_alpha=2 * config.rank**1.5)
     return config
 

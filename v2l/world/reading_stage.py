@@ -119,9 +119,8 @@ class ReadingPupil(Pupil):
         for heads, (name, held) in zip(QUICK * self.heads, self.kept.items(), strict=True):
             held = held.unflatten(0, (len(rows), -1))[:, FIRST_LAYER:]
             place = token if name == "tokens" else ends[row, token] % held.shape[2]
-            readers = torch.zeros(len(rows), held.shape[2], dtype=torch.int64, device=ends.device)
-            readers.index_put_((row, place), torch.ones_like(place), accumulate=True)
-            alone = readers[row, place] == 1  # what reads two frames cannot tell one from the other
+            reader = row * held.shape[2] + place
+            alone = torch.bincount(reader)[reader] == 1  # what reads two frames cannot tell one from the other
             frames = torch.bincount(row[alone], minlength=len(rows))[row[alone]]
             missed = _missed(heads, held[row, :, place][alone], shown[alone], self.training.before_weight)
             beside = beside + self.share * (missed / frames).sum()
