@@ -24,13 +24,14 @@ def examples(tmp_path_factory):
     return read_manifest(write_dataset(tmp_path_factory.mktemp("world"), "train", 6, varied, "train-varied"))
 
 
-def trainer(vlm, examples, folder, steps=4, answers=True):
+def trainer(vlm, examples, folder, steps=4, answers=True, bind_weight=0.0, hypernetwork=None):
     torch.manual_seed(0)
-    changed = {"curriculum": CURRICULUM, "steps": steps, "validate_every": steps, "save_every": 2, "answers": answers}
+    often = {"steps": steps, "validate_every": steps, "save_every": 2}
+    changed = {"curriculum": CURRICULUM, **often, "answers": answers, "bind_weight": bind_weight}
     training = ReadingTraining(**{**vars(TRAINING), **changed})
     return ReadingTrainer(
         vlm,
-        Hypernetwork(sizes_for(vlm, {**SIZES, "rank": 16, "num_latents": 16})),
+        hypernetwork or Hypernetwork(sizes_for(vlm, {**SIZES, "rank": 16, "num_latents": 16})),
         (examples, examples[:4]),
         training,
         folder,

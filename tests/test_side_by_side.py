@@ -63,13 +63,16 @@ def test_a_row_takes_the_next_that_fits():
 
 
 @pytest.mark.parametrize("adapted", [False, True])
-def test_it_is_the_models_own_forward_pass(vlm, sheets, rows, factors, adapted):
+def test_it_is_the_models_own_forward_pass(vlm, sheets, rows, factors, adapted, request):
     found = read(vlm, rows, factors if adapted else None)
-    number = 0
+    number, inner = 0, []
+    for module in vlm.down_projections:
+        request.addfinalizer(module.register_forward_pre_hook(lambda _, inputs: inner.append(inputs[0])).remove)
     for clip, sheet in enumerate(sheets):
         for own in range(1, int(sheet.group.max()) + 1):
             ids = sheet.ids[(sheet.group == 0) | (sheet.group == own)][None]
             worn = [(a[clip], b[clip] if adapted else 0 * b[clip]) for a, b in factors]
+            inner.clear()
             with torch.no_grad(), attached(vlm.down_projections, worn):
                 alone = vlm.text_model(input_ids=ids, output_hidden_states=True)
             first = int((sheet.group == 0).sum())
@@ -78,7 +81,10 @@ def test_it_is_the_models_own_forward_pass(vlm, sheets, rows, factors, adapted):
             for layer, inputs in enumerate(found.clip):
                 assert torch.allclose(inputs[clip, :first], alone.hidden_states[layer][0, :first], atol=2e-5)
                 assert torch.allclose(found.asked[layer][clip][here], alone.hidden_states[layer][0, first:], atol=2e-5)
+            for ranks, inputs, (a, _) in zip(found.fired, inner, worn, strict=True) if adapted else ():
+                assert torch.allclose(ranks[clip][here], inputs[0, first:] @ a.T, atol=2e-5)
             number += 1
+    assert len(found.fired) == (vlm.num_layers if adapted else 0)
 
 
 def test_attention_sees_the_clip_and_ones_own_question(vlm, rows):

@@ -36,6 +36,7 @@ class Heard:
         question: (N,) int64, those tokens and the number of each one's question
     hidden: (M, D) behind each layer, of all M tokens of questions and answers, where hidden states are compared
     of_question: (M,) int64, the number of each of these tokens' question
+    fired: of each layer what A of the adapter makes of these tokens, (M, R); none without an adapter
     """
 
     logits: torch.Tensor | None
@@ -43,6 +44,7 @@ class Heard:
     question: torch.Tensor
     hidden: list[torch.Tensor]
     of_question: torch.Tensor
+    fired: list[torch.Tensor]
 
 
 class Pupil:
@@ -81,7 +83,7 @@ class Pupil:
         loss = _sum_by_clip(F.cross_entropy(own.logits, own.wanted, reduction="none"), own.question, lessons)
         if self.kl_weight or self.hidden_weight:
             loss = loss + self._difference(lessons, images, own)
-        return loss + beside
+        return loss + beside + self._of_hearing(lessons, own)
 
     def losses(self, lessons: Sequence[Lesson]) -> torch.Tensor:
         """Each question's cross-entropy, (Q,), the mean over its answer's tokens."""
@@ -188,7 +190,12 @@ class Pupil:
             question[1:][counted],
             [*map(rows.in_order, read.asked[1:]), last] if self.hidden_weight else [],
             question,
+            [rows.in_order(ranks) for ranks in read.fired],
         )
+
+    def _of_hearing(self, lessons: Sequence[Lesson], own: Heard) -> torch.Tensor | float:
+        """What is added to the loss for how the questions were heard, summed over the lessons."""
+        return 0.0
 
     def _difference(self, lessons: Sequence[Lesson], images: Sequence[torch.Tensor], own: Heard) -> torch.Tensor:
         """What separates the pupil from the same model with the video in context, weighted, summed over the lessons as

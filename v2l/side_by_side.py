@@ -30,12 +30,14 @@ class Reading:
     rows: the last hidden state, normalised, (C, R, W, D)
     attention: of the first head of every key/value head, of each layer that was asked for, (C, K, R, W, V + W) from a
         row's tokens to its clip's and then to its own
+    fired: of the adapter, if there is one, what A makes of each layer's rows, (C, R, W, r)
     """
 
     clip: list[torch.Tensor]
     asked: list[torch.Tensor]
     rows: torch.Tensor
     attention: list[torch.Tensor]
+    fired: list[torch.Tensor]
 
 
 def read_side_by_side(
@@ -69,7 +71,7 @@ def read_side_by_side(
     in_rows = _score(torch.cat([there[:, None, None].expand(-1, across, along, -1), own], dim=-1))[:, None, :, None]
 
     x = torch.cat([clip.reshape(-1, hidden), rows.reshape(-1, hidden)]).float()
-    inputs, asked, attention = [], [], []
+    inputs, asked, attention, fired = [], [], [], []
     for number, layer in enumerate(model.layers):
         inputs.append(x[:clips].view(count, tokens, hidden))
         asked.append(x[clips:].view(count, across, along, hidden))
@@ -109,13 +111,14 @@ def read_side_by_side(
         x = x + F.linear(inner, layer.mlp.down_proj.weight)
         if factors is not None:
             a, b = (factor.to(inner.dtype) for factor in factors[number])
-            changes = [
-                part.view(count, len(part) // count, part.shape[-1]) @ a.transpose(-1, -2) @ b
+            of_clip, of_rows = (
+                part.view(count, len(part) // count, part.shape[-1]) @ a.transpose(-1, -2)
                 for part in inner.split([clips, len(x) - clips])
-            ]
-            x = x + torch.cat([change.flatten(0, 1) for change in changes])
+            )
+            fired.append(of_rows.view(count, across, along, -1))
+            x = x + torch.cat([(ranks @ b).flatten(0, 1) for ranks in (of_clip, of_rows)])
     last = _normed(x[clips:], model.norm, config)
-    return Reading(inputs, asked, last.view(count, across, along, hidden), attention)
+    return Reading(inputs, asked, last.view(count, across, along, hidden), attention, fired)
 
 
 def _normed(x: torch.Tensor, norm: nn.Module, config: object) -> torch.Tensor:

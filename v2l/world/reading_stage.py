@@ -4,7 +4,8 @@ Training on answers alone teaches that slowly: what a rank does not hold cannot 
 nothing tells it to hold what is not bound yet. Here linear heads ask each rank, in every layer from the third on, for
 the word that its frame shows, for the word of the frame before where that is another one, and for the place of the
 shape; others ask the same on the way there, of the projected token that ends the frame and of the latent that reads it.
-Which latent and which rank read which frame `v2l train --steer-weight` has taught.
+Which latent and which rank read which frame `v2l train --steer-weight` has taught. With `--bind-weight` the ranks are
+also drawn to the words and the times of the questions that they know the answer to, as `binding.py` tells.
 `python -m v2l.world.reading_stage MANIFEST VALIDATION MODEL HYPERNETWORK RUN`, of clips of `dataset.py`; in several
 processes as `v2l train`.
 """
@@ -30,18 +31,17 @@ from v2l.lessons import NO_END, Curriculum, Lesson
 from v2l.loading import load_vlm
 from v2l.manifest import read_manifest
 from v2l.optimise import Processes
-from v2l.pupil import Pupil
+from v2l.pupil import Heard, Pupil
 from v2l.sheet import IGNORED
 from v2l.train import Trainer, Training
 from v2l.vlm import FrozenVLM
+from v2l.world.binding import FIRST_LAYER, Binding
 from v2l.world.dataset import FILMINGS, story_of
 from v2l.world.scene import WORDS, place_name
 from v2l.world.vision_stage import PLACE_NAMES
 
 ASKED = {"word": len(WORDS), "before": len(WORDS), "place": len(PLACE_NAMES)}
 """What the heads ask, and how many answers there are."""
-FIRST_LAYER = 2
-"""The first decoder layer in whose inputs the end of a frame knows what the frame shows."""
 QUICK = 10.0
 """The heads learn so many times as fast as the hypernetwork."""
 
@@ -64,6 +64,15 @@ def frames_show(path: str, frames: tuple[int, ...]) -> torch.Tensor:
     return torch.tensor(shown)
 
 
+def known_of_frames(lesson: Lesson) -> list[torch.Tensor]:
+    """What the frozen model can know of the frames of each part, (F, 3), as `frames_show` tells it: it reads each part
+    alone and does not know the frame before the part's first."""
+    parts = frames_show(*lesson.shows[:2]).clone().split([part.frames for part in lesson.parts])
+    for part in parts:
+        part[0, 1] = IGNORED
+    return list(parts)
+
+
 @dataclass(frozen=True)
 class ReadingTraining(Training):
     """How this stage goes.
@@ -71,11 +80,13 @@ class ReadingTraining(Training):
     answers: whether the questions of the manifest are asked, too
     reading_weight: of the heads' cross-entropy
     before_weight: therein of the word before, which is asked of few frames
+    bind_weight: of what ranks lack that should fire at the words and times of the questions
     """
 
     answers: bool = False
     reading_weight: float = 1.0
     before_weight: float = 4.0
+    bind_weight: float = 0.0
 
 
 class ReadingPupil(Pupil):
@@ -88,6 +99,7 @@ class ReadingPupil(Pupil):
         shape = 3, sizes.num_layers - FIRST_LAYER, sizes.latent_size + 1, sum(ASKED.values())
         self.heads = nn.Parameter(torch.zeros(shape, device=self.vlm.device))  # of tokens, latents and ranks
         self.learners["heads"] = nn.ParameterList([self.heads])
+        self.binding = Binding(vlm.tokenizer, sizes.rank) if training.bind_weight else None
         self.shown: list[torch.Tensor] = []
         self.share = 0.0
         self.kept: dict[str, torch.Tensor] = {}  # of the last pass, (U * L, N, W) each
@@ -100,11 +112,8 @@ class ReadingPupil(Pupil):
         """As of any pupil, and what the heads do not know: of a lesson the mean over its adapters and their frames."""
         self.shown = []
         for lesson in lessons:
-            shown = frames_show(*lesson.shows[:2]).clone()
-            parts = shown.split([part.frames for part in lesson.parts])
-            for part in parts:
-                part[0, 1] = IGNORED  # the frozen model reads each part alone and does not know the frame before it
-            self.shown += parts if lesson.composed else [shown]
+            parts = known_of_frames(lesson)
+            self.shown += parts if lesson.composed else [torch.cat(parts)]
         self.share = self.training.reading_weight * len(lessons) / len(self.shown)
         if self.training.answers:
             return super().loss(lessons)
@@ -125,6 +134,12 @@ class ReadingPupil(Pupil):
             missed = _missed(heads, held[row, :, place][alone], shown[alone], self.training.before_weight)
             beside = beside + self.share * (missed / frames).sum()
         return beside
+
+    def _of_hearing(self, lessons: Sequence[Lesson], own: Heard) -> torch.Tensor | float:
+        if self.binding is None:
+            return super()._of_hearing(lessons, own)
+        lacked = self.binding.lacked(lessons, [known_of_frames(lesson) for lesson in lessons], own.fired)
+        return self.training.bind_weight * lacked
 
 
 def _missed(heads: torch.Tensor, held: torch.Tensor, shown: torch.Tensor, before_weight: float) -> torch.Tensor:
@@ -156,11 +171,12 @@ if __name__ == "__main__":
     parser.add_argument("--segments", type=int, default=8)
     parser.add_argument("--reading-weight", type=float, default=ReadingTraining.reading_weight)
     parser.add_argument("--before-weight", type=float, default=ReadingTraining.before_weight)
+    parser.add_argument("--bind-weight", type=float, default=ReadingTraining.bind_weight)
     parser.add_argument("--answers", action="store_true", help="ask the questions of the manifest, too")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     processes = Processes()
-    curriculum = Curriculum(denser=1.0, windows=2, segments=given.segments, questions=10)
+    curriculum = Curriculum(denser=1.0, windows=min(2, given.segments), segments=given.segments, questions=10)
     training = ReadingTraining(
         curriculum,
         steps=given.steps,
@@ -172,6 +188,7 @@ if __name__ == "__main__":
         answers=given.answers,
         reading_weight=given.reading_weight,
         before_weight=given.before_weight,
+        bind_weight=given.bind_weight,
     )
     vlm = load_vlm(str(given.model), device=processes.device, dtype=torch.bfloat16)
     trainer = ReadingTrainer(

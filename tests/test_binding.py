@@ -1,0 +1,141 @@
+"""Ranks that are drawn to what questions name: which, where, and how far they are from it."""
+
+import numpy as np
+import pytest
+import torch
+from test_reading_stage import CURRICULUM, trainer
+
+import v2l
+from v2l.errors import V2LError
+from v2l.lessons import Curriculum, Reader, read_lesson
+from v2l.manifest import group_by_clip, read_manifest
+from v2l.sheet import IGNORED, write_sheet
+from v2l.world.binding import FAINT, FIRST_LAYER, Binding
+from v2l.world.dataset import varied, write_dataset
+from v2l.world.reading_stage import known_of_frames
+from v2l.world.scene import WORDS
+
+ONE, OTHER, THIRD = WORDS[3], WORDS[8], WORDS[1]
+
+
+@pytest.fixture(scope="module")
+def vlm():
+    """The embedded model, whose tokenizer knows the world's words."""
+    return v2l.load_vlm("tiny")
+
+
+@pytest.fixture(scope="module")
+def examples(tmp_path_factory):
+    return read_manifest(write_dataset(tmp_path_factory.mktemp("world"), "train", 6, varied, "train-varied"))
+
+
+@pytest.fixture(scope="module")
+def lessons(examples, vlm):
+    """One clip after the other: whole, in windows and composed."""
+    reader = Reader(vlm.tokenizer, vlm.geometry, vlm.max_positions)
+    clips = group_by_clip(examples)
+    return [read_lesson(clip, reader, CURRICULUM, np.random.default_rng(seed)) for clip in clips for seed in range(8)]
+
+
+@pytest.fixture(scope="module")
+def binding(vlm):
+    return Binding(vlm.tokenizer, 16)
+
+
+def seconds_of(part):
+    return [second for second in part.ends.tolist() if second >= 0]
+
+
+def spans_of(binding, lesson):
+    """From which to before which token which ranks shall fire."""
+    knowing = binding.ranks(lesson, known_of_frames(lesson))
+    return [(start, end, knowing[fact]) for start, end, fact in binding.named(lesson.sheet) if fact in knowing]
+
+
+def named(binding, vlm, *questions):
+    """What each fact's tokens say."""
+    sheet = write_sheet("\0\nAssistant:", questions, vlm.tokenizer)
+    ids = sheet.ids[sheet.group > 0]
+    return {fact: vlm.tokenizer.decode(ids[start:end].tolist()) for start, end, fact in binding.named(sheet)}
+
+
+def test_two_words_are_named_from_the_one_to_the_other(binding, vlm):
+    found = named(binding, vlm, (f"what comes after {ONE}?", OTHER), ("read it.", f"{THIRD} then {ONE}"))
+    assert found == {frozenset((3, 8)): f" {ONE}?\nAssistant:", frozenset((1, 3)): f" {THIRD} then"}
+
+
+def test_a_time_is_named_until_the_answer(binding, vlm):
+    found = named(binding, vlm, ("what is there at 01:07?", ONE), ("at 00:03, where?", f"left {OTHER}"))
+    assert found == {67: "07?\nAssistant:", 3: "03, where?\nAssistant:"}
+
+
+def test_a_rank_knows_the_frame_it_reads(lessons, binding):
+    ways = set()
+    for lesson in lessons:
+        if sum(part.frames for part in lesson.parts) > 16:
+            continue
+        frames, number = known_of_frames(lesson), 0
+        knowing = binding.ranks(lesson, frames)
+        ways.add((lesson.composed, len(lesson.parts) > 1))
+        for part, shown in enumerate(frames):
+            for second, (word, before, _) in zip(seconds_of(lesson.parts[part]), shown.tolist(), strict=True):
+                rank = 16 * part + second if lesson.composed else second
+                assert knowing[second] == [rank]
+                if before != IGNORED:
+                    assert rank in knowing[frozenset((word, before))]
+                    number += 1
+        assert number == sum(len(ranks) for fact, ranks in knowing.items() if isinstance(fact, frozenset))
+    assert ways == {(False, False), (False, True), (True, True)}
+
+
+def test_of_a_rank_that_reads_two_frames_nothing_is_asked(examples, vlm):
+    reader = Reader(vlm.tokenizer, vlm.geometry, vlm.max_positions)
+    curriculum = Curriculum(frames=12, windows=1, segments=1, denser=1)
+    for clip in group_by_clip(examples):
+        lesson = read_lesson(clip, reader, curriculum, None)
+        seconds = seconds_of(lesson.parts[0])
+        knowing = Binding(vlm.tokenizer, 3).ranks(lesson, known_of_frames(lesson))
+        alone = [one for one in seconds if sum(one % 3 == other % 3 for other in seconds) == 1]
+        assert [fact for fact in knowing if isinstance(fact, int)] == alone
+        assert len(alone) < len(seconds)
+
+
+@pytest.mark.parametrize("composed", [False, True])
+def test_what_is_lacked_is_what_others_fire(lessons, binding, composed):
+    (lesson, *_) = (each for each in lessons if each.composed is composed and spans_of(binding, each))
+    frames = known_of_frames(lesson)
+    count = 16 * len(lesson.parts) if composed else 16
+    tokens = int((lesson.sheet.group > 0).sum())
+    even = torch.ones(FIRST_LAYER + 2, tokens, count + 16)  # the learned bias's ranks fire, too, and do not count
+    spans = spans_of(binding, lesson)
+    expected = -np.mean([np.log(len(ranks) / count + FAINT) for *_, ranks in spans])
+    assert float(binding.lacked([lesson], [frames], even)) == pytest.approx(expected, rel=1e-4)
+    alone = torch.zeros_like(even)
+    for start, end, ranks in spans:
+        alone[:, start:end, ranks] = -2
+    assert float(binding.lacked([lesson], [frames], alone)) < 0.5 * expected
+    assert float(binding.lacked([lesson] * 2, [frames] * 2, torch.cat([even, even], 1))) == pytest.approx(2 * expected)
+
+
+def test_a_model_of_another_world_is_refused(model_folder):
+    with pytest.raises(V2LError, match=r"writes ' \w+' in \d tokens"):
+        Binding(v2l.load_vlm(model_folder).tokenizer, 16)
+
+
+def test_ranks_learn_to_fire_where_their_facts_are_named(vlm, examples, tmp_path):
+    pupil = trainer(vlm, examples, tmp_path, bind_weight=5.0, hypernetwork=v2l.load_hypernetwork("tiny")).pupil
+    reader = Reader(vlm.tokenizer, vlm.geometry, vlm.max_positions)
+    lessons = [read_lesson(clip, reader, CURRICULUM, np.random.default_rng(1)) for clip in group_by_clip(examples)[:3]]
+    lacked, measure = [], pupil.binding.lacked
+
+    def measured(*given):
+        lacked.append(measure(*given))
+        return lacked[-1]
+
+    pupil.binding.lacked = measured
+    optimiser = torch.optim.Adam(pupil.hypernetwork.parameters(), 1e-3)
+    for _ in range(8):
+        optimiser.zero_grad()
+        pupil.loss(lessons).backward()
+        optimiser.step()
+    assert 0 < lacked[-1] < 0.8 * lacked[0]
