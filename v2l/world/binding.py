@@ -75,7 +75,7 @@ class Binding:
         """
         seconds = [part.ends[part.ends != NO_END].tolist() for part in lesson.parts]
         reads = [
-            (second, number * self.rank * lesson.composed + second % self.rank)
+            (second, second % self.rank + (number * self.rank if lesson.composed else 0))
             for number, part in enumerate(seconds)
             for second in part
         ]
