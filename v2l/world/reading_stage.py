@@ -100,7 +100,8 @@ class ReadingPupil(Pupil):
         self.heads = nn.Parameter(torch.zeros(shape, device=self.vlm.device))  # of tokens, latents and ranks
         self.learners["heads"] = nn.ParameterList([self.heads])
         self.binding = Binding(vlm.tokenizer, sizes.rank) if training.bind_weight else None
-        self.shown: list[torch.Tensor] = []
+        self.known: list[list[torch.Tensor]] = []  # what is known of frames: of each lesson's parts,
+        self.shown: list[torch.Tensor] = []  # and of each row that the hypernetwork reads
         self.share = 0.0
         self.kept: dict[str, torch.Tensor] = {}  # of the last pass, (U * L, N, W) each
         encoder = self.hypernetwork.aggregator["perceiver"].encoder
@@ -110,9 +111,8 @@ class ReadingPupil(Pupil):
 
     def loss(self, lessons: Sequence[Lesson]) -> torch.Tensor:
         """As of any pupil, and what the heads do not know: of a lesson the mean over its adapters and their frames."""
-        self.shown = []
-        for lesson in lessons:
-            parts = known_of_frames(lesson)
+        self.known, self.shown = [known_of_frames(lesson) for lesson in lessons], []
+        for lesson, parts in zip(lessons, self.known, strict=True):
             self.shown += parts if lesson.composed else [torch.cat(parts)]
         self.share = self.training.reading_weight * len(lessons) / len(self.shown)
         if self.training.answers:
@@ -138,8 +138,7 @@ class ReadingPupil(Pupil):
     def _of_hearing(self, lessons: Sequence[Lesson], own: Heard) -> torch.Tensor | float:
         if self.binding is None:
             return super()._of_hearing(lessons, own)
-        lacked = self.binding.lacked(lessons, [known_of_frames(lesson) for lesson in lessons], own.fired)
-        return self.training.bind_weight * lacked
+        return self.training.bind_weight * self.binding.lacked(lessons, self.known, own.fired)
 
 
 def _missed(heads: torch.Tensor, held: torch.Tensor, shown: torch.Tensor, before_weight: float) -> torch.Tensor:
