@@ -1,5 +1,7 @@
 """Ranks that are drawn to what questions name: which, where, and how far they are from it."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +14,7 @@ from v2l.manifest import group_by_clip, read_manifest
 from v2l.sheet import IGNORED, write_sheet
 from v2l.world.binding import FAINT, FIRST_LAYER, Binding
 from v2l.world.dataset import varied, write_dataset
+from v2l.world.language_stage import REFERRING
 from v2l.world.reading_stage import known_of_frames
 from v2l.world.scene import WORDS
 
@@ -46,12 +49,6 @@ def seconds_of(part):
     return [second for second in part.ends.tolist() if second >= 0]
 
 
-def spans_of(binding, lesson):
-    """From which to before which token which ranks shall fire."""
-    knowing = binding.ranks(lesson, known_of_frames(lesson))
-    return [(start, end, knowing[fact]) for start, end, fact in binding.named(lesson.sheet) if fact in knowing]
-
-
 def named(binding, vlm, *questions):
     """What each fact's tokens say."""
     sheet = write_sheet("\0\nAssistant:", questions, vlm.tokenizer)
@@ -59,14 +56,14 @@ def named(binding, vlm, *questions):
     return {fact: vlm.tokenizer.decode(ids[start:end].tolist()) for start, end, fact in binding.named(sheet)}
 
 
-def test_two_words_are_named_from_the_one_to_the_other(binding, vlm):
-    found = named(binding, vlm, (f"what comes after {ONE}?", OTHER), ("read it.", f"{THIRD} then {ONE}"))
-    assert found == {frozenset((3, 8)): f" {ONE}?\nAssistant:", frozenset((1, 3)): f" {THIRD} then"}
+def test_of_two_words_the_first_is_where_the_other_is_asked_for(binding, vlm):
+    found = named(binding, vlm, (f"what comes after {ONE}?", OTHER), ("read it.", f"{THIRD} then {ONE} then {OTHER}"))
+    assert found == {(3, 8): f" {ONE}", (1, 3): f" {THIRD}"}
 
 
 def test_a_time_is_named_until_the_answer(binding, vlm):
     found = named(binding, vlm, ("what is there at 01:07?", ONE), ("at 00:03, where?", f"left {OTHER}"))
-    assert found == {67: "07?\nAssistant:", 3: "03, where?\nAssistant:"}
+    assert found == {(67,): "07?\nAssistant:", (3,): "03, where?\nAssistant:"}
 
 
 def test_a_rank_knows_the_frame_it_reads(lessons, binding):
@@ -80,11 +77,11 @@ def test_a_rank_knows_the_frame_it_reads(lessons, binding):
         for part, shown in enumerate(frames):
             for second, (word, before, _) in zip(seconds_of(lesson.parts[part]), shown.tolist(), strict=True):
                 rank = 16 * part + second if lesson.composed else second
-                assert knowing[second] == [rank]
+                assert knowing[second,] == [rank]
                 if before != IGNORED:
-                    assert rank in knowing[frozenset((word, before))]
+                    assert rank in knowing[before, word]
                     number += 1
-        assert number == sum(len(ranks) for fact, ranks in knowing.items() if isinstance(fact, frozenset))
+        assert number == sum(len(ranks) for fact, ranks in knowing.items() if len(fact) == 2)
     assert ways == {(False, False), (False, True), (True, True)}
 
 
@@ -96,23 +93,36 @@ def test_of_a_rank_that_reads_two_frames_nothing_is_asked(examples, vlm):
         seconds = seconds_of(lesson.parts[0])
         knowing = Binding(vlm.tokenizer, 3).ranks(lesson, known_of_frames(lesson))
         alone = [one for one in seconds if sum(one % 3 == other % 3 for other in seconds) == 1]
-        assert [fact for fact in knowing if isinstance(fact, int)] == alone
+        assert [fact for fact in knowing if len(fact) == 1] == [(second,) for second in alone]
         assert len(alone) < len(seconds)
+
+
+def test_times_what_comes_after_and_what_comes_before_are_asked_apart(binding, vlm, lessons):
+    lesson = next(each for each in lessons if len(each.parts) == 1 and 3 <= each.parts[0].frames <= 16)
+    begin = lesson.parts[0].ends[lesson.parts[0].ends >= 0][:3].tolist()
+    known = torch.tensor([[3, IGNORED, 0], [8, 3, 0], *[[1, IGNORED, 0]] * (lesson.parts[0].frames - 2)])
+    known[2, 1] = 8
+    of_words = (f"what comes after {ONE}?", OTHER), ("read it.", f"{ONE} then {OTHER}"), (f"before {THIRD}?", OTHER)
+    sheet = write_sheet("\0\nAssistant:", (*of_words, (f"at 00:{begin[0]:02d}?", ONE)), vlm.tokenizer)
+    asked = binding.asked(dataclasses.replace(lesson, sheet=sheet), [known])
+    ranks = sorted([ranks for *_, ranks in spans] for spans in asked)
+    assert ranks == sorted([[[begin[1]], [begin[1]]], [[begin[2]]], [[begin[0]]]])
 
 
 @pytest.mark.parametrize("composed", [False, True])
 def test_what_is_lacked_is_what_others_fire(lessons, binding, composed):
-    (lesson, *_) = (each for each in lessons if each.composed is composed and spans_of(binding, each))
+    ways = ((each, binding.asked(each, known_of_frames(each))) for each in lessons if each.composed is composed)
+    lesson, asked = next((each, asked) for each, asked in ways if len(asked) > 1)
     frames = known_of_frames(lesson)
     count = 16 * len(lesson.parts) if composed else 16
     tokens = int((lesson.sheet.group > 0).sum())
-    even = torch.ones(FIRST_LAYER + 2, tokens, count + 16)  # the learned bias's ranks fire, too, and do not count
-    spans = spans_of(binding, lesson)
-    expected = -np.mean([np.log(len(ranks) / count + FAINT) for *_, ranks in spans])
+    even = torch.ones(REFERRING + 2, tokens, count + 16)  # the learned bias's ranks fire, too, and do not count
+    expected = -sum(np.mean([np.log(len(ranks) / count + FAINT) for *_, ranks in spans]) for spans in asked)
     assert float(binding.lacked([lesson], [frames], even)) == pytest.approx(expected, rel=1e-4)
-    alone = torch.zeros_like(even)
-    for start, end, ranks in spans:
-        alone[:, start:end, ranks] = -2
+    alone = even.clone()
+    alone[FIRST_LAYER:REFERRING] = 0
+    for start, end, ranks in (span for spans in asked for span in spans):
+        alone[FIRST_LAYER:REFERRING, start:end, ranks] = -2
     assert float(binding.lacked([lesson], [frames], alone)) < 0.5 * expected
     assert float(binding.lacked([lesson] * 2, [frames] * 2, torch.cat([even, even], 1))) == pytest.approx(2 * expected)
 

@@ -2,14 +2,14 @@
 
 A rank that knows what a frame shows must also fire where that is asked for, and no other rank with it. Training on
 answers alone binds facts to times and to the ends of a clip, but hardly to words. Two words of which one follows the
-other on the board are the business of the rank whose frame shows the second and knows the first: it shall fire from
-where a question, or an answer, names the one until it names the other. A time is the business of its own frame's rank,
-until the answer begins.
+other on the board are the business of the rank whose frame shows the second and knows the first: it shall fire where a
+question, or an answer, names the one and then the other, at the first of the two. Later tokens hardly tell which word
+was named. A time is the business of its own frame's rank, until the answer begins.
 """
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
@@ -19,6 +19,7 @@ from tokenizers import Tokenizer
 from v2l.errors import V2LError
 from v2l.lessons import NO_END, Lesson
 from v2l.sheet import IGNORED, Sheet
+from v2l.world.language_stage import REFERRING
 from v2l.world.scene import WORDS
 
 FIRST_LAYER = 2
@@ -26,8 +27,8 @@ FIRST_LAYER = 2
 FAINT = 1e-3
 """Added to a share before its logarithm is taken."""
 
-Fact = int | frozenset[int]
-"""What binds a frame to a question: its whole second, or its word and the word before, numbered as WORDS."""
+Fact = tuple[int, ...]
+"""What binds a frame to a question: its whole second alone, or the word before and its word, numbered as WORDS."""
 
 
 class Binding:
@@ -45,28 +46,42 @@ class Binding:
     def lacked(
         self, lessons: Sequence[Lesson], known: Sequence[Sequence[torch.Tensor]], fired: Sequence[torch.Tensor]
     ) -> torch.Tensor:
-        """Summed over the lessons, the mean over what their questions name of the negative logarithm of the share that
-        the ranks which know it have of all generated ranks' squared firing, itself a mean over layers and tokens.
+        """Summed over the lessons and over times, words that ask for the next and words that ask for the one before:
+        the mean over those that are named of the negative logarithm of the share that the ranks which know the fact
+        have of all generated ranks' squared firing, itself a mean over layers and tokens. Only the layers count up to
+        the one in which the frozen model reads the frame that it is asked for.
 
         known: of each lesson what is known of the frames of each part, (F, 3), word, word before and place
         fired: of each layer, (M, R), as `Heard.fired`
         """
-        squares = torch.stack(list(fired[FIRST_LAYER:])).float().square()  # (L, M, R)
+        squares = torch.stack(list(fired[FIRST_LAYER:REFERRING])).float().square()  # (L, M, R)
         lengths = [int((lesson.sheet.group > 0).sum()) for lesson in lessons]
         total = squares.new_zeros(())
         for lesson, frames, own in zip(lessons, known, squares.split(lengths, dim=1), strict=True):
-            knowing = self.ranks(lesson, frames)
-            spans = [(*span, fact) for *span, fact in self.named(lesson.sheet) if fact in knowing]
-            if not spans:
-                continue
             own = own[..., : self.rank * (len(lesson.parts) if lesson.composed else 1)]
-            tokens, ranks = own.new_zeros(len(spans), own.shape[1]), own.new_zeros(len(spans), own.shape[2])
-            for place, (start, end, fact) in enumerate(spans):
-                tokens[place, start:end] = 1 / (end - start)
-                ranks[place, knowing[fact]] = 1
             shares = (own / (own.sum(-1, keepdim=True) + 1e-9)).mean(0)  # (tokens, ranks)
-            total = total - ((tokens @ shares * ranks).sum(-1) + FAINT).log().mean()
+            for spans in self.asked(lesson, frames):
+                tokens, ranks = shares.new_zeros(len(spans), len(shares)), shares.new_zeros(len(spans), len(shares[0]))
+                for place, (start, end, knowing) in enumerate(spans):
+                    tokens[place, start:end] = 1 / (end - start)
+                    ranks[place, knowing] = 1
+                total = total - ((tokens @ shares * ranks).sum(-1) + FAINT).log().mean()
         return total
+
+    def asked(self, lesson: Lesson, frames: Sequence[torch.Tensor]) -> list[list[tuple[int, int, list[int]]]]:
+        """From which to before which token which ranks shall fire: at times, at words that ask for the next, and at
+        words that ask for the one before, as far as there are any. What comes before is named in few answers, and
+        would be lost among the others.
+
+        frames: what is known of the frames of each part, (F, 3)
+        """
+        knowing = self.ranks(lesson, frames)
+        asked: dict[tuple[int, bool], list[tuple[int, int, list[int]]]] = defaultdict(list)
+        for start, end, fact in self.named(lesson.sheet):
+            ranks = knowing.get(fact) or knowing.get(fact[::-1])
+            if ranks:
+                asked[len(fact), fact in knowing].append((start, end, ranks))
+        return list(asked.values())
 
     def ranks(self, lesson: Lesson, frames: Sequence[torch.Tensor]) -> dict[Fact, list[int]]:
         """Which of the lesson's generated ranks know a fact; of those that read two frames nothing is asked.
@@ -84,25 +99,26 @@ class Binding:
         for (second, rank), (word, before, _) in zip(reads, torch.cat(list(frames)).tolist(), strict=True):
             if readers[rank] > 1:
                 continue
-            knowing.setdefault(second, []).append(rank)
+            knowing.setdefault((second,), []).append(rank)
             if before != IGNORED:
-                knowing.setdefault(frozenset((word, before)), []).append(rank)
+                knowing.setdefault((before, word), []).append(rank)
         return knowing
 
     def named(self, sheet: Sheet) -> Iterator[tuple[int, int, Fact]]:
-        """What the questions and answers name, and from which to before which of their tokens it counts."""
+        """What the questions and answers name, and from which to before which of their tokens it counts: a time, or a
+        word and the one that is told of it, which comes after or before."""
         there = sheet.group > 0
         ids, labels, groups = (column[there].tolist() for column in (sheet.ids, sheet.labels, sheet.group))
         words = [place for place, token in enumerate(ids) if token in self.words]
         for one, other in pairwise(words):
             if groups[one] == groups[other]:
-                yield one, other, frozenset((self.words[ids[one]], self.words[ids[other]]))
+                yield one, one + 1, (self.words[ids[one]], self.words[ids[other]])
         answer = len(ids)
         for place in reversed(range(len(ids))):
             if labels[place] != IGNORED:
                 answer = place
             elif ids[place - 1] == self.colon and {ids[place - 2], ids[place]} <= self.digits.keys():
-                yield place, answer, 60 * self.digits[ids[place - 2]] + self.digits[ids[place]]
+                yield place, answer, (60 * self.digits[ids[place - 2]] + self.digits[ids[place]],)
 
 
 def _token(tokenizer: Tokenizer, text: str) -> int:

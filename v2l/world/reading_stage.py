@@ -174,6 +174,8 @@ if __name__ == "__main__":
     parser.add_argument("--answers", action="store_true", help="ask the questions of the manifest, too")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
+    if given.bind_weight and not given.answers:
+        parser.error("--bind-weight draws ranks to what questions name and needs --answers, which asks them")
     processes = Processes()
     curriculum = Curriculum(denser=1.0, windows=min(2, given.segments), segments=given.segments, questions=10)
     training = ReadingTraining(
