@@ -9,7 +9,9 @@ from pathlib import Path
 
 os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
 os.environ["HF_HOME"] = tempfile.mkdtemp()  # whatever this machine's own cache holds
-os.environ["OFFLINE_LOG"] = os.path.join(tempfile.mkdtemp(), "reached")
+os.environ.setdefault("OFFLINE_LOG", os.path.join(tempfile.mkdtemp(), "reached"))
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"  # the other cores are the other workers'
 sys.path.insert(0, str(Path(__file__).parent / "offline"))
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [sys.path[0], os.environ.get("PYTHONPATH")]))
 
@@ -56,6 +58,8 @@ def adapters(videos, vlm, hypernetwork) -> list[v2l.Adapter]:
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is None:
+        return  # a worker, whose reports another process sums up
     reached = Path(os.environ["OFFLINE_LOG"])
     if reached.exists():
         reporter.write_line(f"something reached for the network:\n{reached.read_text()}", red=True)
