@@ -97,6 +97,8 @@ FILMINGS: dict[str, Callable[[np.random.Generator], Filming]] = {
 
 SOON = (*EASY, "start", "end", "motion")
 """Kinds of question that adapters answer long before those about words and their order and about places at a time."""
+LATE = "word before"
+"""The kind of question that they answer last."""
 
 
 def story_of(split: str, seed: int, film: Filming) -> Story:
@@ -114,10 +116,11 @@ def everything(story: Story, times: Sequence[float], random: np.random.Generator
 
 def everything_often(story: Story, times: Sequence[float], random: np.random.Generator) -> list[Question]:
     """For training: each kind of question three times, of different times and words, but those that adapters answer
-    long before the others once; and a caption."""
+    long before the others once, and what came before a word, which is learned last, up to nine times; and a caption."""
     asked = ask_about(story, times, random)
-    for _ in range(2):
-        asked += [each for each in ask_about(story, times, random) if each.kind not in SOON]
+    for turn in range(8):
+        often = ask_about(story, times, random)
+        asked += [each for each in often if each.kind == LATE or (turn < 2 and each.kind not in SOON)]
     return [*asked, caption(story, times, random)]
 
 
