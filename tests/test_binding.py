@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 import torch
 from test_reading_stage import CURRICULUM, trainer
+from torch.nn import functional as F
 
 import v2l
 from v2l.errors import V2LError
 from v2l.lessons import Curriculum, Reader, read_lesson
 from v2l.manifest import group_by_clip, read_manifest
 from v2l.sheet import IGNORED, write_sheet
-from v2l.world.binding import FAINT, FIRST_LAYER, Binding
+from v2l.world.binding import AFTER, BEFORE, FAINT, FIRST_LAYER, TIME, Binding
 from v2l.world.dataset import varied, write_dataset
 from v2l.world.language_stage import REFERRING
 from v2l.world.reading_stage import known_of_frames
@@ -105,31 +106,64 @@ def test_times_what_comes_after_and_what_comes_before_are_asked_apart(binding, v
     of_words = (f"what comes after {ONE}?", OTHER), ("read it.", f"{ONE} then {OTHER}"), (f"before {THIRD}?", OTHER)
     sheet = write_sheet("\0\nAssistant:", (*of_words, (f"at 00:{begin[0]:02d}?", ONE)), vlm.tokenizer)
     asked = binding.asked(dataclasses.replace(lesson, sheet=sheet), [known])
-    ranks = sorted([ranks for *_, ranks in spans] for spans in asked)
-    assert ranks == sorted([[[begin[1]], [begin[1]]], [[begin[2]]], [[begin[0]]]])
+    ranks = {way: [ranks for *_, ranks in spans] for way, spans in asked.items()}
+    assert ranks == {AFTER: [[begin[1]]] * 2, BEFORE: [[begin[2]]], TIME: [[begin[0]]]}
+    texts = [vlm.tokenizer.decode([token]) for token in sheet.ids[sheet.group > 0].tolist()]
+    after, before = (
+        [(text, WORDS[word]) for text, word in zip(texts, told, strict=True) if word != IGNORED]
+        for told in binding.told(dataclasses.replace(lesson, sheet=sheet), [known]).tolist()
+    )
+    assert (after, before) == ([(f" {ONE}", OTHER)] * 2, [(f" {THIRD}", OTHER)])
 
 
 @pytest.mark.parametrize("composed", [False, True])
 def test_what_is_lacked_is_what_others_fire(lessons, binding, composed):
     ways = ((each, binding.asked(each, known_of_frames(each))) for each in lessons if each.composed is composed)
-    lesson, asked = next((each, asked) for each, asked in ways if len(asked) > 1)
+    lesson, asked = next((each, asked) for each, asked in ways if len(asked) == 3)
     frames = known_of_frames(lesson)
     count = 16 * len(lesson.parts) if composed else 16
     tokens = int((lesson.sheet.group > 0).sum())
     even = torch.ones(REFERRING + 2, tokens, count + 16)  # the learned bias's ranks fire, too, and do not count
-    expected = -sum(np.mean([np.log(len(ranks) / count + FAINT) for *_, ranks in spans]) for spans in asked)
+    shares = {way: np.array([len(ranks) / count for *_, ranks in spans]) for way, spans in asked.items()}
+    expected = -np.mean(np.log(shares[TIME] + FAINT)) - np.mean(np.log(shares[AFTER] + FAINT))
+    expected -= 4 * np.mean(np.log((1 - np.sqrt(shares[BEFORE])) / 2 + FAINT))
     assert float(binding.lacked([lesson], [frames], even)) == pytest.approx(expected, rel=1e-4)
-    alone = even.clone()
-    alone[FIRST_LAYER:REFERRING] = 0
-    for start, end, ranks in (span for spans in asked for span in spans):
-        alone[FIRST_LAYER:REFERRING, start:end, ranks] = -2
-    assert float(binding.lacked([lesson], [frames], alone)) < 0.5 * expected
+    for signs in ((1, 1), (-1, 1)):  # of the first layer and of the others
+        right, wrong = even.clone(), even.clone()
+        for fired, before in ((right, -2), (wrong, 2)):
+            fired[FIRST_LAYER:REFERRING] = 0
+            for way in (BEFORE, AFTER, TIME):  # a time ends later than a word that it comes with
+                for start, end, ranks in asked[way]:
+                    fired[FIRST_LAYER:REFERRING, start:end, ranks] = before if way == BEFORE else 2
+            fired[FIRST_LAYER] *= signs[0]
+        assert float(binding.lacked([lesson], [frames], right)) < 0.5 * expected
+        assert float(binding.lacked([lesson], [frames], wrong)) > 4
     assert float(binding.lacked([lesson] * 2, [frames] * 2, torch.cat([even, even], 1))) == pytest.approx(2 * expected)
 
 
 def test_a_model_of_another_world_is_refused(model_folder):
     with pytest.raises(V2LError, match=r"writes ' \w+' in \d tokens"):
         Binding(v2l.load_vlm(model_folder).tokenizer, 16)
+
+
+def test_what_a_word_finds_is_written_as_the_teacher_writes_it(vlm, examples, tmp_path):
+    """A head learns it from the teacher alone; the pupil learns it from the head, at the words that ask."""
+    pupil = trainer(vlm, examples, tmp_path, found_weight=1.0, hidden_weight=1.0).pupil
+    reader = Reader(vlm.tokenizer, vlm.geometry, vlm.max_positions)
+    lessons = [read_lesson(clip, reader, CURRICULUM, np.random.default_rng(1)) for clip in group_by_clip(examples)]
+    pupil.known = [known_of_frames(lesson) for lesson in lessons]
+    told = torch.cat([pupil.binding.told(*pair) for pair in zip(lessons, pupil.known, strict=True)], dim=1)
+    after, before = asks = told != IGNORED
+    assert after.any() and before.any()
+    states = torch.randn(2, told.shape[1], pupil.found.in_features, requires_grad=True)
+    pupil._beside_teacher(lessons, torch.arange(told.shape[1]), [tuple(states)] * vlm.num_layers).backward()
+    own, its = states.grad.abs().sum(-1) > 0
+    assert torch.equal(own, asks.any(0)) and torch.equal(its, asks.any(0))
+    teacher = states[1].detach()
+    learned = sum(F.cross_entropy(pupil.found(teacher[way]), words[way]) for way, words in zip(asks, told, strict=True))
+    learned = len(lessons) * learned
+    assert torch.allclose(pupil.found.weight.grad, torch.autograd.grad(learned, pupil.found.weight)[0], atol=1e-5)
+    assert pupil.learners["found"] is pupil.found
 
 
 def test_ranks_learn_to_fire_where_their_facts_are_named(vlm, examples, tmp_path):

@@ -24,10 +24,10 @@ def examples(tmp_path_factory):
     return read_manifest(write_dataset(tmp_path_factory.mktemp("world"), "train", 6, varied, "train-varied"))
 
 
-def trainer(vlm, examples, folder, steps=4, answers=True, bind_weight=0.0, hypernetwork=None):
+def trainer(vlm, examples, folder, steps=4, answers=True, hypernetwork=None, **weights):
     torch.manual_seed(0)
     often = {"steps": steps, "validate_every": steps, "save_every": 2}
-    changed = {"curriculum": CURRICULUM, **often, "answers": answers, "bind_weight": bind_weight}
+    changed = {"curriculum": CURRICULUM, **often, "answers": answers, **weights}
     training = ReadingTraining(**{**vars(TRAINING), **changed})
     return ReadingTrainer(
         vlm,

@@ -221,11 +221,25 @@ class Pupil:
             here = fits[own.of_question]
             number = fits.cumsum(0) - 1  # among the questions that the teacher heard
             mine, its = _shared(number[own.of_question[here]], teacher.of_question)
-            pairs = zip(own.hidden, teacher.hidden, strict=True)
-            distances = [(_unit(pupil[here][mine]) - _unit(state[its])).square().mean(-1) for pupil, state in pairs]
-            distance = torch.stack(distances).mean(0)
+            place = here.nonzero().flatten()[mine]
+            pairs = [
+                (_unit(pupil[place]), _unit(state[its]))
+                for pupil, state in zip(own.hidden, teacher.hidden, strict=True)
+            ]
+            distance = torch.stack([(pupil - state).square().mean(-1) for pupil, state in pairs]).mean(0)
             total = total + self.hidden_weight * _sum_by_clip(distance, teacher.of_question[its], chosen)
+            total = total + self._beside_teacher(lessons, place, pairs)
         return total
+
+    def _beside_teacher(
+        self, lessons: Sequence[Lesson], place: torch.Tensor, pairs: Sequence[tuple[torch.Tensor, torch.Tensor]]
+    ) -> torch.Tensor | float:
+        """What else is added to the loss for what separates the pupil from its teacher, summed over the lessons.
+
+        place: (N,) int64, tokens among all of the lessons' questions and answers that stand in the teacher's, too
+        pairs: behind each layer the pupil's and the teacher's hidden states of these, (N, D), of unit root mean square
+        """
+        return 0.0
 
 
 def _unit(hidden: torch.Tensor) -> torch.Tensor:

@@ -4,7 +4,8 @@ A rank that knows what a frame shows must also fire where that is asked for, and
 answers alone binds facts to times and to the ends of a clip, but hardly to words. Two words of which one follows the
 other on the board are the business of the rank whose frame shows the second and knows the first: it shall fire where a
 question, or an answer, names the one and then the other, at the first of the two. Later tokens hardly tell which word
-was named. A time is the business of its own frame's rank, until the answer begins.
+was named. A rank writes one direction, so that the same rank can tell two words only by the sign of its firing: what
+comes before is told the other way round. A time is the business of its own frame's rank, until the answer begins.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from itertools import pairwise
 
 import torch
 from tokenizers import Tokenizer
+from torch.nn import functional as F
 
 from v2l.errors import V2LError
 from v2l.lessons import NO_END, Lesson
@@ -26,6 +28,8 @@ FIRST_LAYER = 2
 """The first decoder layer in whose inputs the end of a frame knows what the frame shows."""
 FAINT = 1e-3
 """Added to a share before its logarithm is taken."""
+
+TIME, AFTER, BEFORE = "time", "after", "before"
 
 Fact = tuple[int, ...]
 """What binds a frame to a question: its whole second alone, or the word before and its word, numbered as WORDS."""
@@ -46,42 +50,65 @@ class Binding:
     def lacked(
         self, lessons: Sequence[Lesson], known: Sequence[Sequence[torch.Tensor]], fired: Sequence[torch.Tensor]
     ) -> torch.Tensor:
-        """Summed over the lessons and over times, words that ask for the next and words that ask for the one before:
-        the mean over those that are named of the negative logarithm of the share that the ranks which know the fact
-        have of all generated ranks' squared firing, itself a mean over layers and tokens. Only the layers count up to
-        the one in which the frozen model reads the frame that it is asked for.
+        """Summed over the lessons and over times, words that ask for the next and words that ask for the one before,
+        the mean over those that are named. Of the first two, the negative logarithm of the share that the ranks which
+        know the fact have of all generated ranks' squared firing, itself a mean over layers and tokens. What comes
+        before the same ranks shall tell by firing the other way round; there it is the negative logarithm of
+        ((1 + cosine) / 2)^4, of the cosine to that, which near 1 is the same. Only the layers count up to the one in
+        which the frozen model reads the frame that it is asked for.
 
         known: of each lesson what is known of the frames of each part, (F, 3), word, word before and place
         fired: of each layer, (M, R), as `Heard.fired`
         """
-        squares = torch.stack(list(fired[FIRST_LAYER:REFERRING])).float().square()  # (L, M, R)
+        every = torch.stack(list(fired[FIRST_LAYER:REFERRING])).float()  # (L, M, R)
         lengths = [int((lesson.sheet.group > 0).sum()) for lesson in lessons]
-        total = squares.new_zeros(())
-        for lesson, frames, own in zip(lessons, known, squares.split(lengths, dim=1), strict=True):
+        total, forward, backward = every.new_zeros(()), every.new_zeros(len(every), 1), []
+        for lesson, frames, own in zip(lessons, known, every.split(lengths, dim=1), strict=True):
             own = own[..., : self.rank * (len(lesson.parts) if lesson.composed else 1)]
-            shares = (own / (own.sum(-1, keepdim=True) + 1e-9)).mean(0)  # (tokens, ranks)
-            for spans in self.asked(lesson, frames):
-                tokens, ranks = shares.new_zeros(len(spans), len(shares)), shares.new_zeros(len(spans), len(shares[0]))
+            own = F.normalize(own, dim=-1)
+            for way, spans in self.asked(lesson, frames).items():
+                tokens, ranks = own.new_zeros(len(spans), own.shape[1]), own.new_zeros(len(spans), own.shape[2])
                 for place, (start, end, knowing) in enumerate(spans):
                     tokens[place, start:end] = 1 / (end - start)
                     ranks[place, knowing] = 1
-                total = total - ((tokens @ shares * ranks).sum(-1) + FAINT).log().mean()
+                cosine = (tokens @ own * F.normalize(ranks, dim=-1)).sum(-1)  # (L, spans)
+                if way == BEFORE:
+                    backward.append(cosine)
+                    continue
+                forward += cosine.detach().sum(1, keepdim=True)
+                total = total - ((tokens @ own.square().mean(0) * ranks).sum(-1) + FAINT).log().mean()
+        for cosine in backward:
+            total = total - 4 * ((1 - (forward.sign() * cosine).mean(0)) / 2 + FAINT).log().mean()
         return total
 
-    def asked(self, lesson: Lesson, frames: Sequence[torch.Tensor]) -> list[list[tuple[int, int, list[int]]]]:
-        """From which to before which token which ranks shall fire: at times, at words that ask for the next, and at
-        words that ask for the one before, as far as there are any. What comes before is named in few answers, and
-        would be lost among the others.
+    def asked(self, lesson: Lesson, frames: Sequence[torch.Tensor]) -> dict[str, list[tuple[int, int, list[int]]]]:
+        """From which to before which token which ranks shall fire: at a TIME, at words that ask for the one AFTER
+        them and at those that ask for the one BEFORE, as far as there are any. What comes before is named in few
+        answers, and would be lost among the others.
 
         frames: what is known of the frames of each part, (F, 3)
         """
         knowing = self.ranks(lesson, frames)
-        asked: dict[tuple[int, bool], list[tuple[int, int, list[int]]]] = defaultdict(list)
+        asked: dict[str, list[tuple[int, int, list[int]]]] = defaultdict(list)
         for start, end, fact in self.named(lesson.sheet):
             ranks = knowing.get(fact) or knowing.get(fact[::-1])
             if ranks:
-                asked[len(fact), fact in knowing].append((start, end, ranks))
-        return list(asked.values())
+                way = TIME if len(fact) == 1 else AFTER if fact in knowing else BEFORE
+                asked[way].append((start, end, ranks))
+        return asked
+
+    def told(self, lesson: Lesson, frames: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Which word stands where each token of the questions and answers asks for the one AFTER it, and for the one
+        BEFORE it, (2, T) int64, or IGNORED where it does not, or where no rank knows it.
+
+        frames: what is known of the frames of each part, (F, 3)
+        """
+        knowing = self.ranks(lesson, frames)
+        told = torch.full((2, int((lesson.sheet.group > 0).sum())), IGNORED)
+        for start, _, fact in self.named(lesson.sheet):
+            if len(fact) == 2 and (fact in knowing or fact[::-1] in knowing):
+                told[int(fact not in knowing), start] = fact[1]
+        return told
 
     def ranks(self, lesson: Lesson, frames: Sequence[torch.Tensor]) -> dict[Fact, list[int]]:
         """Which of the lesson's generated ranks know a fact; of those that read two frames nothing is asked.

@@ -37,6 +37,7 @@ from v2l.train import Trainer, Training
 from v2l.vlm import FrozenVLM
 from v2l.world.binding import FIRST_LAYER, Binding
 from v2l.world.dataset import FILMINGS, story_of
+from v2l.world.language_stage import POINTING
 from v2l.world.scene import WORDS, place_name
 from v2l.world.vision_stage import PLACE_NAMES
 
@@ -81,12 +82,14 @@ class ReadingTraining(Training):
     reading_weight: of the heads' cross-entropy
     before_weight: therein of the word before, which is asked of few frames
     bind_weight: of what ranks lack that should fire at the words and times of the questions
+    found_weight: of the cross-entropy of what is found at a word that asks for another, as it is read in context
     """
 
     answers: bool = False
     reading_weight: float = 1.0
     before_weight: float = 4.0
     bind_weight: float = 0.0
+    found_weight: float = 0.0
 
 
 class ReadingPupil(Pupil):
@@ -99,7 +102,11 @@ class ReadingPupil(Pupil):
         shape = 3, sizes.num_layers - FIRST_LAYER, sizes.latent_size + 1, sum(ASKED.values())
         self.heads = nn.Parameter(torch.zeros(shape, device=self.vlm.device))  # of tokens, latents and ranks
         self.learners["heads"] = nn.ParameterList([self.heads])
-        self.binding = Binding(vlm.tokenizer, sizes.rank) if training.bind_weight else None
+        self.found = nn.Linear(sizes.hidden_size, len(WORDS), device=self.vlm.device)
+        if training.found_weight:
+            self.learners["found"] = self.found
+        binds = training.bind_weight or training.found_weight
+        self.binding = Binding(vlm.tokenizer, sizes.rank) if binds else None
         self.known: list[list[torch.Tensor]] = []  # what is known of frames: of each lesson's parts,
         self.shown: list[torch.Tensor] = []  # and of each row that the hypernetwork reads
         self.share = 0.0
@@ -140,6 +147,25 @@ class ReadingPupil(Pupil):
             return super()._of_hearing(lessons, own)
         return self.training.bind_weight * self.binding.lacked(lessons, self.known, own.fired)
 
+    def _beside_teacher(
+        self, lessons: Sequence[Lesson], place: torch.Tensor, pairs: Sequence[tuple[torch.Tensor, torch.Tensor]]
+    ) -> torch.Tensor | float:
+        """A head learns from the teacher how the word that a word's token found is written there; the pupil shall write
+        it so, too."""
+        if not self.training.found_weight:
+            return super()._beside_teacher(lessons, place, pairs)
+        told = [self.binding.told(lesson, known) for lesson, known in zip(lessons, self.known, strict=True)]
+        lacked = 0.0
+        for word in torch.cat(told, dim=1).to(place.device)[:, place]:  # after and before, of which there are fewer
+            asks = word != IGNORED
+            if asks.any():
+                pupil, teacher = (state[asks].float() for state in pairs[POINTING])
+                written = F.linear(pupil, self.found.weight.detach(), self.found.bias.detach())
+                lacked = (
+                    lacked + F.cross_entropy(self.found(teacher), word[asks]) + F.cross_entropy(written, word[asks])
+                )
+        return self.training.found_weight * len(lessons) * lacked
+
 
 def _missed(heads: torch.Tensor, held: torch.Tensor, shown: torch.Tensor, before_weight: float) -> torch.Tensor:
     """What linear heads, (L, W + 1, answers), do not tell of what K frames show, (K, 3), from what is held of them,
@@ -171,11 +197,14 @@ if __name__ == "__main__":
     parser.add_argument("--reading-weight", type=float, default=ReadingTraining.reading_weight)
     parser.add_argument("--before-weight", type=float, default=ReadingTraining.before_weight)
     parser.add_argument("--bind-weight", type=float, default=ReadingTraining.bind_weight)
+    parser.add_argument("--found-weight", type=float, default=ReadingTraining.found_weight)
     parser.add_argument("--answers", action="store_true", help="ask the questions of the manifest, too")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
-    if given.bind_weight and not given.answers:
-        parser.error("--bind-weight draws ranks to what questions name and needs --answers, which asks them")
+    if (given.bind_weight or given.found_weight) and not given.answers:
+        parser.error(
+            "--bind-weight and --found-weight are about what questions name and need --answers, which asks them"
+        )
     processes = Processes()
     curriculum = Curriculum(denser=1.0, windows=min(2, given.segments), segments=given.segments, questions=10)
     training = ReadingTraining(
@@ -190,6 +219,7 @@ if __name__ == "__main__":
         reading_weight=given.reading_weight,
         before_weight=given.before_weight,
         bind_weight=given.bind_weight,
+        found_weight=given.found_weight,
     )
     vlm = load_vlm(str(given.model), device=processes.device, dtype=torch.bfloat16)
     trainer = ReadingTrainer(
