@@ -16,7 +16,7 @@ from v2l.sheet import IGNORED, write_sheet
 from v2l.world.binding import AFTER, BEFORE, FAINT, FIRST_LAYER, TIME, Binding
 from v2l.world.dataset import varied, write_dataset
 from v2l.world.language_stage import REFERRING
-from v2l.world.reading_stage import known_of_frames
+from v2l.world.reading_stage import ASKED, known_of_frames
 from v2l.world.scene import WORDS
 
 ONE, OTHER, THIRD = WORDS[3], WORDS[8], WORDS[1]
@@ -76,7 +76,7 @@ def test_a_rank_knows_the_frame_it_reads(lessons, binding):
         knowing = binding.ranks(lesson, frames)
         ways.add((lesson.composed, len(lesson.parts) > 1))
         for part, shown in enumerate(frames):
-            for second, (word, before, _) in zip(seconds_of(lesson.parts[part]), shown.tolist(), strict=True):
+            for second, (word, before, *_) in zip(seconds_of(lesson.parts[part]), shown.tolist(), strict=True):
                 rank = 16 * part + second if lesson.composed else second
                 assert knowing[second,] == [rank]
                 if before != IGNORED:
@@ -101,7 +101,8 @@ def test_of_a_rank_that_reads_two_frames_nothing_is_asked(examples, vlm):
 def test_times_what_comes_after_and_what_comes_before_are_asked_apart(binding, vlm, lessons):
     lesson = next(each for each in lessons if len(each.parts) == 1 and 3 <= each.parts[0].frames <= 16)
     begin = lesson.parts[0].ends[lesson.parts[0].ends >= 0][:3].tolist()
-    known = torch.tensor([[3, IGNORED, 0], [8, 3, 0], *[[1, IGNORED, 0]] * (lesson.parts[0].frames - 2)])
+    known = [[3, IGNORED, 5, 1, 2], [8, 3, 0, 1, 2], *[[1, IGNORED, 0, 1, 2]] * (lesson.parts[0].frames - 2)]
+    known = torch.tensor(known)
     known[2, 1] = 8
     of_words = (f"what comes after {ONE}?", OTHER), ("read it.", f"{ONE} then {OTHER}"), (f"before {THIRD}?", OTHER)
     sheet = write_sheet("\0\nAssistant:", (*of_words, (f"at 00:{begin[0]:02d}?", ONE)), vlm.tokenizer)
@@ -109,11 +110,13 @@ def test_times_what_comes_after_and_what_comes_before_are_asked_apart(binding, v
     ranks = {way: [ranks for *_, ranks in spans] for way, spans in asked.items()}
     assert ranks == {AFTER: [[begin[1]]] * 2, BEFORE: [[begin[2]]], TIME: [[begin[0]]]}
     texts = [vlm.tokenizer.decode([token]) for token in sheet.ids[sheet.group > 0].tolist()]
-    after, before = (
-        [(text, WORDS[word]) for text, word in zip(texts, told, strict=True) if word != IGNORED]
+    at_time, after, before = (
+        [(text, *found) for text, found in zip(texts, told, strict=True) if any(label != IGNORED for label in found)]
         for told in binding.told(dataclasses.replace(lesson, sheet=sheet), [known]).tolist()
     )
-    assert (after, before) == ([(f" {ONE}", OTHER)] * 2, [(f" {THIRD}", OTHER)])
+    alone = 8, *[IGNORED] * 4
+    assert at_time == [(f"{begin[0]:02d}", 3, IGNORED, 5, 1, 2)]
+    assert (after, before) == ([(f" {ONE}", *alone)] * 2, [(f" {THIRD}", *alone)])
 
 
 @pytest.mark.parametrize("composed", [False, True])
@@ -153,14 +156,16 @@ def test_what_a_word_finds_is_written_as_the_teacher_writes_it(vlm, examples, tm
     lessons = [read_lesson(clip, reader, CURRICULUM, np.random.default_rng(1)) for clip in group_by_clip(examples)]
     pupil.known = [known_of_frames(lesson) for lesson in lessons]
     told = torch.cat([pupil.binding.told(*pair) for pair in zip(lessons, pupil.known, strict=True)], dim=1)
-    after, before = asks = told != IGNORED
-    assert after.any() and before.any()
+    asks = (told != IGNORED).any(2)
+    assert asks.any(1).all()
     states = torch.randn(2, told.shape[1], pupil.found.in_features, requires_grad=True)
     pupil._beside_teacher(lessons, torch.arange(told.shape[1]), [tuple(states)] * vlm.num_layers).backward()
     own, its = states.grad.abs().sum(-1) > 0
     assert torch.equal(own, asks.any(0)) and torch.equal(its, asks.any(0))
-    teacher = states[1].detach()
-    learned = sum(F.cross_entropy(pupil.found(teacher[way]), words[way]) for way, words in zip(asks, told, strict=True))
+    sizes, teacher, learned = list(ASKED.values()), states[1].detach(), 0.0
+    for way, columns in ((0, (0, 2, 3, 4)), (1, (0,)), (2, (0,))):
+        said = pupil.found(teacher[asks[way]]).split(sizes, dim=1)
+        learned += sum(F.cross_entropy(said[column], told[way, asks[way], column]) for column in columns) / len(columns)
     learned = len(lessons) * learned
     assert torch.allclose(pupil.found.weight.grad, torch.autograd.grad(learned, pupil.found.weight)[0], atol=1e-5)
     assert pupil.learners["found"] is pupil.found

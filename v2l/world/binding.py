@@ -57,7 +57,7 @@ class Binding:
         ((1 + cosine) / 2)^4, of the cosine to that, which near 1 is the same. Only the layers count up to the one in
         which the frozen model reads the frame that it is asked for.
 
-        known: of each lesson what is known of the frames of each part, (F, 3), word, word before and place
+        known: of each lesson what is known of the frames of each part, (F, 5), word, word before and others
         fired: of each layer, (M, R), as `Heard.fired`
         """
         every = torch.stack(list(fired[FIRST_LAYER:REFERRING])).float()  # (L, M, R)
@@ -86,7 +86,7 @@ class Binding:
         them and at those that ask for the one BEFORE, as far as there are any. What comes before is named in few
         answers, and would be lost among the others.
 
-        frames: what is known of the frames of each part, (F, 3)
+        frames: what is known of the frames of each part, (F, 5)
         """
         knowing = self.ranks(lesson, frames)
         asked: dict[str, list[tuple[int, int, list[int]]]] = defaultdict(list)
@@ -98,22 +98,28 @@ class Binding:
         return asked
 
     def told(self, lesson: Lesson, frames: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Which word stands where each token of the questions and answers asks for the one AFTER it, and for the one
-        BEFORE it, (2, T) int64, or IGNORED where it does not, or where no rank knows it.
+        """What is found where each token of the questions and answers asks for it, in the columns of `frames`, at a
+        time, after a word and before a word, (3, T, 5) int64: at a time all that its frame shows, else a word alone;
+        IGNORED where nothing is asked, or where no rank knows it.
 
-        frames: what is known of the frames of each part, (F, 3)
+        frames: what is known of the frames of each part, (F, 5)
         """
         knowing = self.ranks(lesson, frames)
-        told = torch.full((2, int((lesson.sheet.group > 0).sum())), IGNORED)
+        shown = torch.cat(list(frames))
+        seconds = torch.cat([part.ends[part.ends != NO_END] for part in lesson.parts]).tolist()
+        told = torch.full((3, int((lesson.sheet.group > 0).sum()), shown.shape[1]), IGNORED)
         for start, _, fact in self.named(lesson.sheet):
             if len(fact) == 2 and (fact in knowing or fact[::-1] in knowing):
-                told[int(fact not in knowing), start] = fact[1]
+                told[1 if fact in knowing else 2, start, 0] = fact[1]
+            elif fact in knowing:
+                told[0, start] = shown[seconds.index(fact[0])]
+                told[0, start, 1] = IGNORED  # the word before is not looked for at a time
         return told
 
     def ranks(self, lesson: Lesson, frames: Sequence[torch.Tensor]) -> dict[Fact, list[int]]:
         """Which of the lesson's generated ranks know a fact; of those that read two frames nothing is asked.
 
-        frames: what is known of the frames of each part, (F, 3)
+        frames: what is known of the frames of each part, (F, 5)
         """
         seconds = [part.ends[part.ends != NO_END].tolist() for part in lesson.parts]
         reads = [
@@ -123,7 +129,7 @@ class Binding:
         ]
         readers = Counter(rank for _, rank in reads)
         knowing: dict[Fact, list[int]] = {}
-        for (second, rank), (word, before, _) in zip(reads, torch.cat(list(frames)).tolist(), strict=True):
+        for (second, rank), (word, before, *_) in zip(reads, torch.cat(list(frames)).tolist(), strict=True):
             if readers[rank] > 1:
                 continue
             knowing.setdefault((second,), []).append(rank)

@@ -2,10 +2,11 @@
 
 Training on answers alone teaches that slowly: what a rank does not hold cannot be bound to a time or to a word, and
 nothing tells it to hold what is not bound yet. Here linear heads ask each rank, in every layer from the third on, for
-the word that its frame shows, for the word of the frame before where that is another one, and for the place of the
-shape; others ask the same on the way there, of the projected token that ends the frame and of the latent that reads it.
-Which latent and which rank read which frame `v2l train --steer-weight` has taught. With `--bind-weight` the ranks are
-also drawn to the words and the times of the questions that they know the answer to, as `binding.py` tells.
+the word that its frame shows, for the word of the frame before where that is another one, and for the shape, its
+colour and its place; others ask the same on the way there, of the projected token that ends the frame and of the latent
+that reads it. Which latent and which rank read which frame `v2l train --steer-weight` has taught. With `--bind-weight`
+the ranks are also drawn to the words and the times of the questions that they know the answer to, as `binding.py`
+tells, and with `--found-weight` they write there what the frozen model finds there in context.
 `python -m v2l.world.reading_stage MANIFEST VALIDATION MODEL HYPERNETWORK RUN`, of clips of `dataset.py`; in several
 processes as `v2l train`.
 """
@@ -38,10 +39,16 @@ from v2l.vlm import FrozenVLM
 from v2l.world.binding import FIRST_LAYER, Binding
 from v2l.world.dataset import FILMINGS, story_of
 from v2l.world.language_stage import POINTING
-from v2l.world.scene import WORDS, place_name
-from v2l.world.vision_stage import PLACE_NAMES
+from v2l.world.scene import KINDS, WORDS, place_name
+from v2l.world.vision_stage import COLOUR_NAMES, PLACE_NAMES
 
-ASKED = {"word": len(WORDS), "before": len(WORDS), "place": len(PLACE_NAMES)}
+ASKED = {
+    "word": len(WORDS),
+    "before": len(WORDS),
+    "place": len(PLACE_NAMES),
+    "colour": len(COLOUR_NAMES),
+    "shape": len(KINDS),
+}
 """What the heads ask, and how many answers there are."""
 QUICK = 10.0
 """The heads learn so many times as fast as the hypernetwork."""
@@ -49,7 +56,7 @@ QUICK = 10.0
 
 @functools.cache
 def frames_show(path: str, frames: tuple[int, ...]) -> torch.Tensor:
-    """What the heads ask, (F, 3) int64, or IGNORED, of those frames of a training clip that `dataset.py` wrote: its
+    """What the heads ask, (F, 5) int64, or IGNORED, of those frames of a training clip that `dataset.py` wrote: its
     story follows from the number in its name."""
     clip, video = Path(path), probe(path)
     film = FILMINGS[clip.parent.name.partition("-")[2] or "plain"](np.random.default_rng(int(clip.stem)))
@@ -57,8 +64,10 @@ def frames_show(path: str, frames: tuple[int, ...]) -> torch.Tensor:
     shown = []
     for seconds in (float(video.seconds[frame]) for frame in frames):
         scene = story.at(seconds)
-        place = place_name(*scene.where(scene.shapes[0], seconds))
-        shown.append([WORDS.index(scene.board.word_at(seconds)), IGNORED, PLACE_NAMES.index(place)])
+        shape = scene.shapes[0]
+        word, place = scene.board.word_at(seconds), place_name(*scene.where(shape, seconds))
+        looks = PLACE_NAMES.index(place), COLOUR_NAMES.index(shape.colour), KINDS.index(shape.kind)
+        shown.append([WORDS.index(word), IGNORED, *looks])
     for before, after in pairwise(shown):
         if before[0] != after[0]:
             after[1] = before[0]
@@ -66,7 +75,7 @@ def frames_show(path: str, frames: tuple[int, ...]) -> torch.Tensor:
 
 
 def known_of_frames(lesson: Lesson) -> list[torch.Tensor]:
-    """What the frozen model can know of the frames of each part, (F, 3), as `frames_show` tells it: it reads each part
+    """What the frozen model can know of the frames of each part, (F, 5), as `frames_show` tells it: it reads each part
     alone and does not know the frame before the part's first."""
     parts = frames_show(*lesson.shows[:2]).clone().split([part.frames for part in lesson.parts])
     for part in parts:
@@ -82,7 +91,8 @@ class ReadingTraining(Training):
     reading_weight: of the heads' cross-entropy
     before_weight: therein of the word before, which is asked of few frames
     bind_weight: of what ranks lack that should fire at the words and times of the questions
-    found_weight: of the cross-entropy of what is found at a word that asks for another, as it is read in context
+    found_weight: of the cross-entropy of what is found at times and at words that ask for another, as it is read in
+        context
     """
 
     answers: bool = False
@@ -102,7 +112,7 @@ class ReadingPupil(Pupil):
         shape = 3, sizes.num_layers - FIRST_LAYER, sizes.latent_size + 1, sum(ASKED.values())
         self.heads = nn.Parameter(torch.zeros(shape, device=self.vlm.device))  # of tokens, latents and ranks
         self.learners["heads"] = nn.ParameterList([self.heads])
-        self.found = nn.Linear(sizes.hidden_size, len(WORDS), device=self.vlm.device)
+        self.found = nn.Linear(sizes.hidden_size, sum(ASKED.values()), device=self.vlm.device)
         if training.found_weight:
             self.learners["found"] = self.found
         binds = training.bind_weight or training.found_weight
@@ -150,33 +160,42 @@ class ReadingPupil(Pupil):
     def _beside_teacher(
         self, lessons: Sequence[Lesson], place: torch.Tensor, pairs: Sequence[tuple[torch.Tensor, torch.Tensor]]
     ) -> torch.Tensor | float:
-        """A head learns from the teacher how the word that a word's token found is written there; the pupil shall write
-        it so, too."""
+        """A head learns from the teacher how what a question's token found is written there; the pupil shall write it
+        so, too."""
         if not self.training.found_weight:
             return super()._beside_teacher(lessons, place, pairs)
         told = [self.binding.told(lesson, known) for lesson, known in zip(lessons, self.known, strict=True)]
-        lacked = 0.0
-        for word in torch.cat(told, dim=1).to(place.device)[:, place]:  # after and before, of which there are fewer
-            asks = word != IGNORED
-            if asks.any():
-                pupil, teacher = (state[asks].float() for state in pairs[POINTING])
-                written = F.linear(pupil, self.found.weight.detach(), self.found.bias.detach())
-                lacked = (
-                    lacked + F.cross_entropy(self.found(teacher), word[asks]) + F.cross_entropy(written, word[asks])
-                )
+        lacked, sizes = 0.0, list(ASKED.values())
+        for way in torch.cat(told, dim=1).to(place.device)[:, place]:  # (N, 5)
+            asks = (way != IGNORED).any(1)
+            if not asks.any():
+                continue
+            pupil, teacher = (state[asks].float() for state in pairs[POINTING])
+            written = F.linear(pupil, self.found.weight.detach(), self.found.bias.detach())
+            both = torch.stack([self.found(teacher), written], dim=-1)  # (n, answers, 2)
+            columns = zip(both.split(sizes, dim=1), way[asks].T, strict=True)
+            missed = [
+                2 * F.cross_entropy(said, wanted[:, None].expand(-1, 2), ignore_index=IGNORED)
+                for said, wanted in columns
+                if (wanted != IGNORED).any()
+            ]
+            lacked = lacked + torch.stack(missed).mean()
         return self.training.found_weight * len(lessons) * lacked
 
 
 def _missed(heads: torch.Tensor, held: torch.Tensor, shown: torch.Tensor, before_weight: float) -> torch.Tensor:
-    """What linear heads, (L, W + 1, answers), do not tell of what K frames show, (K, 3), from what is held of them,
+    """What linear heads, (L, W + 1, answers), do not tell of what K frames show, (K, 5), from what is held of them,
     (K, L, W): (K,)."""
     held = F.rms_norm(held.float(), held.shape[-1:])
     said = torch.baddbmm(heads[:, -1:], held.transpose(0, 1), heads[:, :-1])  # (L, K, answers)
-    word, before, place = (
-        F.cross_entropy(part.transpose(1, 2), wanted.expand(len(part), -1), ignore_index=IGNORED, reduction="none")
-        for part, wanted in zip(said.split(list(ASKED.values()), dim=-1), shown.T, strict=True)
-    )
-    return (word + before_weight * before + place).mean(0)
+    missed = {
+        name: F.cross_entropy(
+            part.transpose(1, 2), wanted.expand(len(part), -1), ignore_index=IGNORED, reduction="none"
+        )
+        for name, part, wanted in zip(ASKED, said.split(list(ASKED.values()), dim=-1), shown.T, strict=True)
+    }
+    missed["before"] = before_weight * missed["before"]
+    return sum(missed.values()).mean(0)
 
 
 class ReadingTrainer(Trainer):
