@@ -11,7 +11,7 @@ comes before is told the other way round. A time is the business of its own fram
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from itertools import pairwise
 
 import torch
@@ -29,7 +29,8 @@ FIRST_LAYER = 2
 FAINT = 1e-3
 """Added to a share before its logarithm is taken."""
 
-TIME, AFTER, BEFORE = "time", "after", "before"
+TIME, AFTER, BEFORE = WAYS = range(3)
+"""What is asked for: what is there at a time, after a word and before a word."""
 
 Fact = tuple[int, ...]
 """What binds a frame to a question: its whole second alone, or the word before and its word, numbered as WORDS."""
@@ -81,7 +82,7 @@ class Binding:
             total = total - 4 * ((1 - (forward.sign() * cosine).mean(0)) / 2 + FAINT).log().mean()
         return total
 
-    def asked(self, lesson: Lesson, frames: Sequence[torch.Tensor]) -> dict[str, list[tuple[int, int, list[int]]]]:
+    def asked(self, lesson: Lesson, frames: Sequence[torch.Tensor]) -> dict[int, list[tuple[int, int, list[int]]]]:
         """From which to before which token which ranks shall fire: at a TIME, at words that ask for the one AFTER
         them and at those that ask for the one BEFORE, as far as there are any. What comes before is named in few
         answers, and would be lost among the others.
@@ -89,31 +90,31 @@ class Binding:
         frames: what is known of the frames of each part, (F, 5)
         """
         knowing = self.ranks(lesson, frames)
-        asked: dict[str, list[tuple[int, int, list[int]]]] = defaultdict(list)
+        asked: dict[int, list[tuple[int, int, list[int]]]] = defaultdict(list)
         for start, end, fact in self.named(lesson.sheet):
-            ranks = knowing.get(fact) or knowing.get(fact[::-1])
-            if ranks:
-                way = TIME if len(fact) == 1 else AFTER if fact in knowing else BEFORE
-                asked[way].append((start, end, ranks))
+            way = _way(fact, knowing)
+            if way is not None:
+                asked[way].append((start, end, knowing[fact[::-1] if way == BEFORE else fact]))
         return asked
 
     def told(self, lesson: Lesson, frames: Sequence[torch.Tensor]) -> torch.Tensor:
-        """What is found where each token of the questions and answers asks for it, in the columns of `frames`, at a
-        time, after a word and before a word, (3, T, 5) int64: at a time all that its frame shows, else a word alone;
-        IGNORED where nothing is asked, or where no rank knows it.
+        """What is found where each token of the questions and answers asks for it, in the columns of `frames`, by
+        WAYS, (3, T, 5) int64: at a TIME all that its frame shows, else a word alone; IGNORED where nothing is asked, or
+        where no rank knows it.
 
         frames: what is known of the frames of each part, (F, 5)
         """
         knowing = self.ranks(lesson, frames)
         shown = torch.cat(list(frames))
         seconds = torch.cat([part.ends[part.ends != NO_END] for part in lesson.parts]).tolist()
-        told = torch.full((3, int((lesson.sheet.group > 0).sum()), shown.shape[1]), IGNORED)
+        told = torch.full((len(WAYS), int((lesson.sheet.group > 0).sum()), shown.shape[1]), IGNORED)
         for start, _, fact in self.named(lesson.sheet):
-            if len(fact) == 2 and (fact in knowing or fact[::-1] in knowing):
-                told[1 if fact in knowing else 2, start, 0] = fact[1]
-            elif fact in knowing:
-                told[0, start] = shown[seconds.index(fact[0])]
-                told[0, start, 1] = IGNORED  # the word before is not looked for at a time
+            way = _way(fact, knowing)
+            if way == TIME:
+                told[way, start] = shown[seconds.index(fact[0])]
+                told[way, start, 1] = IGNORED  # the word before is not looked for at a time
+            elif way is not None:
+                told[way, start, 0] = fact[1]
         return told
 
     def ranks(self, lesson: Lesson, frames: Sequence[torch.Tensor]) -> dict[Fact, list[int]]:
@@ -152,6 +153,13 @@ class Binding:
                 answer = place
             elif ids[place - 1] == self.colon and {ids[place - 2], ids[place]} <= self.digits.keys():
                 yield place, answer, (60 * self.digits[ids[place - 2]] + self.digits[ids[place]],)
+
+
+def _way(fact: Fact, knowing: Container[Fact]) -> int | None:
+    """What a fact asks for, or None where no rank knows it."""
+    if fact in knowing:
+        return TIME if len(fact) == 1 else AFTER
+    return BEFORE if fact[::-1] in knowing else None
 
 
 def _token(tokenizer: Tokenizer, text: str) -> int:
