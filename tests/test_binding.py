@@ -136,7 +136,7 @@ def test_what_is_lacked_is_what_others_fire(lessons, binding, composed):
         for fired, before in ((right, -2), (wrong, 2)):
             fired[FIRST_LAYER:REFERRING] = 0
             for way in (BEFORE, AFTER, TIME):  # a time ends later than a word that it comes with
-                for start, end, ranks in asked[way]:
+                for start, end, _, ranks in asked[way]:
                     fired[FIRST_LAYER:REFERRING, start:end, ranks] = before if way == BEFORE else 2
             fired[FIRST_LAYER] *= signs[0]
         assert float(binding.lacked([lesson], [frames], right)) < 0.5 * expected
@@ -158,7 +158,8 @@ def test_what_a_word_finds_is_written_as_the_teacher_writes_it(vlm, examples, tm
     told = torch.cat([pupil.binding.told(*pair) for pair in zip(lessons, pupil.known, strict=True)], dim=1)
     asks = (told != IGNORED).any(2)
     assert asks.any(1).all()
-    states = torch.randn(2, told.shape[1], pupil.found.in_features, requires_grad=True)
+    width = pupil.found.in_features
+    states = F.rms_norm(torch.randn(2, told.shape[1], width), (width,)).requires_grad_()
     pupil._beside_teacher(lessons, torch.arange(told.shape[1]), [tuple(states)] * vlm.num_layers).backward()
     own, its = states.grad.abs().sum(-1) > 0
     assert torch.equal(own, asks.any(0)) and torch.equal(its, asks.any(0))

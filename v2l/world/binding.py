@@ -11,7 +11,7 @@ comes before is told the other way round. A time is the business of its own fram
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 import torch
@@ -34,6 +34,9 @@ TIME, AFTER, BEFORE = WAYS = range(3)
 
 Fact = tuple[int, ...]
 """What binds a frame to a question: its whole second alone, or the word before and its word, numbered as WORDS."""
+
+Asked = tuple[int, int, Fact, list[int]]
+"""From which to before which token a fact is asked for, and the ranks that know it."""
 
 
 class Binding:
@@ -62,14 +65,14 @@ class Binding:
         fired: of each layer, (M, R), as `Heard.fired`
         """
         every = torch.stack(list(fired[FIRST_LAYER:REFERRING])).float()  # (L, M, R)
-        lengths = [int((lesson.sheet.group > 0).sum()) for lesson in lessons]
+        lengths = [_tokens(lesson) for lesson in lessons]
         total, forward, backward = every.new_zeros(()), every.new_zeros(len(every), 1), []
         for lesson, frames, own in zip(lessons, known, every.split(lengths, dim=1), strict=True):
             own = own[..., : self.rank * (len(lesson.parts) if lesson.composed else 1)]
             own = F.normalize(own, dim=-1)
             for way, spans in self.asked(lesson, frames).items():
                 tokens, ranks = own.new_zeros(len(spans), own.shape[1]), own.new_zeros(len(spans), own.shape[2])
-                for place, (start, end, knowing) in enumerate(spans):
+                for place, (start, end, _, knowing) in enumerate(spans):
                     tokens[place, start:end] = 1 / (end - start)
                     ranks[place, knowing] = 1
                 cosine = (tokens @ own * F.normalize(ranks, dim=-1)).sum(-1)  # (L, spans)
@@ -82,19 +85,20 @@ class Binding:
             total = total - 4 * ((1 - (forward.sign() * cosine).mean(0)) / 2 + FAINT).log().mean()
         return total
 
-    def asked(self, lesson: Lesson, frames: Sequence[torch.Tensor]) -> dict[int, list[tuple[int, int, list[int]]]]:
-        """From which to before which token which ranks shall fire: at a TIME, at words that ask for the one AFTER
-        them and at those that ask for the one BEFORE, as far as there are any. What comes before is named in few
-        answers, and would be lost among the others.
+    def asked(self, lesson: Lesson, frames: Sequence[torch.Tensor]) -> dict[int, list[Asked]]:
+        """What is asked for at a TIME, at words that ask for the one AFTER them and at those that ask for the one
+        BEFORE, as far as there are any and ranks know it. What comes before is named in few answers, and would be lost
+        among the others.
 
         frames: what is known of the frames of each part, (F, 5)
         """
         knowing = self.ranks(lesson, frames)
-        asked: dict[int, list[tuple[int, int, list[int]]]] = defaultdict(list)
+        asked: dict[int, list[Asked]] = defaultdict(list)
         for start, end, fact in self.named(lesson.sheet):
-            way = _way(fact, knowing)
-            if way is not None:
-                asked[way].append((start, end, knowing[fact[::-1] if way == BEFORE else fact]))
+            if fact in knowing:
+                asked[TIME if len(fact) == 1 else AFTER].append((start, end, fact, knowing[fact]))
+            elif fact[::-1] in knowing:
+                asked[BEFORE].append((start, end, fact, knowing[fact[::-1]]))
         return asked
 
     def told(self, lesson: Lesson, frames: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -104,17 +108,15 @@ class Binding:
 
         frames: what is known of the frames of each part, (F, 5)
         """
-        knowing = self.ranks(lesson, frames)
-        shown = torch.cat(list(frames))
-        seconds = torch.cat([part.ends[part.ends != NO_END] for part in lesson.parts]).tolist()
-        told = torch.full((len(WAYS), int((lesson.sheet.group > 0).sum()), shown.shape[1]), IGNORED)
-        for start, _, fact in self.named(lesson.sheet):
-            way = _way(fact, knowing)
-            if way == TIME:
-                told[way, start] = shown[seconds.index(fact[0])]
-                told[way, start, 1] = IGNORED  # the word before is not looked for at a time
-            elif way is not None:
-                told[way, start, 0] = fact[1]
+        shown, seconds = torch.cat(list(frames)), [second for part in _seconds(lesson) for second in part]
+        told = torch.full((len(WAYS), _tokens(lesson), shown.shape[1]), IGNORED)
+        for way, spans in self.asked(lesson, frames).items():
+            for start, _, fact, _ in spans:
+                if way == TIME:
+                    told[way, start] = shown[seconds.index(fact[0])]
+                    told[way, start, 1] = IGNORED  # the word before is not looked for at a time
+                else:
+                    told[way, start, 0] = fact[1]
         return told
 
     def ranks(self, lesson: Lesson, frames: Sequence[torch.Tensor]) -> dict[Fact, list[int]]:
@@ -122,10 +124,9 @@ class Binding:
 
         frames: what is known of the frames of each part, (F, 5)
         """
-        seconds = [part.ends[part.ends != NO_END].tolist() for part in lesson.parts]
         reads = [
             (second, second % self.rank + (number * self.rank if lesson.composed else 0))
-            for number, part in enumerate(seconds)
+            for number, part in enumerate(_seconds(lesson))
             for second in part
         ]
         readers = Counter(rank for _, rank in reads)
@@ -155,11 +156,14 @@ class Binding:
                 yield place, answer, (60 * self.digits[ids[place - 2]] + self.digits[ids[place]],)
 
 
-def _way(fact: Fact, knowing: Container[Fact]) -> int | None:
-    """What a fact asks for, or None where no rank knows it."""
-    if fact in knowing:
-        return TIME if len(fact) == 1 else AFTER
-    return BEFORE if fact[::-1] in knowing else None
+def _seconds(lesson: Lesson) -> list[list[int]]:
+    """Of each part's frames the whole seconds that they are announced at."""
+    return [part.ends[part.ends != NO_END].tolist() for part in lesson.parts]
+
+
+def _tokens(lesson: Lesson) -> int:
+    """How many tokens the questions and answers have."""
+    return int((lesson.sheet.group > 0).sum())
 
 
 def _token(tokenizer: Tokenizer, text: str) -> int:

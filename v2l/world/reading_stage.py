@@ -153,7 +153,7 @@ class ReadingPupil(Pupil):
         return beside
 
     def _of_hearing(self, lessons: Sequence[Lesson], own: Heard) -> torch.Tensor | float:
-        if self.binding is None:
+        if not self.training.bind_weight:
             return super()._of_hearing(lessons, own)
         return self.training.bind_weight * self.binding.lacked(lessons, self.known, own.fired)
 
@@ -165,21 +165,14 @@ class ReadingPupil(Pupil):
         if not self.training.found_weight:
             return super()._beside_teacher(lessons, place, pairs)
         told = [self.binding.told(lesson, known) for lesson, known in zip(lessons, self.known, strict=True)]
-        lacked, sizes = 0.0, list(ASKED.values())
+        head = torch.cat([self.found.weight.T, self.found.bias[None]])[None]
+        lacked = 0.0
         for way in torch.cat(told, dim=1).to(place.device)[:, place]:  # (N, 5)
             asks = (way != IGNORED).any(1)
-            if not asks.any():
-                continue
-            pupil, teacher = (state[asks].float() for state in pairs[POINTING])
-            written = F.linear(pupil, self.found.weight.detach(), self.found.bias.detach())
-            both = torch.stack([self.found(teacher), written], dim=-1)  # (n, answers, 2)
-            columns = zip(both.split(sizes, dim=1), way[asks].T, strict=True)
-            missed = [
-                2 * F.cross_entropy(said, wanted[:, None].expand(-1, 2), ignore_index=IGNORED)
-                for said, wanted in columns
-                if (wanted != IGNORED).any()
-            ]
-            lacked = lacked + torch.stack(missed).mean()
+            if asks.any():
+                pupil, teacher = (state[asks][:, None] for state in pairs[POINTING])
+                missed = _missed(head, teacher, way[asks], 1.0) + _missed(head.detach(), pupil, way[asks], 1.0)
+                lacked = lacked + missed.sum() / (way != IGNORED).sum()
         return self.training.found_weight * len(lessons) * lacked
 
 
