@@ -20,6 +20,8 @@ import pytest
 import small
 
 import v2l
+from v2l.manifest import Example, read_manifest
+from v2l.world.dataset import varied, write_dataset
 
 DATA = Path(__file__).parent / "data"
 EXPECTED_SKIPS = ("needs ffmpeg", "needs the real clips")
@@ -49,6 +51,12 @@ def videos(tmp_path_factory) -> list[Path]:
     """Three different clips of 4, 6 and 8 seconds."""
     folder = tmp_path_factory.mktemp("videos")
     return [small.write_video(folder / f"clip {n}.mp4", frames=32 + 16 * n, seed=n) for n in range(3)]
+
+
+@pytest.fixture(scope="session")
+def world_examples(tmp_path_factory) -> list[Example]:
+    """Six training clips of the embedded world and what is asked about them."""
+    return read_manifest(write_dataset(tmp_path_factory.mktemp("world"), "train", 6, varied, "train-varied"))
 
 
 @pytest.fixture(scope="session")

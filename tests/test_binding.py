@@ -11,10 +11,9 @@ from torch.nn import functional as F
 import v2l
 from v2l.errors import V2LError
 from v2l.lessons import Curriculum, Reader, read_lesson
-from v2l.manifest import group_by_clip, read_manifest
+from v2l.manifest import group_by_clip
 from v2l.sheet import IGNORED, write_sheet
 from v2l.world.binding import AFTER, BEFORE, FAINT, FIRST_LAYER, TIME, Binding
-from v2l.world.dataset import varied, write_dataset
 from v2l.world.language_stage import REFERRING
 from v2l.world.reading_stage import ASKED, known_of_frames
 from v2l.world.scene import WORDS
@@ -29,15 +28,10 @@ def vlm():
 
 
 @pytest.fixture(scope="module")
-def examples(tmp_path_factory):
-    return read_manifest(write_dataset(tmp_path_factory.mktemp("world"), "train", 6, varied, "train-varied"))
-
-
-@pytest.fixture(scope="module")
-def lessons(examples, vlm):
+def lessons(world_examples, vlm):
     """One clip after the other: whole, in windows and composed."""
     reader = Reader(vlm.tokenizer, vlm.geometry, vlm.max_positions)
-    clips = group_by_clip(examples)
+    clips = group_by_clip(world_examples)
     return [read_lesson(clip, reader, CURRICULUM, np.random.default_rng(seed)) for clip in clips for seed in range(8)]
 
 
@@ -86,10 +80,10 @@ def test_a_rank_knows_the_frame_it_reads(lessons, binding):
     assert ways == {(False, False), (False, True), (True, True)}
 
 
-def test_of_a_rank_that_reads_two_frames_nothing_is_asked(examples, vlm):
+def test_of_a_rank_that_reads_two_frames_nothing_is_asked(world_examples, vlm):
     reader = Reader(vlm.tokenizer, vlm.geometry, vlm.max_positions)
     curriculum = Curriculum(frames=12, windows=1, segments=1, denser=1)
-    for clip in group_by_clip(examples):
+    for clip in group_by_clip(world_examples):
         lesson = read_lesson(clip, reader, curriculum, None)
         seconds = seconds_of(lesson.parts[0])
         knowing = Binding(vlm.tokenizer, 3).ranks(lesson, known_of_frames(lesson))
@@ -149,11 +143,13 @@ def test_a_model_of_another_world_is_refused(model_folder):
         Binding(v2l.load_vlm(model_folder).tokenizer, 16)
 
 
-def test_what_a_word_finds_is_written_as_the_teacher_writes_it(vlm, examples, tmp_path):
+def test_what_a_word_finds_is_written_as_the_teacher_writes_it(vlm, world_examples, tmp_path):
     """A head learns it from the teacher alone; the pupil learns it from the head, at the words that ask."""
-    pupil = trainer(vlm, examples, tmp_path, found_weight=1.0, hidden_weight=1.0).pupil
+    pupil = trainer(vlm, world_examples, tmp_path, found_weight=1.0, hidden_weight=1.0).pupil
     reader = Reader(vlm.tokenizer, vlm.geometry, vlm.max_positions)
-    lessons = [read_lesson(clip, reader, CURRICULUM, np.random.default_rng(1)) for clip in group_by_clip(examples)]
+    lessons = [
+        read_lesson(clip, reader, CURRICULUM, np.random.default_rng(1)) for clip in group_by_clip(world_examples)
+    ]
     pupil.known = [known_of_frames(lesson) for lesson in lessons]
     told = torch.cat([pupil.binding.told(*pair) for pair in zip(lessons, pupil.known, strict=True)], dim=1)
     asks = (told != IGNORED).any(2)
@@ -172,10 +168,12 @@ def test_what_a_word_finds_is_written_as_the_teacher_writes_it(vlm, examples, tm
     assert pupil.learners["found"] is pupil.found
 
 
-def test_ranks_learn_to_fire_where_their_facts_are_named(vlm, examples, tmp_path):
-    pupil = trainer(vlm, examples, tmp_path, bind_weight=5.0, hypernetwork=v2l.load_hypernetwork("tiny")).pupil
+def test_ranks_learn_to_fire_where_their_facts_are_named(vlm, world_examples, tmp_path):
+    pupil = trainer(vlm, world_examples, tmp_path, bind_weight=5.0, hypernetwork=v2l.load_hypernetwork("tiny")).pupil
     reader = Reader(vlm.tokenizer, vlm.geometry, vlm.max_positions)
-    lessons = [read_lesson(clip, reader, CURRICULUM, np.random.default_rng(1)) for clip in group_by_clip(examples)[:3]]
+    lessons = [
+        read_lesson(clip, reader, CURRICULUM, np.random.default_rng(1)) for clip in group_by_clip(world_examples)[:3]
+    ]
     lacked, measure = [], pupil.binding.lacked
 
     def measured(*given):

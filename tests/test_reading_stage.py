@@ -1,5 +1,8 @@
 """The stage in which a hypernetwork's ranks learn what their frames show."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -7,21 +10,15 @@ from test_train import SIZES, TRAINING
 
 from v2l.hypernetwork import Hypernetwork
 from v2l.lessons import Curriculum, Reader, read_lesson
-from v2l.manifest import group_by_clip, read_manifest
+from v2l.manifest import group_by_clip
 from v2l.optimise import Processes, keep
 from v2l.sheet import IGNORED
 from v2l.train import STATE, sizes_for
-from v2l.world.dataset import varied, write_dataset
 from v2l.world.reading_stage import ReadingTrainer, ReadingTraining, frames_show
 from v2l.world.scene import WORDS
 from v2l.world.vision_stage import PLACE_NAMES
 
 CURRICULUM = Curriculum(frames=12, windows=2, segments=2, denser=1, questions=4)
-
-
-@pytest.fixture(scope="module")
-def examples(tmp_path_factory):
-    return read_manifest(write_dataset(tmp_path_factory.mktemp("world"), "train", 6, varied, "train-varied"))
 
 
 def trainer(vlm, examples, folder, steps=4, answers=True, hypernetwork=None, **weights):
@@ -39,11 +36,11 @@ def trainer(vlm, examples, folder, steps=4, answers=True, hypernetwork=None, **w
     )
 
 
-def test_what_a_frame_shows_is_what_is_answered_about_it(examples, vlm):
+def test_what_a_frame_shows_is_what_is_answered_about_it(world_examples, vlm):
     """The manifest's own questions tell the words and, of some seconds, the place."""
     reader = Reader(vlm.tokenizer, vlm.geometry, vlm.max_positions)
     told = 0
-    for clip in group_by_clip(examples):
+    for clip in group_by_clip(world_examples):
         lesson = read_lesson(clip, reader, CURRICULUM, None)
         shown = frames_show(*lesson.shows[:2])
         words = [WORDS[number] for number in shown[:, 0].tolist()]
@@ -63,18 +60,18 @@ def test_what_a_frame_shows_is_what_is_answered_about_it(examples, vlm):
     assert told > 3
 
 
-def test_it_learns_what_frames_show(vlm, examples, tmp_path):
-    run = trainer(vlm, examples, tmp_path, steps=40, answers=False)
+def test_it_learns_what_frames_show(vlm, world_examples, tmp_path):
+    run = trainer(vlm, world_examples, tmp_path, steps=40, answers=False)
     first, *_, last = run.run()
     assert last.loss < 0.8 * first.loss
     assert all(heads.abs().max() > 1e-3 for heads in run.pupil.heads)
 
 
-def test_a_part_is_not_asked_what_came_before_its_first_frame(vlm, examples, tmp_path):
-    run = trainer(vlm, examples, tmp_path, answers=False)
+def test_a_part_is_not_asked_what_came_before_its_first_frame(vlm, world_examples, tmp_path):
+    run = trainer(vlm, world_examples, tmp_path, answers=False)
     reader = Reader(vlm.tokenizer, vlm.geometry, vlm.max_positions)
     unknown = 0
-    for clip in group_by_clip(examples):
+    for clip in group_by_clip(world_examples):
         for seed in range(8):
             lesson = read_lesson(clip, reader, CURRICULUM, np.random.default_rng(seed))
             run.pupil.loss([lesson])
@@ -88,16 +85,24 @@ def test_a_part_is_not_asked_what_came_before_its_first_frame(vlm, examples, tmp
     assert unknown > 3
 
 
-def test_an_interrupted_run_goes_on_exactly(vlm, examples, tmp_path):
-    list(trainer(vlm, examples, tmp_path / "whole").run())
-    run = trainer(vlm, examples, tmp_path / "parts")
+def test_an_interrupted_run_goes_on_exactly(vlm, world_examples, tmp_path):
+    list(trainer(vlm, world_examples, tmp_path / "whole").run())
+    run = trainer(vlm, world_examples, tmp_path / "parts")
     for _ in range(2):
         run._learn(run.lessons.batch(number) for number in range(run.step, 99))
         run.step += 1
     keep(run.parts, run.step, tmp_path / "parts" / STATE)
-    list(trainer(vlm, examples, tmp_path / "parts").run())
+    list(trainer(vlm, world_examples, tmp_path / "parts").run())
     one, other = (torch.load(tmp_path / place / STATE, weights_only=True) for place in ("whole", "parts"))
     assert one["step"] == other["step"] == 4
     assert one["heads"]["0"].abs().max() > 0
     for part in ("hypernetwork", "heads"):
         assert all(torch.equal(tensor, other[part][name]) for name, tensor in one[part].items())
+
+
+@pytest.mark.parametrize("weight", ["--bind-weight", "--found-weight"])
+def test_what_questions_name_is_not_weighed_where_none_is_asked(weight):
+    command = [sys.executable, "-m", "v2l.world.reading_stage", *"abcde", weight, "1"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert weight in done.stderr.splitlines()[-1] and "--answers" in done.stderr.splitlines()[-1]
