@@ -12,7 +12,9 @@ import v2l
 from v2l.errors import V2LError
 from v2l.lessons import Curriculum, Reader, read_lesson
 from v2l.manifest import group_by_clip
+from v2l.optimise import keep
 from v2l.sheet import IGNORED, write_sheet
+from v2l.train import STATE
 from v2l.world.binding import AFTER, BEFORE, FAINT, FIRST_LAYER, TIME, Binding
 from v2l.world.language_stage import REFERRING
 from v2l.world.reading_stage import ASKED, known_of_frames
@@ -163,6 +165,15 @@ def test_what_a_word_finds_is_written_as_the_teacher_writes_it(vlm, world_exampl
     learned = len(lessons) * learned
     assert torch.allclose(pupil.found.weight.grad, torch.autograd.grad(learned, pupil.found.weight)[0], atol=1e-5)
     assert pupil.learners["found"] is pupil.found
+
+
+def test_what_finds_are_read_with_goes_on_from_another_run(vlm, world_examples, tmp_path):
+    one = trainer(vlm, world_examples, tmp_path / "one", found_weight=1.0)
+    one.pupil.found.weight.data += 1
+    keep(one.parts, 0, tmp_path / "one" / STATE)
+    other = trainer(vlm, world_examples, tmp_path / "other", found_weight=1.0, taught=str(tmp_path / "one"))
+    assert torch.equal(other.pupil.found.weight, one.pupil.found.weight)
+    assert "found" not in trainer(vlm, world_examples, tmp_path / "third", taught=str(tmp_path / "one")).parts
 
 
 def test_ranks_learn_to_fire_where_their_facts_are_named(vlm, world_examples, lessons, tmp_path):

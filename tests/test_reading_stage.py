@@ -100,6 +100,13 @@ def test_an_interrupted_run_goes_on_exactly(vlm, world_examples, tmp_path):
         assert all(torch.equal(tensor, other[part][name]) for name, tensor in one[part].items())
 
 
+def test_it_goes_on_from_the_heads_of_another_run(vlm, world_examples, tmp_path):
+    list(trainer(vlm, world_examples, tmp_path / "one").run())
+    taught = torch.load(tmp_path / "one" / STATE, weights_only=True)["heads"]
+    run = trainer(vlm, world_examples, tmp_path / "other", taught=str(tmp_path / "one"))
+    assert taught["0"].any() and torch.equal(run.pupil.heads, taught["0"])
+
+
 @pytest.mark.parametrize("weight", ["--bind-weight", "--found-weight"])
 def test_what_questions_name_is_not_weighed_where_none_is_asked(weight):
     command = [sys.executable, "-m", "v2l.world.reading_stage", *"abcde", weight, "1"]

@@ -34,7 +34,7 @@ from v2l.manifest import read_manifest
 from v2l.optimise import Processes
 from v2l.pupil import Heard, Pupil
 from v2l.sheet import IGNORED
-from v2l.train import Trainer, Training
+from v2l.train import STATE, Trainer, Training
 from v2l.vlm import FrozenVLM
 from v2l.world.binding import FIRST_LAYER, Binding
 from v2l.world.dataset import FILMINGS, story_of
@@ -50,6 +50,8 @@ ASKED = {
     "shape": len(KINDS),
 }
 """What the heads ask, and how many answers there are."""
+HEADS = {"heads", "found"}
+"""What learns beside the hypernetwork, by its name in a run's state."""
 QUICK = 10.0
 """The heads learn so many times as fast as the hypernetwork."""
 
@@ -93,6 +95,7 @@ class ReadingTraining(Training):
     bind_weight: of what ranks lack that should fire at the words and times of the questions
     found_weight: of the cross-entropy of what is found at times and at words that ask for another, as it is read in
         context
+    taught: None, or the folder of a run of this stage whose heads these go on from: new ones have all to learn first
     """
 
     answers: bool = False
@@ -100,6 +103,7 @@ class ReadingTraining(Training):
     before_weight: float = 4.0
     bind_weight: float = 0.0
     found_weight: float = 0.0
+    taught: str | None = None
 
 
 class ReadingPupil(Pupil):
@@ -196,7 +200,12 @@ class ReadingTrainer(Trainer):
 
     def new_pupil(self) -> ReadingPupil:
         """One with heads."""
-        return ReadingPupil(self.vlm, self.hypernetwork, self.training)
+        pupil = ReadingPupil(self.vlm, self.hypernetwork, self.training)
+        if self.training.taught:
+            known = torch.load(Path(self.training.taught) / STATE, weights_only=True, map_location="cpu")
+            for name in HEADS & known.keys() & pupil.learners.keys():
+                pupil.learners[name].load_state_dict(known[name])
+        return pupil
 
 
 if __name__ == "__main__":
@@ -210,6 +219,7 @@ if __name__ == "__main__":
     parser.add_argument("--before-weight", type=float, default=ReadingTraining.before_weight)
     parser.add_argument("--bind-weight", type=float, default=ReadingTraining.bind_weight)
     parser.add_argument("--found-weight", type=float, default=ReadingTraining.found_weight)
+    parser.add_argument("--taught", metavar="RUN", help="the folder of a run of this stage, to go on from its heads")
     parser.add_argument("--answers", action="store_true", help="ask the questions of the manifest, too")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
@@ -232,6 +242,7 @@ if __name__ == "__main__":
         before_weight=given.before_weight,
         bind_weight=given.bind_weight,
         found_weight=given.found_weight,
+        taught=given.taught,
     )
     vlm = load_vlm(str(given.model), device=processes.device, dtype=torch.bfloat16)
     trainer = ReadingTrainer(
