@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from v2l.errors import V2LError
-from v2l.manifest import read_manifest
+from v2l.manifest import group_by_clip, read_manifest
 from v2l.prompt import question_text
 from v2l.sampling import choose_frames
 from v2l.video import probe, read_frames
 from v2l.world.clip import ClipFormat, frames, write_clip
-from v2l.world.dataset import FILMINGS, Filming, write_dataset
+from v2l.world.dataset import FILMINGS, Filming, story_of, write_dataset
 from v2l.world.draw import draw
 from v2l.world.questions import PHRASINGS, QA_BENCHMARKS, ask_about, caption, clock, describe, seen_words
 from v2l.world.scene import (
@@ -198,6 +198,28 @@ def test_a_dataset_is_a_manifest_and_its_clips(tmp_path):
     assert again.read_bytes() == manifest.read_bytes()
     one, other = (hashlib.sha256((folder / "test/00002.mp4").read_bytes()) for folder in (tmp_path, tmp_path / "again"))
     assert one.digest() == other.digest()
+
+
+def test_of_an_excerpt_what_it_shows_is_asked(tmp_path):
+    """In its video's time, and as of one scene where it shows one."""
+    clips = group_by_clip(read_manifest(write_dataset(tmp_path, "train", 12, FILMINGS["excerpt"], "train-excerpt")))
+    scenes = set()
+    for seed, clip in enumerate(clips):
+        video, film = probe(clip[0].video), FILMINGS["excerpt"](np.random.default_rng(seed))
+        assert film.clip == (clip[0].start, clip[0].end)
+        assert [video.seconds[i] for i in choose_frames(video, 96, 1.0, *film.clip)] == pytest.approx(film.times)
+        story = story_of("train", seed, film)
+        words = seen_words(story, film.times)
+        assert {e.target for e in clip if e.kind == "words"} == {" then ".join(words)}
+        for example in clip:
+            if example.kind == "word at":
+                second = 60 * int(example.prompt.split(":")[0][-2:]) + int(example.prompt.split(":")[1][:2])
+                assert example.start <= second < example.end
+                assert example.target == story.at(second).board.word_at(second)
+        shown = {story.at(seconds).start for seconds in film.times}
+        scenes.add(len(shown))
+        assert any(e.kind == "shape" for e in clip) == (len(shown) == 1)
+    assert 1 in scenes and len(scenes) > 2
 
 
 def test_the_papers_benchmarks_have_counterparts(tmp_path):

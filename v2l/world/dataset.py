@@ -28,16 +28,28 @@ from v2l.world.scene import SHAPES, SPLITS, WORDS, Story, sample_story
 
 @dataclass(frozen=True)
 class Filming:
-    """A clip's length in seconds, its number of scenes and how it is filmed."""
+    """A video's length in seconds, its number of scenes and how it is filmed.
+
+    clip: whole seconds from which and up to which it is read; None for all of it
+    """
 
     seconds: float = 8.0
     scenes: int = 1
     form: ClipFormat = field(default_factory=ClipFormat)
+    clip: tuple[int, int] | None = None
 
     @property
     def views(self) -> int:
-        """How many frames are asked about, one a second."""
+        """How many frames are asked about, one a second, where all of it is read."""
         return math.ceil(self.seconds)
+
+    @property
+    def times(self) -> list[float]:
+        """Seconds of the frames that are read, one a second."""
+        if self.clip is None:
+            return seen_times(self.seconds, self.form, self.views)
+        start, end = self.clip
+        return [start + seconds for seconds in seen_times(end - start, self.form, end - start)]
 
 
 def plain(random: np.random.Generator) -> Filming:
@@ -61,6 +73,17 @@ def long(random: np.random.Generator) -> Filming:
     seconds = float(random.uniform(20, 64))
     width, height = (2 * int(side) for side in random.integers(40, 73, 2))
     return Filming(seconds, int(random.integers(2, 17)), ClipFormat(width, height, float(random.integers(1, 4))))
+
+
+def excerpt(random: np.random.Generator) -> Filming:
+    """What late seconds need: 4 to 16 out of 24 to 64, with a scene for every four to twelve, filmed as `long` is. They
+    cost a training step no more than short clips do."""
+    seconds, length = (int(random.integers(least, most + 1)) for least, most in ((24, 64), (4, 16)))
+    scenes = int(random.integers(math.ceil(seconds / 12), seconds // 4 + 1))
+    start = int(random.integers(seconds - length + 1))
+    width, height = (2 * int(side) for side in random.integers(40, 73, 2))
+    form = ClipFormat(width, height, float(random.integers(1, 4)))
+    return Filming(float(seconds), scenes, form, (start, start + length))
 
 
 def scenes_of_eight_seconds(count: int) -> Callable[[np.random.Generator], Filming]:
@@ -87,6 +110,7 @@ FILMINGS: dict[str, Callable[[np.random.Generator], Filming]] = {
     "plain": plain,
     "varied": varied,
     "long": long,
+    "excerpt": excerpt,
     "two": scenes_of_eight_seconds(2),
     "eight": scenes_of_eight_seconds(8),
     **{f"length-{seconds}": length(seconds) for seconds in (8, 12, 64, 256, 1024)},
@@ -161,8 +185,8 @@ def write_dataset(
         story = story_of(split, seed, film)
         if not (folder / path).exists():
             write_clip(story, folder / path, film.form)
-        times = seen_times(film.seconds, film.form, film.views)
-        told = {(question.kind, question.prompt): question for question in ask(story, times, random)}
+        seen = story.between(film.times[0], film.times[-1])
+        told = {(question.kind, question.prompt): question for question in ask(seen, film.times, random)}
         asked = [question for question in told.values() if SHAPES > 1 or question.kind != "count"]
         for number, question in enumerate(asked):
             rows.append(
@@ -174,6 +198,7 @@ def write_dataset(
                     "target_text": question.answer,
                     "split": split,
                     "metadata": {"kind": question.kind, "kept_phrasing": asking == "kept"},
+                    **dict(zip(("clip_start_sec", "clip_end_sec"), film.clip or (), strict=False)),
                 }
             )
     manifest = folder / f"{name}{f'-{asking}' if asking else ''}.jsonl"

@@ -142,6 +142,12 @@ class Story:
         """The scene that is on at that time of the video."""
         return self.scenes[max(0, sum(scene.start <= seconds for scene in self.scenes) - 1)]
 
+    def between(self, first: float, last: float) -> Story:
+        """The scenes that are on from the one time to the other."""
+        return Story(
+            tuple(scene for scene in self.scenes if first < scene.start + scene.duration and scene.start <= last)
+        )
+
 
 def place_name(x: float, y: float) -> str:
     """The name of the ninth of the frame that the point lies in."""
