@@ -79,11 +79,16 @@ def keep(parts: Mapping[str, object], step: int, path: Path) -> None:
         torch.save({"step": step, **{name: each.state_dict() for name, each in parts.items()}}, file)
 
 
+def kept_in(path: Path) -> dict:
+    """What `keep` wrote there, by name; nothing in it is executed."""
+    return torch.load(path, weights_only=True, map_location="cpu")
+
+
 def restore(parts: Mapping[str, object], path: Path) -> int:
     """Puts back the last checkpoint, if there is one; the step to go on with."""
     if not path.exists():
         return 0
-    kept = torch.load(path, weights_only=True, map_location="cpu")
+    kept = kept_in(path)
     for name, each in parts.items():
         each.load_state_dict(kept[name])
     return kept["step"]

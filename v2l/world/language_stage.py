@@ -29,7 +29,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import SmolVLMForConditionalGeneration
 
 from v2l.loading import choose_device
-from v2l.optimise import Steps, keep, mixed, prepared, record, restore, warm_cosine
+from v2l.optimise import Steps, keep, kept_in, mixed, prepared, record, restore, warm_cosine
 from v2l.prompt import GLOBAL_VIEW, PIXEL_MEAN, PIXEL_STD
 from v2l.sheet import IGNORED
 from v2l.side_by_side import read_side_by_side
@@ -155,7 +155,7 @@ class Trainer:
         if start.is_dir():
             self._go_on_from(start)
         else:
-            reader = torch.load(start, weights_only=True, map_location="cpu")["reader"]
+            reader = kept_in(start)["reader"]
             self._load_part(self.model.model.vision_model, reader, "tower.")
             self._load_part(self.model.model.connector, reader, "connector.")
         self.eyes = nn.ModuleList([self.model.model.vision_model, self.model.model.connector])

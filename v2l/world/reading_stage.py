@@ -31,7 +31,7 @@ from v2l.hypernetwork import Hypernetwork
 from v2l.lessons import NO_END, Curriculum, Lesson
 from v2l.loading import load_vlm
 from v2l.manifest import read_manifest
-from v2l.optimise import Processes
+from v2l.optimise import Processes, kept_in
 from v2l.pupil import Heard, Pupil
 from v2l.sheet import IGNORED
 from v2l.train import STATE, Trainer, Training
@@ -50,8 +50,6 @@ ASKED = {
     "shape": len(KINDS),
 }
 """What the heads ask, and how many answers there are."""
-HEADS = {"heads", "found"}
-"""What learns beside the hypernetwork, by its name in a run's state."""
 QUICK = 10.0
 """The heads learn so many times as fast as the hypernetwork."""
 
@@ -202,8 +200,8 @@ class ReadingTrainer(Trainer):
         """One with heads."""
         pupil = ReadingPupil(self.vlm, self.hypernetwork, self.training)
         if self.training.taught:
-            known = torch.load(Path(self.training.taught) / STATE, weights_only=True, map_location="cpu")
-            for name in HEADS & known.keys() & pupil.learners.keys():
+            known = kept_in(Path(self.training.taught) / STATE)
+            for name in known.keys() & pupil.learners.keys() - {"hypernetwork"}:
                 pupil.learners[name].load_state_dict(known[name])
         return pupil
 

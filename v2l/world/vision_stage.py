@@ -19,7 +19,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from v2l.loading import choose_device
-from v2l.optimise import Steps, keep, mixed, prepared, record, restore, warm_cosine
+from v2l.optimise import Steps, keep, kept_in, mixed, prepared, record, restore, warm_cosine
 from v2l.prompt import PIXEL_MEAN, PIXEL_STD, VisionGeometry, frame_images
 from v2l.world.draw import draw
 from v2l.world.model import IMAGE_SIZE, new_model
@@ -153,7 +153,7 @@ def train(stage: VisionStage, output: Path, start: Path | None = None) -> Iterat
     device = choose_device(None)
     reader = FrameReader(stage.seed, stage.pooled).to(device)
     if start is not None:
-        known = torch.load(start, weights_only=True, map_location="cpu")["reader"]
+        known = kept_in(start)["reader"]
         kept = {name: tensor for name, tensor in known.items() if not name.startswith("heads.")}
         reader.load_state_dict(kept, strict=False)
     optimizer = torch.optim.AdamW(reader.parameters(), lr=stage.learning_rate, weight_decay=stage.weight_decay)
