@@ -64,26 +64,29 @@ def varied(random: np.random.Generator) -> Filming:
     if random.random() < 0.4:
         seconds = float(random.uniform(4, 20))
         scenes = int(random.integers(2, min(8, int(seconds) // 2) + 1))
-    width, height = (2 * int(side) for side in random.integers(40, 73, 2))
-    return Filming(seconds, scenes, ClipFormat(width, height, float(random.integers(2, 5))))
+    return Filming(seconds, scenes, ClipFormat(*_small(random), float(random.integers(2, 5))))
 
 
 def long(random: np.random.Generator) -> Filming:
     """What composing many segments needs: two to sixteen scenes in 20 to 64 seconds, filmed as `varied` is."""
     seconds = float(random.uniform(20, 64))
-    width, height = (2 * int(side) for side in random.integers(40, 73, 2))
-    return Filming(seconds, int(random.integers(2, 17)), ClipFormat(width, height, float(random.integers(1, 4))))
+    sides = _small(random)
+    return Filming(seconds, int(random.integers(2, 17)), ClipFormat(*sides, float(random.integers(1, 4))))
 
 
 def excerpt(random: np.random.Generator) -> Filming:
     """What late seconds need: 4 to 16 out of 24 to 64, with a scene for every four to twelve, filmed as `long` is. They
     cost a training step no more than short clips do."""
-    seconds, length = (int(random.integers(least, most + 1)) for least, most in ((24, 64), (4, 16)))
+    seconds, length = int(random.integers(24, 65)), int(random.integers(4, 17))
     scenes = int(random.integers(math.ceil(seconds / 12), seconds // 4 + 1))
     start = int(random.integers(seconds - length + 1))
-    width, height = (2 * int(side) for side in random.integers(40, 73, 2))
-    form = ClipFormat(width, height, float(random.integers(1, 4)))
+    form = ClipFormat(*_small(random), float(random.integers(1, 4)))
     return Filming(float(seconds), scenes, form, (start, start + length))
+
+
+def _small(random: np.random.Generator) -> tuple[int, ...]:
+    """Width and height of a training clip's frames."""
+    return tuple(2 * int(side) for side in random.integers(40, 73, 2))
 
 
 def scenes_of_eight_seconds(count: int) -> Callable[[np.random.Generator], Filming]:
@@ -185,8 +188,10 @@ def write_dataset(
         story = story_of(split, seed, film)
         if not (folder / path).exists():
             write_clip(story, folder / path, film.form)
-        seen = story.between(film.times[0], film.times[-1])
-        told = {(question.kind, question.prompt): question for question in ask(seen, film.times, random)}
+        times = film.times
+        seen = story.between(times[0], times[-1])
+        told = {(question.kind, question.prompt): question for question in ask(seen, times, random)}
+        span = {} if film.clip is None else {"clip_start_sec": film.clip[0], "clip_end_sec": film.clip[1]}
         asked = [question for question in told.values() if SHAPES > 1 or question.kind != "count"]
         for number, question in enumerate(asked):
             rows.append(
@@ -198,7 +203,7 @@ def write_dataset(
                     "target_text": question.answer,
                     "split": split,
                     "metadata": {"kind": question.kind, "kept_phrasing": asking == "kept"},
-                    **dict(zip(("clip_start_sec", "clip_end_sec"), film.clip or (), strict=False)),
+                    **span,
                 }
             )
     manifest = folder / f"{name}{f'-{asking}' if asking else ''}.jsonl"
