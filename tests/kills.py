@@ -67,8 +67,8 @@ def outputs(folder: Path) -> dict[str, bytes]:
 
 
 def main(kills: int, seed: int) -> collections.Counter:
-    """Counts of kills, of runs that ended before theirs or were let finish, and of what was found after kills. Raises
-    AssertionError."""
+    """Counts of kills, of what was found after them, and of runs that were let finish or ended before their kill.
+    Raises AssertionError."""
     torch.set_num_threads(1)  # a pool of threads would not live on in the children
     chance, counts = random.Random(seed), collections.Counter()
     with tempfile.TemporaryDirectory() as place:
@@ -96,11 +96,13 @@ def main(kills: int, seed: int) -> collections.Counter:
                 if counts["kills"] % ROUND and counts["kills"] < kills:
                     continue
                 code = in_child(lambda: encode(folder, model))
-            elif anew:
-                whole = min(whole, time.perf_counter() - start)  # the machine is not as busy any more
+                counts["finished runs, equal to the byte"] += 1
+            else:
+                counts["runs that ended before their kill, equal to the byte"] += 1
+                if anew:
+                    whole = min(whole, time.perf_counter() - start)  # the machine is not as busy any more
             assert code == 0
             assert outputs(folder) == expected
-            counts["finished runs, equal to the byte"] += 1
             for name in outputs(folder):
                 (folder / name).unlink()
     return counts
