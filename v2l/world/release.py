@@ -1,7 +1,7 @@
 """Puts a trained frozen model and its hypernetwork where the package keeps the embedded model, in half precision.
 
-`python -m v2l.world.release MODEL HYPERNETWORK` after `v2l train --model MODEL`; with `tiny` for MODEL, the frozen
-model that is there stays, and its adapters stay valid.
+`python -m v2l.world.release MODEL HYPERNETWORK [FOLDER]` after `v2l train --model MODEL`; with `tiny` for MODEL, the
+frozen model that is there stays, and its adapters stay valid. With FOLDER they are put there instead.
 """
 
 from __future__ import annotations
@@ -28,4 +28,4 @@ def release(model: Path | str, hypernetwork: Path, folder: Path = EMBEDDED) -> N
 
 
 if __name__ == "__main__":
-    release(sys.argv[1], Path(sys.argv[2]))
+    release(sys.argv[1], *map(Path, sys.argv[2:]))

@@ -8,9 +8,10 @@ side, then their mean: attention adds them up, too, and reads nothing that only 
 
 from __future__ import annotations
 
+import argparse
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -207,10 +208,12 @@ def measure(reader: FrameReader, count: int) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    import sys
-
-    place, before = Path(sys.argv[1]), None
-    for name, stage in PASSES.items():
-        for line in train(stage, place / name, before):
+    parser = argparse.ArgumentParser(prog="python -m v2l.world.vision_stage", description="Stage 1, in two passes.")
+    parser.add_argument("output", type=Path)
+    standard = [stage.steps for stage in PASSES.values()]
+    parser.add_argument("--steps", type=int, nargs=len(PASSES), metavar=("FLAT", "POOLED"), default=standard)
+    given, before = parser.parse_args(), None
+    for (name, stage), steps in zip(PASSES.items(), given.steps, strict=True):
+        for line in train(replace(stage, steps=steps), given.output / name, before):
             print(name, line, flush=True)
-        before = place / name / "vision.pt"
+        before = given.output / name / "vision.pt"

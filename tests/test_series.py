@@ -1,0 +1,92 @@
+"""The embedded model from nothing: its stages go on where they were interrupted, and a manifest of several."""
+
+import json
+
+import pytest
+
+import v2l
+from v2l.errors import V2LError
+from v2l.manifest import read_manifest
+from v2l.world.dataset import write_dataset
+from v2l.world.mixture import mix
+from v2l.world.series import DONE, run, stages
+
+SHARE = 0.002
+
+
+def told(folder):
+    return [json.loads(line) for line in (folder / DONE).read_text().splitlines()]
+
+
+def begun(folder, left):
+    """A series of which all stages are done but one."""
+    names = [stage.name for stage in stages(SHARE)]
+    assert left in names and len(set(names)) == len(names)
+    done = [{"stage": name, "minutes": 1.5, "done": True} for name in names if name != left]
+    folder.mkdir()
+    (folder / DONE).write_text("".join(json.dumps(each) + "\n" for each in done))
+    return len(done)
+
+
+def test_a_series_goes_on_with_what_is_not_done(tmp_path, capsys):
+    folder = tmp_path / "series"
+    done = begun(folder, "clips, two")
+    run(folder, SHARE)
+    assert len(told(folder)) == done + 1
+    assert told(folder)[-1] == {"stage": "clips, two", "minutes": told(folder)[-1]["minutes"], "done": True}
+    assert sorted(path.name for path in folder.iterdir()) == [DONE, "train-two", "train-two.jsonl"]
+    assert len({example.video for example in read_manifest(folder / "train-two.jsonl")}) == 5
+    first = capsys.readouterr().out
+    assert "clips, two: python -m v2l.world.dataset . train 5 two" in first
+    run(folder, SHARE)
+    assert len(told(folder)) == done + 1
+    assert capsys.readouterr().out == first[first.index("\nin all") :]
+
+
+def test_a_stage_that_fails_ends_the_series_and_is_tried_again(tmp_path):
+    folder = tmp_path / "series"
+    done = begun(folder, "clips, two")
+    (folder / "train-two").write_text("in the way")
+    with pytest.raises(V2LError, match="clips, two ended with code 1"):
+        run(folder, SHARE)
+    assert told(folder)[-1]["done"] is False
+    (folder / "train-two").unlink()
+    run(folder, SHARE)
+    assert [each["done"] for each in told(folder)[done:]] == [False, True]
+
+
+def test_a_mixture_has_captions_as_often_as_they_shall_count(tmp_path):
+    ours = [write_dataset(tmp_path, "train", 3), write_dataset(tmp_path, "validation", 2)]
+    mix(tmp_path / "mixed.jsonl", ours, captions=3)
+    apart = [example for path in ours for example in read_manifest(path)]
+    mixed = read_manifest(tmp_path / "mixed.jsonl")
+    assert mixed[: len(apart)] == apart
+    captions = [example for example in apart if example.task == "caption"]
+    assert len(captions) == 5 and len(mixed) == len(apart) + 2 * len(captions)
+    again = mixed[len(apart) :]
+    assert [(each.prompt, each.target, each.clip) for each in again] == [
+        (each.prompt, each.target, each.clip) for each in captions + captions
+    ]
+    assert again[5].id == f"again-2-{captions[0].id}"
+
+
+def test_a_mixture_stays_beside_its_clips(tmp_path):
+    (tmp_path / "other").mkdir()
+    manifest = write_dataset(tmp_path, "train", 1)
+    with pytest.raises(V2LError, match="not in one folder"):
+        mix(tmp_path / "other" / "mixed.jsonl", [manifest])
+    with pytest.raises(V2LError, match=r"missing\.jsonl"):
+        mix(tmp_path / "mixed.jsonl", [manifest, tmp_path / "missing.jsonl"])
+    assert not (tmp_path / "mixed.jsonl").exists()
+
+
+@pytest.mark.slow
+def test_the_whole_series_makes_a_model(tmp_path):
+    """A five-hundredth of it: it learns nothing, but every stage takes what the one before left."""
+    run(tmp_path, SHARE)
+    assert all(each["done"] for each in told(tmp_path))
+    vlm = v2l.load_vlm(tmp_path / "model", device="cpu")
+    hypernetwork = v2l.load_hypernetwork(tmp_path / "model", device="cpu")
+    adapter = v2l.encode(tmp_path / "test" / "00000.mp4", vlm, hypernetwork)
+    assert isinstance(v2l.ask(adapter, "what is on the whiteboard?", vlm), str)
+    assert (tmp_path / "test.eval.jsonl").exists()

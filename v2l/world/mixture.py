@@ -1,0 +1,40 @@
+"""One training manifest of several, with captions as often as they shall count.
+
+A clip has one caption beside some 25 other questions, and training asks a few of them at a time: captions would be one
+in twenty-five of what is asked. `python -m v2l.world.mixture MIXED MANIFEST ... [--captions TIMES]`, all in one folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from v2l.errors import V2LError
+from v2l.files import printable, unreadable, write_atomically
+
+
+def mix(mixed: Path, manifests: Sequence[Path], captions: int = 1) -> None:
+    """Writes all rows of the manifests, and after them those of captions `captions - 1` times more, under ids that say
+    so. Raises V2LError where a manifest cannot be read or stands in another folder: rows name videos from their own."""
+    lines = []
+    for path in manifests:
+        if path.resolve().parent != mixed.resolve().parent:
+            raise V2LError(f"{printable(path)} and {printable(mixed)} are not in one folder; videos would not be found")
+        try:
+            lines += path.read_text(encoding="utf-8").splitlines()
+        except OSError as error:
+            raise unreadable(path, error) from error
+    rows = [row for row in map(json.loads, lines) if row["task_type"] == "caption"]
+    again = [{**row, "id": f"again-{turn}-{row['id']}"} for turn in range(1, captions) for row in rows]
+    write_atomically(mixed, "".join(line + "\n" for line in (*lines, *map(json.dumps, again))).encode())
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(prog="python -m v2l.world.mixture", description="One manifest of several.")
+    parser.add_argument("mixed", type=Path)
+    parser.add_argument("manifests", type=Path, nargs="+", metavar="manifest")
+    parser.add_argument("--captions", type=int, default=1, metavar="TIMES", help="how often captions stand in it")
+    given = parser.parse_args()
+    mix(given.mixed, given.manifests, given.captions)
