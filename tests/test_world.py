@@ -18,7 +18,16 @@ from v2l.video import probe, read_frames
 from v2l.world.clip import ClipFormat, frames, write_clip
 from v2l.world.dataset import FILMINGS, Filming, story_of, write_dataset
 from v2l.world.draw import draw
-from v2l.world.questions import PHRASINGS, QA_BENCHMARKS, ask_about, caption, clock, describe, seen_words
+from v2l.world.questions import (
+    PHRASINGS,
+    QA_BENCHMARKS,
+    ask_about,
+    ask_by_scene,
+    caption,
+    clock,
+    describe,
+    seen_words,
+)
 from v2l.world.scene import (
     COLOURS,
     KINDS,
@@ -242,6 +251,33 @@ def test_the_papers_benchmarks_have_counterparts(tmp_path):
         assert example.target == told[example.video, kind]
     with pytest.raises(V2LError, match="asked of one scene"):
         describe(sample_story("test", 0, 8.0, count=2), [0, 4], np.random.default_rng(0))
+
+
+@pytest.mark.parametrize("scenes", [2, 8])
+def test_by_scene_a_guess_that_ignores_the_time_is_right_about_one_scene_at_most(scenes):
+    kinds = Counter()
+    for seed in range(80):
+        story = sample_story("test", seed, 8.0 * scenes, views=8 * scenes, count=scenes, shapes=1)
+        times = [seconds + 0.5 for seconds in range(8 * scenes)]
+        asked = ask_by_scene(story, times, np.random.default_rng(seed))
+        assert Counter(question.kind for question in asked)["word at"] == scenes
+        alike = defaultdict(list)  # answers to what reads the same but for its phrasing and its time
+        for question in asked:
+            named = next((word for word in question.prompt.rstrip("?.").split() if word in (*KINDS, *COLOURS)), None)
+            alike[question.kind, named].append(question.answer)
+            if " at 0" in f" {question.prompt}" and question.kind != "place at":
+                at = re.search(r"(\d\d):(\d\d)", question.prompt)
+                scene = story.at(int(at[1]) * 60 + int(at[2]) + 0.5)
+                shape = scene.shapes[0]
+                assert question.answer in (*scene.board.words, shape.colour, shape.kind)
+                assert named in (None, shape.kind, shape.colour)
+        for (kind, _), answers in alike.items():
+            kinds[kind] += 1
+            assert len(set(answers)) == len(answers) == (1 if kind in ("word first", "word last") else scenes)
+    assert kinds["word first"] == kinds["word last"] == kinds["word at"] == 80
+    assert (scenes == 8) or min(kinds[kind] for kind in ("colour at", "shape at", "place at")) > 4
+    with pytest.raises(V2LError, match="every scene"):
+        ask_by_scene(story, times[:7], np.random.default_rng(0))
 
 
 @pytest.mark.parametrize("seconds", [12, 64, 1024])

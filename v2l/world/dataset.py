@@ -1,9 +1,9 @@
 """Folders of clips with a manifest that `v2l train` and `v2l eval` read.
 
-`python -m v2l.world.dataset FOLDER SPLIT COUNT [FILMING] [--kept|--styles|--benchmarks]` writes COUNT clips of a split
-and the manifest FOLDER/SPLIT.jsonl, or FOLDER/SPLIT-FILMING.jsonl where they are not filmed plainly. --kept asks in the
-phrasings that are kept for the test, --styles what the paper's five caption styles ask, --benchmarks what its four
-question benchmarks ask; the manifest's name tells.
+`python -m v2l.world.dataset FOLDER SPLIT COUNT [FILMING] [--kept|--scenes|--styles|--benchmarks]` writes COUNT clips
+of a split and the manifest FOLDER/SPLIT.jsonl, or FOLDER/SPLIT-FILMING.jsonl where they are not filmed plainly. --kept
+asks in the phrasings that are kept for the test, --scenes what only its time or an order ties to a scene, --styles what
+the paper's five caption styles ask, --benchmarks what its four question benchmarks ask; the manifest's name tells.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from v2l.files import make_folder, write_atomically
 from v2l.world.clip import ClipFormat, seen_times, write_clip
-from v2l.world.questions import EASY, Question, ask_about, ask_as_benchmarks, caption, describe
+from v2l.world.questions import EASY, Question, ask_about, ask_as_benchmarks, ask_by_scene, caption, describe
 from v2l.world.scene import SHAPES, SPLITS, WORDS, Story, sample_story
 
 
@@ -156,7 +156,12 @@ def everything_kept(story: Story, times: Sequence[float], random: np.random.Gene
     return [*ask_about(story, times, random, kept_phrasing=True), caption(story, times, random)]
 
 
-ASKINGS: dict[str, Asking] = {"kept": everything_kept, "styles": describe, "benchmarks": ask_as_benchmarks}
+ASKINGS: dict[str, Asking] = {
+    "kept": everything_kept,
+    "scenes": ask_by_scene,
+    "styles": describe,
+    "benchmarks": ask_as_benchmarks,
+}
 """What can be asked instead of everything."""
 
 

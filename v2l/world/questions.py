@@ -183,6 +183,29 @@ def ask_as_benchmarks(story: Story, times: Sequence[float], random: np.random.Ge
     ]
 
 
+def ask_by_scene(story: Story, times: Sequence[float], random: np.random.Generator) -> list[Question]:
+    """Questions that only their time or an order ties to a scene: each scene is asked for its word at a time, and for
+    the colour, the kind or the place of its shape where all scenes' shapes go by the same name and differ in it.
+    Whoever ignores the time is right about one scene of all at most. Raises V2LError where a scene is not seen."""
+    seen = [[seconds for seconds in times if story.at(seconds) is scene] for scene in story.scenes]
+    if not all(seen):
+        raise V2LError("every scene is asked about, and of one no frame is seen")
+    chosen = [own[random.integers(len(own))] for own in seen]
+    words = seen_words(story, times)
+    facts = [("word first", {}, words[0]), ("word last", {}, words[-1])] if len(words) > 1 else []
+    for of_a_kind in zip(*(_facts_at(story, seconds) for seconds in chosen), strict=True):
+        names, answers = [names for _, names, _ in of_a_kind], {answer for *_, answer in of_a_kind}
+        if all(each == names[0] for each in names) and len(answers - {NO_PLACE}) == len(of_a_kind):
+            facts += [
+                (kind, {**names, "time": clock(seconds)}, answer)
+                for seconds, (kind, names, answer) in zip(chosen, of_a_kind, strict=True)
+            ]
+    return [
+        Question(kind, PHRASINGS[kind][random.integers(len(PHRASINGS[kind]) - 1)].format(**names), answer)
+        for kind, names, answer in facts
+    ]
+
+
 def describe(story: Story, times: Sequence[float], random: np.random.Generator) -> list[Question]:
     """What the five caption styles of VDC ask, in this world, of one scene: the whole in short and in detail, the
     motion in place of the camera's, the whiteboard that is the background, and the main subject."""
@@ -235,6 +258,9 @@ def clock(seconds: float) -> str:
     return f"{math.floor(seconds) // 60:02d}:{math.floor(seconds) % 60:02d}"
 
 
+NO_PLACE = ""
+"""The place of a shape on the border between two."""
+
 Fact = tuple[str, dict[str, str], str]
 """Kind, what its phrasing names, and the answer."""
 
@@ -285,6 +311,16 @@ def _timed_facts(story: Story, times: Sequence[float], pick: Callable) -> Iterat
     if placed:
         shape, seconds, place = pick(placed)
         yield "place at", {"kind": shape.kind, "time": clock(seconds)}, place_name(*place)
+
+
+def _facts_at(story: Story, seconds: float) -> Iterator[Fact]:
+    """What the word is then, and the first shape's colour, kind and place, which may be NO_PLACE."""
+    scene = story.at(seconds)
+    shape, place = scene.shapes[0], scene.where(scene.shapes[0], seconds)
+    yield "word at", {}, scene.board.word_at(seconds)
+    yield "colour at", {"kind": shape.kind}, shape.colour
+    yield "shape at", {"colour": shape.colour}, shape.kind
+    yield "place at", {"kind": shape.kind}, place_name(*place) if place_is_clear(*place) else NO_PLACE
 
 
 def _lasting_facts(scene: Scene, times: Sequence[float], pick: Callable) -> Iterator[Fact]:
