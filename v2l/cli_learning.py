@@ -104,7 +104,8 @@ def train(
     The folder gets the best hypernetwork by validation loss (hypernetwork.safetensors), the figures (metrics.jsonl),
     the settings and a state: the same command goes on where it was interrupted. Clips are met whole, in joint windows
     and as segments whose adapters are composed. Several GPUs: accelerate launch -m v2l train ...
-    --hypernetwork FILE starts from trained weights. The defaults are the published recipe's.
+    --hypernetwork FILE starts from trained weights. Steps, batch and optimiser are by default the published recipe's;
+    how clips are met is as published with --segments 1 --windows 1 --denser 1 --questions 1.
     """
     with command(as_json, quiet, debug) as display:
         for name, value in (("--learning-rate", learning_rate), ("--fps", fps), ("--denser", denser)):
