@@ -1,6 +1,7 @@
 """The embedded world: the same from everywhere, honest about what it shows, and nothing kept for the test leaks out."""
 
 import hashlib
+import math
 import re
 import subprocess
 import sys
@@ -229,6 +230,24 @@ def test_of_an_excerpt_what_it_shows_is_asked(tmp_path):
         scenes.add(len(shown))
         assert any(e.kind == "shape" for e in clip) == (len(shown) == 1)
     assert 1 in scenes and len(scenes) > 2
+
+
+def test_of_a_sparse_clip_every_frame_is_read_and_asked_about(tmp_path):
+    clips = group_by_clip(read_manifest(write_dataset(tmp_path, "train", 8, FILMINGS["sparse"], "train-sparse")))
+    asked = set()
+    for seed, clip in enumerate(clips):
+        video, film = probe(clip[0].video), FILMINGS["sparse"](np.random.default_rng(seed))
+        assert 9 <= video.frame_count == film.views <= 20 and 22 <= film.seconds <= 63
+        assert [video.seconds[i] for i in choose_frames(video, 96, 1.0)] == pytest.approx(film.times, abs=1e-3)
+        seconds = {math.floor(second) for second in film.times}
+        assert len(seconds) == film.views
+        story = story_of("train", seed, film)
+        assert {e.target for e in clip if e.kind == "words"} == {" then ".join(seen_words(story, film.times))}
+        for example in clip:
+            for minute, second in re.findall(r"(\d\d):(\d\d)", example.prompt):
+                assert 60 * int(minute) + int(second) in seconds
+                asked.add(int(second) // 16)
+    assert asked == {0, 1, 2, 3}
 
 
 def test_the_papers_benchmarks_have_counterparts(tmp_path):

@@ -40,12 +40,12 @@ class Filming:
 
     @property
     def views(self) -> int:
-        """How many frames are asked about, one a second, where all of it is read."""
-        return math.ceil(self.seconds)
+        """How many frames are asked about where all of it is read: one a second, or all where there are fewer."""
+        return math.ceil(round(self.seconds * min(1.0, self.form.fps), 6))
 
     @property
     def times(self) -> list[float]:
-        """Seconds of the frames that are read, one a second."""
+        """Seconds of the frames that are read."""
         if self.clip is None:
             return seen_times(self.seconds, self.form, self.views)
         start, end = self.clip
@@ -84,6 +84,16 @@ def excerpt(random: np.random.Generator) -> Filming:
     return Filming(float(seconds), scenes, form, (start, start + length))
 
 
+def sparse(random: np.random.Generator) -> Filming:
+    """What many segments need: 22 to 63 seconds with a frame every two seconds or more rarely, 9 to 20 of them, and two
+    scenes to as many as frames. Early and late seconds stand beside each other at the price of a short clip, so that a
+    rank has to tell its own second from others that are a rank's number apart."""
+    seconds, frames = float(random.uniform(25, 63)), int(random.integers(10, 21))
+    fps = round(min(frames / seconds, 0.5), 3)  # files hold thousandths
+    frames = int(seconds * fps)
+    return Filming(frames / fps, int(random.integers(2, frames + 1)), ClipFormat(*_small(random), fps))
+
+
 def _small(random: np.random.Generator) -> tuple[int, ...]:
     """Width and height of a training clip's frames."""
     return tuple(2 * int(side) for side in random.integers(40, 73, 2))
@@ -114,6 +124,7 @@ FILMINGS: dict[str, Callable[[np.random.Generator], Filming]] = {
     "varied": varied,
     "long": long,
     "excerpt": excerpt,
+    "sparse": sparse,
     "two": scenes_of_eight_seconds(2),
     "eight": scenes_of_eight_seconds(8),
     **{f"length-{seconds}": length(seconds) for seconds in (8, 12, 64, 256, 1024)},
