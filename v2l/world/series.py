@@ -57,13 +57,13 @@ def stages(share: float = 1.0) -> Iterator[Stage]:
     def of(count: int) -> int:
         return max(2, round(count * share))
 
-    clips = {"varied": 10_000, "long": 1_200, "two": 2_500, "excerpt": 4_000}
+    clips = {"varied": 5_000, "long": 1_200, "two": 2_500, "excerpt": 2_000, "sparse": 2_000}
     mixed = " ".join(f"train-{filming}.jsonl" for filming in clips)
     reading = "v2l.world.reading_stage train.jsonl validation-varied.jsonl again/model"
     bound = "--answers --before-weight 1 --learning-rate 1e-3"
     yield Stage("frames", f"v2l.world.vision_stage vision --steps {of(4000)} {of(1500)}")
     yield Stage("answers", f"v2l.world.language_stage vision/pooled/vision.pt language --steps {of(3000)}")
-    yield Stage("answers again", f"v2l.world.language_stage language/model again --steps {of(3600)}")
+    yield Stage("answers again", f"v2l.world.language_stage language/model again --steps {of(1800)}")
     for filming, count in clips.items():
         yield Stage(f"clips, {filming}", f"v2l.world.dataset . train {of(count)} {filming}")
     yield Stage("clips to choose by", f"v2l.world.dataset . validation {of(150)} varied")
@@ -71,20 +71,20 @@ def stages(share: float = 1.0) -> Iterator[Stage]:
     yield Stage(
         "where to look",
         f"v2l train train.jsonl --validation validation-varied.jsonl --model again/model --sizes {SIZES} -o look "
-        f"--steps {of(300)} --batch 16 --learning-rate 1e-3 --questions 10 --segments 8 --windows 2 --denser 1 "
-        f"--dtype bfloat16 --hidden-weight 1 --steer-weight 0.5 --validate-every {of(300)} --seed 0",
+        f"--steps {of(200)} --batch 16 --learning-rate 1e-3 --questions 10 --segments 8 --windows 2 --denser 1 "
+        f"--dtype bfloat16 --hidden-weight 1 --steer-weight 0.5 --validate-every {of(200)} --seed 0",
         shared=True,
     )
-    yield Stage("what to hold", f"{reading} look/hypernetwork.safetensors hold --steps {of(400)} --seed 1", shared=True)
+    yield Stage("what to hold", f"{reading} look/hypernetwork.safetensors hold --steps {of(300)} --seed 1", shared=True)
     yield Stage(
         "where to fire",
-        f"{reading} hold/hypernetwork.safetensors fire --taught hold --steps {of(1000)} --segments 1 {bound} "
+        f"{reading} hold/hypernetwork.safetensors fire --taught hold --steps {of(500)} --segments 1 {bound} "
         "--reading-weight 0.2 --bind-weight 2 --found-weight 1 --seed 2",
         shared=True,
     )
     yield Stage(
         "hypernetwork",
-        f"{reading} fire/hypernetwork.safetensors hypernetwork --taught fire --steps {of(2400)} --segments 8 {bound} "
+        f"{reading} fire/hypernetwork.safetensors hypernetwork --taught fire --steps {of(1300)} --segments 8 {bound} "
         "--reading-weight 0.05 --bind-weight 0.5 --found-weight 0.3 --seed 3",
         shared=True,
     )
