@@ -20,9 +20,13 @@ def told(folder):
 
 def begun(folder, left):
     """A series of which all stages are done but one."""
-    names = [stage.name for stage in stages(SHARE)]
-    assert left in names and len(set(names)) == len(names)
-    done = [{"stage": name, "minutes": 1.5, "done": True} for name in names if name != left]
+    commands = {stage.name: stage.command for stage in stages(SHARE)}
+    assert left in commands and len(commands) == len(list(stages(SHARE)))
+    done = [
+        {"stage": name, "command": command, "minutes": 1.5, "done": True}
+        for name, command in commands.items()
+        if name != left
+    ]
     folder.mkdir()
     (folder / DONE).write_text("".join(json.dumps(each) + "\n" for each in done))
     return len(done)
@@ -33,7 +37,8 @@ def test_a_series_goes_on_with_what_is_not_done(tmp_path, capsys):
     done = begun(folder, "clips, two")
     run(folder, SHARE)
     assert len(told(folder)) == done + 1
-    assert told(folder)[-1] == {"stage": "clips, two", "minutes": told(folder)[-1]["minutes"], "done": True}
+    last = told(folder)[-1]
+    assert (last["stage"], last["command"], last["done"]) == ("clips, two", "v2l.world.dataset . train 5 two", True)
     assert sorted(path.name for path in folder.iterdir()) == [DONE, "train-two", "train-two.jsonl"]
     assert len({example.video for example in read_manifest(folder / "train-two.jsonl")}) == 5
     first = capsys.readouterr().out
@@ -41,6 +46,8 @@ def test_a_series_goes_on_with_what_is_not_done(tmp_path, capsys):
     run(folder, SHARE)
     assert len(told(folder)) == done + 1
     assert capsys.readouterr().out == first[first.index("\nin all") :]
+    with pytest.raises(V2LError, match="other settings"):
+        run(folder, 2 * SHARE)
 
 
 def test_a_stage_that_fails_ends_the_series_and_is_tried_again(tmp_path):

@@ -24,7 +24,7 @@ from v2l.errors import V2LError
 from v2l.files import append_line, make_folder, printable
 
 DONE = "series.jsonl"
-"""A line for each time that a stage ran: its name, its minutes and whether it came to its end."""
+"""A line for each time that a stage ran: its name and command, its minutes and whether it came to its end."""
 SIZES = "rank=16,lora_alpha=45,latent_size=128,num_latents=16,num_blocks=4,num_heads=4,num_kv_heads=4,head_dim=32"
 
 
@@ -94,11 +94,14 @@ def stages(share: float = 1.0) -> Iterator[Stage]:
 
 
 def run(folder: Path, share: float = 1.0) -> None:
-    """Runs what is not done yet. Raises V2LError where a stage fails; run again, the series goes on with that stage."""
+    """Runs what is not done yet. Raises V2LError where a stage fails, with which the series then goes on, or where the
+    folder holds a series of other stages."""
     make_folder(folder)
     minutes, done = _done(folder / DONE)
     for stage in stages(share):
         if stage.name in done:
+            if done[stage.name] != stage.command:
+                raise V2LError(f"{printable(folder)} holds a series with other settings; name another folder")
             continue
         print(f"\n{stage.name}: python {shlex.join(stage.arguments)}", flush=True)
         started, code = time.monotonic(), None
@@ -109,16 +112,17 @@ def run(folder: Path, share: float = 1.0) -> None:
         finally:
             took = (time.monotonic() - started) / 60
             minutes += took
-            append_line(folder / DONE, json.dumps({"stage": stage.name, "minutes": round(took, 2), "done": code == 0}))
+            told = {"stage": stage.name, "command": stage.command, "minutes": round(took, 2), "done": code == 0}
+            append_line(folder / DONE, json.dumps(told))
         if code:
             raise V2LError(f"{stage.name} ended with code {code}; what it told stands above, the same command goes on")
     print(f"\nin all {minutes:.0f} minutes; the model is {printable(folder / 'model')}, as in `v2l encode --model`")
 
 
-def _done(path: Path) -> tuple[float, set[str]]:
-    """The minutes that all stages took so far, and the names of those that came to their end."""
+def _done(path: Path) -> tuple[float, dict[str, str]]:
+    """The minutes that all stages took so far, and by name the commands of those that came to their end."""
     ran = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    return sum(each["minutes"] for each in ran), {each["stage"] for each in ran if each["done"]}
+    return sum(each["minutes"] for each in ran), {each["stage"]: each["command"] for each in ran if each["done"]}
 
 
 if __name__ == "__main__":
