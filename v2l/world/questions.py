@@ -187,19 +187,21 @@ def ask_by_scene(story: Story, times: Sequence[float], random: np.random.Generat
     """Questions that only their time or an order ties to a scene: each scene is asked for its word at a time, and for
     the colour, the kind or the place of its shape where all scenes' shapes go by the same name and differ in it.
     Whoever ignores the time is right about one scene of all at most. Raises V2LError where a scene is not seen."""
+    pick = _picking(random)
     seen = [[seconds for seconds in times if story.at(seconds) is scene] for scene in story.scenes]
     if not all(seen):
         raise V2LError("every scene is asked about, and of one no frame is seen")
-    chosen = [own[random.integers(len(own))] for own in seen]
     words = seen_words(story, times)
     facts = [("word first", {}, words[0]), ("word last", {}, words[-1])] if len(words) > 1 else []
-    for of_a_kind in zip(*(_facts_at(story, seconds) for seconds in chosen), strict=True):
-        names, answers = [names for _, names, _ in of_a_kind], {answer for *_, answer in of_a_kind}
-        if all(each == names[0] for each in names) and len(answers - {NO_PLACE}) == len(of_a_kind):
-            facts += [
-                (kind, {**names, "time": clock(seconds)}, answer)
-                for seconds, (kind, names, answer) in zip(chosen, of_a_kind, strict=True)
-            ]
+    by_kind: dict[str, list[Fact]] = {}
+    for moment in [[pick(own)] for own in seen]:
+        for fact in (*_word_facts(story, moment, pick), *_timed_facts(story, moment, pick)):
+            by_kind.setdefault(fact[0], []).append(fact)
+    for kind, told in by_kind.items():
+        named = [{**names, "time": None} for _, names, _ in told]
+        differs = len({answer for *_, answer in told}) == len(seen)
+        if kind != "words" and differs and all(each == named[0] for each in named):
+            facts += told
     return [
         Question(kind, PHRASINGS[kind][random.integers(len(PHRASINGS[kind]) - 1)].format(**names), answer)
         for kind, names, answer in facts
@@ -258,9 +260,6 @@ def clock(seconds: float) -> str:
     return f"{math.floor(seconds) // 60:02d}:{math.floor(seconds) % 60:02d}"
 
 
-NO_PLACE = ""
-"""The place of a shape on the border between two."""
-
 Fact = tuple[str, dict[str, str], str]
 """Kind, what its phrasing names, and the answer."""
 
@@ -275,13 +274,15 @@ _MOVES = {
 
 
 def _facts(story: Story, times: Sequence[float], random: np.random.Generator) -> Iterator[Fact]:
-    def pick(items: Sequence) -> object:
-        return items[random.integers(len(items))]
-
+    pick = _picking(random)
     yield from _word_facts(story, times, pick)
     yield from _timed_facts(story, times, pick)
     if len(story.scenes) == 1:
         yield from _lasting_facts(story.scenes[0], times, pick)
+
+
+def _picking(random: np.random.Generator) -> Callable[[Sequence], object]:
+    return lambda items: items[random.integers(len(items))]
 
 
 def _word_facts(story: Story, times: Sequence[float], pick: Callable) -> Iterator[Fact]:
@@ -311,16 +312,6 @@ def _timed_facts(story: Story, times: Sequence[float], pick: Callable) -> Iterat
     if placed:
         shape, seconds, place = pick(placed)
         yield "place at", {"kind": shape.kind, "time": clock(seconds)}, place_name(*place)
-
-
-def _facts_at(story: Story, seconds: float) -> Iterator[Fact]:
-    """What the word is then, and the first shape's colour, kind and place, which may be NO_PLACE."""
-    scene = story.at(seconds)
-    shape, place = scene.shapes[0], scene.where(scene.shapes[0], seconds)
-    yield "word at", {}, scene.board.word_at(seconds)
-    yield "colour at", {"kind": shape.kind}, shape.colour
-    yield "shape at", {"colour": shape.colour}, shape.kind
-    yield "place at", {"kind": shape.kind}, place_name(*place) if place_is_clear(*place) else NO_PLACE
 
 
 def _lasting_facts(scene: Scene, times: Sequence[float], pick: Callable) -> Iterator[Fact]:
