@@ -8,7 +8,6 @@ of its own, printed before it runs; FOLDER/series.jsonl tells which are done and
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shlex
 import subprocess
@@ -21,10 +20,11 @@ from pathlib import Path
 import torch
 
 from v2l.errors import V2LError
-from v2l.files import append_line, make_folder, printable
+from v2l.files import make_folder, printable
+from v2l.journal import Journal
 
 DONE = "series.jsonl"
-"""A line for each time that a stage ran: its name and command, its minutes and whether it came to its end."""
+"""Its stages and their commands, and a line for each time that one ran: its minutes and whether it came to its end."""
 SIZES = "rank=16,lora_alpha=45,latent_size=128,num_latents=16,num_blocks=4,num_heads=4,num_kv_heads=4,head_dim=32"
 
 
@@ -97,32 +97,31 @@ def run(folder: Path, share: float = 1.0) -> None:
     """Runs what is not done yet. Raises V2LError where a stage fails, with which the series then goes on, or where the
     folder holds a series of other stages."""
     make_folder(folder)
-    minutes, done = _done(folder / DONE)
-    for stage in stages(share):
-        if stage.name in done:
-            if done[stage.name] != stage.command:
-                raise V2LError(f"{printable(folder)} holds a series with other settings; name another folder")
-            continue
-        print(f"\n{stage.name}: python {shlex.join(stage.arguments)}", flush=True)
-        started, code = time.monotonic(), None
-        threads = {"OMP_NUM_THREADS": "1"} if stage.in_two else {}
-        try:
-            command = [sys.executable, *stage.arguments]
-            code = subprocess.run(command, cwd=folder, env={**os.environ, **threads}, check=False).returncode
-        finally:
-            took = (time.monotonic() - started) / 60
-            minutes += took
-            told = {"stage": stage.name, "command": stage.command, "minutes": round(took, 2), "done": code == 0}
-            append_line(folder / DONE, json.dumps(told))
-        if code:
-            raise V2LError(f"{stage.name} ended with code {code}; what it told stands above, the same command goes on")
+    planned = list(stages(share))
+    header = {"v2l": 1, "stages": {stage.name: stage.command for stage in planned}}
+    with Journal(folder / DONE, header, "series", "share or with other settings") as journal:
+        minutes = sum(each["minutes"] for each in journal.rows)
+        done = {each["stage"] for each in journal.rows if each["done"]}
+        for stage in planned:
+            if stage.name not in done:
+                minutes += _run(stage, folder, journal)
     print(f"\nin all {minutes:.0f} minutes; the model is {printable(folder / 'model')}, as in `v2l encode --model`")
 
 
-def _done(path: Path) -> tuple[float, dict[str, str]]:
-    """The minutes that all stages took so far, and by name the commands of those that came to their end."""
-    ran = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    return sum(each["minutes"] for each in ran), {each["stage"]: each["command"] for each in ran if each["done"]}
+def _run(stage: Stage, folder: Path, journal: Journal) -> float:
+    """Runs one stage and tells the journal; its minutes. Raises V2LError where it fails."""
+    print(f"\n{stage.name}: python {shlex.join(stage.arguments)}", flush=True)
+    started, code = time.monotonic(), None
+    threads = {"OMP_NUM_THREADS": "1"} if stage.in_two else {}
+    try:
+        command = [sys.executable, *stage.arguments]
+        code = subprocess.run(command, cwd=folder, env={**os.environ, **threads}, check=False).returncode
+    finally:
+        minutes = (time.monotonic() - started) / 60
+        journal.add({"stage": stage.name, "minutes": round(minutes, 2), "done": code == 0})
+    if code:
+        raise V2LError(f"{stage.name} ended with code {code}; what it told stands above, the same command goes on")
+    return minutes
 
 
 if __name__ == "__main__":
