@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import torch
 from test_train import SIZES, TRAINING
 
 from v2l.hypernetwork import Hypernetwork
-from v2l.lessons import Curriculum, Reader, read_lesson
+from v2l.lessons import NO_END, Curriculum, Reader, read_lesson
 from v2l.manifest import group_by_clip
 from v2l.optimise import Processes, keep
 from v2l.sheet import IGNORED
@@ -83,6 +84,20 @@ def test_a_part_is_not_asked_what_came_before_its_first_frame(vlm, world_example
             asked[firsts, 1] = whole[firsts, 1]
             assert torch.equal(asked, whole)
     assert unknown > 3
+
+
+def test_the_heads_ask_frames_of_several_tiles_too(vlm, world_examples, tmp_path):
+    """A frame of twice the model's edge is five images; the token behind the last of them ends it."""
+    run = trainer(vlm, world_examples, tmp_path, answers=False)
+    reader = Reader(vlm.tokenizer, vlm.geometry, vlm.max_positions)
+    tiled = replace(CURRICULUM, frames=4, resolutions=(2 * vlm.geometry.image_size,))
+    lesson = read_lesson(group_by_clip(world_examples)[0], reader, tiled, None)
+    frames = sum(part.frames for part in lesson.parts)
+    assert sum(part.count for part in lesson.parts) == 5 * frames
+    assert sum(int((part.ends != NO_END).sum()) for part in lesson.parts) == frames
+    run.pupil.loss([lesson]).backward()
+    assert len(torch.cat(run.pupil.shown)) == frames
+    assert all(heads.any() for heads in run.pupil.heads.grad)
 
 
 def test_an_interrupted_run_goes_on_exactly(vlm, world_examples, tmp_path):

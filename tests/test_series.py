@@ -48,13 +48,15 @@ def test_a_series_goes_on_with_what_is_not_done(tmp_path, capsys):
         run(folder, 2 * SHARE)
 
 
-def test_a_stage_that_fails_ends_the_series_and_is_tried_again(tmp_path):
+def test_a_stage_that_fails_ends_the_series_and_is_tried_again(tmp_path, capfd):
     folder = tmp_path / "series"
     done = begun(folder, "clips, two")
     (folder / "train-two").write_text("in the way")
     with pytest.raises(V2LError, match="clips, two ended with code 1"):
         run(folder, SHARE)
     assert told(folder)[-1]["done"] is False
+    said = capfd.readouterr().err.splitlines()
+    assert len(said) == 1 and said[0].startswith("error: ") and "train-two" in said[0]
     (folder / "train-two").unlink()
     run(folder, SHARE)
     assert [each["done"] for each in told(folder)[done:]] == [False, True]

@@ -1,5 +1,9 @@
 """What v2l raises and warns with on purpose."""
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class V2LError(Exception):
     """What is wrong, with which file or value, and what to do about it: one sentence, printed as one line."""
@@ -19,3 +23,12 @@ class V2LWarning(UserWarning):
 
 class UsageError(V2LError):
     """The command cannot mean what it says: exit code 2, nothing was begun."""
+
+
+@contextmanager
+def errors_in_one_line() -> Iterator[None]:
+    """For modules that are run by hand: a V2LError ends the process with its line and code 1, without a traceback."""
+    try:
+        yield
+    except V2LError as error:
+        sys.exit(f"error: {error}")

@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from v2l.errors import errors_in_one_line
 from v2l.files import make_folder, write_atomically
 from v2l.world.clip import ClipFormat, seen_times, write_clip
 from v2l.world.questions import EASY, Question, ask_about, ask_as_benchmarks, ask_by_scene, caption, describe
@@ -237,4 +238,5 @@ if __name__ == "__main__":
         parser.add_argument(f"--{name}", dest="asking", action="store_const", const=name)
     given = parser.parse_args()
     name = given.split if given.filming == "plain" else f"{given.split}-{given.filming}"
-    print(write_dataset(given.folder, given.split, given.count, FILMINGS[given.filming], name, given.asking))
+    with errors_in_one_line():
+        print(write_dataset(given.folder, given.split, given.count, FILMINGS[given.filming], name, given.asking))

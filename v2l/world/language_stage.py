@@ -28,6 +28,7 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 from transformers import SmolVLMForConditionalGeneration
 
+from v2l.errors import errors_in_one_line
 from v2l.loading import choose_device
 from v2l.optimise import Steps, keep, kept_in, mixed, prepared, record, restore, warm_cosine
 from v2l.prompt import GLOBAL_VIEW, PIXEL_MEAN, PIXEL_STD
@@ -362,5 +363,6 @@ if __name__ == "__main__":
     given = parser.parse_args()
     stage = FURTHER if given.start.is_dir() else LanguageStage()
     changes = {name: getattr(given, name) for name in ("steps", "seed") if getattr(given, name) is not None}
-    for line in Trainer(replace(stage, **changes), given.start, given.output).train():
-        print(line, flush=True)
+    with errors_in_one_line():
+        for line in Trainer(replace(stage, **changes), given.start, given.output).train():
+            print(line, flush=True)

@@ -11,7 +11,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from v2l.errors import V2LError
+from v2l.errors import V2LError, errors_in_one_line
 from v2l.files import printable, unreadable, write_atomically
 
 
@@ -37,4 +37,5 @@ if __name__ == "__main__":
     parser.add_argument("manifests", type=Path, nargs="+", metavar="manifest")
     parser.add_argument("--captions", type=int, default=1, metavar="TIMES", help="how often captions stand in it")
     given = parser.parse_args()
-    mix(given.mixed, given.manifests, given.captions)
+    with errors_in_one_line():
+        mix(given.mixed, given.manifests, given.captions)

@@ -27,6 +27,7 @@ from torch.nn import functional as F
 
 from v2l.checkpoint import load_hypernetwork
 from v2l.decoding import probe
+from v2l.errors import errors_in_one_line
 from v2l.hypernetwork import Hypernetwork
 from v2l.lessons import NO_END, Curriculum, Lesson
 from v2l.loading import load_vlm
@@ -213,6 +214,14 @@ if __name__ == "__main__":
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--segments", type=int, default=8)
+    parser.add_argument(
+        "--resolution",
+        type=int,
+        nargs="+",
+        default=(),
+        metavar="PIXELS",
+        help="of half of the clips the first, of the others any of them; the model's own where none is named",
+    )
     parser.add_argument("--reading-weight", type=float, default=ReadingTraining.reading_weight)
     parser.add_argument("--before-weight", type=float, default=ReadingTraining.before_weight)
     parser.add_argument("--bind-weight", type=float, default=ReadingTraining.bind_weight)
@@ -226,7 +235,13 @@ if __name__ == "__main__":
             "--bind-weight and --found-weight are about what questions name and need --answers, which asks them"
         )
     processes = Processes()
-    curriculum = Curriculum(denser=1.0, windows=min(2, given.segments), segments=given.segments, questions=10)
+    curriculum = Curriculum(
+        denser=1.0,
+        windows=min(2, given.segments),
+        segments=given.segments,
+        questions=10,
+        resolutions=tuple(given.resolution),
+    )
     training = ReadingTraining(
         curriculum,
         steps=given.steps,
@@ -242,15 +257,16 @@ if __name__ == "__main__":
         found_weight=given.found_weight,
         taught=given.taught,
     )
-    vlm = load_vlm(str(given.model), device=processes.device, dtype=torch.bfloat16)
-    trainer = ReadingTrainer(
-        vlm,
-        load_hypernetwork(given.hypernetwork, device=vlm.device),
-        (read_manifest(given.manifest), read_manifest(given.validation)),
-        training,
-        given.run,
-        processes=processes,
-    )
-    for progress in trainer.run():
-        if processes.first:
-            print(progress, flush=True)
+    with errors_in_one_line():
+        vlm = load_vlm(str(given.model), device=processes.device, dtype=torch.bfloat16)
+        trainer = ReadingTrainer(
+            vlm,
+            load_hypernetwork(given.hypernetwork, device=vlm.device),
+            (read_manifest(given.manifest), read_manifest(given.validation)),
+            training,
+            given.run,
+            processes=processes,
+        )
+        for progress in trainer.run():
+            if processes.first:
+                print(progress, flush=True)

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from v2l.checkpoint import FILE_NAME, load_hypernetwork, save_half
-from v2l.errors import V2LError
+from v2l.errors import V2LError, errors_in_one_line
 from v2l.models import EMBEDDED, find_model
 
 
@@ -28,4 +28,5 @@ def release(model: Path | str, hypernetwork: Path, folder: Path = EMBEDDED) -> N
 
 
 if __name__ == "__main__":
-    release(sys.argv[1], *map(Path, sys.argv[2:]))
+    with errors_in_one_line():
+        release(sys.argv[1], *map(Path, sys.argv[2:]))

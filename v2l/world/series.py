@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from v2l.errors import V2LError
+from v2l.errors import V2LError, errors_in_one_line
 from v2l.files import make_folder, printable
 from v2l.journal import Journal
 
@@ -130,9 +130,8 @@ if __name__ == "__main__":
     parser.add_argument("--share", type=float, default=1.0, help="of the steps and clips, to try it out")
     given = parser.parse_args()
     try:
-        run(given.folder, given.share)
-    except V2LError as error:
-        sys.exit(f"error: {error}")
+        with errors_in_one_line():
+            run(given.folder, given.share)
     except KeyboardInterrupt:
         print("interrupted; the same command goes on", file=sys.stderr)
         sys.exit(130)
