@@ -299,6 +299,39 @@ def test_by_scene_a_guess_that_ignores_the_time_is_right_about_one_scene_at_most
         ask_by_scene(story, times[:7], np.random.default_rng(0))
 
 
+def second_has_other_answers(question, story) -> bool:
+    """Whether another frame of the second that a question names would be answered otherwise."""
+    named = re.search(r"(\d\d):(\d\d)", question.prompt)
+    answers = set()
+    for moment in np.linspace(0, 0.999, 20) + (int(named[1]) * 60 + int(named[2])):
+        scene = story.at(moment)
+        answers |= {
+            "word at": {scene.board.word_at(moment)},
+            "colour at": {shape.colour for shape in scene.shapes if f" {shape.kind}" in question.prompt},
+            "shape at": {shape.kind for shape in scene.shapes if shape.colour in question.prompt},
+            "place at": {
+                place_name(*scene.where(shape, moment)) for shape in scene.shapes if f" {shape.kind}" in question.prompt
+            },
+        }[question.kind]
+    return answers != {question.answer}
+
+
+def test_what_a_test_asks_at_a_time_has_one_answer_in_that_second():
+    """Segments that are encoded alone, and fewer frames in context, show other frames of it."""
+    unclear, clear = Counter(), Counter()
+    for seed in range(60):
+        story = sample_story("test", seed, 8.0, views=8, count=2, shapes=1)
+        times = np.linspace(0, 7.875, 8).tolist()
+        for whole_seconds, found in ((False, unclear), (True, clear)):
+            asked = ask_about(story, times, np.random.default_rng(seed), whole_seconds=whole_seconds)
+            asked += ask_by_scene(story, times, np.random.default_rng(seed)) if whole_seconds else []
+            for question in asked:
+                if question.kind.endswith(" at"):
+                    found[question.kind] += second_has_other_answers(question, story)
+    assert unclear["word at"] > 3 and unclear["place at"] > 3
+    assert set(clear) == {"word at", "colour at", "shape at", "place at"} and not clear.total()
+
+
 @pytest.mark.parametrize("seconds", [12, 64, 1024])
 def test_in_a_long_film_a_fact_is_there_for_a_sixteenth_of_the_time(seconds):
     film = FILMINGS[f"length-{seconds}"](np.random.default_rng(0))

@@ -55,7 +55,7 @@ class SeenClip:
     @property
     def words(self) -> list[str]:
         """The word on the board in each frame."""
-        return [self.story.at(time).board.word_at(time) for time in self.times]
+        return [self.story.word_at(time) for time in self.times]
 
     def labels(self) -> dict[str, torch.Tensor]:
         """What stage 1 asks of a frame, its time and what stood before it, (F,) by label."""

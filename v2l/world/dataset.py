@@ -149,8 +149,8 @@ Asking = Callable[[Story, Sequence[float], np.random.Generator], list[Question]]
 
 
 def everything(story: Story, times: Sequence[float], random: np.random.Generator) -> list[Question]:
-    """Each kind of question once, and a caption."""
-    return [*ask_about(story, times, random), caption(story, times, random)]
+    """Each kind of question once, at times in whole seconds, and a caption."""
+    return [*ask_about(story, times, random, whole_seconds=True), caption(story, times, random)]
 
 
 def everything_often(story: Story, times: Sequence[float], random: np.random.Generator) -> list[Question]:
@@ -165,7 +165,8 @@ def everything_often(story: Story, times: Sequence[float], random: np.random.Gen
 
 def everything_kept(story: Story, times: Sequence[float], random: np.random.Generator) -> list[Question]:
     """`everything` in the phrasings that training never hears."""
-    return [*ask_about(story, times, random, kept_phrasing=True), caption(story, times, random)]
+    asked = ask_about(story, times, random, kept_phrasing=True, whole_seconds=True)
+    return [*asked, caption(story, times, random)]
 
 
 ASKINGS: dict[str, Asking] = {

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -153,13 +154,19 @@ class Question:
 
 
 def ask_about(
-    story: Story, times: Sequence[float], random: np.random.Generator, kept_phrasing: bool = False
+    story: Story,
+    times: Sequence[float],
+    random: np.random.Generator,
+    kept_phrasing: bool = False,
+    whole_seconds: bool = False,
 ) -> list[Question]:
     """One question of every kind that the story allows, about one of its shapes, words and times each.
 
     times: seconds of the frames that are seen, ascending; nothing is asked that they do not show. Of a story of
         several scenes every question names its time or an order.
     kept_phrasing: the phrasing that is kept for the test instead of one of the others
+    whole_seconds: nothing is asked at a time where the second that names it has two answers, so that the answer is the
+        same whichever of its frames is seen
     """
     if not times:
         raise V2LError("nothing can be asked about a clip of which no frame is seen")
@@ -168,13 +175,14 @@ def ask_about(
         for kind, phrasings in PHRASINGS.items()
     }
     return [
-        Question(kind, choices[kind].format(**names), answer) for kind, names, answer in _facts(story, times, random)
+        Question(kind, choices[kind].format(**names), answer)
+        for kind, names, answer in _facts(story, times, random, whole_seconds)
     ]
 
 
 def ask_as_benchmarks(story: Story, times: Sequence[float], random: np.random.Generator) -> list[Question]:
-    """The same questions under the names of QA_BENCHMARKS, in each that asks their kind."""
-    asked = ask_about(story, times, random)
+    """The same questions, at times in whole seconds, under the names of QA_BENCHMARKS, in each that asks their kind."""
+    asked = ask_about(story, times, random, whole_seconds=True)
     return [
         replace(question, kind=name)
         for name, kinds in QA_BENCHMARKS.items()
@@ -186,16 +194,18 @@ def ask_as_benchmarks(story: Story, times: Sequence[float], random: np.random.Ge
 def ask_by_scene(story: Story, times: Sequence[float], random: np.random.Generator) -> list[Question]:
     """Questions that only their time or an order ties to a scene: each scene is asked for its word at a time, and for
     the colour, the kind or the place of its shape where all scenes' shapes go by the same name and differ in it.
-    Whoever ignores the time is right about one scene of all at most. Raises V2LError where a scene is not seen."""
+    Whoever ignores the time is right about one scene of all at most. What is asked holds for the whole second that is
+    named. Raises V2LError where of a scene no second with one word is seen."""
     pick = _picking(random)
-    seen = [[seconds for seconds in times if story.at(seconds) is scene] for scene in story.scenes]
+    clear = [seconds for seconds in times if _holds(story.word_at, seconds)]
+    seen = [[seconds for seconds in clear if story.at(seconds) is scene] for scene in story.scenes]
     if not all(seen):
-        raise V2LError("every scene is asked about, and of one no frame is seen")
+        raise V2LError("every scene is asked about, and of one no frame is seen in whose second there is one word")
     words = seen_words(story, times)
     facts = [("word first", {}, words[0]), ("word last", {}, words[-1])] if len(words) > 1 else []
     by_kind: dict[str, list[Fact]] = {}
-    for moment in [[pick(own)] for own in seen]:
-        for fact in (*_word_facts(story, moment, pick), *_timed_facts(story, moment, pick)):
+    for own in seen:
+        for fact in (*_word_facts(story, [pick(own)], pick, True), *_timed_facts(story, own, pick, True)):
             by_kind.setdefault(fact[0], []).append(fact)
     for kind, told in by_kind.items():
         named = [{**names, "time": None} for _, names, _ in told]
@@ -246,7 +256,7 @@ def caption(story: Story, times: Sequence[float], random: np.random.Generator) -
 
 def seen_words(story: Story, times: Sequence[float]) -> list[str]:
     """The words on the board in those frames, in their order."""
-    words = [story.at(seconds).board.word_at(seconds) for seconds in times]
+    words = [story.word_at(seconds) for seconds in times]
     return words[:1] + [after for before, after in pairwise(words) if after != before]
 
 
@@ -273,10 +283,12 @@ _MOVES = {
 }
 
 
-def _facts(story: Story, times: Sequence[float], random: np.random.Generator) -> Iterator[Fact]:
+def _facts(
+    story: Story, times: Sequence[float], random: np.random.Generator, whole_seconds: bool = False
+) -> Iterator[Fact]:
     pick = _picking(random)
-    yield from _word_facts(story, times, pick)
-    yield from _timed_facts(story, times, pick)
+    yield from _word_facts(story, times, pick, whole_seconds)
+    yield from _timed_facts(story, times, pick, whole_seconds)
     if len(story.scenes) == 1:
         yield from _lasting_facts(story.scenes[0], times, pick)
 
@@ -285,11 +297,19 @@ def _picking(random: np.random.Generator) -> Callable[[Sequence], object]:
     return lambda items: items[random.integers(len(items))]
 
 
-def _word_facts(story: Story, times: Sequence[float], pick: Callable) -> Iterator[Fact]:
+def _holds(told: Callable[[float], object], seconds: float) -> bool:
+    """Whether the same is told at that time and at both ends of the second that names it."""
+    begin = math.floor(seconds)
+    return told(begin) == told(seconds) == told(math.nextafter(begin + 1, 0))
+
+
+def _word_facts(story: Story, times: Sequence[float], pick: Callable, whole_seconds: bool) -> Iterator[Fact]:
     words = seen_words(story, times)
-    seconds = pick(times)
     yield "words", {}, " then ".join(words)
-    yield "word at", {"time": clock(seconds)}, story.at(seconds).board.word_at(seconds)
+    clear = [seconds for seconds in times if not whole_seconds or _holds(story.word_at, seconds)]
+    if clear:
+        seconds = pick(clear)
+        yield "word at", {"time": clock(seconds)}, story.word_at(seconds)
     if len(words) > 1:  # with one word, first and last would ask the same as the plain question
         before, after = pick(list(pairwise(words)))
         yield "word first", {}, words[0]
@@ -298,20 +318,29 @@ def _word_facts(story: Story, times: Sequence[float], pick: Callable) -> Iterato
         yield "word before", {"word": after}, before
 
 
-def _timed_facts(story: Story, times: Sequence[float], pick: Callable) -> Iterator[Fact]:
-    seconds = pick(times)
-    shape: Shape = pick(story.at(seconds).shapes)
-    yield "colour at", {"kind": shape.kind, "time": clock(seconds)}, shape.colour
-    yield "shape at", {"colour": shape.colour, "time": clock(seconds)}, shape.kind
+def _timed_facts(story: Story, times: Sequence[float], pick: Callable, whole_seconds: bool) -> Iterator[Fact]:
+    clear = [seconds for seconds in times if not whole_seconds or _holds(story.at, seconds)]
+    if clear:
+        seconds = pick(clear)
+        shape: Shape = pick(story.at(seconds).shapes)
+        yield "colour at", {"kind": shape.kind, "time": clock(seconds)}, shape.colour
+        yield "shape at", {"colour": shape.colour, "time": clock(seconds)}, shape.kind
     placed = [
         (shape, seconds, place)
-        for seconds in times
+        for seconds in clear
         for shape in story.at(seconds).shapes
-        if place_is_clear(*(place := story.at(seconds).where(shape, seconds)))
+        if (place := _clear_place(story.at(seconds), shape, seconds))
+        and (not whole_seconds or _holds(partial(_clear_place, story.at(seconds), shape), seconds))
     ]
     if placed:
         shape, seconds, place = pick(placed)
-        yield "place at", {"kind": shape.kind, "time": clock(seconds)}, place_name(*place)
+        yield "place at", {"kind": shape.kind, "time": clock(seconds)}, place
+
+
+def _clear_place(scene: Scene, shape: Shape, seconds: float) -> str | None:
+    """The ninth that the shape is in at that time, None where it is too near to a border."""
+    place = scene.where(shape, seconds)
+    return place_name(*place) if place_is_clear(*place) else None
 
 
 def _lasting_facts(scene: Scene, times: Sequence[float], pick: Callable) -> Iterator[Fact]:
@@ -319,9 +348,9 @@ def _lasting_facts(scene: Scene, times: Sequence[float], pick: Callable) -> Iter
     yield "colour", {"kind": shape.kind}, shape.colour
     yield "shape", {"colour": shape.colour}, shape.kind
     for kind, seconds in (("start", times[0]), ("end", times[-1])):
-        place = scene.where(shape, seconds)
-        if len(times) > 1 and place_is_clear(*place):
-            yield kind, {"kind": shape.kind}, place_name(*place)
+        place = _clear_place(scene, shape, seconds)
+        if len(times) > 1 and place:
+            yield kind, {"kind": shape.kind}, place
     if shows_motion(scene, times):
         yield "motion", {"kind": shape.kind}, shape.motion
     yield "count", {}, ("one", "two")[len(scene.shapes) - 1]

@@ -142,6 +142,10 @@ class Story:
         """The scene that is on at that time of the video."""
         return self.scenes[max(0, sum(scene.start <= seconds for scene in self.scenes) - 1)]
 
+    def word_at(self, seconds: float) -> str:
+        """The word on the board at that time of the video."""
+        return self.at(seconds).board.word_at(seconds)
+
     def between(self, first: float, last: float) -> Story:
         """The scenes that are on from the one time to the other."""
         return Story(
