@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -83,8 +84,9 @@ def test_clips_are_met_whole_in_windows_and_in_segments(examples, reader):
     assert len(lessons) == 40
     met = [lesson for number in range(40) for lesson in lessons.batch(number)]
     assert len(met) == 60
-    ways = {(lesson.composed, len(lesson.parts)) for lesson in met}
-    assert ways == {(False, 1), (False, 2), (False, 3), (True, 2), (True, 3)}
+    ways = Counter((lesson.composed, len(lesson.parts)) for lesson in met)
+    assert ways[True, 2] > ways[True, 3]
+    assert set(ways) == {(False, 1), (False, 2), (False, 3), (True, 2), (True, 3)}
     assert len({sum(part.frames for part in lesson.parts) for lesson in met}) > 3
     first, again = lessons.batch(7), lessons.batch(7)
     assert all(torch.equal(x.parts[0].images, y.parts[0].images) for x, y in zip(first, again, strict=True))

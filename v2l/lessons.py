@@ -238,7 +238,8 @@ def _resolution(curriculum: Curriculum, random: np.random.Generator | None) -> i
 
 def _cut(frames: int, fewest: int, curriculum: Curriculum, random: np.random.Generator | None) -> tuple[bool, int]:
     """Whether the parts are composed, and how many there are: a third of the clips stay whole where that fits, a third
-    are read in joint windows, a third are composed."""
+    are read in joint windows, a third are composed, of few segments more often than of many: of a second or two each
+    no user cuts them."""
     if random is None:
         return False, fewest
     way = random.choice(["whole", "windows", "segments"])
@@ -246,7 +247,7 @@ def _cut(frames: int, fewest: int, curriculum: Curriculum, random: np.random.Gen
     most = min(frames, curriculum.segments)
     if way == "segments" and most > 1:
         least = min(max(2, least), most)
-        return True, int(random.integers(least, most + 1))
+        return True, least + int((most - least + 1) * random.random() ** 2)
     most = min(frames, max(curriculum.windows, fewest))
     if way == "windows" and most > fewest:
         return False, int(random.integers(fewest + 1, most + 1))
