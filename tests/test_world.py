@@ -336,7 +336,7 @@ def test_what_a_test_asks_at_a_time_has_one_answer_in_that_second():
 def test_in_a_long_film_a_fact_is_there_for_a_sixteenth_of_the_time(seconds):
     film = FILMINGS[f"length-{seconds}"](np.random.default_rng(0))
     story = sample_story("test", 0, film.seconds, views=seconds, count=film.scenes, shapes=1)
-    words = [story.at(second).board.word_at(second) for second in range(seconds)]
+    words = [story.word_at(second) for second in range(seconds)]
     assert len(words) == seconds and max(words.count(word) for word in words) <= max(1, seconds / 16)
     assert FILMINGS[f"facts-{seconds}"](np.random.default_rng(0)).scenes == min(seconds // 4, len(WORDS))
 

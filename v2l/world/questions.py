@@ -197,7 +197,7 @@ def ask_by_scene(story: Story, times: Sequence[float], random: np.random.Generat
     Whoever ignores the time is right about one scene of all at most. What is asked holds for the whole second that is
     named. Raises V2LError where of a scene no second with one word is seen."""
     pick = _picking(random)
-    clear = [seconds for seconds in times if _holds(story.word_at, seconds)]
+    clear = _clear(story.word_at, times)
     seen = [[seconds for seconds in clear if story.at(seconds) is scene] for scene in story.scenes]
     if not all(seen):
         raise V2LError("every scene is asked about, and of one no frame is seen in whose second there is one word")
@@ -297,16 +297,20 @@ def _picking(random: np.random.Generator) -> Callable[[Sequence], object]:
     return lambda items: items[random.integers(len(items))]
 
 
-def _holds(told: Callable[[float], object], seconds: float) -> bool:
-    """Whether the same is told at that time and at both ends of the second that names it."""
-    begin = math.floor(seconds)
-    return told(begin) == told(seconds) == told(math.nextafter(begin + 1, 0))
+def _clear(told: Callable[[float], object], times: Sequence[float]) -> list[float]:
+    """Those at which the same is told as at both ends of the second that names them."""
+
+    def holds(seconds: float) -> bool:
+        begin = math.floor(seconds)
+        return told(begin) == told(seconds) == told(math.nextafter(begin + 1, 0))
+
+    return [seconds for seconds in times if holds(seconds)]
 
 
 def _word_facts(story: Story, times: Sequence[float], pick: Callable, whole_seconds: bool) -> Iterator[Fact]:
     words = seen_words(story, times)
     yield "words", {}, " then ".join(words)
-    clear = [seconds for seconds in times if not whole_seconds or _holds(story.word_at, seconds)]
+    clear = _clear(story.word_at, times) if whole_seconds else times
     if clear:
         seconds = pick(clear)
         yield "word at", {"time": clock(seconds)}, story.word_at(seconds)
@@ -319,7 +323,7 @@ def _word_facts(story: Story, times: Sequence[float], pick: Callable, whole_seco
 
 
 def _timed_facts(story: Story, times: Sequence[float], pick: Callable, whole_seconds: bool) -> Iterator[Fact]:
-    clear = [seconds for seconds in times if not whole_seconds or _holds(story.at, seconds)]
+    clear = _clear(story.at, times) if whole_seconds else times
     if clear:
         seconds = pick(clear)
         shape: Shape = pick(story.at(seconds).shapes)
@@ -330,7 +334,7 @@ def _timed_facts(story: Story, times: Sequence[float], pick: Callable, whole_sec
         for seconds in clear
         for shape in story.at(seconds).shapes
         if (place := _clear_place(story.at(seconds), shape, seconds))
-        and (not whole_seconds or _holds(partial(_clear_place, story.at(seconds), shape), seconds))
+        and (not whole_seconds or _clear(partial(_clear_place, story.at(seconds), shape), [seconds]))
     ]
     if placed:
         shape, seconds, place = pick(placed)
