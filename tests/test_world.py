@@ -226,6 +226,9 @@ def test_of_an_excerpt_what_it_shows_is_asked(tmp_path):
                 second = 60 * int(example.prompt.split(":")[0][-2:]) + int(example.prompt.split(":")[1][:2])
                 assert example.start <= second < example.end
                 assert example.target == story.at(second).board.word_at(second)
+        kinds = {example.kind for example in clip}
+        assert kinds & {"word first", "start"} == set() or film.clip[0] == 0
+        assert kinds & {"word last", "end"} == set() or film.clip[1] == film.seconds
         shown = {story.at(seconds).start for seconds in film.times}
         scenes.add(len(shown))
         assert any(e.kind == "shape" for e in clip) == (len(shown) == 1)

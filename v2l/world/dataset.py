@@ -52,6 +52,15 @@ class Filming:
         start, end = self.clip
         return [start + seconds for seconds in seen_times(end - start, self.form, end - start)]
 
+    @property
+    def beyond(self) -> tuple[str, ...]:
+        """Kinds of question that an excerpt does not know the whole video's answer to. They are not asked: a segment's
+        adapter that takes its own last frame for the last one drowns that of the segment after it."""
+        if self.clip is None:
+            return ()
+        start, end = self.clip
+        return (*(BEGINNING if start > 0 else ()), *(ENDING if end < self.seconds else ()))
+
 
 def plain(random: np.random.Generator) -> Filming:
     """Eight seconds of one scene, 128 x 96 pixels at 8 frames a second."""
@@ -138,6 +147,8 @@ SOON = (*EASY, "start", "end", "motion")
 """Kinds of question that adapters answer long before those about words and their order and about places at a time."""
 LATE = "word before"
 """The kind of question that they answer last."""
+BEGINNING, ENDING = ("word first", "start"), ("word last", "end")
+"""Kinds of question about the beginning and about the end of what is seen."""
 
 
 def story_of(split: str, seed: int, film: Filming) -> Story:
@@ -210,7 +221,8 @@ def write_dataset(
         seen = story.between(times[0], times[-1])
         told = {(question.kind, question.prompt): question for question in ask(seen, times, random)}
         span = {} if film.clip is None else {"clip_start_sec": film.clip[0], "clip_end_sec": film.clip[1]}
-        asked = [question for question in told.values() if SHAPES > 1 or question.kind != "count"]
+        unasked = film.beyond if SHAPES > 1 else (*film.beyond, "count")
+        asked = [question for question in told.values() if question.kind not in unasked]
         for number, question in enumerate(asked):
             rows.append(
                 {
