@@ -382,6 +382,7 @@ def test_a_benchmark_can_be_written_as_a_manifest(tmp_path, capsys):
         Example("8", root / "videos/s.mp4", "caption", "plm-rcap", *READ["plm-rcap"][0][2:], 5.0, 10.0)
     ]
     assert rows.main(["plm-rcap", str(tmp_path)]) == 1
+    assert capsys.readouterr().err.startswith("error: ")
     assert rows.main(["plm-rcup", str(root)]) == 2
     assert "NAME is one of activitynet-captions, " in capsys.readouterr().err
 

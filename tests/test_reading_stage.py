@@ -122,9 +122,16 @@ def test_it_goes_on_from_the_heads_of_another_run(vlm, world_examples, tmp_path)
     assert taught["0"].any() and torch.equal(run.pupil.heads, taught["0"])
 
 
-@pytest.mark.parametrize("weight", ["--bind-weight", "--found-weight"])
-def test_what_questions_name_is_not_weighed_where_none_is_asked(weight):
-    command = [sys.executable, "-m", "v2l.world.reading_stage", *"abcde", weight, "1"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 2
-    assert weight in done.stderr.splitlines()[-1] and "--answers" in done.stderr.splitlines()[-1]
+@pytest.mark.parametrize(
+    ("options", "code", "told"),
+    [
+        (["--bind-weight", "1"], 2, "need --answers"),
+        (["--found-weight", "1"], 2, "need --answers"),
+        (["--resolution", "64,7"], 1, "--resolution '64,7': give numbers of at least 8"),
+    ],
+)
+def test_options_that_mean_nothing_are_refused(options, code, told):
+    done = subprocess.run(
+        [sys.executable, "-m", "v2l.world.reading_stage", *"abcde", *options], capture_output=True, text=True
+    )
+    assert done.returncode == code and told in done.stderr.splitlines()[-1]

@@ -20,7 +20,7 @@ def main(words: Sequence[str]) -> int:
     try:
         chosen = read_benchmark(words[0], Path(words[1]), *map(int, words[2:]))
     except V2LError as error:
-        print(error, file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return 1
     for example in chosen.examples:
         row = {

@@ -33,6 +33,7 @@ from v2l.lessons import NO_END, Curriculum, Lesson
 from v2l.loading import load_vlm
 from v2l.manifest import read_manifest
 from v2l.optimise import Processes, kept_in
+from v2l.options import LEAST_RESOLUTION, whole_numbers
 from v2l.pupil import Heard, Pupil
 from v2l.sheet import IGNORED
 from v2l.train import STATE, Trainer, Training
@@ -215,12 +216,7 @@ if __name__ == "__main__":
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--segments", type=int, default=8)
     parser.add_argument(
-        "--resolution",
-        type=int,
-        nargs="+",
-        default=(),
-        metavar="PIXELS",
-        help="of half of the clips the first, of the others any of them; the model's own where none is named",
+        "--resolution", metavar="PIXELS,...", help="of a frame's longest edge; of several, half the clips the first"
     )
     parser.add_argument("--reading-weight", type=float, default=ReadingTraining.reading_weight)
     parser.add_argument("--before-weight", type=float, default=ReadingTraining.before_weight)
@@ -234,13 +230,15 @@ if __name__ == "__main__":
         parser.error(
             "--bind-weight and --found-weight are about what questions name and need --answers, which asks them"
         )
+    with errors_in_one_line():
+        resolutions = whole_numbers(given.resolution, "--resolution", LEAST_RESOLUTION)
     processes = Processes()
     curriculum = Curriculum(
         denser=1.0,
         windows=min(2, given.segments),
         segments=given.segments,
         questions=10,
-        resolutions=tuple(given.resolution),
+        resolutions=resolutions,
     )
     training = ReadingTraining(
         curriculum,
