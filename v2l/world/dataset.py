@@ -95,11 +95,21 @@ def excerpt(random: np.random.Generator) -> Filming:
 
 
 def sparse(random: np.random.Generator) -> Filming:
-    """What many segments need: 22 to 63 seconds with a frame every two seconds or more rarely, 9 to 20 of them, and two
+    """What many segments need: 22 to 63 seconds with a frame every two seconds or more rarely, 8 to 20 of them, and two
     scenes to as many as frames. Early and late seconds stand beside each other at the price of a short clip, so that a
     rank has to tell its own second from others that are a rank's number apart."""
-    seconds, frames = float(random.uniform(25, 63)), int(random.integers(10, 21))
-    fps = round(min(frames / seconds, 0.5), 3)  # files hold thousandths
+    return _few_frames(float(random.uniform(25, 63)), random)
+
+
+def far(random: np.random.Generator) -> Filming:
+    """What minutes need: as `sparse`, of one to eighteen minutes, short ones as often as ones of twice their length."""
+    return _few_frames(float(np.exp(random.uniform(np.log(64), np.log(1_100)))), random)
+
+
+def _few_frames(seconds: float, random: np.random.Generator) -> Filming:
+    """A clip of about so many seconds and 8 to 20 frames, with two scenes to as many as frames."""
+    thousandths = round(1000 * min(int(random.integers(10, 21)) / seconds, 0.5))
+    fps = (thousandths - (thousandths % 10 in (1, 9))) / 1000  # as OpenCV writes it: what is 0.001 off is good enough
     frames = int(seconds * fps)
     return Filming(frames / fps, int(random.integers(2, frames + 1)), ClipFormat(*_small(random), fps))
 
@@ -135,6 +145,7 @@ FILMINGS: dict[str, Callable[[np.random.Generator], Filming]] = {
     "long": long,
     "excerpt": excerpt,
     "sparse": sparse,
+    "far": far,
     "two": scenes_of_eight_seconds(2),
     "eight": scenes_of_eight_seconds(8),
     **{f"length-{seconds}": length(seconds) for seconds in (8, 12, 64, 256, 1024)},
