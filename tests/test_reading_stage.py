@@ -65,7 +65,7 @@ def test_it_learns_what_frames_show(vlm, world_examples, tmp_path):
     run = trainer(vlm, world_examples, tmp_path, steps=40, answers=False)
     first, *_, last = run.run()
     assert last.loss < 0.8 * first.loss
-    assert all(heads.abs().max() > 1e-3 for heads in run.pupil.heads)
+    assert all(heads.abs().max() > 1e-3 for heads in (*run.pupil.heads, *run.pupil.when))
 
 
 def test_a_part_is_not_asked_what_came_before_its_first_frame(vlm, world_examples, tmp_path):
@@ -111,7 +111,7 @@ def test_an_interrupted_run_goes_on_exactly(vlm, world_examples, tmp_path):
     one, other = (torch.load(tmp_path / place / STATE, weights_only=True) for place in ("whole", "parts"))
     assert one["step"] == other["step"] == 4
     assert one["heads"]["0"].abs().max() > 0
-    for part in ("hypernetwork", "heads"):
+    for part in ("hypernetwork", "heads", "when"):
         assert all(torch.equal(tensor, other[part][name]) for name, tensor in one[part].items())
 
 
@@ -120,6 +120,14 @@ def test_it_goes_on_from_the_heads_of_another_run(vlm, world_examples, tmp_path)
     taught = torch.load(tmp_path / "one" / STATE, weights_only=True)["heads"]
     run = trainer(vlm, world_examples, tmp_path / "other", taught=str(tmp_path / "one"))
     assert taught["0"].any() and torch.equal(run.pupil.heads, taught["0"])
+
+
+def test_heads_that_another_run_did_not_have_are_new(vlm, world_examples, tmp_path):
+    (tmp_path / "one").mkdir()
+    heads = trainer(vlm, world_examples, tmp_path / "none").pupil.heads + 1
+    torch.save({"heads": {"0": heads}}, tmp_path / "one" / STATE)
+    pupil = trainer(vlm, world_examples, tmp_path / "other", taught=str(tmp_path / "one")).pupil
+    assert torch.equal(pupil.heads, heads) and not pupil.when.any()
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,12 @@
 
 Training on answers alone teaches that slowly: what a rank does not hold cannot be bound to a time or to a word, and
 nothing tells it to hold what is not bound yet. Here linear heads ask each rank, in every layer from the third on, for
-the word that its frame shows, for the word of the frame before where that is another one, and for the shape, its
-colour and its place; others ask the same on the way there, of the projected token that ends the frame and of the latent
-that reads it. Which latent and which rank read which frame `v2l train --steer-weight` has taught. With `--bind-weight`
-the ranks are also drawn to the words and the times of the questions that they know the answer to, as `binding.py`
-tells, and with `--found-weight` they write there what the frozen model finds there in context.
+the word that its frame shows, for the word of the frame before where that is another one, for the shape, its colour and
+its place, and for the second and the minute; others ask the same on the way there, of the projected token that ends the
+frame and of the latent that reads it. Which latent and which rank read which frame `v2l train --steer-weight` has
+taught. With `--bind-weight` the ranks are also drawn to the words and the times of the questions that they know the
+answer to, as `binding.py` tells, and with `--found-weight` they write there what the frozen model finds there in
+context.
 `python -m v2l.world.reading_stage MANIFEST VALIDATION MODEL HYPERNETWORK RUN`, of clips of `dataset.py`; in several
 processes as `v2l train`.
 """
@@ -15,7 +16,7 @@ from __future__ import annotations
 
 import argparse
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -51,7 +52,9 @@ ASKED = {
     "colour": len(COLOUR_NAMES),
     "shape": len(KINDS),
 }
-"""What the heads ask, and how many answers there are."""
+"""What the heads ask of what a frame shows, and how many answers there are."""
+WHEN = {"second": 60, "minute": 60}
+"""What other heads ask: when it is there. A rank reads every so many seconds, and must tell its own from those."""
 QUICK = 10.0
 """The heads learn so many times as fast as the hypernetwork."""
 
@@ -116,6 +119,8 @@ class ReadingPupil(Pupil):
         shape = 3, sizes.num_layers - FIRST_LAYER, sizes.latent_size + 1, sum(ASKED.values())
         self.heads = nn.Parameter(torch.zeros(shape, device=self.vlm.device))  # of tokens, latents and ranks
         self.learners["heads"] = nn.ParameterList([self.heads])
+        self.when = nn.Parameter(torch.zeros(*shape[:3], sum(WHEN.values()), device=self.vlm.device))
+        self.learners["when"] = nn.ParameterList([self.when])
         self.found = nn.Linear(sizes.hidden_size, sum(ASKED.values()), device=self.vlm.device)
         if training.found_weight:
             self.learners["found"] = self.found
@@ -146,13 +151,16 @@ class ReadingPupil(Pupil):
             return beside
         row, token = (ends != NO_END).nonzero(as_tuple=True)
         shown = torch.cat([self.shown[place] for place in rows]).to(ends.device)
-        for heads, (name, held) in zip(QUICK * self.heads, self.kept.items(), strict=True):
+        stands = torch.stack([ends[row, token] % 60, ends[row, token] // 60 % 60], dim=1)
+        for heads, when, (name, held) in zip(QUICK * self.heads, QUICK * self.when, self.kept.items(), strict=True):
             held = held.unflatten(0, (len(rows), -1))[:, FIRST_LAYER:]
             place = token if name == "tokens" else ends[row, token] % held.shape[2]
             reader = row * held.shape[2] + place
             alone = torch.bincount(reader)[reader] == 1  # what reads two frames cannot tell one from the other
             frames = torch.bincount(row[alone], minlength=len(rows))[row[alone]]
-            missed = _missed(heads, held[row, :, place][alone], shown[alone], self.training.before_weight)
+            held = held[row, :, place][alone]
+            missed = _missed(heads, held, shown[alone], ASKED, {"before": self.training.before_weight})
+            missed = missed + _missed(when, held, stands[alone], WHEN)
             beside = beside + self.share * (missed / frames).sum()
         return beside
 
@@ -175,24 +183,32 @@ class ReadingPupil(Pupil):
             asks = (way != IGNORED).any(1)
             if asks.any():
                 pupil, teacher = (state[asks][:, None] for state in pairs[POINTING])
-                missed = _missed(head, teacher, way[asks], 1.0) + _missed(head.detach(), pupil, way[asks], 1.0)
+                missed = _missed(head, teacher, way[asks], ASKED) + _missed(head.detach(), pupil, way[asks], ASKED)
                 lacked = lacked + missed.sum() / (way != IGNORED).sum()
         return self.training.found_weight * len(lessons) * lacked
 
 
-def _missed(heads: torch.Tensor, held: torch.Tensor, shown: torch.Tensor, before_weight: float) -> torch.Tensor:
-    """What linear heads, (L, W + 1, answers), do not tell of what K frames show, (K, 5), from what is held of them,
-    (K, L, W): (K,)."""
+def _missed(
+    heads: torch.Tensor,
+    held: torch.Tensor,
+    shown: torch.Tensor,
+    asked: Mapping[str, int],
+    weights: Mapping[str, float] | None = None,
+) -> torch.Tensor:
+    """What linear heads, (L, W + 1, answers), do not tell of what is asked of K frames, (K, asked), from what is held
+    of them, (K, L, W): (K,).
+
+    weights: of what is not to be weighed as one
+    """
     held = F.rms_norm(held.float(), held.shape[-1:])
     said = torch.baddbmm(heads[:, -1:], held.transpose(0, 1), heads[:, :-1])  # (L, K, answers)
-    missed = {
-        name: F.cross_entropy(
+    missed = 0.0
+    for name, part, wanted in zip(asked, said.split(list(asked.values()), dim=-1), shown.T, strict=True):
+        lacked = F.cross_entropy(
             part.transpose(1, 2), wanted.expand(len(part), -1), ignore_index=IGNORED, reduction="none"
         )
-        for name, part, wanted in zip(ASKED, said.split(list(ASKED.values()), dim=-1), shown.T, strict=True)
-    }
-    missed["before"] = before_weight * missed["before"]
-    return sum(missed.values()).mean(0)
+        missed = missed + (weights or {}).get(name, 1.0) * lacked.mean(0)
+    return missed
 
 
 class ReadingTrainer(Trainer):
