@@ -133,8 +133,16 @@ def test_heads_that_another_run_did_not_have_are_new(vlm, world_examples, tmp_pa
 @pytest.mark.parametrize(
     ("options", "code", "told"),
     [
-        (["--bind-weight", "1"], 2, "need --answers"),
-        (["--found-weight", "1"], 2, "need --answers"),
+        (
+            ["--bind-weight", "1"],
+            2,
+            "--bind-weight and --found-weight are about what questions name and need --answers",
+        ),
+        (
+            ["--found-weight", "1"],
+            2,
+            "--bind-weight and --found-weight are about what questions name and need --answers",
+        ),
         (["--resolution", "64,7"], 1, "--resolution '64,7': give numbers of at least 8"),
     ],
 )

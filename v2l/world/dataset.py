@@ -95,7 +95,7 @@ def excerpt(random: np.random.Generator) -> Filming:
 
 
 def sparse(random: np.random.Generator) -> Filming:
-    """What many segments need: 22 to 63 seconds with a frame every two seconds or more rarely, 8 to 20 of them, and two
+    """What many segments need: 22 to 63 seconds with a frame every two seconds or more rarely, 9 to 20 of them, and two
     scenes to as many as frames. Early and late seconds stand beside each other at the price of a short clip, so that a
     rank has to tell its own second from others that are a rank's number apart."""
     return _few_frames(float(random.uniform(25, 63)), random)
