@@ -1,5 +1,6 @@
 """The stage in which a hypernetwork's ranks learn what their frames show."""
 
+import math
 import subprocess
 import sys
 from dataclasses import replace
@@ -66,6 +67,20 @@ def test_it_learns_what_frames_show(vlm, world_examples, tmp_path):
     first, *_, last = run.run()
     assert last.loss < 0.8 * first.loss
     assert all(heads.abs().max() > 1e-3 for heads in (*run.pupil.heads, *run.pupil.when))
+
+
+def test_seconds_and_minutes_count_as_often_as_is_said(vlm, world_examples, tmp_path):
+    """New heads know nothing of either, at tokens, latents and ranks."""
+    reader = Reader(vlm.tokenizer, vlm.geometry, vlm.max_positions)
+    lesson = read_lesson(group_by_clip(world_examples)[0], reader, CURRICULUM, None)
+    lost = [
+        trainer(vlm, world_examples, tmp_path / str(weight), answers=False, when_weight=weight)
+        .pupil.loss([lesson])
+        .item()
+        for weight in (0, 1, 3)
+    ]
+    assert lost[1] - lost[0] == pytest.approx(6 * math.log(60), rel=1e-3)
+    assert lost[2] - lost[0] == pytest.approx(18 * math.log(60), rel=1e-3)
 
 
 def test_a_part_is_not_asked_what_came_before_its_first_frame(vlm, world_examples, tmp_path):

@@ -95,6 +95,7 @@ class ReadingTraining(Training):
     answers: whether the questions of the manifest are asked, too
     reading_weight: of the heads' cross-entropy
     before_weight: therein of the word before, which is asked of few frames
+    when_weight: therein of the second and the minute
     bind_weight: of what ranks lack that should fire at the words and times of the questions
     found_weight: of the cross-entropy of what is found at times and at words that ask for another, as it is read in
         context
@@ -104,6 +105,7 @@ class ReadingTraining(Training):
     answers: bool = False
     reading_weight: float = 1.0
     before_weight: float = 4.0
+    when_weight: float = 1.0
     bind_weight: float = 0.0
     found_weight: float = 0.0
     taught: str | None = None
@@ -160,7 +162,7 @@ class ReadingPupil(Pupil):
             frames = torch.bincount(row[alone], minlength=len(rows))[row[alone]]
             held = held[row, :, place][alone]
             missed = _missed(heads, held, shown[alone], ASKED, {"before": self.training.before_weight})
-            missed = missed + _missed(when, held, stands[alone], WHEN)
+            missed = missed + self.training.when_weight * _missed(when, held, stands[alone], WHEN)
             beside = beside + self.share * (missed / frames).sum()
         return beside
 
@@ -236,6 +238,7 @@ if __name__ == "__main__":
     )
     parser.add_argument("--reading-weight", type=float, default=ReadingTraining.reading_weight)
     parser.add_argument("--before-weight", type=float, default=ReadingTraining.before_weight)
+    parser.add_argument("--when-weight", type=float, default=ReadingTraining.when_weight)
     parser.add_argument("--bind-weight", type=float, default=ReadingTraining.bind_weight)
     parser.add_argument("--found-weight", type=float, default=ReadingTraining.found_weight)
     parser.add_argument("--taught", metavar="RUN", help="the folder of a run of this stage, to go on from its heads")
@@ -267,6 +270,7 @@ if __name__ == "__main__":
         answers=given.answers,
         reading_weight=given.reading_weight,
         before_weight=given.before_weight,
+        when_weight=given.when_weight,
         bind_weight=given.bind_weight,
         found_weight=given.found_weight,
         taught=given.taught,
