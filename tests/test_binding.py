@@ -15,7 +15,7 @@ from v2l.manifest import group_by_clip
 from v2l.optimise import keep
 from v2l.sheet import IGNORED, write_sheet
 from v2l.train import STATE
-from v2l.world.binding import AFTER, BEFORE, FAINT, FIRST_LAYER, TIME, Binding
+from v2l.world.binding import AFTER, BEFORE, FAINT, FIRST_LAYER, MINUTES, TIME, Binding, TimeKeys
 from v2l.world.language_stage import REFERRING
 from v2l.world.reading_stage import ASKED, known_of_frames
 from v2l.world.scene import WORDS
@@ -192,3 +192,45 @@ def test_ranks_learn_to_fire_where_their_facts_are_named(vlm, world_examples, le
         pupil.loss(lessons).backward()
         optimiser.step()
     assert 0 < lacked[-1] < 0.8 * lacked[0]
+
+
+@pytest.fixture(scope="module")
+def keys(vlm, binding):
+    return TimeKeys(vlm, binding)
+
+
+def rows_that_fire_at(keys, seconds):
+    """Of each layer the rows of A, (N, d_in), that a ridge makes of the keys of these seconds."""
+    rows = [None] * FIRST_LAYER
+    for layer in keys.keys:
+        near = layer[:, :64].flatten(0, 1)
+        spread = near.T @ near
+        ridge = torch.eye(len(spread)) * 0.01 * spread.diagonal().mean()
+        rows.append(torch.linalg.solve(spread + ridge, layer[:, seconds].mean(0).T).T)
+    return rows
+
+
+def test_a_row_that_fires_at_its_own_time_lacks_little_of_it(keys):
+    seconds = torch.arange(64)
+    own = keys.missed(rows_that_fire_at(keys, seconds), seconds)
+    mixed_up = keys.missed(rows_that_fire_at(keys, (seconds + 16) % 64), seconds)
+    assert keys.keys.shape[:3] == (REFERRING - FIRST_LAYER, 2, 60 * MINUTES)
+    assert (own < mixed_up - 1).all() and own.mean() < 3
+    # what fires everywhere alike has one part of all the times of a minute and of that second in all minutes
+    everywhere = [None] * FIRST_LAYER + [layer.mean((0, 1))[None] for layer in keys.keys]
+    alike = keys.missed([row if row is None else row.expand(64, -1) for row in everywhere], seconds)
+    assert alike.mean().item() == pytest.approx(np.log(60 + MINUTES - 1), abs=0.5)
+
+
+def test_the_size_of_a_row_is_nothing_to_its_key(keys):
+    seconds = torch.arange(0, 600, 7)
+    rows = rows_that_fire_at(keys, seconds)
+    larger = [None if row is None else 100 * row for row in rows]
+    assert torch.allclose(keys.missed(rows, seconds), keys.missed(larger, seconds), rtol=1e-4)
+
+
+def test_ranks_learn_to_fire_at_their_own_time_alone(vlm, world_examples, tmp_path):
+    """Without an answer asked; `--key-weight` alone makes the difference."""
+    weights = {"steps": 30, "answers": False, "reading_weight": 0.0, "key_weight": 1.0}
+    first, *_, last = trainer(vlm, world_examples, tmp_path, **weights).run()
+    assert last.loss < first.loss - 0.3

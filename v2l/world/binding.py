@@ -6,6 +6,7 @@ other on the board are the business of the rank whose frame shows the second and
 question, or an answer, names the one and then the other, at the first of the two. Later tokens hardly tell which word
 was named. A rank writes one direction, so that the same rank can tell two words only by the sign of its firing: what
 comes before is told the other way round. A time is the business of its own frame's rank, until the answer begins.
+Few clips name two times that ranks mix up; `TimeKeys` holds each rank's row of A against all times at once.
 """
 
 from __future__ import annotations
@@ -20,14 +21,22 @@ from torch.nn import functional as F
 
 from v2l.errors import V2LError
 from v2l.lessons import NO_END, Lesson
+from v2l.prompt import question_text
 from v2l.sheet import IGNORED, Sheet
+from v2l.vlm import FrozenVLM
 from v2l.world.language_stage import REFERRING
+from v2l.world.questions import PHRASINGS
 from v2l.world.scene import WORDS
 
 FIRST_LAYER = 2
 """The first decoder layer in whose inputs the end of a frame knows what the frame shows."""
 FAINT = 1e-3
 """Added to a share before its logarithm is taken."""
+
+MINUTES = 19
+"""How many of them there are questions about: clips of training are not longer."""
+UNSURE = 0.1
+"""How far off, of its size, a question's hidden state may be: adapters change it."""
 
 TIME, AFTER, BEFORE = WAYS = range(3)
 """What is asked for: what is there at a time, after a word and before a word."""
@@ -152,8 +161,59 @@ class Binding:
         for place in reversed(range(len(ids))):
             if labels[place] != IGNORED:
                 answer = place
-            elif ids[place - 1] == self.colon and {ids[place - 2], ids[place]} <= self.digits.keys():
+            elif self.is_second(ids, place):
                 yield place, answer, (60 * self.digits[ids[place - 2]] + self.digits[ids[place]],)
+
+    def is_second(self, ids: Sequence[int], place: int) -> bool:
+        """Whether the token at that place is the second of a time."""
+        return ids[place - 1] == self.colon and {ids[place - 2], ids[place]} <= self.digits.keys()
+
+
+class TimeKeys:
+    """What a question's named second is to the layers in which ranks are bound, for every time of `MINUTES`: the inputs
+    of their `down_proj` there, in the frozen model alone, in two phrasings that training hears, (L, 2, times, d_in).
+
+    Raises V2LError where the tokenizer is not that of a model of this world.
+    """
+
+    def __init__(self, vlm: FrozenVLM, binding: Binding):
+        inputs: dict[int, torch.Tensor] = {}
+        layers = range(FIRST_LAYER, REFERRING)
+        hooks = [
+            vlm.down_projections[layer].register_forward_pre_hook(
+                lambda _, given, layer=layer: inputs.update({layer: given[0]})
+            )
+            for layer in layers
+        ]
+        heard = []
+        for asks in (PHRASINGS["word at"][1], PHRASINGS["word at"][3]):
+            asked = [
+                question_text(asks.format(time=f"{time // 60:02d}:{time % 60:02d}")) for time in range(60 * MINUTES)
+            ]
+            ids = torch.stack([vlm.tokenize(question) for question in asked]).to(vlm.device)
+            place = next(place for place in range(2, ids.shape[1]) if binding.is_second(ids[0].tolist(), place))
+            with torch.no_grad():
+                vlm.logits(ids)
+            heard.append(torch.stack([inputs[layer][:, place].float() for layer in layers]))
+        for hook in hooks:
+            hook.remove()
+        self.keys = torch.stack(heard, dim=1)
+
+    def missed(self, rows: Sequence[torch.Tensor], seconds: torch.Tensor) -> torch.Tensor:
+        """Of N ranks the mean over the layers of the negative logarithm of the share that its own time has of its
+        row's squared firing at all times of its minute and at its second of all minutes, (N,).
+
+        rows: of each layer, (N, d_in), of A; seconds: (N,) int64 below 60 * MINUTES, that the ranks know
+        """
+        times = torch.arange(60 * MINUTES, device=seconds.device)
+        near = (times // 60 == seconds[:, None] // 60) | (times % 60 == seconds[:, None] % 60)  # (N, times)
+        total = 0.0
+        for keys, row in zip(self.keys, rows[FIRST_LAYER:REFERRING], strict=True):
+            unsure = UNSURE**2 * keys.square().mean() * row.square().sum(1)  # what being off by it fires
+            fired = (row @ keys.flatten(0, 1).T).unflatten(1, keys.shape[:2]).square().mean(1) + unsure[:, None]
+            own = fired.gather(1, seconds[:, None])[:, 0] - unsure
+            total = total - (own / (fired * near).sum(1) + FAINT).log()
+        return total / len(self.keys)
 
 
 def _seconds(lesson: Lesson) -> list[list[int]]:

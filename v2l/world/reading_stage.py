@@ -35,11 +35,11 @@ from v2l.loading import load_vlm
 from v2l.manifest import read_manifest
 from v2l.optimise import Processes, kept_in
 from v2l.options import LEAST_RESOLUTION, whole_numbers
-from v2l.pupil import Heard, Pupil
+from v2l.pupil import Factors, Heard, Pupil
 from v2l.sheet import IGNORED
 from v2l.train import STATE, Trainer, Training
 from v2l.vlm import FrozenVLM
-from v2l.world.binding import FIRST_LAYER, Binding
+from v2l.world.binding import FIRST_LAYER, MINUTES, Binding, TimeKeys
 from v2l.world.dataset import FILMINGS, story_of
 from v2l.world.language_stage import POINTING
 from v2l.world.scene import KINDS, WORDS, place_name
@@ -97,6 +97,7 @@ class ReadingTraining(Training):
     before_weight: therein of the word before, which is asked of few frames
     when_weight: therein of the second and the minute
     bind_weight: of what ranks lack that should fire at the words and times of the questions
+    key_weight: of what their rows of A lack that should fire at their own time and at no other
     found_weight: of the cross-entropy of what is found at times and at words that ask for another, as it is read in
         context
     taught: None, or the folder of a run of this stage whose heads these go on from: new ones have all to learn first
@@ -107,6 +108,7 @@ class ReadingTraining(Training):
     before_weight: float = 4.0
     when_weight: float = 1.0
     bind_weight: float = 0.0
+    key_weight: float = 0.0
     found_weight: float = 0.0
     taught: str | None = None
 
@@ -126,11 +128,12 @@ class ReadingPupil(Pupil):
         self.found = nn.Linear(sizes.hidden_size, sum(ASKED.values()), device=self.vlm.device)
         if training.found_weight:
             self.learners["found"] = self.found
-        binds = training.bind_weight or training.found_weight
+        binds = training.bind_weight or training.found_weight or training.key_weight
         self.binding = Binding(vlm.tokenizer, sizes.rank) if binds else None
+        self.keys = TimeKeys(vlm, self.binding) if training.key_weight else None
         self.known: list[list[torch.Tensor]] = []  # what is known of frames: of each lesson's parts,
         self.shown: list[torch.Tensor] = []  # and of each row that the hypernetwork reads
-        self.share = 0.0
+        self.by_row = 0.0  # what each row counts
         self.kept: dict[str, torch.Tensor] = {}  # of the last pass, (U * L, N, W) each
         encoder = self.hypernetwork.aggregator["perceiver"].encoder
         encoder.register_forward_pre_hook(lambda _, inputs: self.kept.update(tokens=inputs[0]))
@@ -142,7 +145,7 @@ class ReadingPupil(Pupil):
         self.known, self.shown = [known_of_frames(lesson) for lesson in lessons], []
         for lesson, parts in zip(lessons, self.known, strict=True):
             self.shown += parts if lesson.composed else [torch.cat(parts)]
-        self.share = self.training.reading_weight * len(lessons) / len(self.shown)
+        self.by_row = len(lessons) / len(self.shown)
         if self.training.answers:
             return super().loss(lessons)
         return self._factors(lessons, self.see(lessons))[1]
@@ -163,8 +166,25 @@ class ReadingPupil(Pupil):
             held = held[row, :, place][alone]
             missed = _missed(heads, held, shown[alone], ASKED, {"before": self.training.before_weight})
             missed = missed + self.training.when_weight * _missed(when, held, stands[alone], WHEN)
-            beside = beside + self.share * (missed / frames).sum()
+            beside = beside + self.training.reading_weight * self.by_row * (missed / frames).sum()
         return beside
+
+    def _generate(
+        self, layers: Sequence[Sequence[torch.Tensor]], ends: Sequence[torch.Tensor]
+    ) -> tuple[Factors, torch.Tensor | float]:
+        factors, beside = super()._generate(layers, ends)
+        if self.keys is None or not torch.is_grad_enabled():
+            return factors, beside
+        rank = self.hypernetwork.config.rank
+        for row, own in enumerate(ends):
+            seconds = own[own != NO_END]
+            readers = seconds % rank
+            alone = (torch.bincount(readers)[readers] == 1) & (seconds < 60 * MINUTES)
+            if alone.any():
+                readers, seconds = readers[alone].to(self.vlm.device), seconds[alone].to(self.vlm.device)
+                missed = self.keys.missed([a[row, readers] for a, _ in factors], seconds)
+                beside = beside + self.training.key_weight * self.by_row * missed.mean()
+        return factors, beside
 
     def _of_hearing(self, lessons: Sequence[Lesson], own: Heard) -> torch.Tensor | float:
         if not self.training.bind_weight:
@@ -240,6 +260,7 @@ if __name__ == "__main__":
     parser.add_argument("--before-weight", type=float, default=ReadingTraining.before_weight)
     parser.add_argument("--when-weight", type=float, default=ReadingTraining.when_weight)
     parser.add_argument("--bind-weight", type=float, default=ReadingTraining.bind_weight)
+    parser.add_argument("--key-weight", type=float, default=ReadingTraining.key_weight)
     parser.add_argument("--found-weight", type=float, default=ReadingTraining.found_weight)
     parser.add_argument("--taught", metavar="RUN", help="the folder of a run of this stage, to go on from its heads")
     parser.add_argument("--answers", action="store_true", help="ask the questions of the manifest, too")
@@ -272,6 +293,7 @@ if __name__ == "__main__":
         before_weight=given.before_weight,
         when_weight=given.when_weight,
         bind_weight=given.bind_weight,
+        key_weight=given.key_weight,
         found_weight=given.found_weight,
         taught=given.taught,
     )
