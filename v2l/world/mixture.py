@@ -1,7 +1,8 @@
-"""One training manifest of several, with captions as often as they shall count.
+"""One training manifest of several, with captions, and first and last words, as often as they shall count.
 
-A clip has one caption beside some 25 other questions, and training asks a few of them at a time: captions would be one
-in twenty-five of what is asked. `python -m v2l.world.mixture MIXED MANIFEST ... [--captions TIMES]`, all in one folder.
+A clip has one caption, one first and one last word beside some 25 other questions, and training asks a few of them at a
+time: each would be one in twenty-five of what is asked. `python -m v2l.world.mixture MIXED MANIFEST ... [--captions
+TIMES] [--ends TIMES]`, all in one folder.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ from v2l.errors import V2LError, errors_in_one_line
 from v2l.files import printable, unreadable, write_atomically
 
 
-def mix(mixed: Path, manifests: Sequence[Path], captions: int = 1) -> None:
-    """Writes all rows of the manifests, and after them those of captions `captions - 1` times more, under ids that say
-    so. Raises V2LError where a manifest cannot be read or stands in another folder: rows name videos from their own."""
+def mix(mixed: Path, manifests: Sequence[Path], captions: int = 1, ends: int = 1) -> None:
+    """Writes all rows of the manifests, and after them those of captions `captions - 1` times more and those of first
+    and last words `ends - 1` times more, under ids that say so. Raises V2LError where a manifest cannot be read or
+    stands in another folder: rows name videos from their own."""
     lines = []
     for path in manifests:
         if path.resolve().parent != mixed.resolve().parent:
@@ -26,8 +28,14 @@ def mix(mixed: Path, manifests: Sequence[Path], captions: int = 1) -> None:
             lines += path.read_text(encoding="utf-8").splitlines()
         except OSError as error:
             raise unreadable(path, error) from error
-    rows = [row for row in map(json.loads, lines) if row["task_type"] == "caption"]
-    again = [{**row, "id": f"again-{turn}-{row['id']}"} for turn in range(1, captions) for row in rows]
+    times = {"caption": captions, "word first": ends, "word last": ends}
+    rows = [(row, times.get(row["metadata"]["kind"], 1)) for row in map(json.loads, lines)]
+    again = [
+        {**row, "id": f"again-{turn}-{row['id']}"}
+        for turn in range(1, max(times.values()))
+        for row, often in rows
+        if turn < often
+    ]
     write_atomically(mixed, "".join(line + "\n" for line in (*lines, *map(json.dumps, again))).encode())
 
 
@@ -36,6 +44,7 @@ if __name__ == "__main__":
     parser.add_argument("mixed", type=Path)
     parser.add_argument("manifests", type=Path, nargs="+", metavar="manifest")
     parser.add_argument("--captions", type=int, default=1, metavar="TIMES", help="how often captions stand in it")
+    parser.add_argument("--ends", type=int, default=1, metavar="TIMES", help="how often first and last words do")
     given = parser.parse_args()
     with errors_in_one_line():
-        mix(given.mixed, given.manifests, given.captions)
+        mix(given.mixed, given.manifests, given.captions, given.ends)
