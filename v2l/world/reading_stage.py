@@ -6,8 +6,8 @@ the word that its frame shows, for the word of the frame before where that is an
 its place, and for the second and the minute; others ask the same on the way there, of the projected token that ends the
 frame and of the latent that reads it. Which latent and which rank read which frame `v2l train --steer-weight` has
 taught. With `--bind-weight` the ranks are also drawn to the words and the times of the questions that they know the
-answer to, as `binding.py` tells, and with `--found-weight` they write there what the frozen model finds there in
-context.
+answer to, with `--key-weight` each to its own time among all that could be asked, as `binding.py` tells, and with
+`--found-weight` they write there what the frozen model finds there in context.
 `python -m v2l.world.reading_stage MANIFEST VALIDATION MODEL HYPERNETWORK RUN`, of clips of `dataset.py`; in several
 processes as `v2l train`.
 """
@@ -32,10 +32,11 @@ from v2l.errors import errors_in_one_line
 from v2l.hypernetwork import Hypernetwork
 from v2l.lessons import NO_END, Curriculum, Lesson
 from v2l.loading import load_vlm
+from v2l.lora import Factors
 from v2l.manifest import read_manifest
 from v2l.optimise import Processes, kept_in
 from v2l.options import LEAST_RESOLUTION, whole_numbers
-from v2l.pupil import Factors, Heard, Pupil
+from v2l.pupil import Heard, Pupil
 from v2l.sheet import IGNORED
 from v2l.train import STATE, Trainer, Training
 from v2l.vlm import FrozenVLM
