@@ -25,7 +25,7 @@ from v2l.prompt import question_text
 from v2l.sheet import IGNORED, Sheet
 from v2l.vlm import FrozenVLM
 from v2l.world.language_stage import REFERRING
-from v2l.world.questions import PHRASINGS
+from v2l.world.questions import PHRASINGS, clock
 from v2l.world.scene import WORDS
 
 FIRST_LAYER = 2
@@ -187,9 +187,7 @@ class TimeKeys:
         ]
         heard = []
         for asks in (PHRASINGS["word at"][1], PHRASINGS["word at"][3]):
-            asked = [
-                question_text(asks.format(time=f"{time // 60:02d}:{time % 60:02d}")) for time in range(60 * MINUTES)
-            ]
+            asked = [question_text(asks.format(time=clock(second))) for second in range(60 * MINUTES)]
             ids = torch.stack([vlm.tokenize(question) for question in asked]).to(vlm.device)
             place = next(place for place in range(2, ids.shape[1]) if binding.is_second(ids[0].tolist(), place))
             with torch.no_grad():

@@ -15,6 +15,9 @@ from pathlib import Path
 from v2l.errors import V2LError, errors_in_one_line
 from v2l.files import printable, unreadable, write_atomically
 
+ENDS = "word first", "word last"
+"""Kinds of question about the first and the last word."""
+
 
 def mix(mixed: Path, manifests: Sequence[Path], captions: int = 1, ends: int = 1) -> None:
     """Writes all rows of the manifests, and after them those of captions `captions - 1` times more and those of first
@@ -28,13 +31,14 @@ def mix(mixed: Path, manifests: Sequence[Path], captions: int = 1, ends: int = 1
             lines += path.read_text(encoding="utf-8").splitlines()
         except OSError as error:
             raise unreadable(path, error) from error
-    times = {"caption": captions, "word first": ends, "word last": ends}
-    rows = [(row, times.get(row["metadata"]["kind"], 1)) for row in map(json.loads, lines)]
+    rows = [json.loads(line) for line in lines]
+    told = [row for row in rows if row["task_type"] == "caption"]
+    named = [row for row in rows if row.get("metadata", {}).get("kind") in ENDS]
     again = [
         {**row, "id": f"again-{turn}-{row['id']}"}
-        for turn in range(1, max(times.values()))
-        for row, often in rows
-        if turn < often
+        for often, times in ((told, captions), (named, ends))
+        for turn in range(1, times)
+        for row in often
     ]
     write_atomically(mixed, "".join(line + "\n" for line in (*lines, *map(json.dumps, again))).encode())
 

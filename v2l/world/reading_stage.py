@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 
 from v2l.checkpoint import load_hypernetwork
 from v2l.decoding import probe
@@ -162,7 +163,7 @@ class ReadingPupil(Pupil):
             held = held.unflatten(0, (len(rows), -1))[:, FIRST_LAYER:]
             place = token if name == "tokens" else ends[row, token] % held.shape[2]
             reader = row * held.shape[2] + place
-            alone = torch.bincount(reader)[reader] == 1  # what reads two frames cannot tell one from the other
+            alone = _alone(reader)
             frames = torch.bincount(row[alone], minlength=len(rows))[row[alone]]
             held = held[row, :, place][alone]
             missed = _missed(heads, held, shown[alone], ASKED, {"before": self.training.before_weight})
@@ -177,14 +178,14 @@ class ReadingPupil(Pupil):
         if self.keys is None or not torch.is_grad_enabled():
             return factors, beside
         rank = self.hypernetwork.config.rank
-        for row, own in enumerate(ends):
-            seconds = own[own != NO_END]
-            readers = seconds % rank
-            alone = (torch.bincount(readers)[readers] == 1) & (seconds < 60 * MINUTES)
-            if alone.any():
-                readers, seconds = readers[alone].to(self.vlm.device), seconds[alone].to(self.vlm.device)
-                missed = self.keys.missed([a[row, readers] for a, _ in factors], seconds)
-                beside = beside + self.training.key_weight * self.by_row * missed.mean()
+        every = pad_sequence(list(ends), batch_first=True, padding_value=NO_END).to(self.vlm.device)
+        row, token = (every != NO_END).nonzero(as_tuple=True)
+        second = every[row, token]
+        asked = _alone(row * rank + second % rank) & (second < 60 * MINUTES)
+        row, second = row[asked], second[asked]
+        missed = self.keys.missed([a[row, second % rank] for a, _ in factors], second)
+        frames = torch.bincount(row)[row]
+        beside = beside + self.training.key_weight * self.by_row * (missed / frames).sum()
         return factors, beside
 
     def _of_hearing(self, lessons: Sequence[Lesson], own: Heard) -> torch.Tensor | float:
@@ -209,6 +210,12 @@ class ReadingPupil(Pupil):
                 missed = _missed(head, teacher, way[asks], ASKED) + _missed(head.detach(), pupil, way[asks], ASKED)
                 lacked = lacked + missed.sum() / (way != IGNORED).sum()
         return self.training.found_weight * len(lessons) * lacked
+
+
+def _alone(reader: torch.Tensor) -> torch.Tensor:
+    """Of K frames, (K,), by the number of what reads each, whether that reads no other: what reads two frames cannot
+    tell one from the other."""
+    return torch.bincount(reader)[reader] == 1
 
 
 def _missed(
