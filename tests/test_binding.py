@@ -15,7 +15,7 @@ from v2l.manifest import group_by_clip
 from v2l.optimise import keep
 from v2l.sheet import IGNORED, write_sheet
 from v2l.train import STATE
-from v2l.world.binding import AFTER, BEFORE, FAINT, FIRST_LAYER, MINUTES, TIME, Binding, TimeKeys
+from v2l.world.binding import AFTER, BEFORE, EDGE, FAINT, FIRST, FIRST_LAYER, LAST, MINUTES, TIME, Binding, TimeKeys
 from v2l.world.language_stage import REFERRING
 from v2l.world.reading_stage import ASKED, known_of_frames
 from v2l.world.scene import WORDS
@@ -63,6 +63,12 @@ def test_a_time_is_named_until_the_answer(binding, vlm):
     assert found == {(67,): "07?\nAssistant:", (3,): "03, where?\nAssistant:"}
 
 
+def test_what_a_question_calls_first_or_last_is_named_until_the_answer(binding, vlm):
+    asked = ("tell me the last word.", ONE), ("where is it at first?", "left"), ("read it.", f"first {ONE}")
+    found = named(binding, vlm, *asked)
+    assert found == {LAST: " last word.\nAssistant:", FIRST: " first?\nAssistant:"}
+
+
 def test_a_rank_knows_the_frame_it_reads(lessons, binding):
     ways = set()
     for lesson in lessons:
@@ -94,44 +100,48 @@ def test_of_a_rank_that_reads_two_frames_nothing_is_asked(world_examples, vlm):
         assert len(alone) < len(seconds)
 
 
-def test_times_what_comes_after_and_what_comes_before_are_asked_apart(binding, vlm, lessons):
+def test_times_words_and_ends_are_asked_apart(binding, vlm, lessons):
     lesson = next(each for each in lessons if len(each.parts) == 1 and 3 <= each.parts[0].frames <= 16)
     begin = lesson.parts[0].ends[lesson.parts[0].ends >= 0][:3].tolist()
     known = [[3, IGNORED, 5, 1, 2], [8, 3, 0, 1, 2], *[[1, IGNORED, 0, 1, 2]] * (lesson.parts[0].frames - 2)]
     known = torch.tensor(known)
     known[2, 1] = 8
     of_words = (f"what comes after {ONE}?", OTHER), ("read it.", f"{ONE} then {OTHER}"), (f"before {THIRD}?", OTHER)
-    sheet = write_sheet("\0\nAssistant:", (*of_words, (f"at 00:{begin[0]:02d}?", ONE)), vlm.tokenizer)
+    others = (f"at 00:{begin[0]:02d}?", ONE), ("which is last?", THIRD)
+    sheet = write_sheet("\0\nAssistant:", (*of_words, *others), vlm.tokenizer)
     asked = binding.asked(dataclasses.replace(lesson, sheet=sheet), [known])
     ranks = {way: [ranks for *_, ranks in spans] for way, spans in asked.items()}
-    assert ranks == {AFTER: [[begin[1]]] * 2, BEFORE: [[begin[2]]], TIME: [[begin[0]]]}
+    last = int(lesson.parts[0].ends.max())
+    assert ranks == {AFTER: [[begin[1]]] * 2, BEFORE: [[begin[2]]], TIME: [[begin[0]]], EDGE: [[last]]}
     texts = [vlm.tokenizer.decode([token]) for token in sheet.ids[sheet.group > 0].tolist()]
-    at_time, after, before = (
+    at_time, after, before, at_last = (
         [(text, *found) for text, found in zip(texts, told, strict=True) if any(label != IGNORED for label in found)]
         for told in binding.told(dataclasses.replace(lesson, sheet=sheet), [known]).tolist()
     )
     alone = 8, *[IGNORED] * 4
     assert at_time == [(f"{begin[0]:02d}", 3, IGNORED, 5, 1, 2)]
+    assert at_last == [(" last", 1, IGNORED, 0, 1, 2)]
     assert (after, before) == ([(f" {ONE}", *alone)] * 2, [(f" {THIRD}", *alone)])
 
 
+@pytest.mark.parametrize("third", [AFTER, EDGE])
 @pytest.mark.parametrize("composed", [False, True])
-def test_what_is_lacked_is_what_others_fire(lessons, binding, composed):
+def test_what_is_lacked_is_what_others_fire(lessons, binding, composed, third):
     ways = ((each, binding.asked(each, known_of_frames(each))) for each in lessons if each.composed is composed)
-    lesson, asked = next((each, asked) for each, asked in ways if len(asked) == 3)
+    lesson, asked = next((each, asked) for each, asked in ways if asked.keys() == {TIME, BEFORE, third})
     frames = known_of_frames(lesson)
     count = 16 * len(lesson.parts) if composed else 16
     tokens = int((lesson.sheet.group > 0).sum())
     even = torch.ones(REFERRING + 2, tokens, count + 16)  # the learned bias's ranks fire, too, and do not count
     shares = {way: np.array([len(ranks) / count for *_, ranks in spans]) for way, spans in asked.items()}
-    expected = -np.mean(np.log(shares[TIME] + FAINT)) - np.mean(np.log(shares[AFTER] + FAINT))
+    expected = -sum(np.mean(np.log(shares[way] + FAINT)) for way in (TIME, third))
     expected -= 4 * np.mean(np.log((1 - np.sqrt(shares[BEFORE])) / 2 + FAINT))
     assert float(binding.lacked([lesson], [frames], even)) == pytest.approx(expected, rel=1e-4)
     for signs in ((1, 1), (-1, 1)):  # of the first layer and of the others
         right, wrong = even.clone(), even.clone()
         for fired, before in ((right, -2), (wrong, 2)):
             fired[FIRST_LAYER:REFERRING] = 0
-            for way in (BEFORE, AFTER, TIME):  # a time ends later than a word that it comes with
+            for way in (BEFORE, third, TIME):  # a time ends later than a word that it comes with
                 for start, end, _, ranks in asked[way]:
                     fired[FIRST_LAYER:REFERRING, start:end, ranks] = before if way == BEFORE else 2
             fired[FIRST_LAYER] *= signs[0]
@@ -159,7 +169,7 @@ def test_what_a_word_finds_is_written_as_the_teacher_writes_it(vlm, world_exampl
     own, its = states.grad.abs().sum(-1) > 0
     assert torch.equal(own, asks.any(0)) and torch.equal(its, asks.any(0))
     sizes, teacher, learned = list(ASKED.values()), states[1].detach(), 0.0
-    for way, columns in ((0, (0, 2, 3, 4)), (1, (0,)), (2, (0,))):
+    for way, columns in ((TIME, (0, 2, 3, 4)), (AFTER, (0,)), (BEFORE, (0,)), (EDGE, (0, 2, 3, 4))):
         said = pupil.found(teacher[asks[way]]).split(sizes, dim=1)
         learned += sum(F.cross_entropy(said[column], told[way, asks[way], column]) for column in columns) / len(columns)
     learned = len(lessons) * learned

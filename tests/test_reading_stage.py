@@ -16,7 +16,7 @@ from v2l.manifest import group_by_clip
 from v2l.optimise import Processes, keep
 from v2l.sheet import IGNORED
 from v2l.train import STATE, sizes_for
-from v2l.world.reading_stage import ReadingTrainer, ReadingTraining, frames_show
+from v2l.world.reading_stage import ReadingTrainer, ReadingTraining, edges_of, frames_show
 from v2l.world.scene import WORDS
 from v2l.world.vision_stage import PLACE_NAMES
 
@@ -66,7 +66,7 @@ def test_it_learns_what_frames_show(vlm, world_examples, tmp_path):
     run = trainer(vlm, world_examples, tmp_path, steps=40, answers=False)
     first, *_, last = run.run()
     assert last.loss < 0.8 * first.loss
-    assert all(heads.abs().max() > 1e-3 for heads in (*run.pupil.heads, *run.pupil.when))
+    assert all(heads.abs().max() > 1e-3 for heads in (*run.pupil.heads, *run.pupil.when, *run.pupil.edges))
 
 
 def test_seconds_and_minutes_count_as_often_as_is_said(vlm, world_examples, tmp_path):
@@ -81,6 +81,31 @@ def test_seconds_and_minutes_count_as_often_as_is_said(vlm, world_examples, tmp_
     ]
     assert lost[1] - lost[0] == pytest.approx(6 * math.log(60), rel=1e-3)
     assert lost[2] - lost[0] == pytest.approx(18 * math.log(60), rel=1e-3)
+
+
+def test_ends_of_parts_are_asked_for_the_ends_of_the_video(vlm, world_examples, tmp_path):
+    """Of each part its first frame and its last: new heads know nothing of either, at tokens, latents and ranks."""
+    reader = Reader(vlm.tokenizer, vlm.geometry, vlm.max_positions)
+    clip = group_by_clip(world_examples)[0]
+    lessons = {
+        (lesson.composed, len(lesson.parts)): lesson
+        for lesson in (read_lesson(clip, reader, CURRICULUM, np.random.default_rng(seed)) for seed in range(8))
+    }
+    assert lessons.keys() == {(False, 1), (False, 2), (True, 2)}
+    for (composed, parts), lesson in lessons.items():
+        edges = edges_of(lesson)
+        assert edges[0][0, 0] == edges[-1][-1, 1] == 1
+        assert parts == 1 or edges[0][-1, 1] == edges[1][0, 0] == 0
+        assert int((torch.cat(edges) != IGNORED).sum()) == 2 * parts
+        lost = [
+            trainer(vlm, world_examples, tmp_path / f"{composed}-{parts}-{weight}", answers=False, edge_weight=weight)
+            .pupil.loss([lesson])
+            .item()
+            for weight in (0, 1, 3)
+        ]
+        each = 6 * math.log(2) * (1 if composed else parts)  # a composed part is an adapter of its own
+        assert lost[1] - lost[0] == pytest.approx(each, rel=1e-3)
+        assert lost[2] - lost[0] == pytest.approx(3 * each, rel=1e-3)
 
 
 def test_a_part_is_not_asked_what_came_before_its_first_frame(vlm, world_examples, tmp_path):
@@ -126,7 +151,7 @@ def test_an_interrupted_run_goes_on_exactly(vlm, world_examples, tmp_path):
     one, other = (torch.load(tmp_path / place / STATE, weights_only=True) for place in ("whole", "parts"))
     assert one["step"] == other["step"] == 4
     assert one["heads"]["0"].abs().max() > 0
-    for part in ("hypernetwork", "heads", "when"):
+    for part in ("hypernetwork", "heads", "when", "edges"):
         assert all(torch.equal(tensor, other[part][name]) for name, tensor in one[part].items())
 
 

@@ -5,7 +5,8 @@ answers alone binds facts to times and to the ends of a clip, but hardly to word
 other on the board are the business of the rank whose frame shows the second and knows the first: it shall fire where a
 question, or an answer, names the one and then the other, at the first of the two. Later tokens hardly tell which word
 was named. A rank writes one direction, so that the same rank can tell two words only by the sign of its firing: what
-comes before is told the other way round. A time is the business of its own frame's rank, until the answer begins.
+comes before is told the other way round. A time is the business of its own frame's rank, until the answer begins; so is
+what a question calls first or last that of the rank of the video's first or last frame.
 Few clips name two times that ranks mix up; `TimeKeys` holds each rank's row of A against all times at once.
 """
 
@@ -38,11 +39,13 @@ MINUTES = 19
 UNSURE = 0.1
 """How far off, of its size, a question's hidden state may be: adapters change it."""
 
-TIME, AFTER, BEFORE = WAYS = range(3)
-"""What is asked for: what is there at a time, after a word and before a word."""
+TIME, AFTER, BEFORE, EDGE = WAYS = range(4)
+"""What is asked for: what is there at a time, after a word, before a word, and at first or at last."""
 
 Fact = tuple[int, ...]
 """What binds a frame to a question: its whole second alone, or the word before and its word, numbered as WORDS."""
+FIRST, LAST = (-2,), (-1,)
+"""In place of the second of the video's first frame, and of its last."""
 
 Asked = tuple[int, int, Fact, list[int]]
 """From which to before which token a fact is asked for, and the ranks that know it."""
@@ -59,14 +62,15 @@ class Binding:
         self.words = {_token(tokenizer, f" {word}"): number for number, word in enumerate(WORDS)}
         self.digits = {_token(tokenizer, f"{number:02d}"): number for number in range(60)}
         self.colon = _token(tokenizer, ":")
+        self.edges = {_token(tokenizer, " first"): FIRST, _token(tokenizer, " last"): LAST}
 
     def lacked(
         self, lessons: Sequence[Lesson], known: Sequence[Sequence[torch.Tensor]], fired: Sequence[torch.Tensor]
     ) -> torch.Tensor:
-        """Summed over the lessons and over times, words that ask for the next and words that ask for the one before,
-        the mean over those that are named. Of the first two, the negative logarithm of the share that the ranks which
-        know the fact have of all generated ranks' squared firing, itself a mean over layers and tokens. What comes
-        before the same ranks shall tell by firing the other way round; there it is the negative logarithm of
+        """Summed over the lessons and over times, words that ask for the next, words that ask for the one before, and
+        ends, the mean over those that are named. Of all but what comes before, the negative logarithm of the share that
+        the ranks which know the fact have of all generated ranks' squared firing, itself a mean over layers and tokens.
+        What comes before the same ranks shall tell by firing the other way round; there it is the negative logarithm of
         ((1 + cosine) / 2)^4, of the cosine to that, which near 1 is the same. Only the layers count up to the one in
         which the frozen model reads the frame that it is asked for.
 
@@ -95,16 +99,20 @@ class Binding:
         return total
 
     def asked(self, lesson: Lesson, frames: Sequence[torch.Tensor]) -> dict[int, list[Asked]]:
-        """What is asked for at a TIME, at words that ask for the one AFTER them and at those that ask for the one
-        BEFORE, as far as there are any and ranks know it. What comes before is named in few answers, and would be lost
-        among the others.
+        """What is asked for at a TIME, at words that ask for the one AFTER them, at those that ask for the one BEFORE
+        and at an EDGE of the video, as far as there are any and ranks know it. What comes before is named in few
+        answers, and would be lost among the others.
 
         frames: what is known of the frames of each part, (F, 5)
         """
         knowing = self.ranks(lesson, frames)
         asked: dict[int, list[Asked]] = defaultdict(list)
+        first, *_, last = (second for part in _seconds(lesson) for second in (part[0], part[-1]))
+        edges = {FIRST: (first,), LAST: (last,)}
         for start, end, fact in self.named(lesson.sheet):
-            if fact in knowing:
+            if edges.get(fact) in knowing:
+                asked[EDGE].append((start, end, edges[fact], knowing[edges[fact]]))
+            elif fact in knowing:
                 asked[TIME if len(fact) == 1 else AFTER].append((start, end, fact, knowing[fact]))
             elif fact[::-1] in knowing:
                 asked[BEFORE].append((start, end, fact, knowing[fact[::-1]]))
@@ -112,8 +120,8 @@ class Binding:
 
     def told(self, lesson: Lesson, frames: Sequence[torch.Tensor]) -> torch.Tensor:
         """What is found where each token of the questions and answers asks for it, in the columns of `frames`, by
-        WAYS, (3, T, 5) int64: at a TIME all that its frame shows, else a word alone; IGNORED where nothing is asked, or
-        where no rank knows it.
+        WAYS, (4, T, 5) int64: at a TIME and at an EDGE all that the frame shows, else a word alone; IGNORED where
+        nothing is asked, or where no rank knows it.
 
         frames: what is known of the frames of each part, (F, 5)
         """
@@ -121,9 +129,9 @@ class Binding:
         told = torch.full((len(WAYS), _tokens(lesson), shown.shape[1]), IGNORED)
         for way, spans in self.asked(lesson, frames).items():
             for start, _, fact, _ in spans:
-                if way == TIME:
+                if way in (TIME, EDGE):
                     told[way, start] = shown[seconds.index(fact[0])]
-                    told[way, start, 1] = IGNORED  # the word before is not looked for at a time
+                    told[way, start, 1] = IGNORED  # the word before is not looked for there
                 else:
                     told[way, start, 0] = fact[1]
         return told
@@ -149,8 +157,8 @@ class Binding:
         return knowing
 
     def named(self, sheet: Sheet) -> Iterator[tuple[int, int, Fact]]:
-        """What the questions and answers name, and from which to before which of their tokens it counts: a time, or a
-        word and the one that is told of it, which comes after or before."""
+        """What the questions and answers name, and from which to before which of their tokens it counts: a time, FIRST
+        or LAST, or a word and the one that is told of it, which comes after or before."""
         there = sheet.group > 0
         ids, labels, groups = (column[there].tolist() for column in (sheet.ids, sheet.labels, sheet.group))
         words = [place for place, token in enumerate(ids) if token in self.words]
@@ -161,6 +169,8 @@ class Binding:
         for place in reversed(range(len(ids))):
             if labels[place] != IGNORED:
                 answer = place
+            elif ids[place] in self.edges:
+                yield place, answer, self.edges[ids[place]]
             elif self.is_second(ids, place):
                 yield place, answer, (60 * self.digits[ids[place - 2]] + self.digits[ids[place]],)
 

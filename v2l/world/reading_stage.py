@@ -3,11 +3,12 @@
 Training on answers alone teaches that slowly: what a rank does not hold cannot be bound to a time or to a word, and
 nothing tells it to hold what is not bound yet. Here linear heads ask each rank, in every layer from the third on, for
 the word that its frame shows, for the word of the frame before where that is another one, for the shape, its colour and
-its place, and for the second and the minute; others ask the same on the way there, of the projected token that ends the
-frame and of the latent that reads it. Which latent and which rank read which frame `v2l train --steer-weight` has
-taught. With `--bind-weight` the ranks are also drawn to the words and the times of the questions that they know the
-answer to, with `--key-weight` each to its own time among all that could be asked, as `binding.py` tells, and with
-`--found-weight` they write there what the frozen model finds there in context.
+its place, for the second and the minute, and, where a part begins or ends, whether the video does; others ask the same
+on the way there, of the projected token that ends the frame and of the latent that reads it. Which latent and which
+rank read which frame `v2l train --steer-weight` has taught. With `--bind-weight` the ranks are also drawn to the words,
+the times and the ends of the questions that they know the answer to, with `--key-weight` each to its own time among all
+that could be asked, as `binding.py` tells, and with `--found-weight` they write there what the frozen model finds there
+in context.
 `python -m v2l.world.reading_stage MANIFEST VALIDATION MODEL HYPERNETWORK RUN`, of clips of `dataset.py`; in several
 processes as `v2l train`.
 """
@@ -57,6 +58,8 @@ ASKED = {
 """What the heads ask of what a frame shows, and how many answers there are."""
 WHEN = {"second": 60, "minute": 60}
 """What other heads ask: when it is there. A rank reads every so many seconds, and must tell its own from those."""
+EDGES = {"begins": 2, "ends": 2}
+"""And of each part's first frame whether the video begins with it, of its last whether the video ends with it."""
 QUICK = 10.0
 """The heads learn so many times as fast as the hypernetwork."""
 
@@ -90,6 +93,14 @@ def known_of_frames(lesson: Lesson) -> list[torch.Tensor]:
     return list(parts)
 
 
+def edges_of(lesson: Lesson) -> list[torch.Tensor]:
+    """What EDGES ask of the frames of each part, (F, 2) int64: 1 or 0, or IGNORED of a frame in the midst of a part."""
+    parts = [torch.full((part.frames, len(EDGES)), IGNORED) for part in lesson.parts]
+    for number, part in enumerate(parts, 1):
+        part[0, 0], part[-1, 1] = int(number == 1), int(number == len(parts))
+    return parts
+
+
 @dataclass(frozen=True)
 class ReadingTraining(Training):
     """How this stage goes.
@@ -98,6 +109,7 @@ class ReadingTraining(Training):
     reading_weight: of the heads' cross-entropy
     before_weight: therein of the word before, which is asked of few frames
     when_weight: therein of the second and the minute
+    edge_weight: therein of where the video begins and ends, which is asked of two frames of each part
     bind_weight: of what ranks lack that should fire at the words and times of the questions
     key_weight: of what their rows of A lack that should fire at their own time and at no other
     found_weight: of the cross-entropy of what is found at times and at words that ask for another, as it is read in
@@ -109,6 +121,7 @@ class ReadingTraining(Training):
     reading_weight: float = 1.0
     before_weight: float = 4.0
     when_weight: float = 1.0
+    edge_weight: float = 1.0
     bind_weight: float = 0.0
     key_weight: float = 0.0
     found_weight: float = 0.0
@@ -127,6 +140,8 @@ class ReadingPupil(Pupil):
         self.learners["heads"] = nn.ParameterList([self.heads])
         self.when = nn.Parameter(torch.zeros(*shape[:3], sum(WHEN.values()), device=self.vlm.device))
         self.learners["when"] = nn.ParameterList([self.when])
+        self.edges = nn.Parameter(torch.zeros(*shape[:3], sum(EDGES.values()), device=self.vlm.device))
+        self.learners["edges"] = nn.ParameterList([self.edges])
         self.found = nn.Linear(sizes.hidden_size, sum(ASKED.values()), device=self.vlm.device)
         if training.found_weight:
             self.learners["found"] = self.found
@@ -134,7 +149,8 @@ class ReadingPupil(Pupil):
         self.binding = Binding(vlm.tokenizer, sizes.rank) if binds else None
         self.keys = TimeKeys(vlm, self.binding) if training.key_weight else None
         self.known: list[list[torch.Tensor]] = []  # what is known of frames: of each lesson's parts,
-        self.shown: list[torch.Tensor] = []  # and of each row that the hypernetwork reads
+        self.shown: list[torch.Tensor] = []  # and of each row that the hypernetwork reads,
+        self.edged: list[torch.Tensor] = []  # as what EDGES ask of it
         self.by_row = 0.0  # what each row counts
         self.kept: dict[str, torch.Tensor] = {}  # of the last pass, (U * L, N, W) each
         encoder = self.hypernetwork.aggregator["perceiver"].encoder
@@ -144,9 +160,9 @@ class ReadingPupil(Pupil):
 
     def loss(self, lessons: Sequence[Lesson]) -> torch.Tensor:
         """As of any pupil, and what the heads do not know: of a lesson the mean over its adapters and their frames."""
-        self.known, self.shown = [known_of_frames(lesson) for lesson in lessons], []
-        for lesson, parts in zip(lessons, self.known, strict=True):
-            self.shown += parts if lesson.composed else [torch.cat(parts)]
+        self.known = [known_of_frames(lesson) for lesson in lessons]
+        self.shown = _by_row(lessons, self.known)
+        self.edged = _by_row(lessons, [edges_of(lesson) for lesson in lessons])
         self.by_row = len(lessons) / len(self.shown)
         if self.training.answers:
             return super().loss(lessons)
@@ -157,9 +173,10 @@ class ReadingPupil(Pupil):
         if not torch.is_grad_enabled():
             return beside
         row, token = (ends != NO_END).nonzero(as_tuple=True)
-        shown = torch.cat([self.shown[place] for place in rows]).to(ends.device)
+        shown, edged = (torch.cat([of[place] for place in rows]).to(ends.device) for of in (self.shown, self.edged))
         stands = torch.stack([ends[row, token] % 60, ends[row, token] // 60 % 60], dim=1)
-        for heads, when, (name, held) in zip(QUICK * self.heads, QUICK * self.when, self.kept.items(), strict=True):
+        heads_of = (QUICK * heads for heads in (self.heads, self.when, self.edges))
+        for heads, when, edges, (name, held) in zip(*heads_of, self.kept.items(), strict=True):
             held = held.unflatten(0, (len(rows), -1))[:, FIRST_LAYER:]
             place = token if name == "tokens" else ends[row, token] % held.shape[2]
             reader = row * held.shape[2] + place
@@ -168,7 +185,8 @@ class ReadingPupil(Pupil):
             held = held[row, :, place][alone]
             missed = _missed(heads, held, shown[alone], ASKED, {"before": self.training.before_weight})
             missed = missed + self.training.when_weight * _missed(when, held, stands[alone], WHEN)
-            beside = beside + self.training.reading_weight * self.by_row * (missed / frames).sum()
+            missed = missed / frames + self.training.edge_weight * _missed(edges, held, edged[alone], EDGES)
+            beside = beside + self.training.reading_weight * self.by_row * missed.sum()
         return beside
 
     def _generate(
@@ -210,6 +228,15 @@ class ReadingPupil(Pupil):
                 missed = _missed(head, teacher, way[asks], ASKED) + _missed(head.detach(), pupil, way[asks], ASKED)
                 lacked = lacked + missed.sum() / (way != IGNORED).sum()
         return self.training.found_weight * len(lessons) * lacked
+
+
+def _by_row(lessons: Sequence[Lesson], told: Sequence[list[torch.Tensor]]) -> list[torch.Tensor]:
+    """What is told of the frames of each lesson's parts, of each row that the hypernetwork reads."""
+    return [
+        row
+        for lesson, parts in zip(lessons, told, strict=True)
+        for row in (parts if lesson.composed else [torch.cat(parts)])
+    ]
 
 
 def _alone(reader: torch.Tensor) -> torch.Tensor:
@@ -267,6 +294,7 @@ if __name__ == "__main__":
     parser.add_argument("--reading-weight", type=float, default=ReadingTraining.reading_weight)
     parser.add_argument("--before-weight", type=float, default=ReadingTraining.before_weight)
     parser.add_argument("--when-weight", type=float, default=ReadingTraining.when_weight)
+    parser.add_argument("--edge-weight", type=float, default=ReadingTraining.edge_weight)
     parser.add_argument("--bind-weight", type=float, default=ReadingTraining.bind_weight)
     parser.add_argument("--key-weight", type=float, default=ReadingTraining.key_weight)
     parser.add_argument("--found-weight", type=float, default=ReadingTraining.found_weight)
