@@ -100,6 +100,19 @@ def test_of_a_rank_that_reads_two_frames_nothing_is_asked(world_examples, vlm):
         assert len(alone) < len(seconds)
 
 
+def test_the_end_is_the_business_of_the_rank_that_reads_the_last_frame_whatever_else_it_reads(lessons, vlm):
+    """In joint windows one of three ranks, composed one of the last part's."""
+    narrow, composed = Binding(vlm.tokenizer, 3), set()
+    for lesson in lessons:
+        last = seconds_of(lesson.parts[-1])[-1]
+        asks = dataclasses.replace(lesson, sheet=write_sheet("\0\nAssistant:", [("what is last?", ONE)], vlm.tokenizer))
+        ((*_, fact, ranks),) = narrow.asked(asks, known_of_frames(lesson))[EDGE]
+        before = 3 * (len(lesson.parts) - 1) if lesson.composed else 0
+        assert (fact, ranks) == ((last,), [before + last % 3])
+        composed.add(lesson.composed)
+    assert composed == {False, True}
+
+
 def test_times_words_and_ends_are_asked_apart(binding, vlm, lessons):
     lesson = next(each for each in lessons if len(each.parts) == 1 and 3 <= each.parts[0].frames <= 16)
     begin = lesson.parts[0].ends[lesson.parts[0].ends >= 0][:3].tolist()
@@ -128,20 +141,20 @@ def test_times_words_and_ends_are_asked_apart(binding, vlm, lessons):
 @pytest.mark.parametrize("composed", [False, True])
 def test_what_is_lacked_is_what_others_fire(lessons, binding, composed, third):
     ways = ((each, binding.asked(each, known_of_frames(each))) for each in lessons if each.composed is composed)
-    lesson, asked = next((each, asked) for each, asked in ways if asked.keys() == {TIME, BEFORE, third})
+    lesson, asked = next((each, asked) for each, asked in ways if asked.keys() >= {TIME, BEFORE, third})
     frames = known_of_frames(lesson)
     count = 16 * len(lesson.parts) if composed else 16
     tokens = int((lesson.sheet.group > 0).sum())
     even = torch.ones(REFERRING + 2, tokens, count + 16)  # the learned bias's ranks fire, too, and do not count
     shares = {way: np.array([len(ranks) / count for *_, ranks in spans]) for way, spans in asked.items()}
-    expected = -sum(np.mean(np.log(shares[way] + FAINT)) for way in (TIME, third))
+    expected = -sum(np.mean(np.log(shares[way] + FAINT)) for way in asked if way != BEFORE)
     expected -= 4 * np.mean(np.log((1 - np.sqrt(shares[BEFORE])) / 2 + FAINT))
     assert float(binding.lacked([lesson], [frames], even)) == pytest.approx(expected, rel=1e-4)
     for signs in ((1, 1), (-1, 1)):  # of the first layer and of the others
         right, wrong = even.clone(), even.clone()
         for fired, before in ((right, -2), (wrong, 2)):
             fired[FIRST_LAYER:REFERRING] = 0
-            for way in (BEFORE, third, TIME):  # a time ends later than a word that it comes with
+            for way in (BEFORE, AFTER, TIME, EDGE):  # a time ends later than a word that it comes with
                 for start, end, _, ranks in asked[way]:
                     fired[FIRST_LAYER:REFERRING, start:end, ranks] = before if way == BEFORE else 2
             fired[FIRST_LAYER] *= signs[0]

@@ -107,11 +107,12 @@ class Binding:
         """
         knowing = self.ranks(lesson, frames)
         asked: dict[int, list[Asked]] = defaultdict(list)
-        first, *_, last = (second for part in _seconds(lesson) for second in (part[0], part[-1]))
-        edges = {FIRST: (first,), LAST: (last,)}
+        parts = _seconds(lesson)
+        edges = {FIRST: (parts[0][0], 0), LAST: (parts[-1][-1], self._behind(lesson, len(parts) - 1))}
         for start, end, fact in self.named(lesson.sheet):
-            if edges.get(fact) in knowing:
-                asked[EDGE].append((start, end, edges[fact], knowing[edges[fact]]))
+            if fact in edges:  # whatever else that rank reads, no other one knows it
+                second, behind = edges[fact]
+                asked[EDGE].append((start, end, (second,), [behind + second % self.rank]))
             elif fact in knowing:
                 asked[TIME if len(fact) == 1 else AFTER].append((start, end, fact, knowing[fact]))
             elif fact[::-1] in knowing:
@@ -142,7 +143,7 @@ class Binding:
         frames: what is known of the frames of each part, (F, 5)
         """
         reads = [
-            (second, second % self.rank + (number * self.rank if lesson.composed else 0))
+            (second, self._behind(lesson, number) + second % self.rank)
             for number, part in enumerate(_seconds(lesson))
             for second in part
         ]
@@ -155,6 +156,10 @@ class Binding:
             if before != IGNORED:
                 knowing.setdefault((before, word), []).append(rank)
         return knowing
+
+    def _behind(self, lesson: Lesson, part: int) -> int:
+        """How many ranks come before those that read a part."""
+        return part * self.rank if lesson.composed else 0
 
     def named(self, sheet: Sheet) -> Iterator[tuple[int, int, Fact]]:
         """What the questions and answers name, and from which to before which of their tokens it counts: a time, FIRST
