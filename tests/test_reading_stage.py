@@ -1,6 +1,8 @@
 """The stage in which a hypernetwork's ranks learn what their frames show."""
 
+import json
 import math
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -10,12 +12,15 @@ import pytest
 import torch
 from test_train import SIZES, TRAINING
 
+from v2l.checkpoint import FILE_NAME
 from v2l.hypernetwork import Hypernetwork
 from v2l.lessons import NO_END, Curriculum, Reader, read_lesson
 from v2l.manifest import group_by_clip
+from v2l.models import find_model
 from v2l.optimise import Processes, keep
 from v2l.sheet import IGNORED
 from v2l.train import STATE, sizes_for
+from v2l.world.dataset import varied, write_dataset
 from v2l.world.reading_stage import ReadingTrainer, ReadingTraining, edges_of, frames_show
 from v2l.world.scene import WORDS
 from v2l.world.vision_stage import PLACE_NAMES
@@ -168,6 +173,39 @@ def test_heads_that_another_run_did_not_have_are_new(vlm, world_examples, tmp_pa
     torch.save({"heads": {"0": heads}}, tmp_path / "one" / STATE)
     pupil = trainer(vlm, world_examples, tmp_path / "other", taught=str(tmp_path / "one")).pupil
     assert torch.equal(pupil.heads, heads) and not pupil.when.any()
+
+
+def test_what_is_said_on_the_command_line_is_how_it_goes(tmp_path):
+    """Every number that an option takes, another one each, stands in the run's own record."""
+    manifest = write_dataset(tmp_path, "train", 2, varied, "train-varied")
+    model = find_model("tiny").path
+    told = subprocess.run(
+        [sys.executable, "-m", "v2l.world.reading_stage", "--help"], capture_output=True, text=True, check=True
+    )
+    names = re.findall(r"\[--(\S+-weight|seed|learning-rate) ", told.stdout)
+    assert len(names) > 8
+    said = {name: number / 1000 if name != "seed" else number for number, name in enumerate(names, 3)}
+    options = [part for name, value in said.items() for part in (f"--{name}", str(value))]
+    files = [manifest, manifest, model, model / FILE_NAME, tmp_path / "run"]
+    subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "v2l.world.reading_stage",
+            *files,
+            "--answers",
+            "--steps",
+            "1",
+            "--segments",
+            "1",
+            *options,
+        ],
+        check=True,
+        capture_output=True,
+    )
+    kept = json.loads((tmp_path / "run" / "training.json").read_text())
+    assert {name: kept[name.replace("-", "_")] for name in names} == said
+    assert (kept["steps"], kept["answers"]) == (1, True)
 
 
 @pytest.mark.parametrize(

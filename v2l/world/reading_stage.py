@@ -18,7 +18,7 @@ from __future__ import annotations
 import argparse
 import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import pairwise
 from pathlib import Path
 
@@ -316,23 +316,9 @@ if __name__ == "__main__":
         questions=10,
         resolutions=resolutions,
     )
-    training = ReadingTraining(
-        curriculum,
-        steps=given.steps,
-        batch=16,
-        learning_rate=given.learning_rate,
-        hidden_weight=1.0,
-        validate_every=250 if given.answers else given.steps,  # answers are not what it is chosen by
-        seed=given.seed,
-        answers=given.answers,
-        reading_weight=given.reading_weight,
-        before_weight=given.before_weight,
-        when_weight=given.when_weight,
-        bind_weight=given.bind_weight,
-        key_weight=given.key_weight,
-        found_weight=given.found_weight,
-        taught=given.taught,
-    )
+    said = {field.name: vars(given)[field.name] for field in fields(ReadingTraining) if field.name in vars(given)}
+    often = 250 if given.answers else given.steps  # answers are not what it is chosen by
+    training = ReadingTraining(curriculum, batch=16, hidden_weight=1.0, validate_every=often, **said)
     with errors_in_one_line():
         vlm = load_vlm(str(given.model), device=processes.device, dtype=torch.bfloat16)
         trainer = ReadingTrainer(
