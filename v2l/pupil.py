@@ -107,11 +107,8 @@ class Pupil:
             Window(part.frames, part.ids.to(self.vlm.device), seen) for part, seen in zip(parts, images, strict=True)
         ]
         hidden = self._read(windows)
-        # what one row of the hypernetwork reads: a part that is composed, or all parts of a lesson that are not
-        sizes = [size for lesson in lessons for size in _rows(lesson)]
-        rows = [[torch.cat(group) for group in _take(layer, sizes)] for layer in hidden]
-        ends = [torch.cat(list(group)) for group in _take([part.ends for part in parts], sizes)]
-        generated, beside = self._generate(rows, ends)
+        rows = [by_row(lessons, layer) for layer in hidden]
+        generated, beside = self._generate(rows, by_row(lessons, [part.ends for part in parts]))
         adapters = [len(_rows(lesson)) for lesson in lessons]
         return [(_composed(a, adapters), _composed(b, adapters)) for a, b in generated], beside
 
@@ -268,6 +265,12 @@ def _clip_of_question(lessons: Sequence[Lesson], device: torch.device) -> torch.
 def _sum_by_clip(losses: torch.Tensor, question: torch.Tensor, lessons: Sequence[Lesson]) -> torch.Tensor:
     """(N,) losses of tokens to the sum over lessons of the mean over a lesson's questions of a question's mean."""
     return mean_by_question(mean_by_question(losses, question), _clip_of_question(lessons, losses.device)).sum()
+
+
+def by_row(lessons: Sequence[Lesson], parts: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Of what stands for each part of each lesson what stands for each row that the hypernetwork reads: a part that is
+    composed, or all parts of a lesson that are not."""
+    return [torch.cat(list(row)) for row in _take(parts, [size for lesson in lessons for size in _rows(lesson)])]
 
 
 def _rows(lesson: Lesson) -> list[int]:

@@ -108,11 +108,11 @@ class Binding:
         knowing = self.ranks(lesson, frames)
         asked: dict[int, list[Asked]] = defaultdict(list)
         parts = _seconds(lesson)
-        edges = {FIRST: (parts[0][0], 0), LAST: (parts[-1][-1], self._behind(lesson, len(parts) - 1))}
+        edges = {FIRST: (0, parts[0][0]), LAST: (len(parts) - 1, parts[-1][-1])}
         for start, end, fact in self.named(lesson.sheet):
             if fact in edges:  # whatever else that rank reads, no other one knows it
-                second, behind = edges[fact]
-                asked[EDGE].append((start, end, (second,), [behind + second % self.rank]))
+                part, second = edges[fact]
+                asked[EDGE].append((start, end, (second,), [self._reader(lesson, part, second)]))
             elif fact in knowing:
                 asked[TIME if len(fact) == 1 else AFTER].append((start, end, fact, knowing[fact]))
             elif fact[::-1] in knowing:
@@ -143,7 +143,7 @@ class Binding:
         frames: what is known of the frames of each part, (F, 5)
         """
         reads = [
-            (second, self._behind(lesson, number) + second % self.rank)
+            (second, self._reader(lesson, number, second))
             for number, part in enumerate(_seconds(lesson))
             for second in part
         ]
@@ -157,9 +157,9 @@ class Binding:
                 knowing.setdefault((before, word), []).append(rank)
         return knowing
 
-    def _behind(self, lesson: Lesson, part: int) -> int:
-        """How many ranks come before those that read a part."""
-        return part * self.rank if lesson.composed else 0
+    def _reader(self, lesson: Lesson, part: int, second: int) -> int:
+        """The generated rank that reads that second of that part."""
+        return second % self.rank + (part * self.rank if lesson.composed else 0)
 
     def named(self, sheet: Sheet) -> Iterator[tuple[int, int, Fact]]:
         """What the questions and answers name, and from which to before which of their tokens it counts: a time, FIRST

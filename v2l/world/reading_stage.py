@@ -38,7 +38,7 @@ from v2l.lora import Factors
 from v2l.manifest import read_manifest
 from v2l.optimise import Processes, kept_in
 from v2l.options import LEAST_RESOLUTION, whole_numbers
-from v2l.pupil import Heard, Pupil
+from v2l.pupil import Heard, Pupil, by_row
 from v2l.sheet import IGNORED
 from v2l.train import STATE, Trainer, Training
 from v2l.vlm import FrozenVLM
@@ -135,13 +135,9 @@ class ReadingPupil(Pupil):
         super().__init__(vlm, hypernetwork, training.kl_weight, training.hidden_weight, training.steer_weight)
         self.training = training
         sizes = self.hypernetwork.config
-        shape = 3, sizes.num_layers - FIRST_LAYER, sizes.latent_size + 1, sum(ASKED.values())
-        self.heads = nn.Parameter(torch.zeros(shape, device=self.vlm.device))  # of tokens, latents and ranks
-        self.learners["heads"] = nn.ParameterList([self.heads])
-        self.when = nn.Parameter(torch.zeros(*shape[:3], sum(WHEN.values()), device=self.vlm.device))
-        self.learners["when"] = nn.ParameterList([self.when])
-        self.edges = nn.Parameter(torch.zeros(*shape[:3], sum(EDGES.values()), device=self.vlm.device))
-        self.learners["edges"] = nn.ParameterList([self.edges])
+        self.heads = self._learned("heads", ASKED)
+        self.when = self._learned("when", WHEN)
+        self.edges = self._learned("edges", EDGES)
         self.found = nn.Linear(sizes.hidden_size, sum(ASKED.values()), device=self.vlm.device)
         if training.found_weight:
             self.learners["found"] = self.found
@@ -158,11 +154,19 @@ class ReadingPupil(Pupil):
         encoder.register_forward_hook(lambda _, inputs, latents: self.kept.update(latents=latents))
         self.hypernetwork.layers[0].register_forward_hook(lambda _, inputs, ranks: self.kept.update(ranks=ranks))
 
+    def _learned(self, name: str, asked: Mapping[str, int]) -> nn.Parameter:
+        """New heads of tokens, latents and ranks that learn under that name, (3, L, W + 1, answers)."""
+        sizes = self.hypernetwork.config
+        shape = 3, sizes.num_layers - FIRST_LAYER, sizes.latent_size + 1, sum(asked.values())
+        heads = nn.Parameter(torch.zeros(shape, device=self.vlm.device))
+        self.learners[name] = nn.ParameterList([heads])
+        return heads
+
     def loss(self, lessons: Sequence[Lesson]) -> torch.Tensor:
         """As of any pupil, and what the heads do not know: of a lesson the mean over its adapters and their frames."""
         self.known = [known_of_frames(lesson) for lesson in lessons]
-        self.shown = _by_row(lessons, self.known)
-        self.edged = _by_row(lessons, [edges_of(lesson) for lesson in lessons])
+        self.shown = by_row(lessons, [part for parts in self.known for part in parts])
+        self.edged = by_row(lessons, [part for lesson in lessons for part in edges_of(lesson)])
         self.by_row = len(lessons) / len(self.shown)
         if self.training.answers:
             return super().loss(lessons)
@@ -228,15 +232,6 @@ class ReadingPupil(Pupil):
                 missed = _missed(head, teacher, way[asks], ASKED) + _missed(head.detach(), pupil, way[asks], ASKED)
                 lacked = lacked + missed.sum() / (way != IGNORED).sum()
         return self.training.found_weight * len(lessons) * lacked
-
-
-def _by_row(lessons: Sequence[Lesson], told: Sequence[list[torch.Tensor]]) -> list[torch.Tensor]:
-    """What is told of the frames of each lesson's parts, of each row that the hypernetwork reads."""
-    return [
-        row
-        for lesson, parts in zip(lessons, told, strict=True)
-        for row in (parts if lesson.composed else [torch.cat(parts)])
-    ]
 
 
 def _alone(reader: torch.Tensor) -> torch.Tensor:
