@@ -240,6 +240,7 @@ complete -c v2l -n '__v2l_in train' -l denser -x -d 'Take up to X times the fram
 complete -c v2l -n '__v2l_in train' -l frames -x -d 'At most this many frames; else as trained'
 complete -c v2l -n '__v2l_in train' -l fps -x -d 'Frames per second of video to aim for; else as trained'
 complete -c v2l -n '__v2l_in train' -l resolution -x -d 'Of a frame\'s longest edge; of several, half the clips the first'
+complete -c v2l -n '__v2l_in train' -l no-mark-end -l mark-end -d 'Announce a video\'s last frame as such, so that segments know; else as --hypernetwork had it'
 complete -c v2l -n '__v2l_in train' -l validate-every -x -d 'Steps between validations'
 complete -c v2l -n '__v2l_in train' -l save-every -x -d 'Steps between states to go on from'
 complete -c v2l -n '__v2l_in train' -l workers -x -d 'Processes that read clips ahead'

@@ -113,6 +113,13 @@ def test_the_end_is_the_business_of_the_rank_that_reads_the_last_frame_whatever_
     assert composed == {False, True}
 
 
+def test_of_a_clip_cut_from_a_video_no_rank_knows_the_videos_ends(lessons, binding, vlm):
+    ends = [("what is last?", ONE), ("what is first?", ONE)]
+    for edges, asked in (((True, True), 2), ((True, False), 1), ((False, False), 0)):
+        lesson = dataclasses.replace(lessons[0], edges=edges, sheet=write_sheet("\0\nAssistant:", ends, vlm.tokenizer))
+        assert len(binding.asked(lesson, known_of_frames(lesson))[EDGE]) == asked
+
+
 def test_times_words_and_ends_are_asked_apart(binding, vlm, lessons):
     lesson = next(each for each in lessons if len(each.parts) == 1 and 3 <= each.parts[0].frames <= 16)
     begin = lesson.parts[0].ends[lesson.parts[0].ends >= 0][:3].tolist()

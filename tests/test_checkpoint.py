@@ -1,5 +1,6 @@
 """Hypernetwork files: the published pickle and v2l's safetensors are one network; anything else is refused."""
 
+import json
 import random
 import shutil
 import zipfile
@@ -8,6 +9,7 @@ import pytest
 import small
 import torch
 from conftest import DATA
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import v2l
@@ -59,6 +61,18 @@ def test_own_files_round_trip(model_folder, tmp_path):
     again = v2l.load_hypernetwork(tmp_path / "h.safetensors")
     assert same(again, hypernetwork)
     assert again.origin.trained_with == settings
+
+
+def test_a_file_says_that_the_end_was_marked_where_it_was(model_folder, tmp_path):
+    """And of others it says nothing: what was written before this could be said keeps its bytes and its sha256."""
+    for marks in (False, True):
+        hypernetwork = small.small_hypernetwork(model_folder, trained_with=TrainedWith(marks_end=marks))
+        save_hypernetwork(hypernetwork, tmp_path / "h.safetensors")
+        assert same(v2l.load_hypernetwork(tmp_path / "h.safetensors"), hypernetwork)
+        with safe_open(tmp_path / "h.safetensors", "pt") as file:
+            told = json.loads(file.metadata()["v2l"])["trained_with"]
+        assert told.pop("marks_end", False) == marks
+        assert told.keys() == vars(TrainedWith()).keys() - {"marks_end"}
 
 
 def test_a_hypernetwork_must_say_where_it_comes_from(tmp_path, videos, vlm):

@@ -143,7 +143,7 @@ def test_commands_and_the_options_of_v2l_itself(home):
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_command_offers_exactly_its_options(home, name):
     options = [option for option in COMMANDS[name].params if option.param_type_name == "option"]
-    flags = {flag for option in options for flag in option.opts}
+    flags = {flag for option in options for flag in (*option.opts, *option.secondary_opts)}
     assert offered(home, name, "-") == flags | {"-h", "--help"}
     assert offered(home, name, "--js") == {"--json"}
     begun = {flag for flag in flags if flag.startswith("--de")}

@@ -22,7 +22,7 @@ from v2l.answer import answer_each
 from v2l.hypernetwork import TrainedWith
 from v2l.prompt import question_text
 from v2l.sampling import Reading
-from v2l.watch import Ahead, cut_windows, fill_reading, see_video
+from v2l.watch import Ahead, cut_windows, fill_reading, see_video, video_ids
 
 REAL_CLIPS = Path(__file__).parents[2] / "shared" / "videos"
 QUESTION = "what is on the whiteboard?"
@@ -48,7 +48,7 @@ def test_an_adapter_says_what_it_was_made_from(videos, vlm, hypernetwork, adapte
 
 def test_factors_are_the_hypernetworks_on_the_hidden_states(videos, vlm, hypernetwork, adapters):
     seen = see_video(videos[0], vlm, Reading(frames=8, fps=1.0, resolution=32))
-    (window,) = cut_windows(seen, vlm, "Internalize this video for later captioning.", window_frames=4)
+    (window,) = cut_windows(seen, vlm, TrainedWith(window_frames=4))
     with torch.no_grad():
         layers = [torch.cat(list(pieces), dim=1) for pieces in vlm.read_layers([window])]
         factors = hypernetwork.generate(torch.stack(layers, dim=1))
@@ -226,7 +226,7 @@ def test_tiles_reach_the_prompt(videos, vlm):
     seen = see_video(videos[0], vlm, Reading(frames=2, fps=1.0, resolution=64))
     assert seen.images.shape == (2 * 5, 4, 48)
     assert [(frame.rows, frame.cols) for frame in seen.frames] == [(2, 2), (2, 2)]
-    (window,) = cut_windows(seen, vlm, "Watch.", window_frames=4)
+    (window,) = cut_windows(seen, vlm, TrainedWith(prompt="Watch.", window_frames=4))
     assert window.frames == 2
 
 
@@ -245,22 +245,57 @@ def test_a_window_is_the_prompt_of_its_own_frames(videos, vlm):
     """Windows read together are the prompts of their parts: own frame count, absolute times, positions from zero."""
     reading = Reading(frames=63, fps=8.0, resolution=32)
     seen = see_video(videos[2], vlm, reading)
-    windows = cut_windows(seen, vlm, "Watch.", window_frames=4)
+    windows = cut_windows(seen, vlm, TrainedWith(prompt="Watch.", window_frames=4))
     part = type(seen)(seen.video, seen.frames[4:8], seen.images[4:8])
-    (alone,) = cut_windows(part, vlm, "Watch.", window_frames=4)
+    (alone,) = cut_windows(part, vlm, TrainedWith(prompt="Watch.", window_frames=4))
     assert torch.equal(windows[1].input_ids, alone.input_ids)
     assert torch.equal(windows[1].images, alone.images)
 
 
+def test_the_end_of_the_video_is_marked_where_the_hypernetwork_was_trained_so(videos, vlm):
+    """In the last window alone, and not where the reading ends before the video does; in context never."""
+    trained = TrainedWith(prompt="Watch.", window_frames=4)
+    marking = dataclasses.replace(trained, marks_end=True)
+
+    def texts(reading: Reading, trained_with: TrainedWith) -> list[str]:
+        seen = see_video(videos[2], vlm, reading)
+        windows = cut_windows(seen, vlm, trained_with)
+        return [vlm.tokenizer.decode(window.input_ids.tolist(), skip_special_tokens=False) for window in windows]
+
+    whole = Reading(frames=63, fps=8.0, resolution=32)
+    plain, marked = texts(whole, trained), texts(whole, marking)
+    assert len(plain) > 2
+    assert marked[:-1] == plain[:-1]
+    before, _, after = plain[-1].rpartition("Frame from")
+    assert marked[-1] == f"{before}Last frame from{after}"
+    duration = see_video(videos[2], vlm, whole).video.duration
+    begun = dataclasses.replace(whole, frames=4, end=duration - 1)
+    assert texts(begun, marking) == texts(begun, trained)
+    ended = dataclasses.replace(begun, end=round(duration, 6))
+    assert texts(ended, marking) != texts(ended, trained)
+    in_context = video_ids(see_video(videos[2], vlm, begun), vlm, QUESTION, answer=True)
+    assert "Last frame" not in vlm.tokenizer.decode(in_context.tolist(), skip_special_tokens=False)
+
+
+def test_an_adapter_of_the_last_segment_knows_that_it_is_the_last(videos, vlm, model_folder):
+    plain, marking = (
+        small.small_hypernetwork(model_folder, trained_with=TrainedWith(frames=4, marks_end=marks))
+        for marks in (False, True)
+    )
+    for readings, same in (({"end": 2.0}, True), ({"start": 2.0}, False), ({}, False)):
+        one, other = (v2l.encode(videos[0], vlm, each, **readings) for each in (plain, marking))
+        assert torch.equal(one.b, other.b) == same
+
+
 def test_windows_shrink_where_even_they_do_not_fit(videos, vlm, monkeypatch):
     seen = see_video(videos[2], vlm, Reading(frames=12, fps=2.0, resolution=128))
-    windows = cut_windows(seen, vlm, "Watch.", window_frames=12)
+    windows = cut_windows(seen, vlm, TrainedWith(prompt="Watch.", window_frames=12))
     assert sum(window.frames for window in windows) == 12
     assert len(windows) > 1
     assert max(len(window.input_ids) for window in windows) <= vlm.max_positions
     monkeypatch.setattr(vlm, "max_positions", 100)
     with pytest.raises(v2l.V2LError, match="one frame takes"):
-        cut_windows(seen, vlm, "Watch.", window_frames=12)
+        cut_windows(seen, vlm, TrainedWith(prompt="Watch.", window_frames=12))
 
 
 def test_a_video_in_context_must_fit(videos, vlm):

@@ -13,10 +13,12 @@ from v2l.prompt import (
     VisionGeometry,
     frame_images,
     number_in_words,
+    prompt_frames,
     question_text,
     tile_grid,
     video_text,
 )
+from v2l.sampling import Video
 
 PIXELS = DATA / "pixels.safetensors"
 """Seven frames through the official processor: inputs whole, outputs every eighth pixel from the fourth on."""
@@ -89,6 +91,23 @@ def test_video_text():
     )
     asked = video_text(frames, 30.9, "Say it.", VisionGeometry(512, 2, 512), generation_prompt=True)
     assert asked == text + "Assistant:"
+
+
+def test_the_last_frame_is_announced_as_such_where_that_is_asked_for():
+    frames = [PromptFrame(0.0), PromptFrame(61.99, last=True)]
+    plain, marked = (
+        video_text(frames, 62.0, "Say it.", VisionGeometry(512, 2, 512), marks_end=marks) for marks in (False, True)
+    )
+    assert plain.count("Frame from") == 2
+    assert marked == plain.replace("Frame from 01:01:", "Last frame from 01:01:")
+
+
+@pytest.mark.parametrize(("end", "last"), [(None, True), (3.0, False), (5.999, False), (6.0, True), (9.0, True)])
+def test_the_last_frame_is_the_videos_where_they_are_chosen_up_to_its_end(end, last):
+    nothing = np.zeros(0, np.int64)
+    video = Video("clip.mp4", 12, 2.0, 6.0, 64, 48, True, np.arange(12) * 0.5, None, nothing, 0)
+    frames = prompt_frames(video, [0, 4, 9], end, (2, 3))
+    assert frames == [PromptFrame(0.0, 2, 3), PromptFrame(2.0, 2, 3), PromptFrame(4.5, 2, 3, last)]
 
 
 def test_video_text_with_tiles():

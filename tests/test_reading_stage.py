@@ -113,6 +113,14 @@ def test_ends_of_parts_are_asked_for_the_ends_of_the_video(vlm, world_examples, 
         assert lost[2] - lost[0] == pytest.approx(3 * each, rel=1e-3)
 
 
+def test_a_clip_cut_from_a_video_has_not_its_ends(vlm, world_examples):
+    reader = Reader(vlm.tokenizer, vlm.geometry, vlm.max_positions)
+    clip = [replace(example, start=1.0, end=3.0) for example in group_by_clip(world_examples)[0]]
+    edges = torch.cat(edges_of(read_lesson(clip, reader, CURRICULUM, None)))
+    assert edges[0, 0] == edges[-1, 1] == 0
+    assert int((edges != IGNORED).sum()) == 2
+
+
 def test_a_part_is_not_asked_what_came_before_its_first_frame(vlm, world_examples, tmp_path):
     run = trainer(vlm, world_examples, tmp_path, answers=False)
     reader = Reader(vlm.tokenizer, vlm.geometry, vlm.max_positions)
@@ -205,7 +213,7 @@ def test_what_is_said_on_the_command_line_is_how_it_goes(tmp_path):
     )
     kept = json.loads((tmp_path / "run" / "training.json").read_text())
     assert {name: kept[name.replace("-", "_")] for name in names} == said
-    assert (kept["steps"], kept["answers"]) == (1, True)
+    assert (kept["steps"], kept["answers"], kept["curriculum"]["marks_end"]) == (1, True, True)
 
 
 @pytest.mark.parametrize(

@@ -108,15 +108,36 @@ def test_processes_share_a_step(examples, reader):
     assert sorted(alone) == sorted(shared)
 
 
-def test_without_chance_a_clip_is_read_as_encoding_reads_it(examples, reader, vlm, videos):
-    lesson = read_lesson(examples[:3], reader, dataclasses.replace(CURRICULUM, frames=12), None)
+@pytest.mark.parametrize("marks_end", [False, True])
+def test_without_chance_a_clip_is_read_as_encoding_reads_it(examples, reader, vlm, videos, marks_end):
+    curriculum = dataclasses.replace(CURRICULUM, frames=12, marks_end=marks_end)
+    lesson = read_lesson(examples[:3], reader, curriculum, None)
     reading = fill_reading(
         v2l.Reading(frames=12), v2l.load_hypernetwork(vlm.folder.path).origin.trained_with, vlm.geometry
     )
     seen = v2l.watch.see_video(videos[0], vlm, reading)
     (part,) = lesson.parts
     assert torch.equal(vlm.see(part.images), seen.images)
-    assert torch.equal(part.ids, v2l.watch.video_ids(seen, vlm, CURRICULUM.prompt))
+    assert torch.equal(part.ids, v2l.watch.video_ids(seen, vlm, CURRICULUM.prompt, marks_end=marks_end))
+
+
+def test_the_end_of_the_video_is_marked_in_its_last_part_alone(examples, reader):
+    """And nowhere in a clip that ends before its video does; the teacher hears nothing of it."""
+    curriculum = dataclasses.replace(CURRICULUM, marks_end=True)
+    ended = {True: examples[:3], False: [dataclasses.replace(example, end=3.0) for example in examples[:3]]}
+
+    def marked(ids: torch.Tensor) -> bool:
+        return "Last frame from" in reader.tokenizer.decode(ids.tolist(), skip_special_tokens=False)
+
+    ways = set()
+    for last, clip in ended.items():
+        for seed in range(8):
+            lesson = read_lesson(clip, reader, curriculum, np.random.default_rng(seed))
+            assert [marked(part.ids) for part in lesson.parts] == [False] * (len(lesson.parts) - 1) + [last]
+            assert lesson.edges[1] == last
+            assert not marked(lesson.in_context.ids)
+            ways.add((last, lesson.composed, len(lesson.parts) > 1))
+    assert len(ways) == 6
 
 
 def test_nothing_held_out_reaches_a_training_manifest(tmp_path):
@@ -492,6 +513,20 @@ def test_the_command_goes_on_and_speaks_json(workplace):
     taught_run = launch(workplace, "v2l", "train", *options("taught", 1), "--teacher")
     assert taught_run.returncode == 0
     assert len((workplace / "m.teacher.jsonl").read_text().splitlines()) == 1 + len(QUESTIONS) * 3
+
+
+def test_the_end_is_marked_where_that_is_said_or_was_before(workplace):
+    def marks(folder, *words):
+        run = launch(workplace, "v2l", "train", *options(folder, 1), *words)
+        assert run.returncode == 0, run.stderr
+        told = v2l.load_hypernetwork(workplace / folder).origin.trained_with.marks_end
+        assert json.loads((workplace / folder / SETTINGS).read_text())["curriculum"]["marks_end"] == told
+        return told
+
+    from_marked = "--hypernetwork", "marked/hypernetwork.safetensors"
+    assert marks("marked", "--mark-end")
+    assert marks("marked-still", *from_marked)
+    assert not marks("unmarked", *from_marked, "--no-mark-end")
 
 
 @pytest.mark.parametrize(

@@ -279,7 +279,7 @@ class Bench:
 
         def windows() -> list[Window]:
             seen = see_video(subject.video, vlm, subject.reading)
-            return cut_windows(seen, vlm, trained_with.prompt, trained_with.window_frames)
+            return cut_windows(seen, vlm, trained_with)
 
         def read_alone() -> None:
             for layer in vlm.read_layers(cut):

@@ -83,6 +83,13 @@ def train(
             help="Of a frame's longest edge; of several, half the clips the first.",
         ),
     ] = None,
+    mark_end: Annotated[
+        bool | None,
+        typer.Option(
+            "--mark-end/--no-mark-end",
+            help="Announce a video's last frame as such, so that segments know; else as --hypernetwork had it.",
+        ),
+    ] = None,
     validate_every: Annotated[
         int, typer.Option("--validate-every", min=1, metavar="N", help="Steps between validations.")
     ] = 1000,
@@ -141,6 +148,7 @@ def train(
                 seed=seed,
             ),
             learning.read_sizes(sizes),
+            mark_end,
             choice(model, hypernetwork, device, dtype),
             output,
             display,

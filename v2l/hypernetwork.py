@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from v2l.errors import V2LError
 from v2l.perceiver import GatedMLP, Resampler, unit_context
 from v2l.prompt import INTERNALIZATION_PROMPT
+from v2l.records import later
 
 TARGET = "down_proj"
 """The one module of each decoder layer that is adapted, by its name in the published state dict."""
@@ -61,6 +62,8 @@ class TrainedWith:
     prompt: what the model heard after the video
     window_frames: frames in each window of a video too long for the model's positions
     windows, segments: the most of them that were read, or composed, together
+    marks_end: whether the frame that the video ends with was announced as the last one, which tells the last of several
+        segments from the others; published ones heard nothing of it
     """
 
     frames: int = 12
@@ -70,6 +73,7 @@ class TrainedWith:
     window_frames: int = 12
     windows: int = 1
     segments: int = 1
+    marks_end: bool = later(False)
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,7 @@ def describe(path: Path) -> tuple[str, Rows, dict[str, Any]]:
         ),
         ("", f"up to {trained.windows} windows of {trained.window_frames} frames, {trained.segments} segments"),
         ("prompt", printable(trained.prompt)),
+        *([("", "the video's last frame is announced as such")] if trained.marks_end else []),
         ("sha256", origin.sha256),
     ]
     record = {"kind": "hypernetwork", "file": path, "bytes": size, "parameters": parameters}

@@ -52,11 +52,15 @@ def train(
     material: Material,
     training: Training,
     sizes: dict[str, int | float],
+    mark_end: bool | None,
     choice: Choice,
     folder: Path,
     display: Display,
 ) -> None:
-    """Trains in `folder`, with a bar and a result for every validation, and prints where the best one stands."""
+    """Trains in `folder`, with a bar and a result for every validation, and prints where the best one stands.
+
+    mark_end: `Curriculum.marks_end`, None for what the weights to begin with were trained with
+    """
     learn, validate = _examples(material)
     processes = Processes()
     choice.device = choice.device or (str(processes.device) if processes.device else None)
@@ -71,6 +75,10 @@ def train(
             learn = _taught(learn, material, training, vlm, display)
             validate = _taught(validate, material, training, vlm, display)
     hypernetwork = _hypernetwork(choice, vlm, sizes, training.seed, display)
+    if mark_end is None:
+        mark_end = hypernetwork.origin is not None and hypernetwork.origin.trained_with.marks_end
+    curriculum = dataclasses.replace(training.curriculum, marks_end=mark_end)
+    training = dataclasses.replace(training, curriculum=curriculum)
     warned: set[str] = set()
 
     def warn(text: str) -> None:

@@ -21,7 +21,16 @@ from v2l.decoding import probe, read_frames
 from v2l.errors import V2LError
 from v2l.manifest import Example, group_by_clip
 from v2l.optimise import Steps
-from v2l.prompt import IMAGE, INTERNALIZATION_PROMPT, PromptFrame, VisionGeometry, frame_images, tile_grid, video_text
+from v2l.prompt import (
+    IMAGE,
+    INTERNALIZATION_PROMPT,
+    PromptFrame,
+    VisionGeometry,
+    frame_images,
+    prompt_frames,
+    tile_grid,
+    video_text,
+)
 from v2l.prompt import question_text as asked
 from v2l.sampling import Video, choose_frames
 from v2l.sheet import PLACE, Sheet, write_sheet
@@ -37,7 +46,8 @@ class Curriculum:
     denser: frames are taken up to this many times as densely, from a random offset; 1 takes the same ones always
     windows, segments: at most this many joint windows, and composed segments; 1 for none
     questions: at most this many of a clip at a time
-    prompt: what the frozen model hears after the video
+    prompt: what the frozen model hears after the video; marks_end: whether the frame that the video ends with is
+        announced as the last one
     """
 
     frames: int = 12
@@ -48,6 +58,7 @@ class Curriculum:
     segments: int = 8
     questions: int = 4
     prompt: str = INTERNALIZATION_PROMPT
+    marks_end: bool = False
 
 
 @dataclass(frozen=True)
@@ -94,6 +105,7 @@ class Lesson:
     """One clip in one step.
 
     composed: whether each part becomes an adapter of its own
+    edges: whether the video begins with the first of its frames, and ends with the last
     shows: the video, the numbers of its frames and their resolution
     sheet: questions and answers, without the video
     in_context: the same behind the whole video, where that fits the model's positions
@@ -101,6 +113,7 @@ class Lesson:
 
     parts: tuple[Part, ...]
     composed: bool
+    edges: tuple[bool, bool]
     shows: tuple[str, tuple[int, ...], int | None]
     sheet: Sheet
     in_context: Sheet | None
@@ -176,24 +189,27 @@ def read_lesson(
     resolution = _resolution(curriculum, random)
     rows, cols = tile_grid(video.width, video.height, reader.geometry, resolution)
     shows = str(video.path), tuple(int(frame) for frame in chosen), resolution
-    frames = [PromptFrame(float(video.seconds[index]), rows, cols) for index in chosen]
+    frames = prompt_frames(video, chosen, clip[0].end, (rows, cols))
     images = None
     if shows not in seen:
         pixels = (frame.pixels for frame in read_frames(video, chosen))
         images = [torch.from_numpy(frame_images(each, reader.geometry, resolution)) for each in pixels]
 
-    def prompt(part: Sequence[PromptFrame], said: str, answer: bool = False) -> str:
-        return video_text(part, video.duration, said, reader.geometry, generation_prompt=answer)
-
     order = np.arange(len(clip)) if random is None else random.permutation(len(clip))
     questions = [(clip[place].prompt, clip[place].target) for place in order[: curriculum.questions]]
-    in_context = write_sheet(prompt(frames, PLACE, answer=True), questions, reader.tokenizer)
-    whole = reader.ids(prompt(frames, curriculum.prompt))
+    text = video_text(frames, video.duration, PLACE, reader.geometry, generation_prompt=True)
+    in_context = write_sheet(text, questions, reader.tokenizer)
+
+    def heard(part: Sequence[PromptFrame]) -> torch.Tensor:
+        text = video_text(part, video.duration, curriculum.prompt, reader.geometry, marks_end=curriculum.marks_end)
+        return reader.ids(text)
+
+    whole = heard(frames)
 
     def read_in(count: int) -> list[Part]:
         parts = []
         for places in np.array_split(np.arange(len(frames)), count):
-            ids = whole if count == 1 else reader.ids(prompt([frames[place] for place in places], curriculum.prompt))
+            ids = whole if count == 1 else heard([frames[place] for place in places])
             own = None if images is None else torch.cat([images[place] for place in places])
             ends = reader.ends(ids, [frames[place].seconds for place in places])
             parts.append(Part(ids, ends, own, len(places) * (rows * cols + 1), len(places)))
@@ -209,6 +225,7 @@ def read_lesson(
     return Lesson(
         tuple(parts),
         composed,
+        (int(chosen[0]) == 0, frames[-1].last),
         shows,
         write_sheet(asked(PLACE), questions, reader.tokenizer),
         in_context if int(in_context.positions.max()) < reader.positions else None,

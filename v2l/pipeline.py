@@ -94,7 +94,7 @@ def finish(
     path, reading, origin = begun.path, begun.reading, hypernetwork.origin
     trained_with, layers = origin.trained_with, vlm.num_layers
     seen = see(begun.looked, vlm, lambda done, frames: progress(done, frames + layers))
-    windows = cut_windows(seen, vlm, trained_with.prompt, trained_with.window_frames)
+    windows = cut_windows(seen, vlm, trained_with)
     frames = len(seen.frames)
     a, b = generate_factors(windows, vlm, hypernetwork, lambda done, _: progress(frames + done, frames + layers))
     if not (torch.isfinite(a).all() and torch.isfinite(b).all()):

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from PIL import Image
 
 from v2l.errors import V2LError
+from v2l.sampling import Video
 
 START, END_OF_TURN = "<|im_start|>", "<end_of_utterance>"
 IMAGE, IMAGE_EDGE, GLOBAL_VIEW = "<image>", "<fake_token_around_image>", "<global-img>"
@@ -47,11 +48,25 @@ class VisionGeometry:
 
 @dataclass(frozen=True)
 class PromptFrame:
-    """A frame's place in the prompt: its time in seconds and its grid of tiles (0 x 0 where it is not tiled)."""
+    """A frame's place in the prompt: its time in seconds, its grid of tiles (0 x 0 where it is not tiled), and whether
+    the video ends with it."""
 
     seconds: float
     rows: int = 0
     cols: int = 0
+    last: bool = False
+
+
+def prompt_frames(
+    video: Video, chosen: Sequence[int], end: float | None, grid: tuple[int, int] = (0, 0)
+) -> list[PromptFrame]:
+    """The chosen frames as the prompt shows them; the last one is the video's where they were chosen up to its end.
+
+    end: seconds that they were chosen up to, None for the video's end; grid: rows and columns of tiles
+    """
+    goes_on = end is not None and end < video.duration - 1e-6  # ends of segments are rounded to that
+    frames = [PromptFrame(float(video.seconds[index]), *grid) for index in chosen]
+    return frames if goes_on else [*frames[:-1], replace(frames[-1], last=True)]
 
 
 # Pixels ------------------------------------------------------------------------------------------------------------
@@ -111,12 +126,14 @@ def video_text(
     prompt: str,
     geometry: VisionGeometry,
     generation_prompt: bool = False,
+    marks_end: bool = False,
 ) -> str:
     """The user turn that shows a video and then says `prompt`.
 
     frames: in the order shown; each is announced with its own time, floored to MM:SS
     duration: seconds of the whole video, floored in the intro line to H:MM:SS
     generation_prompt: end with `Assistant:`, as a question in context needs it and internalization does not
+    marks_end: announce the frame that the video ends with as the last one; the paper does not
     """
     if not frames:
         raise V2LError("a video prompt needs at least one frame; ask for --frames 1 or more")
@@ -124,7 +141,11 @@ def video_text(
         f"You are provided the following series of {number_in_words(len(frames))} frames "
         f"from a {_clock_hours(duration)} [H:MM:SS] video.\n"
     )
-    shown = "".join(f"\nFrame from {_clock(frame.seconds)}:{_image_text(frame, geometry)}" for frame in frames)
+    shown = "".join(
+        f"\n{'Last frame' if marks_end and frame.last else 'Frame'} from {_clock(frame.seconds)}:"
+        f"{_image_text(frame, geometry)}"
+        for frame in frames
+    )
     return _user_turn(f"{intro}{shown}\n\n{prompt}", generation_prompt)
 
 

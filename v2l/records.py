@@ -1,7 +1,9 @@
 """Frozen dataclasses to JSON and back, strictly: the metadata of v2l's files.
 
-A record's fields are str, int, float, another record, `X | None` or `tuple[X, ...]`. Reading accepts exactly those
-fields with exactly those types, so that a file of a later or a foreign make is refused and never half understood.
+A record's fields are str, int, float, bool, another record, `X | None` or `tuple[X, ...]`. Reading accepts exactly
+those fields with exactly those types, so that a file of a later or a foreign make is refused and never half understood.
+A field that is `later` than its record's first files is written only where it says more than they do: they stay as they
+are, to the byte.
 """
 
 from __future__ import annotations
@@ -16,18 +18,34 @@ MAX_TEXT = 4096
 """Characters of one string; longer ones are refused."""
 
 
+def later(default: Any) -> Any:
+    """A dataclass field that files from before it do not have; `default` is what they mean."""
+    return dataclasses.field(default=default, metadata={"later": True})
+
+
 def to_json(record: Any) -> dict[str, Any]:
-    """A record as plain JSON values; tuples become lists."""
-    return dataclasses.asdict(record)
+    """A record as plain JSON values."""
+    return {
+        field.name: _write(getattr(record, field.name))
+        for field in dataclasses.fields(record)
+        if "later" not in field.metadata or getattr(record, field.name) != field.default
+    }
+
+
+def _write(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_write(item) for item in value]
+    return to_json(value) if dataclasses.is_dataclass(value) else value
 
 
 def from_json(kind: type[Record], value: Any, where: str) -> Record:
     """The record of type `kind` that `value` describes. `where` names the place in the message of the ValueError
     that anything unexpected raises."""
     hints = get_type_hints(kind)
-    if not isinstance(value, dict) or value.keys() != hints.keys():
+    needed = {field.name for field in dataclasses.fields(kind) if "later" not in field.metadata}
+    if not isinstance(value, dict) or not needed <= value.keys() <= hints.keys():
         raise ValueError(f"{where} must be an object with exactly {', '.join(sorted(hints))}")
-    return kind(**{name: _read(hint, value[name], f"{where}.{name}") for name, hint in hints.items()})
+    return kind(**{name: _read(hints[name], held, f"{where}.{name}") for name, held in value.items()})
 
 
 def _read(hint: Any, value: Any, where: str) -> Any:

@@ -261,6 +261,7 @@ class Trainer:
                 window_frames=curriculum.frames,
                 windows=curriculum.windows,
                 segments=curriculum.segments,
+                marks_end=curriculum.marks_end,
             )
             name = os.path.basename(os.path.abspath(self.folder))
             with_origin(self.hypernetwork, name, self.vlm.id, self.vlm.fingerprint, trained_with)

@@ -20,7 +20,7 @@ from v2l.decoding import probe, read_frames
 from v2l.errors import V2LError
 from v2l.files import printable
 from v2l.hypernetwork import TrainedWith
-from v2l.prompt import PromptFrame, VisionGeometry, frame_images, tile_grid, video_text
+from v2l.prompt import PromptFrame, VisionGeometry, frame_images, prompt_frames, tile_grid, video_text
 from v2l.sampling import Reading, Video, choose_frames
 from v2l.vlm import IMAGES_AT_ONCE, FrozenVLM, Window
 
@@ -110,8 +110,7 @@ def look(path: str | os.PathLike, vlm: FrozenVLM, reading: Reading) -> Look:
         for frame in read_frames(video, chosen):
             yield from frame_images(frame.pixels, vlm.geometry, reading.resolution)
 
-    frames = tuple(PromptFrame(float(video.seconds[index]), rows, cols) for index in chosen)
-    return Look(video, frames, _batches(images()))
+    return Look(video, tuple(prompt_frames(video, chosen, reading.end, (rows, cols))), _batches(images()))
 
 
 def see_video(
@@ -203,7 +202,7 @@ def _make(items: Iterator[torch.Tensor], made: queue.Queue, unwanted: threading.
         hand_over(end)
 
 
-def cut_windows(seen: SeenVideo, vlm: FrozenVLM, prompt: str, window_frames: int) -> list[Window]:
+def cut_windows(seen: SeenVideo, vlm: FrozenVLM, trained_with: TrainedWith) -> list[Window]:
     """The prompts that make up the video: one, as published, while that fits the model's positions; beyond them
     windows of `window_frames` frames (fewer where even those do not fit), each a complete prompt with its own intro
     line, absolute timestamps and positions from zero. Raises V2LError where a single frame does not fit."""
@@ -211,7 +210,7 @@ def cut_windows(seen: SeenVideo, vlm: FrozenVLM, prompt: str, window_frames: int
     size = count
     while True:
         spans = [(start, min(start + size, count)) for start in range(0, count, size)]
-        ids = [video_ids(seen, vlm, prompt, *span) for span in spans]
+        ids = [video_ids(seen, vlm, trained_with.prompt, *span, marks_end=trained_with.marks_end) for span in spans]
         longest = max(len(window) for window in ids)
         if longest <= vlm.max_positions:
             break
@@ -220,7 +219,7 @@ def cut_windows(seen: SeenVideo, vlm: FrozenVLM, prompt: str, window_frames: int
                 f"one frame takes {longest:,} tokens and the model has {vlm.max_positions:,} positions; use a lower "
                 "resolution"
             )
-        size = min(window_frames, size - 1, max(1, size * vlm.max_positions // longest))
+        size = min(trained_with.window_frames, size - 1, max(1, size * vlm.max_positions // longest))
     per_frame = len(seen.images) // count
     return [
         Window(stop - start, window, seen.images[start * per_frame : stop * per_frame])
@@ -229,8 +228,15 @@ def cut_windows(seen: SeenVideo, vlm: FrozenVLM, prompt: str, window_frames: int
 
 
 def video_ids(
-    seen: SeenVideo, vlm: FrozenVLM, prompt: str, start: int = 0, stop: int | None = None, answer: bool = False
+    seen: SeenVideo,
+    vlm: FrozenVLM,
+    prompt: str,
+    start: int = 0,
+    stop: int | None = None,
+    answer: bool = False,
+    marks_end: bool = False,
 ) -> torch.Tensor:
-    """Token ids, (T,), of the prompt that shows frames start .. stop - 1 and says `prompt`; `answer` asks for one."""
-    frames = seen.frames[start:stop]
-    return vlm.tokenize(video_text(frames, seen.video.duration, prompt, vlm.geometry, generation_prompt=answer))
+    """Token ids, (T,), of the prompt that shows frames start .. stop - 1 and says `prompt`; `answer` asks for one;
+    `marks_end` as for `video_text`."""
+    frames, duration = seen.frames[start:stop], seen.video.duration
+    return vlm.tokenize(video_text(frames, duration, prompt, vlm.geometry, answer, marks_end))

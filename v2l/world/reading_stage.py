@@ -96,8 +96,9 @@ def known_of_frames(lesson: Lesson) -> list[torch.Tensor]:
 def edges_of(lesson: Lesson) -> list[torch.Tensor]:
     """What EDGES ask of the frames of each part, (F, 2) int64: 1 or 0, or IGNORED of a frame in the midst of a part."""
     parts = [torch.full((part.frames, len(EDGES)), IGNORED) for part in lesson.parts]
+    begins, ends = lesson.edges
     for number, part in enumerate(parts, 1):
-        part[0, 0], part[-1, 1] = int(number == 1), int(number == len(parts))
+        part[0, 0], part[-1, 1] = int(begins and number == 1), int(ends and number == len(parts))
     return parts
 
 
@@ -310,6 +311,7 @@ if __name__ == "__main__":
         segments=given.segments,
         questions=10,
         resolutions=resolutions,
+        marks_end=True,
     )
     said = {field.name: vars(given)[field.name] for field in fields(ReadingTraining) if field.name in vars(given)}
     often = 250 if given.answers else given.steps  # answers are not what it is chosen by
