@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 import v2l
 from v2l.errors import V2LError
-from v2l.hypernetwork import Hypernetwork
+from v2l.hypernetwork import Hypernetwork, TrainedWith
 from v2l.lessons import Curriculum, Lesson, Lessons, Reader, Unreadable, read_lesson, validation_split
 from v2l.lora import attached
 from v2l.manifest import Example, read_manifest
@@ -119,6 +119,17 @@ def test_without_chance_a_clip_is_read_as_encoding_reads_it(examples, reader, vl
     (part,) = lesson.parts
     assert torch.equal(vlm.see(part.images), seen.images)
     assert torch.equal(part.ids, v2l.watch.video_ids(seen, vlm, CURRICULUM.prompt, marks_end=marks_end))
+
+
+def test_what_does_not_fit_is_cut_as_encoding_cuts_it(examples, reader, vlm, videos):
+    curriculum = dataclasses.replace(CURRICULUM, fps=8.0, longest=63)
+    seen = v2l.watch.see_video(videos[2], vlm, v2l.Reading(63, 8.0, None, None, vlm.geometry.longest_edge))
+    windows = v2l.watch.cut_windows(seen, vlm, TrainedWith(window_frames=CURRICULUM.frames))
+    assert len(windows) == 16
+    lesson = read_lesson(examples[6:9], reader, curriculum, None)
+    assert all(torch.equal(part.ids, window.input_ids) for part, window in zip(lesson.parts, windows, strict=True))
+    ways = [read_lesson(examples[6:9], reader, curriculum, np.random.default_rng(seed)) for seed in range(8)]
+    assert {(lesson.composed, len(lesson.parts)) for lesson in ways} == {(False, 16), (True, 3)}
 
 
 def test_the_end_of_the_video_is_marked_in_its_last_part_alone(examples, reader):

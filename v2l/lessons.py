@@ -45,6 +45,7 @@ class Curriculum:
         them; none for the frozen model's own
     denser: frames are taken up to this many times as densely, from a random offset; 1 takes the same ones always
     windows, segments: at most this many joint windows, and composed segments; 1 for none
+    longest: at most this many frames of a clip; None for as many as make up those windows or segments
     questions: at most this many of a clip at a time
     prompt: what the frozen model hears after the video; marks_end: whether the frame that the video ends with is
         announced as the last one
@@ -59,6 +60,7 @@ class Curriculum:
     questions: int = 4
     prompt: str = INTERNALIZATION_PROMPT
     marks_end: bool = False
+    longest: int | None = None
 
 
 @dataclass(frozen=True)
@@ -215,7 +217,8 @@ def read_lesson(
             parts.append(Part(ids, ends, own, len(places) * (rows * cols + 1), len(places)))
         return parts
 
-    composed, count = _cut(len(frames), max(1, math.ceil(len(whole) / reader.positions)), curriculum, random)
+    fewest = 1 if len(whole) <= reader.positions else math.ceil(len(frames) / curriculum.frames)
+    composed, count = _cut(len(frames), fewest, curriculum, random)
     parts = read_in(count)
     while max(len(part.ids) for part in parts) > reader.positions:  # each part has words of its own, too
         count += 1
@@ -234,7 +237,7 @@ def read_lesson(
 
 def _frames(video: Video, clip: Example, curriculum: Curriculum, random: np.random.Generator | None) -> list[int]:
     """The frames that all parts together show."""
-    most = curriculum.frames * max(curriculum.windows, curriculum.segments)
+    most = curriculum.longest or curriculum.frames * max(curriculum.windows, curriculum.segments)
     if random is None:
         return choose_frames(video, most, curriculum.fps, clip.start, clip.end)
     denser = float(random.uniform(1, curriculum.denser))

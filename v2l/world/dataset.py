@@ -106,12 +106,27 @@ def far(random: np.random.Generator) -> Filming:
     return _few_frames(float(np.exp(random.uniform(np.log(64), np.log(1_100)))), random)
 
 
+def many(random: np.random.Generator) -> Filming:
+    """What hundreds of frames need: 96 to 256 of them in 96 to 1,100 seconds, with two scenes to sixteen. Their first
+    and last frame share their ranks with many others."""
+    seconds = float(np.exp(random.uniform(np.log(96), np.log(1_100))))
+    frames = min(seconds, float(np.exp(random.uniform(np.log(96), np.log(256)))))
+    seconds, fps = _at_rate(seconds, frames / seconds)
+    return Filming(seconds, int(random.integers(2, 17)), ClipFormat(*_small(random), fps))
+
+
 def _few_frames(seconds: float, random: np.random.Generator) -> Filming:
     """A clip of about so many seconds and 8 to 20 frames, with two scenes to as many as frames."""
-    thousandths = round(1000 * min(int(random.integers(10, 21)) / seconds, 0.5))
-    fps = (thousandths - (thousandths % 10 in (1, 9))) / 1000  # as OpenCV writes it: what is 0.001 off is good enough
-    frames = int(seconds * fps)
-    return Filming(frames / fps, int(random.integers(2, frames + 1)), ClipFormat(*_small(random), fps))
+    seconds, fps = _at_rate(seconds, min(int(random.integers(10, 21)) / seconds, 0.5))
+    return Filming(seconds, int(random.integers(2, round(seconds * fps) + 1)), ClipFormat(*_small(random), fps))
+
+
+def _at_rate(seconds: float, fps: float) -> tuple[float, float]:
+    """About so many seconds at about so many frames a second, as OpenCV writes them: what is 0.001 off is good
+    enough."""
+    thousandths = round(1000 * fps)
+    fps = (thousandths - (thousandths % 10 in (1, 9))) / 1000
+    return int(seconds * fps) / fps, fps
 
 
 def _small(random: np.random.Generator) -> tuple[int, ...]:
@@ -146,6 +161,7 @@ FILMINGS: dict[str, Callable[[np.random.Generator], Filming]] = {
     "excerpt": excerpt,
     "sparse": sparse,
     "far": far,
+    "many": many,
     "two": scenes_of_eight_seconds(2),
     "eight": scenes_of_eight_seconds(8),
     **{f"length-{seconds}": length(seconds) for seconds in (8, 12, 64, 256, 1024)},

@@ -284,6 +284,7 @@ if __name__ == "__main__":
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--segments", type=int, default=8)
+    parser.add_argument("--longest", type=int, metavar="FRAMES", help="that are read of a clip")
     parser.add_argument(
         "--resolution", metavar="PIXELS,...", help="of a frame's longest edge; of several, half the clips the first"
     )
@@ -312,6 +313,7 @@ if __name__ == "__main__":
         questions=10,
         resolutions=resolutions,
         marks_end=True,
+        longest=given.longest,
     )
     said = {field.name: vars(given)[field.name] for field in fields(ReadingTraining) if field.name in vars(given)}
     often = 250 if given.answers else given.steps  # answers are not what it is chosen by
