@@ -431,6 +431,10 @@ def test_frames_of_several_resolutions_are_met(examples, reader):
     assert {lesson.shows[2] for lesson in met} == {32, 64}
     assert all(part.count == len(part.images) for lesson in met for part in lesson.parts)
     assert {part.count // part.frames for lesson in met for part in lesson.parts} > {1}
+    rare = dataclasses.replace(several, at_first=0.9)
+    lessons.curriculum = rare
+    again = Counter(lesson.shows[2] for number in range(8) for lesson in lessons.batch(number))
+    assert 0 < again[64] < sum(lesson.shows[2] == 64 for lesson in met)
     assert max(len(part.ids) for lesson in met for part in lesson.parts) <= reader.positions
 
 

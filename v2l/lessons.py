@@ -41,8 +41,8 @@ class Curriculum:
     """How clips are met in training.
 
     frames, fps: of a clip, or of each segment, at most this many frames at this rate, as encoding will take them
-    resolutions: pixels of a frame's longest edge: of half of the clips and of encoding the first, of the others any of
-        them; none for the frozen model's own
+    resolutions: pixels of a frame's longest edge: of encoding and of a share of the clips, `at_first`, the first, of
+        the others any of them; none for the frozen model's own
     denser: frames are taken up to this many times as densely, from a random offset; 1 takes the same ones always
     windows, segments: at most this many joint windows, and composed segments; 1 for none
     longest: at most this many frames of a clip; None for as many as make up those windows or segments
@@ -61,6 +61,7 @@ class Curriculum:
     prompt: str = INTERNALIZATION_PROMPT
     marks_end: bool = False
     longest: int | None = None
+    at_first: float = 0.5
 
 
 @dataclass(frozen=True)
@@ -251,7 +252,7 @@ def _frames(video: Video, clip: Example, curriculum: Curriculum, random: np.rand
 def _resolution(curriculum: Curriculum, random: np.random.Generator | None) -> int | None:
     if not curriculum.resolutions:
         return None
-    if random is None or random.random() < 0.5:
+    if random is None or random.random() < curriculum.at_first:
         return curriculum.resolutions[0]
     return int(random.choice(curriculum.resolutions))
 

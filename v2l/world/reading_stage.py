@@ -286,8 +286,11 @@ if __name__ == "__main__":
     parser.add_argument("--segments", type=int, default=8)
     parser.add_argument("--longest", type=int, metavar="FRAMES", help="that are read of a clip")
     parser.add_argument(
-        "--resolution", metavar="PIXELS,...", help="of a frame's longest edge; of several, half the clips the first"
+        "--resolution",
+        metavar="PIXELS,...",
+        help="of a frame's longest edge: of some clips the first, else any of them",
     )
+    parser.add_argument("--at-first", type=float, default=Curriculum.at_first, metavar="SHARE", help="of those clips")
     parser.add_argument("--reading-weight", type=float, default=ReadingTraining.reading_weight)
     parser.add_argument("--before-weight", type=float, default=ReadingTraining.before_weight)
     parser.add_argument("--when-weight", type=float, default=ReadingTraining.when_weight)
@@ -314,6 +317,7 @@ if __name__ == "__main__":
         resolutions=resolutions,
         marks_end=True,
         longest=given.longest,
+        at_first=given.at_first,
     )
     said = {field.name: vars(given)[field.name] for field in fields(ReadingTraining) if field.name in vars(given)}
     often = 250 if given.answers else given.steps  # answers are not what it is chosen by
