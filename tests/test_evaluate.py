@@ -203,3 +203,17 @@ def test_eval_prints_means_and_differences_and_goes_on(examples, model_folder, t
     assert record["macro"].keys() == {"in_context", "adapter", "nothing", "other_clip"}
     assert (tmp_path / "questions.eval.jsonl").read_bytes() == before
     assert run("eval", manifest, "-o", manifest, "--model", model_folder).code == 2
+
+
+def test_eval_tells_once_why_a_clip_cannot_be_read(videos, model_folder, tmp_path):
+    rows = [
+        {"id": f"{path.stem}-{number}", "video_path": str(path), "question": question, "answer": "a square"}
+        for path in (*videos, tmp_path / "missing.mp4")
+        for number, question in enumerate(QUESTIONS)
+    ]
+    manifest = tmp_path / "questions.jsonl"
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = run("eval", manifest, "--model", model_folder, "--max-new-tokens", "1", "--without", "bias")
+    assert done.code == 1
+    assert done.err.count("cannot read") == 1
+    assert f"{len(QUESTIONS)} of {len(rows)} questions could not be answered" in done.err

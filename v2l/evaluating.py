@@ -148,17 +148,21 @@ def _announce(asked: Chosen, display: Display) -> None:
 
 
 def _answered(evaluation: Evaluation, asked: Chosen, display: Display) -> list[Result]:
-    """All results, with a bar; what could not be answered is told at once, but for videos known to be missing."""
+    """All results, with a bar; what could not be answered is told at once, of a clip each reason once, but for
+    videos known to be missing."""
     number = len(asked.examples)
     if evaluation.done:
         display.note(f"{len(evaluation.done)} of {number} questions were answered before")
     clips = [video for video, _, _ in evaluation.clips]
     results = []
+    told = set()
     display.start_progress(number, "question")
     for result in evaluation.run():
         results.append(result)
         display.progress(len(results), number)
-        if result.error is not None and clips[result.clip] not in asked.missing:
+        reason = result.clip, result.error
+        if result.error is not None and reason not in told and clips[result.clip] not in asked.missing:
+            told.add(reason)
             display.error(f"{printable(result.id)}: {result.error}")
     display.end_progress()
     failed = sum(result.error is not None for result in results)

@@ -108,8 +108,8 @@ class Binding:
         knowing = self.ranks(lesson, frames)
         asked: dict[int, list[Asked]] = defaultdict(list)
         parts = _seconds(lesson)
-        edges = {FIRST: (0, parts[0][0]), LAST: (len(parts) - 1, parts[-1][-1])}
-        edges = {fact: edge for (fact, edge), there in zip(edges.items(), lesson.edges, strict=True) if there}
+        ends = (FIRST, (0, parts[0][0])), (LAST, (len(parts) - 1, parts[-1][-1]))
+        edges = {fact: end for (fact, end), there in zip(ends, lesson.edges, strict=True) if there}
         for start, end, fact in self.named(lesson.sheet):
             if fact in edges:  # whatever else that rank reads, no other one knows it
                 part, second = edges[fact]
