@@ -72,7 +72,7 @@ def _few(name: str, options: str, plot: bool = False) -> Measurement:
 TESTS = (
     Measurement("tiny/test", "test 1000", "--margin 0.05,0.02"),
     *(
-        _scenes(f"length-{frames}-scenes", 300, f"length-{frames} --scenes", frames, "1,8" if frames == 64 else "1")
+        _scenes(f"length-{frames}-scenes", 300, f"length-{frames} --scenes", frames, "1,8" if frames in (64, 256) else "1")
         for frames in (1024, 256, 64, 12, 8)
     ),
     _scenes("two-scenes", 300, "two --scenes", 16, "1,2"),
