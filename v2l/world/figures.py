@@ -72,8 +72,8 @@ def _few(name: str, options: str, plot: bool = False) -> Measurement:
 TESTS = (
     Measurement("tiny/test", "test 1000", "--margin 0.05,0.02"),
     *(
-        _scenes(f"length-{frames}-scenes", 300, f"length-{frames} --scenes", frames, "1,8" if frames in (64, 256) else "1")
-        for frames in (1024, 256, 64, 12, 8)
+        _scenes(f"length-{frames}-scenes", 300, f"length-{frames} --scenes", frames, segments)
+        for frames, segments in {1024: "1", 256: "1,8", 64: "1,8", 12: "1", 8: "1"}.items()
     ),
     _scenes("two-scenes", 300, "two --scenes", 16, "1,2"),
     _scenes("eight-scenes", 100, "eight --scenes", 64, "1,8"),
