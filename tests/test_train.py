@@ -438,6 +438,18 @@ def test_frames_of_several_resolutions_are_met(examples, reader):
     assert max(len(part.ids) for lesson in met for part in lesson.parts) <= reader.positions
 
 
+def test_a_clip_that_tiles_would_make_too_long_is_read_at_the_first_resolution(examples, reader):
+    """Of four seconds tiles make 30 images at most, of eight 40 at least."""
+    tiled = dataclasses.replace(CURRICULUM, resolutions=(32, 64), at_first=0.0, longest=38)
+    met = {0: set(), 6: set()}
+    for first, resolutions in met.items():
+        for seed in range(12):
+            lesson = read_lesson(examples[first : first + 3], reader, tiled, np.random.default_rng(seed))
+            assert sum(part.count for part in lesson.parts) <= 38
+            resolutions.add(lesson.shows[2])
+    assert met == {0: {32, 64}, 6: {32}}
+
+
 # Teacher -----------------------------------------------------------------------------------------------------------
 
 

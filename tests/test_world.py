@@ -237,7 +237,12 @@ def test_of_an_excerpt_what_it_shows_is_asked(tmp_path):
 
 @pytest.mark.parametrize(
     ("filming", "frames", "length"),
-    [("sparse", (9, 20), (22, 63)), ("far", (8, 20), (55, 1_100)), ("many", (95, 256), (95, 1_100))],
+    [
+        ("sparse", (9, 20), (22, 63)),
+        ("far", (8, 20), (55, 1_100)),
+        ("many", (95, 256), (95, 1_100)),
+        ("thousand", (255, 1_024), (255, 1_100)),
+    ],
 )
 def test_of_a_clip_of_rare_frames_every_one_is_read_and_asked_about(tmp_path, filming, frames, length):
     clips = group_by_clip(read_manifest(write_dataset(tmp_path, "train", 8, FILMINGS[filming], f"train-{filming}")))
@@ -246,7 +251,7 @@ def test_of_a_clip_of_rare_frames_every_one_is_read_and_asked_about(tmp_path, fi
         video, film = probe(clip[0].video), FILMINGS[filming](np.random.default_rng(seed))
         assert frames[0] <= video.frame_count == film.views <= frames[1]
         assert length[0] <= film.seconds <= length[1]
-        assert [video.seconds[i] for i in choose_frames(video, 256, 1.0)] == pytest.approx(film.times, abs=1e-3)
+        assert [video.seconds[i] for i in choose_frames(video, 1_024, 1.0)] == pytest.approx(film.times, abs=1e-3)
         seconds = {math.floor(second) for second in film.times}
         assert len(seconds) == film.views
         story = story_of("train", seed, film)

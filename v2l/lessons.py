@@ -45,7 +45,8 @@ class Curriculum:
         the others any of them; none for the frozen model's own
     denser: frames are taken up to this many times as densely, from a random offset; 1 takes the same ones always
     windows, segments: at most this many joint windows, and composed segments; 1 for none
-    longest: at most this many frames of a clip; None for as many as make up those windows or segments
+    longest: at most this many frames of a clip, which is met at the first resolution where tiles would make more
+        images of it; None for as many frames as make up those windows or segments
     questions: at most this many of a clip at a time
     prompt: what the frozen model hears after the video; marks_end: whether the frame that the video ends with is
         announced as the last one
@@ -191,6 +192,9 @@ def read_lesson(
     chosen = _frames(video, clip[0], curriculum, random)
     resolution = _resolution(curriculum, random)
     rows, cols = tile_grid(video.width, video.height, reader.geometry, resolution)
+    if curriculum.longest and len(chosen) * (rows * cols + 1) > curriculum.longest:
+        resolution = _resolution(curriculum, None)
+        rows, cols = tile_grid(video.width, video.height, reader.geometry, resolution)
     shows = str(video.path), tuple(int(frame) for frame in chosen), resolution
     frames = prompt_frames(video, chosen, clip[0].end, (rows, cols))
     images = None

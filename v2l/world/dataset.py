@@ -109,16 +109,27 @@ def far(random: np.random.Generator) -> Filming:
 def many(random: np.random.Generator) -> Filming:
     """What hundreds of frames need: 96 to 256 of them in 96 to 1,100 seconds, with two scenes to sixteen. Their first
     and last frame share their ranks with many others."""
-    seconds = float(np.exp(random.uniform(np.log(96), np.log(1_100))))
-    frames = min(seconds, float(np.exp(random.uniform(np.log(96), np.log(256)))))
-    seconds, fps = _at_rate(seconds, frames / seconds)
-    return Filming(seconds, int(random.integers(2, 17)), ClipFormat(*_small(random), fps))
+    return _all_frames(96, 256, random)
+
+
+def thousand(random: np.random.Generator) -> Filming:
+    """What a thousand frames need: as `many`, of 256 to 1,024 frames in 256 to 1,100 seconds."""
+    return _all_frames(256, 1_024, random)
 
 
 def _few_frames(seconds: float, random: np.random.Generator) -> Filming:
     """A clip of about so many seconds and 8 to 20 frames, with two scenes to as many as frames."""
     seconds, fps = _at_rate(seconds, min(int(random.integers(10, 21)) / seconds, 0.5))
     return Filming(seconds, int(random.integers(2, round(seconds * fps) + 1)), ClipFormat(*_small(random), fps))
+
+
+def _all_frames(least: int, most: int, random: np.random.Generator) -> Filming:
+    """A clip of that many frames, one a second or more rarely, and two scenes to sixteen, of up to 1,100 seconds; short
+    ones as often as ones of twice their length."""
+    seconds = float(np.exp(random.uniform(np.log(least), np.log(1_100))))
+    frames = min(seconds, float(np.exp(random.uniform(np.log(least), np.log(most)))))
+    seconds, fps = _at_rate(seconds, frames / seconds)
+    return Filming(seconds, int(random.integers(2, 17)), ClipFormat(*_small(random), fps))
 
 
 def _at_rate(seconds: float, fps: float) -> tuple[float, float]:
@@ -162,6 +173,7 @@ FILMINGS: dict[str, Callable[[np.random.Generator], Filming]] = {
     "sparse": sparse,
     "far": far,
     "many": many,
+    "thousand": thousand,
     "two": scenes_of_eight_seconds(2),
     "eight": scenes_of_eight_seconds(8),
     **{f"length-{seconds}": length(seconds) for seconds in (8, 12, 64, 256, 1024)},
