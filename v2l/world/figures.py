@@ -73,7 +73,7 @@ TESTS = (
     Measurement("tiny/test", "test 1000", "--margin 0.05,0.02"),
     *(
         _scenes(f"length-{frames}-scenes", 300, f"length-{frames} --scenes", frames, segments)
-        for frames, segments in {1024: "1", 256: "1,8", 64: "1,8", 12: "1", 8: "1"}.items()
+        for frames, segments in {1024: "1,8", 256: "1,8", 64: "1,8", 12: "1", 8: "1"}.items()
     ),
     _scenes("two-scenes", 300, "two --scenes", 16, "1,2"),
     _scenes("eight-scenes", 100, "eight --scenes", 64, "1,8"),
