@@ -190,11 +190,8 @@ def read_lesson(
     part of it does not fit."""
     video = _probe(str(clip[0].video))
     chosen = _frames(video, clip[0], curriculum, random)
-    resolution = _resolution(curriculum, random)
+    resolution = _resolution(video, len(chosen), reader.geometry, curriculum, random)
     rows, cols = tile_grid(video.width, video.height, reader.geometry, resolution)
-    if curriculum.longest and len(chosen) * (rows * cols + 1) > curriculum.longest:
-        resolution = _resolution(curriculum, None)
-        rows, cols = tile_grid(video.width, video.height, reader.geometry, resolution)
     shows = str(video.path), tuple(int(frame) for frame in chosen), resolution
     frames = prompt_frames(video, chosen, clip[0].end, (rows, cols))
     images = None
@@ -253,12 +250,18 @@ def _frames(video: Video, clip: Example, curriculum: Curriculum, random: np.rand
     return choose_frames(video, math.ceil(most * denser), rate, start or None, clip.end)
 
 
-def _resolution(curriculum: Curriculum, random: np.random.Generator | None) -> int | None:
+def _resolution(
+    video: Video, frames: int, geometry: VisionGeometry, curriculum: Curriculum, random: np.random.Generator | None
+) -> int | None:
+    """The one that so many frames are met at."""
     if not curriculum.resolutions:
         return None
+    first = curriculum.resolutions[0]
     if random is None or random.random() < curriculum.at_first:
-        return curriculum.resolutions[0]
-    return int(random.choice(curriculum.resolutions))
+        return first
+    drawn = int(random.choice(curriculum.resolutions))
+    rows, cols = tile_grid(video.width, video.height, geometry, drawn)
+    return drawn if frames * (rows * cols + 1) <= (curriculum.longest or math.inf) else first
 
 
 def _cut(frames: int, fewest: int, curriculum: Curriculum, random: np.random.Generator | None) -> tuple[bool, int]:
