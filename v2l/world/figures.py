@@ -75,10 +75,10 @@ TESTS = (
         _scenes(f"length-{frames}-scenes", 300, f"length-{frames} --scenes", frames, segments)
         for frames, segments in {1024: "1,8", 256: "1,8", 64: "1,8", 12: "1", 8: "1"}.items()
     ),
+    Measurement("tiny/test-kept", "test 1000 --kept"),
+    Measurement("tiny/held-out", "held-out 300"),
     _scenes("two-scenes", 300, "two --scenes", 16, "1,2"),
     _scenes("eight-scenes", 100, "eight --scenes", 64, "1,8"),
-    Measurement("tiny/held-out", "held-out 100"),
-    Measurement("tiny/test-kept", "test 100 --kept"),
     Measurement("tiny/segments", "test 100", f"{ADAPTER} --segments 2,4 --in-context-frames 8", "some"),
     Measurement("reproduce/test-styles", "test 250 --styles", f"{BIAS} --metric f1"),
     Measurement("reproduce/test-benchmarks", "test 250 --benchmarks", f"{BIAS} --metric f1"),
