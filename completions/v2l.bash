@@ -22,7 +22,7 @@ _v2l_list() (
 
 _v2l_offer() {
     case $1 in
-        ablations) _v2l_words "$2" 'ranks layers' ;;
+        ablations) _v2l_words "$2" 'ranks layers times' ;;
         adapters) _v2l_paths "$2" '*@(.v2l.safetensors)' ;;
         architectures) _v2l_words "$2" 'smolvlm2-500m smolvlm2-2.2b' ;;
         benchmarks) _v2l_words "$2" 'activitynet-captions plm-rdcap plm-rcap vdc carebench nextqa activitynet-qa plm-sgqa vidcapbench' ;;
@@ -95,7 +95,7 @@ _v2l() {
     case $command in
         '') words='' options='--version --json --help -h' ;;
         'encode') words='videos' options='--recursive -r --files-from --frames --fps --start --end --resolution --segments --segment-seconds --compose --output -o --output-dir --check-hash --overwrite --fail-fast --shard --model -m --hypernetwork --device --dtype --json --quiet --debug --help -h' ;;
-        'ask') words='subjects' options='--question -q --in-context --frames --fps --start --end --resolution --max-new-tokens --strength --no-stream --model -m --hypernetwork --device --dtype --json --quiet --debug --help -h' ;;
+        'ask') words='subjects' options='--question -q --in-context --frames --fps --start --end --resolution --max-new-tokens --strength --whole --no-stream --model -m --hypernetwork --device --dtype --json --quiet --debug --help -h' ;;
         'bench') words='videos' options='--frames --resolution --arch --random-weights --questions --repeats --warmup --new-tokens --budget --output -o --csv --plot --model -m --hypernetwork --device --dtype --json --quiet --debug --help -h' ;;
         'eval') words='manifests' options='--benchmark --samples --seed --root --output -o --metric --margin --paper --judge --judge-model --rubric --judge-timeout --judge-jobs --without --frames --fps --resolution --segments --in-context-frames --ablate --plot --max-new-tokens --model -m --hypernetwork --device --dtype --json --quiet --debug --help -h' ;;
         'train') words='manifests' options='--output -o --validation --root --sizes --teacher --kl-weight --hidden-weight --steer-weight --steps --batch --together --learning-rate --questions --segments --windows --denser --frames --fps --resolution --no-mark-end --mark-end --validate-every --save-every --workers --seed --model -m --hypernetwork --device --dtype --json --quiet --debug --help -h' ;;

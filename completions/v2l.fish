@@ -18,7 +18,7 @@ function __v2l_paths
 end
 
 function __v2l_ablations
-    printf '%s\n' ranks layers
+    printf '%s\n' ranks layers times
 end
 
 function __v2l_adapters
@@ -156,6 +156,7 @@ complete -c v2l -n '__v2l_in ask' -l end -x -d 'Up to here; seconds, or H:MM:SS'
 complete -c v2l -n '__v2l_in ask' -l resolution -x -d 'Pixels of a frame\'s longest edge; more than the model\'s image is tiled'
 complete -c v2l -n '__v2l_in ask' -l max-new-tokens -x -d 'The longest answer'
 complete -c v2l -n '__v2l_in ask' -l strength -x -d 'How much of the adapter to wear'
+complete -c v2l -n '__v2l_in ask' -l whole -d 'All segments answer, whatever time a question asks about'
 complete -c v2l -n '__v2l_in ask' -l no-stream -d 'Whole answers only'
 complete -c v2l -n '__v2l_in ask' -l model -s m -x -a '(__v2l_models)' -d 'A preset or a model folder; else V2L_MODEL'
 complete -c v2l -n '__v2l_in ask' -l hypernetwork -x -a '(__v2l_weights)' -d 'Its hypernetwork, where the model\'s own is not meant'
@@ -208,7 +209,7 @@ complete -c v2l -n '__v2l_in eval' -l fps -x -d 'Frames per second of video to a
 complete -c v2l -n '__v2l_in eval' -l resolution -x -d 'Of a frame\'s longest edge'
 complete -c v2l -n '__v2l_in eval' -l segments -x -d 'Compose each adapter from N segments\' adapters'
 complete -c v2l -n '__v2l_in eval' -l in-context-frames -x -d 'The most in context; else as many as encoded'
-complete -c v2l -n '__v2l_in eval' -l ablate -x -a '(__v2l_ablations)' -d 'Answer also with parts of the adapter taken away'
+complete -c v2l -n '__v2l_in eval' -l ablate -x -a '(__v2l_ablations)' -d 'Answer also without some ranks, a layer, or choosing segments by the time'
 complete -c v2l -n '__v2l_in eval' -l plot -x -a '(__v2l_images)' -d 'What the tables say as an image, .png .svg'
 complete -c v2l -n '__v2l_in eval' -l max-new-tokens -x -d 'The longest answer; else 64, 128 for a benchmark'
 complete -c v2l -n '__v2l_in eval' -l model -s m -x -a '(__v2l_models)' -d 'A preset or a model folder; else V2L_MODEL'

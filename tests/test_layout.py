@@ -18,7 +18,7 @@ ORDER = [
     "records files journal sampling prompt perceiver manifest scoring paper rubric judge sheet side_by_side optimise",
     "lock sealed video decode_worker decoding models pickled hypernetwork adapter lessons",
     "vlm loading composition checkpoint",
-    "lora watch estimate machine",
+    "lora asked_time watch estimate machine",
     "annotation pipeline answer ablation evaluate report sweep",
     "targets shard choice teacher steering pupil widen train ways bench arch verify export pull",
     "staleness session",

@@ -14,6 +14,8 @@ import torch
 from v2l.adapter import Adapter
 from v2l.options import Ablation
 
+WHOLE = "whole"
+"""The condition under which all segments answer, whatever time a question asks about."""
 _CHOICES = ("top", "bottom", "random", "without top")
 """Ways to choose ranks: the strongest, the weakest, any, all but the strongest."""
 
@@ -22,7 +24,10 @@ Table = tuple[list[str], list[list[str]]]
 
 def ablations(part: Ablation, ranks: int, layers: int) -> tuple[str, ...]:
     """Names of all conditions that take that part away, for `ablated`, of an adapter with so many generated ranks:
-    1, 2, 4, ... of them by each of four choices, or every layer in turn."""
+    1, 2, 4, ... of them by each of four choices, or every layer in turn; `WHOLE` where it is the choice of segments by
+    the time that is asked about."""
+    if part == Ablation.times:
+        return (WHOLE,)
     if part == Ablation.layers:
         return tuple(f"without layer {layer}" for layer in range(layers))
     return tuple(f"ranks {choice} {count}" for count in _counts(ranks) for choice in _CHOICES)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from v2l.adapter import Adapter
+from v2l.asked_time import worn_for
 from v2l.errors import V2LError
 from v2l.hypernetwork import TrainedWith
 from v2l.lora import applied, check_fits
@@ -86,17 +87,21 @@ def stream(
     vlm: FrozenVLM,
     max_new_tokens: int = MAX_NEW_TOKENS,
     strength: float = 1.0,
+    whole: bool = False,
 ) -> Stream:
     """The answer to a question about an encoded video, piece by piece: text alone goes in, not one visual token.
 
     max_new_tokens: the longest answer; strength: how much of the adapter to wear, 1 as made
+    whole: wear all segments of a composed adapter, even where the question asks about one time ("at 12:30"), which
+        those that show it answer alone
     Raises V2LError where the adapter was made for another model, or the question is empty or holds control tokens.
     """
     clock = _Clock(asked=time.perf_counter())
     check_fits(adapter, vlm)
     prompt = question_embeddings(question, vlm)
-    worn = applied(vlm, adapter, strength, merged=False)  # for one question merging would not pay
-    pieces = _pieces(prompt, vlm, max_new_tokens, clock, worn)
+    worn = adapter if whole else worn_for(adapter, question)
+    using = applied(vlm, worn, strength, merged=False)  # for one question merging would not pay
+    pieces = _pieces(prompt, vlm, max_new_tokens, clock, using)
     return Stream(pieces, clock, len(prompt), visual_tokens=0)
 
 
@@ -128,9 +133,10 @@ def ask(
     vlm: FrozenVLM,
     max_new_tokens: int = MAX_NEW_TOKENS,
     strength: float = 1.0,
+    whole: bool = False,
 ) -> str:
-    """The answer to a question about an encoded video, whole; arguments and errors as `stream`."""
-    return "".join(stream(adapter, question, vlm, max_new_tokens, strength))
+    """The answer to a question about an encoded video in one piece; arguments and errors as `stream`."""
+    return "".join(stream(adapter, question, vlm, max_new_tokens, strength, whole))
 
 
 def ask_in_context(
@@ -145,11 +151,15 @@ def ask_in_context(
 
 
 def ask_each(
-    adapters: Sequence[Adapter] | None, questions: Sequence[str], vlm: FrozenVLM, max_new_tokens: int = MAX_NEW_TOKENS
+    adapters: Sequence[Adapter] | None,
+    questions: Sequence[str],
+    vlm: FrozenVLM,
+    max_new_tokens: int = MAX_NEW_TOKENS,
+    whole: bool = False,
 ) -> list[str]:
     """One answer per question, all in one batch: row i wears adapters[i], or none does where `adapters` is None.
     Arguments and errors as `stream`, and V2LError where the two numbers differ."""
-    return [answer.text for answer in answer_each(adapters, questions, vlm, max_new_tokens)]
+    return [answer.text for answer in answer_each(adapters, questions, vlm, max_new_tokens, whole=whole)]
 
 
 @dataclass(frozen=True)
@@ -175,6 +185,7 @@ def answer_each(
     vlm: FrozenVLM,
     max_new_tokens: int = MAX_NEW_TOKENS,
     strength: float = 1.0,
+    whole: bool = False,
 ) -> list[Answer]:
     """`ask_each` with the counts and times of each answer; strength: how much of the adapters to wear."""
     asked = time.perf_counter()
@@ -186,6 +197,8 @@ def answer_each(
     if adapters is None:
         using = vlm.exclusively("answering without a video")
     else:  # one and the same adapter is worn by the whole batch, not once a row
+        if not whole:
+            adapters = [worn_for(adapter, question) for adapter, question in zip(adapters, questions, strict=True)]
         worn = adapters[0] if all(adapter is adapters[0] for adapter in adapters) else adapters
         using = applied(vlm, worn, strength, merged=False)
     with using:

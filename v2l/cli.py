@@ -185,6 +185,9 @@ def ask(
         int, typer.Option("--max-new-tokens", min=1, metavar="N", help="The longest answer.")
     ] = 128,
     strength: Annotated[float, typer.Option("--strength", metavar="X", help="How much of the adapter to wear.")] = 1.0,
+    whole: Annotated[
+        bool, typer.Option("--whole", help="All segments answer, whatever time a question asks about.")
+    ] = False,
     no_stream: Annotated[bool, typer.Option("--no-stream", help="Whole answers only.")] = False,
     model: Model = None,
     hypernetwork: HypernetworkFile = None,
@@ -197,7 +200,8 @@ def ask(
     """Answer questions about encoded videos.
 
     Text alone goes in, not one visual token. One answer is printed as it is; several as adapter, question and answer,
-    separated by tabs. Without a question, on a terminal, a chat begins (Ctrl-D ends it); each question stands for
+    separated by tabs. Of an adapter composed of segments, a question about one time ("at 12:30") is answered by those
+    that show it. Without a question, on a terminal, a chat begins (Ctrl-D ends it); each question stands for
     itself. --frames, --fps, --start, --end and --resolution are for videos: those given by name, encoded first where
     needed, and those asked in context.
     """
@@ -214,7 +218,7 @@ def ask(
             [*(words or [])],
             [*(question or [])],
             [*(in_context or [])],
-            Manner(max_new_tokens, strength, Reading(frames, fps, start, end, resolution)),
+            Manner(max_new_tokens, strength, whole, Reading(frames, fps, start, end, resolution)),
             commands.choice(model, hypernetwork, device, dtype),
             display,
             streaming=not no_stream,

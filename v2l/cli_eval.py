@@ -102,7 +102,8 @@ def evaluate(
         typer.Option("--in-context-frames", metavar="N,...", help="The most in context; else as many as encoded."),
     ] = None,
     ablate: Annotated[
-        Ablation | None, typer.Option("--ablate", help="Answer also with parts of the adapter taken away.")
+        Ablation | None,
+        typer.Option("--ablate", help="Answer also without some ranks, a layer, or choosing segments by the time."),
     ] = None,
     plot: Annotated[
         Path | None,

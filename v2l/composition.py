@@ -1,9 +1,10 @@
-"""Several adapters as one: segments' ranks one after the other, the learned bias once (paper section 5.6)."""
+"""Several adapters as one: segments' ranks one after the other, the learned bias once (paper section 5.6); and some
+segments out of it again."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 
@@ -42,6 +43,26 @@ def compose(adapters: Sequence[Adapter], rank: int | None = None) -> Adapter:
     check_rank(description.rank)
     bias_a, bias_b = _bias(adapters[0])
     return Adapter(torch.cat([a, bias_a], dim=1), torch.cat([b, bias_b], dim=1), description)
+
+
+def segments_alone(adapter: Adapter, numbers: Collection[int]) -> Adapter:
+    """The adapter of some of the segments that an adapter carries, in its order: their ranks and the learned bias.
+    Segments that were reduced together cannot be told apart and stay together.
+
+    numbers: of the segments, from 0, at least one that is there
+    """
+    blocks, segments, ranks = [], [], []
+    rank = segment = 0
+    for block in adapter.description.blocks:
+        if any(segment <= number < segment + block.segments for number in numbers):
+            blocks.append(block)
+            segments += adapter.description.segments[segment : segment + block.segments]
+            ranks += range(rank, rank + block.rank)
+        rank += block.rank
+        segment += block.segments
+    ranks += range(rank, adapter.rank)  # the bias
+    description = dataclasses.replace(adapter.description, segments=tuple(segments), blocks=tuple(blocks))
+    return Adapter(adapter.a[:, ranks], adapter.b[:, ranks], description)
 
 
 def reduce_rank(a: torch.Tensor, b: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor, float]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from v2l.ablation import ablated
+from v2l.ablation import WHOLE, ablated
 from v2l.adapter import Adapter
 from v2l.answer import ask_each, ask_each_in_context
 from v2l.composition import compose
@@ -173,6 +173,8 @@ class Evaluation:
             return ask_each_in_context(examples[0].video, prompts, self.vlm, reading, longest)
         if condition == "nothing":
             return ask_each(None, prompts, self.vlm, longest)
+        if condition == WHOLE:
+            return ask_each([adapter] * len(prompts), prompts, self.vlm, longest, whole=True)
         if condition in CONDITIONS:
             worn = {"adapter": adapter, "bias": adapter.bias_alone(), "other_clip": other}[condition]
         else:

@@ -67,6 +67,8 @@ def evaluate(
 ) -> bool:
     """Answers the questions in every way under every setting and prints how the ways compare; True where all were
     answered, and judged where that is asked for."""
+    if ablation == Ablation.times and not any(setting.segments > 1 for setting in settings):
+        raise UsageError("--ablate times is about adapters of several segments; give --segments 2 or more")
     asked = _read(questions)
     check_extras()
     if tables.plot:
@@ -115,7 +117,7 @@ def evaluate(
 
 
 def _with_ablation(setting: Setting, ablation: Ablation | None, vlm: FrozenVLM, hypernetwork: Hypernetwork) -> Setting:
-    if ablation is None:
+    if ablation is None or (ablation == Ablation.times and setting.segments == 1):
         return setting
     ranks = hypernetwork.config.rank * setting.segments
     return replace(setting, conditions=(*setting.conditions, *ablations(ablation, ranks, vlm.num_layers)))

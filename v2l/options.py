@@ -54,6 +54,7 @@ class Ablation(StrEnum):
 
     ranks = "ranks"
     layers = "layers"
+    times = "times"
 
 
 class Control(StrEnum):

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from v2l.ablation import WHOLE
 from v2l.errors import V2LError
 from v2l.evaluate import Result
 from v2l.paper import ALL, Published
@@ -18,6 +19,7 @@ TITLES = {
     "nothing": "no video",
     "bias": "bias alone",
     "other_clip": "other clip's",
+    WHOLE: "all segments",
 }
 UNKNOWN = "-"
 

@@ -75,10 +75,15 @@ class Subject:
 
 @dataclass(frozen=True)
 class Manner:
-    """How to answer. reading: for videos, those that are encoded first and those in context."""
+    """How to answer.
+
+    whole: from all segments of an adapter, whatever time is asked about
+    reading: for videos, those that are encoded first and those in context
+    """
 
     max_new_tokens: int
     strength: float
+    whole: bool
     reading: Reading
 
 
@@ -123,7 +128,7 @@ def answer_batch(batch: Sequence[tuple[Subject, str]], manner: Manner) -> list[A
     """The answers to a batch of `batches` whose subjects are adapters, together. Raises V2LError as `stream` does."""
     adapters, questions = [subject.adapter for subject, _ in batch], [question for _, question in batch]
     model = batch[0][0].choice.language_model
-    return answer_each(adapters, questions, model, manner.max_new_tokens, manner.strength)
+    return answer_each(adapters, questions, model, manner.max_new_tokens, manner.strength, manner.whole)
 
 
 def start_answer(subject: Subject, question: str, manner: Manner) -> Stream:
@@ -131,7 +136,8 @@ def start_answer(subject: Subject, question: str, manner: Manner) -> Stream:
     if subject.adapter is None:
         reading = _comparable(manner.reading, subject.choice)
         return stream_in_context(subject.path, question, subject.choice.vlm, reading, manner.max_new_tokens)
-    return stream(subject.adapter, question, subject.choice.language_model, manner.max_new_tokens, manner.strength)
+    model = subject.choice.language_model
+    return stream(subject.adapter, question, model, manner.max_new_tokens, manner.strength, manner.whole)
 
 
 def _comparable(reading: Reading, choice: Choice) -> Reading:
