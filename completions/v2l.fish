@@ -209,7 +209,7 @@ complete -c v2l -n '__v2l_in eval' -l fps -x -d 'Frames per second of video to a
 complete -c v2l -n '__v2l_in eval' -l resolution -x -d 'Of a frame\'s longest edge'
 complete -c v2l -n '__v2l_in eval' -l segments -x -d 'Compose each adapter from N segments\' adapters'
 complete -c v2l -n '__v2l_in eval' -l in-context-frames -x -d 'The most in context; else as many as encoded'
-complete -c v2l -n '__v2l_in eval' -l ablate -x -a '(__v2l_ablations)' -d 'Answer also without some ranks, a layer, or choosing segments by the time'
+complete -c v2l -n '__v2l_in eval' -l ablate -x -a '(__v2l_ablations)' -d 'Answer also with some ranks, without a layer, or with times ignored'
 complete -c v2l -n '__v2l_in eval' -l plot -x -a '(__v2l_images)' -d 'What the tables say as an image, .png .svg'
 complete -c v2l -n '__v2l_in eval' -l max-new-tokens -x -d 'The longest answer; else 64, 128 for a benchmark'
 complete -c v2l -n '__v2l_in eval' -l model -s m -x -a '(__v2l_models)' -d 'A preset or a model folder; else V2L_MODEL'

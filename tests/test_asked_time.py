@@ -13,6 +13,7 @@ from v2l.evaluate import Evaluation, Setting
 from v2l.manifest import Example
 from v2l.options import Ablation
 from v2l.report import summarise
+from v2l.watch import fill_reading
 
 LATE = "what is there at 00:05?"
 LOUD = 15.0
@@ -106,17 +107,25 @@ def test_the_command_asks_them_and_all_on_request(segments, model_folder, vlm, t
 
 
 def test_an_evaluation_asks_both_ways(videos, vlm, hypernetwork, tmp_path):
-    conditions = ("adapter", *ablations(Ablation.times, 4, 3))
+    conditions = ("in_context", "adapter", *ablations(Ablation.times, 4, 3))
     setting = Setting(v2l.Reading(), 8, conditions, segments=2)
     asked = [Example(str(clip), videos[clip], "qa", "word at", LATE, "a", None, None) for clip in (1, 2)]
-    results = list(Evaluation(asked, vlm, hypernetwork, setting, tmp_path / "r.jsonl").run())
+    known = {}
+    results = list(Evaluation(asked, vlm, hypernetwork, setting, tmp_path / "r.jsonl", in_context=known).run())
     for result, clip, border in zip(results, (1, 2), (3.0, 4.0), strict=True):
         parts = [v2l.encode(videos[clip], vlm, hypernetwork, start=0.0, end=border)]
         parts += [v2l.encode(videos[clip], vlm, hypernetwork, start=border, end=2 * border)]
         assert result.answers["adapter"] == v2l.ask(parts[1], LATE, vlm, 8)
         assert result.answers["whole"] == v2l.ask(v2l.compose(parts), LATE, vlm, 8, whole=True)
+        late = fill_reading(v2l.Reading(start=border, end=2 * border), hypernetwork.origin.trained_with, vlm.geometry)
+        assert result.answers["segment_in_context"] == v2l.ask_in_context(videos[clip], LATE, vlm, late, 8)
     report = summarise(results, "exact", 0.05)
-    assert report.means_table()[0] == ["question", "n", "adapter", "all segments"]
+    header = ["question", "n", "in context", "adapter", "all segments", "its segment in context"]
+    assert report.means_table()[0] == header
+    known.update(dict.fromkeys(known, "told before"))  # what another setting found is not asked again
+    single = Setting(v2l.Reading(), 8, ("in_context", "adapter"))
+    for result in Evaluation(asked, vlm, hypernetwork, single, tmp_path / "s.jsonl", in_context=known).run():
+        assert result.answers["in_context"] == "told before" != result.answers["adapter"]
 
 
 def test_an_evaluation_of_single_encodings_has_no_segments_to_choose(tmp_path):

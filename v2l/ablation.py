@@ -16,6 +16,8 @@ from v2l.options import Ablation
 
 WHOLE = "whole"
 """The condition under which all segments answer, whatever time a question asks about."""
+SEGMENT_IN_CONTEXT = "segment_in_context"
+"""The condition under which of a question about one time only the segments that show it stand in context."""
 _CHOICES = ("top", "bottom", "random", "without top")
 """Ways to choose ranks: the strongest, the weakest, any, all but the strongest."""
 
@@ -24,10 +26,10 @@ Table = tuple[list[str], list[list[str]]]
 
 def ablations(part: Ablation, ranks: int, layers: int) -> tuple[str, ...]:
     """Names of all conditions that take that part away, for `ablated`, of an adapter with so many generated ranks:
-    1, 2, 4, ... of them by each of four choices, or every layer in turn; `WHOLE` where it is the choice of segments by
-    the time that is asked about."""
+    1, 2, 4, ... of them by each of four choices, or every layer in turn; or those that tell what choosing segments by
+    the time does for the adapter, and would do in context."""
     if part == Ablation.times:
-        return (WHOLE,)
+        return WHOLE, SEGMENT_IN_CONTEXT
     if part == Ablation.layers:
         return tuple(f"without layer {layer}" for layer in range(layers))
     return tuple(f"ranks {choice} {count}" for count in _counts(ranks) for choice in _CHOICES)

@@ -24,6 +24,11 @@ def asked_time(question: str) -> int | None:
     return seconds.pop() if len(seconds) == 1 and any(at for at, *_ in named) else None
 
 
+def shows(start: float, end: float, second: int) -> bool:
+    """Whether something of that whole second lies between two times, in seconds of a video."""
+    return start < second + 1 and second < end
+
+
 def worn_for(adapter: Adapter, question: str) -> Adapter:
     """What of an adapter answers a question: the segments that show the second it asks about, all of them where it
     names none, or one that the adapter does not show."""
@@ -31,5 +36,5 @@ def worn_for(adapter: Adapter, question: str) -> Adapter:
     segments = adapter.description.segments
     if second is None or len(segments) == 1:
         return adapter
-    shown = {number for number, each in enumerate(segments) if each.start < second + 1 and second < each.end}
+    shown = {number for number, each in enumerate(segments) if shows(each.start, each.end, second)}
     return segments_alone(adapter, shown) if shown else adapter

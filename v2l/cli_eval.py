@@ -103,7 +103,7 @@ def evaluate(
     ] = None,
     ablate: Annotated[
         Ablation | None,
-        typer.Option("--ablate", help="Answer also without some ranks, a layer, or choosing segments by the time."),
+        typer.Option("--ablate", help="Answer also with some ranks, without a layer, or with times ignored."),
     ] = None,
     plot: Annotated[
         Path | None,

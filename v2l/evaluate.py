@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from v2l.ablation import WHOLE, ablated
+from v2l.ablation import SEGMENT_IN_CONTEXT, WHOLE, ablated
 from v2l.adapter import Adapter
 from v2l.answer import ask_each, ask_each_in_context
+from v2l.asked_time import asked_time, shows
 from v2l.composition import compose
 from v2l.errors import V2LError
 from v2l.hypernetwork import Hypernetwork
@@ -86,8 +87,11 @@ class Evaluation:
         setting: Setting,
         output: Path,
         record: Mapping[str, Any] | None = None,
+        in_context: dict[tuple, str] | None = None,
     ):
-        """record: which choice of which benchmark the examples are, written into `output`; a manifest has none"""
+        """record: which choice of which benchmark the examples are, written into `output`; a manifest has none
+        in_context: answers that evaluations of other settings share, by video, reading, question and length
+        """
         origin = check_belongs(hypernetwork, vlm)
         self.vlm, self.hypernetwork, self.setting = vlm, hypernetwork, setting
         self.clips = {asked[0].clip: asked for asked in group_by_clip(examples)}
@@ -103,6 +107,7 @@ class Evaluation:
         }
         of = "model, hypernetwork, setting or choice of samples" if record else "model, hypernetwork or setting"
         self.journal = Journal(output, header, "evaluation", of)
+        self._in_context = {} if in_context is None else in_context
         self._last: tuple[tuple, Adapter] | None = None
         kept = self._read_back()
         self.done = {
@@ -165,12 +170,8 @@ class Evaluation:
     ) -> list[str]:
         prompts = [example.prompt for example in examples]
         longest = self.setting.max_new_tokens
-        if condition == "in_context":
-            reading = dataclasses.replace(self.setting.reading, start=examples[0].start, end=examples[0].end)
-            reading = fill_reading(reading, self.hypernetwork.origin.trained_with, self.vlm.geometry)
-            if self.setting.in_context_frames:
-                reading = dataclasses.replace(reading, frames=self.setting.in_context_frames)
-            return ask_each_in_context(examples[0].video, prompts, self.vlm, reading, longest)
+        if condition in ("in_context", SEGMENT_IN_CONTEXT):
+            return self._answers_in_context(examples, by_time=condition == SEGMENT_IN_CONTEXT)
         if condition == "nothing":
             return ask_each(None, prompts, self.vlm, longest)
         if condition == WHOLE:
@@ -181,6 +182,22 @@ class Evaluation:
             worn = ablated(adapter, condition)
         return ask_each([worn] * len(prompts), prompts, self.vlm, longest)
 
+    def _answers_in_context(self, examples: Sequence[Example], by_time: bool) -> list[str]:
+        """by_time: of a question about one time only the segments that show it stand in context, as an adapter's
+        segments answer it."""
+        video, longest = examples[0].video, self.setting.max_new_tokens
+        reading = dataclasses.replace(self.setting.reading, start=examples[0].start, end=examples[0].end)
+        reading = fill_reading(reading, self.hypernetwork.origin.trained_with, self.vlm.geometry)
+        if self.setting.in_context_frames:
+            reading = dataclasses.replace(reading, frames=self.setting.in_context_frames)
+        parts = cut(video, reading, self.setting.segments) if by_time else []
+        keys = [(video, _showing(parts, reading, each.prompt), each.prompt, longest) for each in examples]
+        for shown in dict.fromkeys(key[1] for key in keys if key not in self._in_context):
+            asked = [key for key in keys if key[1] == shown and key not in self._in_context]
+            answers = ask_each_in_context(video, [key[2] for key in asked], self.vlm, shown, longest)
+            self._in_context.update(zip(asked, answers, strict=True))
+        return [self._in_context[key] for key in keys]
+
     def _read_back(self) -> dict[tuple[str, str], Result]:
         """Answered results of an earlier run, by id and digest."""
         try:
@@ -188,6 +205,13 @@ class Evaluation:
         except TypeError as error:
             raise self.journal.foreign() from error
         return {(result.id, result.digest): result for result in results if result.error is None}
+
+
+def _showing(parts: Sequence[Reading], reading: Reading, question: str) -> Reading:
+    """What of a reading shows the time that a question asks about, in whole parts; all of it where none does."""
+    second = asked_time(question)
+    shown = [part for part in parts if second is not None and shows(part.start, part.end, second)]
+    return dataclasses.replace(reading, start=shown[0].start, end=shown[-1].end) if shown else reading
 
 
 def _result(example: Example, clip: int, answers: dict[str, str], error: str | None = None) -> Result:

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from v2l.ablation import ablations, layer_table, rank_table
+from v2l.ablation import SEGMENT_IN_CONTEXT, ablations, layer_table, rank_table
 from v2l.benchmarks.registry import SEED, Chosen, read_benchmark
 from v2l.choice import Choice
 from v2l.commands import announce_fallback
@@ -89,12 +89,13 @@ def evaluate(
     announce_fallback(choice, display)
     _announce(asked, display)
     models = choice.load()
-    runs = []
+    runs, in_context = [], {}
     for setting, output in zip(settings, outputs, strict=True):
         if axes:
             display.note(told(setting, axes))
         setting = _with_ablation(setting, ablation, *models)
-        results = _answered(Evaluation(asked.examples, *models, setting, output, asked.record), asked, display)
+        evaluation = Evaluation(asked.examples, *models, setting, output, asked.record, in_context)
+        results = _answered(evaluation, asked, display)
         results, cost = judged(judge, results, display) if judge else (results, None)
         try:
             run = Run(setting, summarise(results, tables.metric, margin, stricter))
@@ -120,7 +121,10 @@ def _with_ablation(setting: Setting, ablation: Ablation | None, vlm: FrozenVLM, 
     if ablation is None or (ablation == Ablation.times and setting.segments == 1):
         return setting
     ranks = hypernetwork.config.rank * setting.segments
-    return replace(setting, conditions=(*setting.conditions, *ablations(ablation, ranks, vlm.num_layers)))
+    more = ablations(ablation, ranks, vlm.num_layers)
+    if "in_context" not in setting.conditions:
+        more = tuple(name for name in more if name != SEGMENT_IN_CONTEXT)
+    return replace(setting, conditions=(*setting.conditions, *more))
 
 
 def _read(questions: Questions) -> Chosen:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from v2l.ablation import WHOLE
+from v2l.ablation import SEGMENT_IN_CONTEXT, WHOLE
 from v2l.errors import V2LError
 from v2l.evaluate import Result
 from v2l.paper import ALL, Published
@@ -20,6 +20,7 @@ TITLES = {
     "bias": "bias alone",
     "other_clip": "other clip's",
     WHOLE: "all segments",
+    SEGMENT_IN_CONTEXT: "its segment in context",
 }
 UNKNOWN = "-"
 
