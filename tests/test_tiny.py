@@ -11,7 +11,8 @@ from v2l.demo import ASKED, FORM, SECONDS, sample_lecture
 from v2l.models import EMBEDDED, RELEASE
 from v2l.scoring import METRICS
 from v2l.world.clip import seen_times, write_clip
-from v2l.world.questions import ask_about
+from v2l.world.dataset import scenes_of_eight_seconds, story_of
+from v2l.world.questions import ask_about, ask_by_scene
 from v2l.world.scene import SHAPES, sample_story
 
 CLIPS = range(9000, 9012)
@@ -53,6 +54,29 @@ def test_a_fresh_clip_is_answered_right_from_its_adapter_and_not_from_anothers(f
     print(f"own adapter {own:.3f}, another clip's {shuffled:.3f}")
     assert own > 0.95
     assert shuffled < 0.15
+
+
+def test_of_eight_segments_the_one_that_shows_a_time_tells_what_is_there(tiny, tmp_path):
+    """All of them together hardly ever do."""
+    hypernetwork = v2l.load_hypernetwork("tiny", device="cpu")
+    right = {False: [], True: []}
+    for seed in CLIPS[:4]:
+        random = np.random.default_rng(seed)
+        film = scenes_of_eight_seconds(8)(random)
+        story = story_of("test", seed, film)
+        path = tmp_path / f"{seed}.mp4"
+        write_clip(story, path, film.form)
+        parts = [v2l.encode(path, tiny, hypernetwork, start=8.0 * n, end=8.0 * n + 8) for n in range(8)]
+        asked = [question for question in ask_by_scene(story, film.times, random) if question.kind == "word at"]
+        for whole, found in right.items():
+            said = v2l.ask_each(
+                [v2l.compose(parts)] * len(asked), [question.prompt for question in asked], tiny, 16, whole=whole
+            )
+            found += [METRICS["exact"](text, question.answer) for text, question in zip(said, asked, strict=True)]
+    chosen, every = np.mean(right[False]), np.mean(right[True])
+    print(f"{len(right[True])} times: the segment that shows it {chosen:.3f}, all segments {every:.3f}")
+    assert chosen > 0.6
+    assert every < 0.4
 
 
 def test_it_is_small_and_names_its_release(fresh):
