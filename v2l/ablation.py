@@ -25,9 +25,9 @@ Table = tuple[list[str], list[list[str]]]
 
 
 def ablations(part: Ablation, ranks: int, layers: int) -> tuple[str, ...]:
-    """Names of all conditions that take that part away, for `ablated`, of an adapter with so many generated ranks:
-    1, 2, 4, ... of them by each of four choices, or every layer in turn; or those that tell what choosing segments by
-    the time does for the adapter, and would do in context."""
+    """Names of all conditions that take that part away. For `ablated`, of an adapter with so many generated ranks: 1,
+    2, 4, ... of them by each of four choices, or every layer in turn. Of times: WHOLE and SEGMENT_IN_CONTEXT, which
+    tell what choosing segments by the time does for the adapter, and would do in context."""
     if part == Ablation.times:
         return WHOLE, SEGMENT_IN_CONTEXT
     if part == Ablation.layers:

@@ -47,7 +47,8 @@ def compose(adapters: Sequence[Adapter], rank: int | None = None) -> Adapter:
 
 def segments_alone(adapter: Adapter, numbers: Collection[int]) -> Adapter:
     """The adapter of some of the segments that an adapter carries, in its order: their ranks and the learned bias.
-    Segments that were reduced together cannot be told apart and stay together.
+    Segments that were reduced together cannot be told apart and stay together. The adapter itself where nothing is left
+    out.
 
     numbers: of the segments, from 0, at least one that is there
     """
@@ -60,6 +61,8 @@ def segments_alone(adapter: Adapter, numbers: Collection[int]) -> Adapter:
             ranks += range(rank, rank + block.rank)
         rank += block.rank
         segment += block.segments
+    if len(ranks) == rank:
+        return adapter
     ranks += range(rank, adapter.rank)  # the bias
     description = dataclasses.replace(adapter.description, segments=tuple(segments), blocks=tuple(blocks))
     return Adapter(adapter.a[:, ranks], adapter.b[:, ranks], description)

@@ -18,8 +18,8 @@ from typing import Any
 from v2l.ablation import SEGMENT_IN_CONTEXT, WHOLE, ablated
 from v2l.adapter import Adapter
 from v2l.answer import ask_each, ask_each_in_context
-from v2l.asked_time import asked_time, shows
-from v2l.composition import compose
+from v2l.asked_time import segments_asked
+from v2l.composition import compose, segments_alone
 from v2l.errors import V2LError
 from v2l.hypernetwork import Hypernetwork
 from v2l.journal import Journal
@@ -103,6 +103,7 @@ class Evaluation:
             "hypernetwork": origin.sha256,
             "dtype": str(vlm.dtype),
             **to_json(setting),
+            **({"times": "chosen"} if setting.segments > 1 else {}),  # which segments answer; before, all did
             **(record or {}),
         }
         of = "model, hypernetwork, setting or choice of samples" if record else "model, hypernetwork or setting"
@@ -170,31 +171,43 @@ class Evaluation:
     ) -> list[str]:
         prompts = [example.prompt for example in examples]
         longest = self.setting.max_new_tokens
-        if condition in ("in_context", SEGMENT_IN_CONTEXT):
-            return self._answers_in_context(examples, by_time=condition == SEGMENT_IN_CONTEXT)
+        chosen = [segments_asked(adapter, prompt) for prompt in prompts]
         if condition == "nothing":
             return ask_each(None, prompts, self.vlm, longest)
+        if condition == "in_context":
+            return self._answers_in_context(examples, [self._reading(examples[0])] * len(examples))
+        if condition == SEGMENT_IN_CONTEXT:
+            return self._answers_in_context(examples, [self._reading(examples[0], adapter, some) for some in chosen])
         if condition == WHOLE:
             return ask_each([adapter] * len(prompts), prompts, self.vlm, longest, whole=True)
-        if condition in CONDITIONS:
-            worn = {"adapter": adapter, "bias": adapter.bias_alone(), "other_clip": other}[condition]
-        else:
-            worn = ablated(adapter, condition)
-        return ask_each([worn] * len(prompts), prompts, self.vlm, longest)
+        worn = {"bias": adapter.bias_alone(), "other_clip": other}.get(condition, adapter)
+        answers: dict[int, str] = {}
+        for some in dict.fromkeys(chosen):  # one by one: together every row would hold factors of its own
+            places = [place for place, each in enumerate(chosen) if each == some]
+            part = _part(worn, some) if condition in CONDITIONS else ablated(_part(worn, some), condition)
+            asked = [prompts[place] for place in places]
+            found = ask_each([part] * len(asked), asked, self.vlm, longest, whole=True)
+            answers.update(zip(places, found, strict=True))
+        return [answers[place] for place in range(len(prompts))]
 
-    def _answers_in_context(self, examples: Sequence[Example], by_time: bool) -> list[str]:
-        """by_time: of a question about one time only the segments that show it stand in context, as an adapter's
-        segments answer it."""
-        video, longest = examples[0].video, self.setting.max_new_tokens
-        reading = dataclasses.replace(self.setting.reading, start=examples[0].start, end=examples[0].end)
+    def _reading(self, example: Example, adapter: Adapter | None = None, numbers: Sequence[int] = ()) -> Reading:
+        """What of an example's clip stands in context: all of it, or what some segments of its adapter show."""
+        reading = dataclasses.replace(self.setting.reading, start=example.start, end=example.end)
         reading = fill_reading(reading, self.hypernetwork.origin.trained_with, self.vlm.geometry)
         if self.setting.in_context_frames:
             reading = dataclasses.replace(reading, frames=self.setting.in_context_frames)
-        parts = cut(video, reading, self.setting.segments) if by_time else []
-        keys = [(video, _showing(parts, reading, each.prompt), each.prompt, longest) for each in examples]
-        for shown in dict.fromkeys(key[1] for key in keys if key not in self._in_context):
-            asked = [key for key in keys if key[1] == shown and key not in self._in_context]
-            answers = ask_each_in_context(video, [key[2] for key in asked], self.vlm, shown, longest)
+        if adapter is None or len(numbers) == len(adapter.description.segments):
+            return reading
+        shown = [adapter.description.segments[number] for number in numbers]
+        return dataclasses.replace(reading, start=shown[0].start, end=shown[-1].end)
+
+    def _answers_in_context(self, examples: Sequence[Example], readings: Sequence[Reading]) -> list[str]:
+        """Each example's answer with its own reading of their clip in context."""
+        video, longest = examples[0].video, self.setting.max_new_tokens
+        keys = [(video, reading, each.prompt, longest) for each, reading in zip(examples, readings, strict=True)]
+        for reading in dict.fromkeys(key[1] for key in keys if key not in self._in_context):
+            asked = [key for key in keys if key[1] == reading and key not in self._in_context]
+            answers = ask_each_in_context(video, [key[2] for key in asked], self.vlm, reading, longest)
             self._in_context.update(zip(asked, answers, strict=True))
         return [self._in_context[key] for key in keys]
 
@@ -207,11 +220,10 @@ class Evaluation:
         return {(result.id, result.digest): result for result in results if result.error is None}
 
 
-def _showing(parts: Sequence[Reading], reading: Reading, question: str) -> Reading:
-    """What of a reading shows the time that a question asks about, in whole parts; all of it where none does."""
-    second = asked_time(question)
-    shown = [part for part in parts if second is not None and shows(part.start, part.end, second)]
-    return dataclasses.replace(reading, start=shown[0].start, end=shown[-1].end) if shown else reading
+def _part(adapter: Adapter, numbers: Sequence[int]) -> Adapter:
+    """Some segments of an adapter, which may be another clip's that has fewer; all where it has none of those."""
+    every = range(len(adapter.description.segments))
+    return segments_alone(adapter, [number for number in numbers if number in every] or every)
 
 
 def _result(example: Example, clip: int, answers: dict[str, str], error: str | None = None) -> Result:

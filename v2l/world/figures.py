@@ -28,8 +28,8 @@ DONE = "figures.jsonl"
 """Whose figures they are, and a line for each test that is done."""
 ADAPTER = "--without nothing --without bias --without other_clip"
 BIAS = "--without nothing --without other_clip"
-WHOLE = "--ablate times"
-"""Of composed adapters: all segments answer, too, whatever time is asked about."""
+TIMES = "--ablate times"
+"""Of composed adapters: all segments answer, too, whatever time is asked about, and those that show it in context."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Measurement:
 
 def _scenes(name: str, count: int, filming: str, frames: int, segments: str = "1") -> Measurement:
     seen = f"{ADAPTER} --frames {frames} --in-context-frames {min(frames, 32)}"
-    composed = "" if segments == "1" else f" --segments {segments} {WHOLE}"
+    composed = "" if segments == "1" else f" --segments {segments} {TIMES}"
     return Measurement(f"reproduce/{name}", f"test {count} {filming}", seen + composed)
 
 
@@ -82,12 +82,12 @@ TESTS = (
     Measurement("tiny/held-out", "held-out 300"),
     _scenes("two-scenes", 300, "two --scenes", 16, "1,2"),
     _scenes("eight-scenes", 100, "eight --scenes", 64, "1,8"),
-    Measurement("tiny/segments", "test 100", f"{ADAPTER} --segments 2,4 {WHOLE} --in-context-frames 8", "some"),
+    Measurement("tiny/segments", "test 100", f"{ADAPTER} --segments 2,4 {TIMES} --in-context-frames 8", "some"),
     Measurement("reproduce/test-styles", "test 250 --styles", f"{BIAS} --metric f1"),
     Measurement("reproduce/test-benchmarks", "test 250 --benchmarks", f"{BIAS} --metric f1"),
     replace(_scenes("two", 100, "two", 16, "1,2"), plot=True),
     _scenes("eight", 40, "eight", 64, "1,8"),
-    _few("segments", f"{ADAPTER} --segments 1,2,4 {WHOLE} --in-context-frames 8"),
+    _few("segments", f"{ADAPTER} --segments 1,2,4 {TIMES} --in-context-frames 8"),
     _few("ranks", f"{BIAS} --ablate ranks", plot=True),
     _few("layers", f"{BIAS} --ablate layers", plot=True),
     _few("budget", f"{ADAPTER} --in-context-frames 1,2,4,8", plot=True),
