@@ -180,11 +180,13 @@ class Evaluation:
             return self._answers_in_context(examples, [self._reading(examples[0], adapter, some) for some in chosen])
         if condition == WHOLE:
             return ask_each([adapter] * len(prompts), prompts, self.vlm, longest, whole=True)
-        worn = {"bias": adapter.bias_alone(), "other_clip": other}.get(condition, adapter)
+        worn = other if condition == "other_clip" else adapter.bias_alone() if condition == "bias" else adapter
         answers: dict[int, str] = {}
         for some in dict.fromkeys(chosen):  # one by one: together every row would hold factors of its own
             places = [place for place, each in enumerate(chosen) if each == some]
-            part = _part(worn, some) if condition in CONDITIONS else ablated(_part(worn, some), condition)
+            part = _part(worn, some)
+            if condition not in CONDITIONS:
+                part = ablated(part, condition)
             asked = [prompts[place] for place in places]
             found = ask_each([part] * len(asked), asked, self.vlm, longest, whole=True)
             answers.update(zip(places, found, strict=True))
