@@ -77,13 +77,13 @@ def test_a_mixture_has_captions_as_often_as_they_shall_count(tmp_path):
     assert again[5].id == f"again-2-{captions[0].id}"
 
 
-def test_a_mixture_has_first_and_last_words_as_often_as_they_shall_count(tmp_path):
+def test_a_mixture_has_first_and_last_words_and_motions_as_often_as_they_shall_count(tmp_path):
     ours = write_dataset(tmp_path, "validation", 8)
-    mix(tmp_path / "mixed.jsonl", [ours], captions=2, ends=4)
+    mix(tmp_path / "mixed.jsonl", [ours], captions=2, ends=4, motions=3)
     apart, mixed = (
         [json.loads(line) for line in path.read_text().splitlines()] for path in (ours, tmp_path / "mixed.jsonl")
     )
-    often = {"caption": 2, "word first": 4, "word last": 4}
+    often = {"caption": 2, "word first": 4, "word last": 4, "motion": 3}
     assert often.keys() <= {row["metadata"]["kind"] for row in apart}
     for row in apart:
         same = [each for each in mixed if {**each, "id": row["id"]} == row]

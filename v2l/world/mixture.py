@@ -1,8 +1,8 @@
-"""One training manifest of several, with captions, and first and last words, as often as they shall count.
+"""One training manifest of several, with captions, first and last words and motions as often as they shall count.
 
-A clip has one caption, one first and one last word beside some 25 other questions, and training asks a few of them at a
-time: each would be one in twenty-five of what is asked. `python -m v2l.world.mixture MIXED MANIFEST ... [--captions
-TIMES] [--ends TIMES]`, all in one folder.
+A clip has one caption, one first and one last word and a motion or none beside some 25 other questions, and training
+asks a few of them at a time: each would be one in twenty-five of what is asked. `python -m v2l.world.mixture MIXED
+MANIFEST ... [--captions TIMES] [--ends TIMES] [--motions TIMES]`, all in one folder.
 """
 
 from __future__ import annotations
@@ -17,12 +17,14 @@ from v2l.files import printable, unreadable, write_atomically
 
 ENDS = "word first", "word last"
 """Kinds of question about the first and the last word."""
+MOTION = "motion"
+"""The kind of question about how a shape moves."""
 
 
-def mix(mixed: Path, manifests: Sequence[Path], captions: int = 1, ends: int = 1) -> None:
-    """Writes all rows of the manifests, and after them those of captions `captions - 1` times more and those of first
-    and last words `ends - 1` times more, under ids that say so. Raises V2LError where a manifest cannot be read or
-    stands in another folder: rows name videos from their own."""
+def mix(mixed: Path, manifests: Sequence[Path], captions: int = 1, ends: int = 1, motions: int = 1) -> None:
+    """Writes all rows of the manifests, and after them those of captions `captions - 1` times more, those of first and
+    last words `ends - 1` times and those of motions `motions - 1` times, under ids that say so. Raises V2LError where a
+    manifest cannot be read or stands in another folder: rows name videos from their own."""
     lines = []
     for path in manifests:
         if path.resolve().parent != mixed.resolve().parent:
@@ -33,10 +35,12 @@ def mix(mixed: Path, manifests: Sequence[Path], captions: int = 1, ends: int = 1
             raise unreadable(path, error) from error
     rows = [json.loads(line) for line in lines]
     told = [row for row in rows if row["task_type"] == "caption"]
-    named = [row for row in rows if row.get("metadata", {}).get("kind") in ENDS]
+    kinds = [row.get("metadata", {}).get("kind") for row in rows]
+    named = [row for row, kind in zip(rows, kinds, strict=True) if kind in ENDS]
+    moved = [row for row, kind in zip(rows, kinds, strict=True) if kind == MOTION]
     again = [
         {**row, "id": f"again-{turn}-{row['id']}"}
-        for often, times in ((told, captions), (named, ends))
+        for often, times in ((told, captions), (named, ends), (moved, motions))
         for turn in range(1, times)
         for row in often
     ]
@@ -49,6 +53,7 @@ if __name__ == "__main__":
     parser.add_argument("manifests", type=Path, nargs="+", metavar="manifest")
     parser.add_argument("--captions", type=int, default=1, metavar="TIMES", help="how often captions stand in it")
     parser.add_argument("--ends", type=int, default=1, metavar="TIMES", help="how often first and last words do")
+    parser.add_argument("--motions", type=int, default=1, metavar="TIMES", help="how often motions do")
     given = parser.parse_args()
     with errors_in_one_line():
-        mix(given.mixed, given.manifests, given.captions, given.ends)
+        mix(given.mixed, given.manifests, given.captions, given.ends, given.motions)
