@@ -49,6 +49,7 @@ def test_clips_and_questions_are_looked_for_where_they_are_written():
     assert Measurement("a", "test 300 two --scenes").videos == "clips/test-two"
     assert Measurement("a", "test 300 two --scenes").manifest == "clips/test-two-scenes.jsonl"
     assert Measurement("a", "test 60", folder="few").manifest == "few/test.jsonl"
+    assert Measurement("a", "test 60 --from=9").manifest == "clips/test-from-9.jsonl"
 
 
 def test_every_result_in_the_docs_has_its_test():

@@ -210,6 +210,17 @@ def test_a_dataset_is_a_manifest_and_its_clips(tmp_path):
     assert one.digest() == other.digest()
 
 
+def test_a_dataset_may_begin_with_another_clip(tmp_path):
+    def short(random):
+        return Filming(seconds=4.0, form=ClipFormat(64, 64, 4.0))
+
+    whole = write_dataset(tmp_path / "whole", "test", 4, short).read_text().splitlines()
+    late = write_dataset(tmp_path, "test", 2, short, first=2)
+    assert late.name == "test-from-2.jsonl"
+    assert late.read_text().splitlines() == [row for row in whole if '"test/00002' in row or '"test/00003' in row]
+    assert sorted(path.name for path in (tmp_path / "test").iterdir()) == ["00002.mp4", "00003.mp4"]
+
+
 def test_of_an_excerpt_what_it_shows_is_asked(tmp_path):
     """In its video's time, and as of one scene where it shows one."""
     clips = group_by_clip(read_manifest(write_dataset(tmp_path, "train", 12, FILMINGS["excerpt"], "train-excerpt")))

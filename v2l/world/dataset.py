@@ -1,9 +1,10 @@
 """Folders of clips with a manifest that `v2l train` and `v2l eval` read.
 
-`python -m v2l.world.dataset FOLDER SPLIT COUNT [FILMING] [--kept|--scenes|--styles|--benchmarks]` writes COUNT clips
-of a split and the manifest FOLDER/SPLIT.jsonl, or FOLDER/SPLIT-FILMING.jsonl where they are not filmed plainly. --kept
-asks in the phrasings that are kept for the test, --scenes what only its time or an order ties to a scene, --styles what
-the paper's five caption styles ask, --benchmarks what its four question benchmarks ask; the manifest's name tells.
+`python -m v2l.world.dataset FOLDER SPLIT COUNT [FILMING] [--kept|--scenes|--styles|--benchmarks] [--from SEED]` writes
+COUNT clips of a split and the manifest FOLDER/SPLIT.jsonl, or FOLDER/SPLIT-FILMING.jsonl where they are not filmed
+plainly. --kept asks in the phrasings that are kept for the test, --scenes what only its time or an order ties to a
+scene, --styles what the paper's five caption styles ask, --benchmarks what its four question benchmarks ask; --from
+begins with another clip than the first; the manifest's name tells.
 """
 
 from __future__ import annotations
@@ -235,12 +236,15 @@ def write_dataset(
     filming: Callable[[np.random.Generator], Filming] = plain,
     name: str | None = None,
     asking: str | None = None,
+    first: int = 0,
 ) -> Path:
-    """`count` clips of a split, seeds 0 up, with their questions; returns the manifest, `{name}.jsonl` in the folder.
+    """`count` clips of a split, seeds `first` up, with their questions; returns the manifest, `{name}.jsonl` in the
+    folder.
 
     filming: how each clip is filmed, from a generator of its own
     name: of the clips' folder and of the manifest, the split's where None
     asking: one of ASKINGS, in `{name}-{asking}.jsonl`; everything where None, for training often
+    first: seed of the first clip; where that is not 0, the manifest's name ends in `-from-{first}`
 
     Scenes have as many shapes as the embedded model knows. Questions are about what a frame a second shows; how many
     shapes there are, where it differs. Clips that are there already are not written again.
@@ -249,7 +253,7 @@ def write_dataset(
     make_folder(folder / name)
     rows = []
     ask = ASKINGS[asking] if asking else everything_often if split == "train" else everything
-    for seed in tqdm(range(count), unit="clip", disable=not sys.stderr.isatty()):
+    for seed in tqdm(range(first, first + count), unit="clip", disable=not sys.stderr.isatty()):
         path = f"{name}/{seed:05d}.mp4"
         random = np.random.default_rng(seed)
         film = filming(random)
@@ -275,7 +279,8 @@ def write_dataset(
                     **span,
                 }
             )
-    manifest = folder / f"{name}{f'-{asking}' if asking else ''}.jsonl"
+    parts = [name, *([asking] if asking else []), *([f"from-{first}"] if first else [])]
+    manifest = folder / f"{'-'.join(parts)}.jsonl"
     write_atomically(manifest, "".join(json.dumps(row) + "\n" for row in rows).encode())
     return manifest
 
@@ -288,7 +293,11 @@ if __name__ == "__main__":
     parser.add_argument("filming", nargs="?", choices=FILMINGS, default="plain")
     for name in ASKINGS:
         parser.add_argument(f"--{name}", dest="asking", action="store_const", const=name)
+    parser.add_argument("--from", dest="first", type=int, default=0, metavar="SEED", help="of the first clip")
     given = parser.parse_args()
+    if given.first < 0:
+        parser.error(f"--from {given.first}: seeds begin at 0")
     name = given.split if given.filming == "plain" else f"{given.split}-{given.filming}"
     with errors_in_one_line():
-        print(write_dataset(given.folder, given.split, given.count, FILMINGS[given.filming], name, given.asking))
+        film = FILMINGS[given.filming]
+        print(write_dataset(given.folder, given.split, given.count, film, name, given.asking, given.first))

@@ -58,7 +58,7 @@ class Measurement:
     @property
     def manifest(self) -> str:
         """Where it writes the questions about them."""
-        asked = [part.removeprefix("--") for part in self.clips.split() if part.startswith("--")]
+        asked = [part.removeprefix("--").replace("=", "-") for part in self.clips.split() if part.startswith("--")]
         return "-".join([self.videos, *asked]) + ".jsonl"
 
 
@@ -78,6 +78,7 @@ TESTS = (
         _scenes(f"length-{frames}-scenes", 300, f"length-{frames} --scenes", frames, segments)
         for frames, segments in {1024: "1,8", 256: "1,8", 64: "1,8", 12: "1", 8: "1"}.items()
     ),
+    Measurement("tiny/test-from-1000", "test 1000 --from=1000", f"{ADAPTER} --margin 0.05,0.02"),
     Measurement("tiny/test-kept", "test 1000 --kept"),
     Measurement("tiny/held-out", "held-out 300"),
     _scenes("two-scenes", 300, "two --scenes", 16, "1,2"),
