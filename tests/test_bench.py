@@ -146,6 +146,19 @@ def test_a_prompt_too_large_for_the_memory_is_estimated(vlm, hypernetwork, tmp_p
 def test_a_video_with_too_few_frames_is_refused(vlm, hypernetwork, videos, tmp_path):
     with pytest.raises(v2l.V2LError, match=r"has 32 frames and 33 were asked for; name a longer video"):
         Bench(vlm, hypernetwork, Plan((8, 33), video=videos[0]), tmp_path)
+    with pytest.raises(v2l.V2LError, match=r"^4 frames cannot make 5 segments; give a frame for each$"):
+        Bench(vlm, hypernetwork, Plan((8, 4), video=videos[0], segments=5), tmp_path)
+
+
+def test_adapters_composed_of_segments_are_measured_alike(vlm, hypernetwork, tmp_path):
+    results = results_of(vlm, hypernetwork, tmp_path, tmp_path / "b.jsonl", frames=(24,), segments=3)
+    cells = {result.way: result for result in results if isinstance(result, Cell)}
+    assert list(cells) == [way.name for way in WAYS]
+    assert cells["adapter, attached"].kept_bytes == 3 * (3 * 4 + 4) * (96 + 48) * 4
+    (encoding,) = [result for result in results if isinstance(result, Encoding)]
+    assert encoding.windows == 3 and encoding.see > 0 and encoding.read > 0
+    with pytest.raises(v2l.V2LError, match="made with another model, machine or setting"):
+        results_of(vlm, hypernetwork, tmp_path, tmp_path / "b.jsonl", frames=(24,))
 
 
 @pytest.mark.parametrize("frames", [1, 2, 30, 4000])

@@ -27,7 +27,7 @@ from v2l.pipeline import check_belongs, generate_factors
 from v2l.prompt import QUESTIONS
 from v2l.sampling import Reading
 from v2l.vlm import FrozenVLM, Window
-from v2l.watch import cut_windows, fill_reading, see_video
+from v2l.watch import cut, cut_windows, fill_reading, see_video
 from v2l.ways import WAYS, Ready, Subject, Way, few_frames, prompt_size
 
 QUICK_SECONDS, QUICK_REPEATS, SLOW_REPEATS = 1.0, 30, 5
@@ -44,6 +44,7 @@ class Plan:
     video: None draws one of the embedded world with as many frames as the sweep's most
     repeats: of each way, None for 30 where one takes under a second and 5 where not; warmup: runs left out before them
     new_tokens: of an answer, from which tokens a second are taken
+    segments: of how many the adapters are composed; 1 for a single encoding
     budget: seconds after which nothing new is begun
     """
 
@@ -53,6 +54,7 @@ class Plan:
     repeats: int | None = None
     warmup: int = 1
     new_tokens: int = 32
+    segments: int = 1
     budget: float | None = None
 
 
@@ -117,7 +119,7 @@ class Bench:
     """A run: yields cells, and an encoding for every frames and resolution, as they finish.
 
     folder: for the drawn clip and what is kept on disk; journal: where finished ones stand and are gone on from
-    Raises V2LError where the video has fewer frames than are asked for.
+    Raises V2LError where the video has fewer frames than are asked for, or segments would have none.
     """
 
     def __init__(self, vlm: FrozenVLM, hypernetwork: Hypernetwork, plan: Plan, folder: Path):
@@ -131,6 +133,8 @@ class Bench:
                 f"{printable(self.video)} has {self.probed.frame_count:,} frames and {max(plan.frames):,} were asked "
                 "for; name a longer video, or none to have one drawn"
             )
+        if min(plan.frames) < plan.segments:
+            raise V2LError(f"{min(plan.frames):,} frames cannot make {plan.segments:,} segments; give a frame for each")
         self._rate: float | None = None
         self._started = time.perf_counter()
 
@@ -169,7 +173,8 @@ class Bench:
         reading = fill_reading(
             Reading(frames, rate, None, None, resolution), self.origin.trained_with, self.vlm.geometry
         )
-        subject = Subject(self.video, reading, self.vlm, self.hypernetwork, self.folder, self.plan.new_tokens)
+        plan = self.plan
+        subject = Subject(self.video, reading, self.vlm, self.hypernetwork, self.folder, plan.new_tokens, plan.segments)
         ways = [way for way in WAYS if way.prepare is not few_frames or frames > 12]
         for way in ways:
             if way.in_context:
@@ -277,14 +282,20 @@ class Bench:
         """Each part alone, after a run of the whole to warm up."""
         vlm, trained_with = self.vlm, self.origin.trained_with
 
-        def windows() -> list[Window]:
-            seen = see_video(subject.video, vlm, subject.reading)
-            return cut_windows(seen, vlm, trained_with)
+        readings = cut(subject.video, subject.reading, subject.segments) if subject.segments > 1 else [subject.reading]
+
+        def windows() -> list[list[Window]]:
+            return [cut_windows(see_video(subject.video, vlm, part), vlm, trained_with) for part in readings]
 
         def read_alone() -> None:
-            for layer in vlm.read_layers(cut):
-                for _ in layer:
-                    pass
+            for part in parts:
+                for layer in vlm.read_layers(part):
+                    for _ in layer:
+                        pass
+
+        def generate() -> None:
+            for part in parts:
+                generate_factors(part, vlm, self.hypernetwork)
 
         def timed(work: Callable[[], object]) -> float:
             synchronise(vlm.device)
@@ -293,13 +304,13 @@ class Bench:
             synchronise(vlm.device)
             return time.perf_counter() - start
 
-        cut = windows()
-        generate_factors(cut, vlm, self.hypernetwork)
+        parts = windows()
+        generate()
         peak = PeakMemory(vlm.device)
         see = timed(windows)
         read = timed(read_alone)
-        whole = timed(lambda: generate_factors(cut, vlm, self.hypernetwork))
-        return Encoding(frames, resolution, len(cut), see, read, max(0.0, whole - read), peak.bytes())
+        whole = timed(generate)
+        return Encoding(frames, resolution, sum(map(len, parts)), see, read, max(0.0, whole - read), peak.bytes())
 
     # Odds and ends ---------------------------------------------------------------------------------------------
 

@@ -100,6 +100,8 @@ def _records(results: Sequence[Cell | Encoding], display: Display) -> None:
 def _title(header: dict[str, Any], arch: str | None) -> str:
     machine = header["machine"]
     name = f"{arch}, RANDOM WEIGHTS: only times and sizes mean anything" if arch else header["bench"]
+    if header["segments"] > 1:
+        name += f", adapters composed of {header['segments']} segments"
     return f"{name}; {header['dtype']} on {machine['name']}, {machine['threads']} threads, torch {machine['torch']}"
 
 

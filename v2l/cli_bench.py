@@ -37,6 +37,9 @@ def bench(
         str | None,
         typer.Option("--resolution", metavar="PIXELS,...", help="Of a frame's longest edge; else as trained."),
     ] = None,
+    segments: Annotated[
+        int, typer.Option("--segments", min=1, metavar="N", help="Compose adapters of N segments' adapters.")
+    ] = 1,
     arch: Annotated[
         Arch | None, typer.Option("--arch", help="Build this architecture in memory; needs --random-weights.")
     ] = None,
@@ -99,7 +102,7 @@ def bench(
         if not arch:
             commands.announce_fallback(chosen, display)
         benching.bench(
-            Plan(whole_numbers(frames, "--frames"), resolutions, video, repeats, warmup, new_tokens, budget),
+            Plan(whole_numbers(frames, "--frames"), resolutions, video, repeats, warmup, new_tokens, segments, budget),
             chosen,
             arch,
             benching.Outputs(output, table, plot, questions),

@@ -19,17 +19,17 @@ from v2l.ablation import SEGMENT_IN_CONTEXT, WHOLE, ablated
 from v2l.adapter import Adapter
 from v2l.answer import ask_each, ask_each_in_context
 from v2l.asked_time import segments_asked
-from v2l.composition import compose, segments_alone
+from v2l.composition import segments_alone
 from v2l.errors import V2LError
 from v2l.hypernetwork import Hypernetwork
 from v2l.journal import Journal
 from v2l.manifest import Example, group_by_clip
-from v2l.pipeline import check_belongs, encode_reading
+from v2l.pipeline import check_belongs, encode_segments
 from v2l.records import to_json
 from v2l.sampling import Reading
 from v2l.scoring import METRICS
 from v2l.vlm import FrozenVLM
-from v2l.watch import cut, fill_reading
+from v2l.watch import fill_reading
 
 CONDITIONS = ("in_context", "adapter", "nothing", "bias", "other_clip")
 """The video in the prompt; its adapter; neither; the learned bias alone; the adapter of another clip."""
@@ -161,9 +161,7 @@ class Evaluation:
         if self._last is None or self._last[0] != key:
             video, start, end = key
             reading = dataclasses.replace(self.setting.reading, start=start, end=end)
-            parts = [reading] if self.setting.segments == 1 else cut(video, reading, self.setting.segments)
-            adapters = [encode_reading(video, self.vlm, self.hypernetwork, part) for part in parts]
-            self._last = key, adapters[0] if len(adapters) == 1 else compose(adapters)
+            self._last = key, encode_segments(video, self.vlm, self.hypernetwork, reading, self.setting.segments)
         return self._last[1]
 
     def _answers(

@@ -14,13 +14,14 @@ import torch
 
 from v2l import __version__
 from v2l.adapter import Adapter, BaseModel, Block, Description, Maker, Segment
+from v2l.composition import compose
 from v2l.decoding import decoder_version
 from v2l.errors import V2LError, V2LWarning
 from v2l.files import FileIdentity, identify, printable, unreadable
 from v2l.hypernetwork import Hypernetwork, Origin
 from v2l.sampling import Reading, frame_range
 from v2l.vlm import FrozenVLM, Window
-from v2l.watch import Look, SeenVideo, cut_windows, fill_reading, look, see
+from v2l.watch import Look, SeenVideo, cut, cut_windows, fill_reading, look, see
 
 TOKENS_OF_ALL_LAYERS = 8192
 """Tokens times decoder layers up to which the hypernetwork reads all layers at once: so little that it is the number of
@@ -62,6 +63,15 @@ def encode_reading(
 ) -> Adapter:
     """`encode` with its settings as one value and a callback for those who wait."""
     return finish(begin(path, vlm, hypernetwork, reading), vlm, hypernetwork, progress)
+
+
+def encode_segments(
+    path: str | os.PathLike, vlm: FrozenVLM, hypernetwork: Hypernetwork, reading: Reading, segments: int
+) -> Adapter:
+    """An adapter composed of those of so many segments of one length; `encode_reading`'s where there is one."""
+    if segments == 1:
+        return encode_reading(path, vlm, hypernetwork, reading)
+    return compose([encode_reading(path, vlm, hypernetwork, part) for part in cut(path, reading, segments)])
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from v2l.adapter import Adapter
 from v2l.answer import question_embeddings
 from v2l.hypernetwork import Hypernetwork
 from v2l.lora import applied
-from v2l.pipeline import encode_reading
+from v2l.pipeline import encode_segments
 from v2l.prompt import QUESTIONS, video_text
 from v2l.sampling import Reading
 from v2l.vlm import FrozenVLM
@@ -37,6 +37,7 @@ class Subject:
 
     video: the file; reading: its frames, filled; vlm, hypernetwork: what answers and what encodes
     folder: for what is kept on disk; new_tokens: of an answer, the first included
+    segments: of how many the adapter is composed
     adapter: of the video, for the ways that need one
     """
 
@@ -46,11 +47,13 @@ class Subject:
     hypernetwork: Hypernetwork
     folder: Path
     new_tokens: int
+    segments: int = 1
     adapter: Adapter | None = None
 
     def encoded(self) -> Subject:
         """The same with its adapter."""
-        return replace(self, adapter=encode_reading(self.video, self.vlm, self.hypernetwork, self.reading))
+        made = encode_segments(self.video, self.vlm, self.hypernetwork, self.reading, self.segments)
+        return replace(self, adapter=made)
 
     def few(self) -> Subject:
         """The same video with a dozen frames."""
