@@ -123,6 +123,8 @@ class Bench:
     """
 
     def __init__(self, vlm: FrozenVLM, hypernetwork: Hypernetwork, plan: Plan, folder: Path):
+        if min(plan.frames) < plan.segments:
+            raise V2LError(f"{min(plan.frames):,} frames cannot make {plan.segments:,} segments; give a frame for each")
         self.origin = check_belongs(hypernetwork, vlm)
         self.vlm, self.hypernetwork, self.plan, self.folder = vlm, hypernetwork, plan, folder
         self.resolutions = tuple(self._filled(resolution) for resolution in plan.resolutions)
@@ -133,8 +135,6 @@ class Bench:
                 f"{printable(self.video)} has {self.probed.frame_count:,} frames and {max(plan.frames):,} were asked "
                 "for; name a longer video, or none to have one drawn"
             )
-        if min(plan.frames) < plan.segments:
-            raise V2LError(f"{min(plan.frames):,} frames cannot make {plan.segments:,} segments; give a frame for each")
         self._rate: float | None = None
         self._started = time.perf_counter()
 

@@ -38,7 +38,7 @@ def bench(
         typer.Option("--resolution", metavar="PIXELS,...", help="Of a frame's longest edge; else as trained."),
     ] = None,
     segments: Annotated[
-        int, typer.Option("--segments", min=1, metavar="N", help="Compose adapters of N segments' adapters.")
+        int, typer.Option("--segments", min=1, metavar="N", help="Compose the adapter from N segments' adapters.")
     ] = 1,
     arch: Annotated[
         Arch | None, typer.Option("--arch", help="Build this architecture in memory; needs --random-weights.")

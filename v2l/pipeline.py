@@ -68,7 +68,8 @@ def encode_reading(
 def encode_segments(
     path: str | os.PathLike, vlm: FrozenVLM, hypernetwork: Hypernetwork, reading: Reading, segments: int
 ) -> Adapter:
-    """An adapter composed of those of so many segments of one length; `encode_reading`'s where there is one."""
+    """An adapter composed of those of so many segments of one length; `encode_reading`'s where there is one. Raises
+    V2LError as `encode` does, and where the segments together have more ranks than engines serve."""
     if segments == 1:
         return encode_reading(path, vlm, hypernetwork, reading)
     return compose([encode_reading(path, vlm, hypernetwork, part) for part in cut(path, reading, segments)])
