@@ -27,7 +27,7 @@ from v2l.pipeline import check_belongs, generate_factors
 from v2l.prompt import QUESTIONS
 from v2l.sampling import Reading
 from v2l.vlm import FrozenVLM, Window
-from v2l.watch import cut, cut_windows, fill_reading, see_video
+from v2l.watch import cut_windows, fill_reading, see_video, segment_readings
 from v2l.ways import WAYS, Ready, Subject, Way, few_frames, prompt_size
 
 QUICK_SECONDS, QUICK_REPEATS, SLOW_REPEATS = 1.0, 30, 5
@@ -281,8 +281,7 @@ class Bench:
     def _encoding(self, subject: Subject, frames: int, resolution: int) -> Encoding:
         """Each part alone, after a run of the whole to warm up."""
         vlm, trained_with = self.vlm, self.origin.trained_with
-
-        readings = cut(subject.video, subject.reading, subject.segments) if subject.segments > 1 else [subject.reading]
+        readings = segment_readings(subject.video, subject.reading, subject.segments)
 
         def windows() -> list[list[Window]]:
             return [cut_windows(see_video(subject.video, vlm, part), vlm, trained_with) for part in readings]

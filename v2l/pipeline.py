@@ -21,7 +21,7 @@ from v2l.files import FileIdentity, identify, printable, unreadable
 from v2l.hypernetwork import Hypernetwork, Origin
 from v2l.sampling import Reading, frame_range
 from v2l.vlm import FrozenVLM, Window
-from v2l.watch import Look, SeenVideo, cut, cut_windows, fill_reading, look, see
+from v2l.watch import Look, SeenVideo, cut_windows, fill_reading, look, see, segment_readings
 
 TOKENS_OF_ALL_LAYERS = 8192
 """Tokens times decoder layers up to which the hypernetwork reads all layers at once: so little that it is the number of
@@ -70,9 +70,8 @@ def encode_segments(
 ) -> Adapter:
     """An adapter composed of those of so many segments of one length; `encode_reading`'s where there is one. Raises
     V2LError as `encode` does, and where the segments together have more ranks than engines serve."""
-    if segments == 1:
-        return encode_reading(path, vlm, hypernetwork, reading)
-    return compose([encode_reading(path, vlm, hypernetwork, part) for part in cut(path, reading, segments)])
+    readings = segment_readings(path, reading, segments)
+    return compose([encode_reading(path, vlm, hypernetwork, part) for part in readings])
 
 
 @dataclass(frozen=True)

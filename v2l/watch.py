@@ -83,6 +83,12 @@ def cut(path: str | os.PathLike, reading: Reading, segments: int | None, seconds
     ]
 
 
+def segment_readings(path: str | os.PathLike, reading: Reading, segments: int) -> list[Reading]:
+    """What an adapter of that many segments is made from: the readings that `cut` gives, or `reading` as it is where
+    there is one segment."""
+    return [reading] if segments == 1 else cut(path, reading, segments)
+
+
 @dataclass(frozen=True)
 class Look:
     """What is about to be seen of a video.

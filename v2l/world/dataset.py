@@ -279,8 +279,8 @@ def write_dataset(
                     **span,
                 }
             )
-    parts = [name, *([asking] if asking else []), *([f"from-{first}"] if first else [])]
-    manifest = folder / f"{'-'.join(parts)}.jsonl"
+    parts = (name, asking, f"from-{first}" if first else None)
+    manifest = folder / f"{'-'.join(filter(None, parts))}.jsonl"
     write_atomically(manifest, "".join(json.dumps(row) + "\n" for row in rows).encode())
     return manifest
 
@@ -299,5 +299,5 @@ if __name__ == "__main__":
         parser.error(f"--from {given.first}: seeds begin at 0")
     name = given.split if given.filming == "plain" else f"{given.split}-{given.filming}"
     with errors_in_one_line():
-        film = FILMINGS[given.filming]
-        print(write_dataset(given.folder, given.split, given.count, film, name, given.asking, given.first))
+        filming = FILMINGS[given.filming]
+        print(write_dataset(given.folder, given.split, given.count, filming, name, given.asking, given.first))

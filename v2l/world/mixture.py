@@ -17,7 +17,7 @@ from v2l.files import printable, unreadable, write_atomically
 
 ENDS = "word first", "word last"
 """Kinds of question about the first and the last word."""
-MOTION = "motion"
+MOTIONS = ("motion",)
 """The kind of question about how a shape moves."""
 
 
@@ -35,9 +35,7 @@ def mix(mixed: Path, manifests: Sequence[Path], captions: int = 1, ends: int = 1
             raise unreadable(path, error) from error
     rows = [json.loads(line) for line in lines]
     told = [row for row in rows if row["task_type"] == "caption"]
-    kinds = [row.get("metadata", {}).get("kind") for row in rows]
-    named = [row for row, kind in zip(rows, kinds, strict=True) if kind in ENDS]
-    moved = [row for row, kind in zip(rows, kinds, strict=True) if kind == MOTION]
+    named, moved = ([row for row in rows if row.get("metadata", {}).get("kind") in kinds] for kinds in (ENDS, MOTIONS))
     again = [
         {**row, "id": f"again-{turn}-{row['id']}"}
         for often, times in ((told, captions), (named, ends), (moved, motions))
