@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -15,6 +16,7 @@ from transformers import SmolVLMConfig, SmolVLMForConditionalGeneration
 from v2l.checkpoint import save_hypernetwork, with_origin
 from v2l.hypernetwork import TARGET, Hypernetwork, HypernetworkConfig, TrainedWith
 from v2l.models import find_model
+from v2l.sampling import Video
 
 SPECIAL_TOKENS = [
     "<|endoftext|>",
@@ -169,6 +171,26 @@ def write_video(
         writer.write(frame)
     writer.release()
     return path
+
+
+def video_of(seconds: Sequence[float], fps: float, constant: bool = True, width: int = 64, height: int = 48) -> Video:
+    """What `probe` would say of a progressive file with frames at these times, of which nothing is on disk."""
+    times = np.round(np.asarray(seconds, float), 6)
+    plain = dict.fromkeys(("pts", "packet", "keys", "key_pts"))
+    return Video(
+        path="/v.mp4",
+        stream=0,
+        frame_count=len(times),
+        fps=fps,
+        duration=float(times[0]) + len(times) / fps,
+        width=width,
+        height=height,
+        constant_rate=constant,
+        interlaced=False,
+        notes=(),
+        seconds=times,
+        **plain,
+    )
 
 
 if __name__ == "__main__":

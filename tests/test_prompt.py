@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import small
 from conftest import DATA
 from safetensors import safe_open
 
@@ -18,7 +19,6 @@ from v2l.prompt import (
     tile_grid,
     video_text,
 )
-from v2l.sampling import Video
 
 PIXELS = DATA / "pixels.safetensors"
 """Seven frames through the official processor: inputs whole, outputs every eighth pixel from the fourth on."""
@@ -104,8 +104,7 @@ def test_the_last_frame_is_announced_as_such_where_that_is_asked_for():
 
 @pytest.mark.parametrize(("end", "last"), [(None, True), (3.0, False), (5.999, False), (6.0, True), (9.0, True)])
 def test_the_last_frame_is_the_videos_where_they_are_chosen_up_to_its_end(end, last):
-    nothing = np.zeros(0, np.int64)
-    video = Video("clip.mp4", 12, 2.0, 6.0, 64, 48, True, np.arange(12) * 0.5, None, nothing, 0)
+    video = small.video_of(np.arange(12) * 0.5, fps=2.0)
     frames = prompt_frames(video, [0, 4, 9], end, (2, 3))
     assert frames == [PromptFrame(0.0, 2, 3), PromptFrame(2.0, 2, 3), PromptFrame(4.5, 2, 3, last)]
 

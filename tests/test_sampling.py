@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import small
 
 from v2l.errors import V2LError
-from v2l.sampling import Video, choose_frames, frame_range, sample_indices
+from v2l.sampling import choose_frames, frame_range, sample_indices
 
 CASES = json.loads((Path(__file__).parent / "data" / "sampling.json").read_text())["cases"]
 
@@ -17,7 +18,7 @@ CASES = json.loads((Path(__file__).parent / "data" / "sampling.json").read_text(
 def clip(seconds, fps=None):
     times = np.round(np.asarray(seconds, float), 6)
     rate = fps or (len(times) - 1) / times[-1]
-    return Video("/v", len(times), rate, len(times) / rate, 8, 8, fps is not None, times, None, np.zeros(0, int), 0)
+    return small.video_of(times, rate, constant=fps is not None)
 
 
 def test_the_312_published_cases():

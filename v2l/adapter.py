@@ -56,7 +56,7 @@ class Segment:
     windows: frames in each prompt that the model read; more than one where the video exceeds its positions
     window_frames: the setting that such windows are cut by
     reading, prompt: as asked for, with the hypernetwork's own settings filled in
-    decoder: what decoded the frames, with its version
+    decoder: what decoded the frames, with its version, the revision of reading and notes (`sampling.decoded_by`)
     """
 
     source: FileIdentity

@@ -1,8 +1,9 @@
 """Decoding in a process of its own: one long-lived worker opens the video files, so that no file can end a long run.
 
-FFmpeg is C that parses whatever a file holds. The worker imports nothing but OpenCV and numpy, has a limit on its
-memory and must show a sign of life; where it crashes, hangs or grows past the limit, that one file has failed, and the
-next request starts another worker. What comes back is JSON and pixels, never an object that could run code.
+FFmpeg is C that parses whatever a file holds. The worker imports nothing but PyAV and numpy, has a limit on its memory
+and must show a sign of life; where it crashes, hangs or grows past the limit, that one file has failed, and the next
+request starts another worker. What comes back is JSON and pixels, never an object that could run code. The worker
+imports from this process's own import path, never from the working folder.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ import selectors
 import signal
 import subprocess
 import sys
+import sysconfig
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,34 +32,44 @@ from v2l.sampling import Video
 from v2l.video import Frame
 
 SILENCE = 60.0
-"""Seconds without a sign of life after which a worker counts as hanging: it gives one at every frame it passes."""
+"""Seconds without a sign of life after which a worker counts as hanging: it gives one at every packet it passes."""
+GLANCE = 1.0
+"""Seconds of one look for an answer. A look that takes longer than that, because this process was paused or had no
+processor, counts as one look all the same: the worker was probably no better off."""
 MEMORY = 8 * 2**30
 """Bytes of address space that a worker may use, where the system has such a limit."""
-_COMMAND = "import sys; sys.path.insert(0, sys.argv[1]); from v2l.decode_worker import serve; serve(int(sys.argv[2]))"
+_COMMAND = """\
+import sys
+sys.path[:] = sys.argv[3:]
+from v2l.decode_worker import serve
+serve(int(sys.argv[1]), int(sys.argv[2]))
+"""
+_KEPT = frozenset("PATH HOME LANG LC_ALL LC_CTYPE TZ TMPDIR TMP TEMP SYSTEMROOT WINDIR SYSTEMDRIVE".split())
+_LIBRARIES = ("LD_PRELOAD", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "DYLD_FALLBACK_LIBRARY_PATH")
 
 
 def probe(path: str | os.PathLike[str]) -> Video:
     """`video.probe` in the worker; V2LError as there, and where the file crashes the decoder or makes it hang."""
-    answer, payload = the_worker().ask({"do": "probe", "path": os.fsdecode(path)}, about=path)
+    answer, payload = the_worker().ask({"do": "probe", **_named(path)}, about=path)
     return video_from_json(answer, payload)
 
 
-def read_frames(video: Video, indices: Sequence[int]) -> Iterator[Frame]:
+def read_frames(video: Video, indices: Sequence[int], keep_damaged: bool = False) -> Iterator[Frame]:
     """`video.read_frames` in the worker; V2LError as there, and where the file crashes the decoder or makes it hang.
     Where another file did that meanwhile, this one is opened again and goes on."""
-    worker, left = the_worker(), [int(index) for index in indices]
+    worker, left, about = the_worker(), [int(index) for index in indices], _named(video.path)
     while True:
         plain, arrays = video_to_json(video)
-        answer, _ = worker.ask({"do": "open", "indices": left, **plain}, video.path, payload=arrays)
+        request = {"do": "open", "indices": left, "keep_damaged": keep_damaged, **plain, **about}
+        answer, _ = worker.ask(request, video.path, payload=arrays)
         number, generation = answer["number"], answer["generation"]
         try:
             while left:
-                answer, pixels = worker.ask(
-                    {"do": "frame", "number": number, "path": video.path}, video.path, generation
-                )
-                shape = (answer["height"], answer["width"], 3)
+                answer, pixels = worker.ask({"do": "frame", "number": number, **about}, video.path, generation)
                 left.pop(0)
-                yield Frame(answer["index"], answer["seconds"], np.frombuffer(pixels, np.uint8).reshape(shape))
+                shape = (answer["height"], answer["width"], 3)
+                picture = np.frombuffer(pixels, np.uint8).reshape(shape)
+                yield Frame(answer["index"], answer["seconds"], picture, tuple(answer["notes"]), answer["damage"])
             return
         except Restarted:
             continue
@@ -66,8 +79,23 @@ def read_frames(video: Video, indices: Sequence[int]) -> Iterator[Frame]:
 
 
 def decoder_version() -> str:
-    """Of OpenCV, as the worker has it."""
-    return the_worker().ask({"do": "version"}, about="OpenCV")[0]["version"]
+    """PyAV's and FFmpeg's, as adapters record them."""
+    return the_worker().ask({"do": "version"}, about="PyAV")[0]["version"]
+
+
+def library_versions() -> dict[str, str]:
+    """FFmpeg's libraries by name, as the worker has them. Raises V2LError where they cannot be loaded."""
+    return the_worker().ask({"do": "version"}, about="PyAV")[0]["libraries"]
+
+
+def _named(path: str | os.PathLike[str]) -> dict[str, str]:
+    """A file by its absolute path, as the worker stands elsewhere, and by the name that messages show. Raises V2LError
+    where a relative name means nothing because the working folder was deleted."""
+    shown = os.fsdecode(path)
+    try:
+        return {"path": os.path.abspath(shown), "shown": shown}
+    except FileNotFoundError as error:
+        raise V2LError(f"cannot find {printable(shown)}: the working folder was deleted; change to another") from error
 
 
 class Restarted(Exception):
@@ -104,7 +132,7 @@ class Worker:
                 raise Restarted
             self._start()
             try:
-                send(self.process.stdin, request | _here(), payload)
+                send(self.process.stdin, request, payload)
                 answer, found = self._receive()
                 while "alive" in answer:
                     answer, found = self._receive()
@@ -139,12 +167,14 @@ class Worker:
             return
         if self.process is not None:
             self._end(None)
-        told = "OPENCV_LOG_LEVEL" in os.environ or os.environ.get("OPENCV_FFMPEG_LOGLEVEL", "-8") != "-8"
+        # Isolated (-I) and without site (-S): neither the working folder nor a file that site would execute is read.
         self.process = subprocess.Popen(
-            [sys.executable, "-c", _COMMAND, str(Path(__file__).parents[1]), str(self.memory)],
+            [sys.executable, "-I", "-S", "-c", _COMMAND, str(self.memory), str(os.getpid()), *import_path()],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=None if told else subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env=_environment(),
+            cwd=os.path.abspath(os.sep),
             start_new_session=True,  # Ctrl-C at a terminal is this process's to handle
         )
         self._generation += 1
@@ -156,16 +186,21 @@ class Worker:
 
     def _read(self, size: int) -> bytes:
         """Raises EOFError where the process has ended, TimeoutError where it is silent."""
-        pipe = self.process.stdout.fileno()
+        pipe, silent = self.process.stdout.fileno(), 0.0
         with selectors.DefaultSelector() as selector:
             selector.register(pipe, selectors.EVENT_READ)
             while len(self._received) < size:
-                if not selector.select(self.silence):
-                    raise TimeoutError
+                glance, before = min(GLANCE, self.silence), time.monotonic()
+                if not selector.select(glance):
+                    silent += min(time.monotonic() - before, glance)
+                    if silent >= self.silence:
+                        raise TimeoutError
+                    continue
                 more = os.read(pipe, 2**20)
                 if not more:
                     raise EOFError
                 self._received += more
+                silent = 0.0
         data = bytes(self._received[:size])
         del self._received[:size]
         return data
@@ -186,11 +221,32 @@ class Worker:
         return f"crashed the decoder ({signal.Signals(-code).name if code < 0 else f'exit code {code}'})"
 
 
-def _here() -> dict[str, str]:
-    """Where this process stands now, from which names are meant; nothing where that folder is no more."""
-    with contextlib.suppress(OSError):
-        return {"folder": os.getcwd()}
-    return {}
+def import_path() -> list[str]:
+    """Absolute folders that the worker imports from: the standard library's first, then this process's, user
+    site-packages included, without the working folder and whatever was given relative to it."""
+    relative = {os.path.abspath(each) for each in _entries("PYTHONPATH") if not os.path.isabs(each)}
+    with contextlib.suppress(FileNotFoundError):  # a working folder that was deleted
+        relative |= {os.getcwd(), os.path.realpath(os.getcwd())}
+    package = str(Path(__file__).resolve().parents[1])
+    library = {os.path.realpath(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib")}
+    given = [each for each in sys.path if os.path.isabs(each) and each not in relative]
+    own = [each for each in given if os.path.realpath(each) in library or os.path.basename(each) == "lib-dynload"]
+    return list(dict.fromkeys([*own, *given, package]))
+
+
+def _entries(name: str) -> list[str]:
+    return os.environ.get(name, "").split(os.pathsep)
+
+
+def _environment() -> dict[str, str]:
+    """What the worker needs of this process's environment: nothing that leads a library to files of the working folder,
+    and one thread for numpy, whose arenas would take the address space on a machine with many processors."""
+    kept = {name: value for name, value in os.environ.items() if name.upper() in _KEPT}
+    for name in _LIBRARIES:
+        absolute = [each for each in _entries(name) if os.path.isabs(each)]
+        if absolute:
+            kept[name] = os.pathsep.join(absolute)
+    return {**kept, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}
 
 
 _worker: Worker | None = None

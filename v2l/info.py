@@ -52,19 +52,17 @@ def describe(path: Path) -> tuple[str, Rows, dict[str, Any]]:
 
 
 def versions() -> dict[str, str]:
-    """Name to version: v2l, Python packages, and the FFmpeg libraries inside OpenCV."""
+    """Name to version: v2l, Python packages, and the FFmpeg libraries inside PyAV."""
     found = {"v2l": v2l.__version__}
-    for name in ("torch", "transformers", "safetensors", "opencv-python", "opencv-python-headless"):
+    for name in ("torch", "transformers", "safetensors", "av", "opencv-python", "opencv-python-headless"):
         with contextlib.suppress(PackageNotFoundError):  # either OpenCV will do
             found[name] = version(name)
-    from v2l.video import load_cv2
+    from v2l.decoding import library_versions
 
     try:
-        lines = load_cv2().getBuildInformation().splitlines()
+        return {**found, "FFmpeg avcodec": library_versions()["libavcodec"]}
     except V2LError:  # a library is missing; who asks for versions may be looking for just that
         return {**found, "FFmpeg avcodec": "unavailable"}
-    codec = next((line for line in lines if "avcodec:" in line), "")
-    return {**found, "FFmpeg avcodec": codec.partition("(")[2].partition(")")[0] or "unknown"}
 
 
 def _adapter_record(adapter: Adapter, path: Path, size: int) -> dict[str, Any]:

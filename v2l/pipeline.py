@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -19,7 +19,7 @@ from v2l.decoding import decoder_version
 from v2l.errors import V2LError, V2LWarning
 from v2l.files import FileIdentity, identify, printable, unreadable
 from v2l.hypernetwork import Hypernetwork, Origin
-from v2l.sampling import Reading, frame_range
+from v2l.sampling import Reading, decoded_by, frame_range
 from v2l.vlm import FrozenVLM, Window
 from v2l.watch import Look, SeenVideo, cut_windows, fill_reading, look, see, segment_readings
 
@@ -109,6 +109,8 @@ def finish(
     a, b = generate_factors(windows, vlm, hypernetwork, lambda done, _: progress(frames + done, frames + layers))
     if not (torch.isfinite(a).all() and torch.isfinite(b).all()):
         raise V2LError(f"{printable(path)} gave factors that are not finite in {vlm.dtype}; use bfloat16 or float32")
+    for note in seen.notes:
+        warnings.warn(f"{printable(path)}: {printable(note)}", V2LWarning, stacklevel=2)
     if _status(path) != begun.status:
         raise V2LError(f"{printable(path)} changed while it was being read; encode it again when it is complete")
     start, end = _span(seen, reading)
@@ -121,9 +123,9 @@ def finish(
         height=seen.video.height,
         windows=tuple(window.frames for window in windows),
         window_frames=trained_with.window_frames,
-        reading=reading,
+        reading=replace(reading, keep_damaged=seen.damaged),
         prompt=trained_with.prompt,
-        decoder=f"opencv {decoder_version()}",
+        decoder=decoded_by(decoder_version(), seen.notes),
     )
     rank = hypernetwork.config.rank
     description = Description(

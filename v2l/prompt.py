@@ -72,11 +72,17 @@ def prompt_frames(
 # Pixels ------------------------------------------------------------------------------------------------------------
 
 
-def frame_images(pixels: np.ndarray, geometry: VisionGeometry, longest_edge: int | None = None) -> np.ndarray:
+def frame_images(
+    pixels: np.ndarray,
+    geometry: VisionGeometry,
+    longest_edge: int | None = None,
+    grid: tuple[int, int] | None = None,
+) -> np.ndarray:
     """One frame as the square images that the vision tower takes.
 
     pixels: (H, W, 3) uint8 RGB
     longest_edge: pixels of the longer side before squashing; beyond `image_size` the frame is cut into tiles
+    grid: rows and columns of tiles where the frame's own size does not decide, as in a video that changes its size
 
     Returns (N, 3, S, S) uint8 with S = `image_size`: the tiles row by row, then the whole frame squashed to S x S;
     N is 1 where nothing is tiled. `tile_grid` tells rows and columns.
@@ -84,7 +90,7 @@ def frame_images(pixels: np.ndarray, geometry: VisionGeometry, longest_edge: int
     size = geometry.image_size
     frame_height, frame_width = pixels.shape[:2]
     width, height = _fit_longest_edge(frame_width, frame_height, longest_edge or geometry.longest_edge)
-    rows, cols = tile_grid(frame_width, frame_height, geometry, longest_edge)
+    rows, cols = grid or tile_grid(frame_width, frame_height, geometry, longest_edge)
     image = Image.fromarray(pixels).resize((width, height), Image.Resampling.LANCZOS)
     image = image.resize((max(cols, 1) * size, max(rows, 1) * size), Image.Resampling.LANCZOS)
     tiles = [image.crop((x * size, y * size, (x + 1) * size, (y + 1) * size)) for y in range(rows) for x in range(cols)]

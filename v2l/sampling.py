@@ -1,37 +1,50 @@
 """What is known of a video, and which of its frames the model sees: the published sampling, of all or a part of it."""
 
 import math
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from v2l.errors import V2LError
+from v2l.records import later
+
+READING_REVISION = 2
+"""Of how files become frames. Raised where a fault is mended that gave wrong frames or times: an adapter that records
+an earlier one is looked at again."""
 
 
 @dataclass(frozen=True)
 class Video:
-    """What `probe` learned of a file. Compares and prints by its plain numbers; can be pickled.
+    """What `probe` learned of a file. Compares and prints by its plain values; can be pickled.
 
-    path: absolute, symbolic links resolved. frame_count: N, those that can be decoded. fps: average rate in frames per
-    second. duration: seconds, N / fps. width, height: pixels as shown. seconds: (N,) float64, presentation time of
-    every frame from the first one, rounded to microseconds; exactly i / fps where the rate is constant.
-    clock: (N,) float64, the same in the decoder's own milliseconds, bit for bit, by which a frame is recognised after
-    a seek; None where the decoder's times cannot be trusted and only a pass from the start will do.
-    keys: (K,) int64, ascending indices of the frames that decoding can start at; empty without a clock.
-    recovery: frames after a key frame that may still show the lack of those before it (H.264 intra refresh); mostly 0.
+    path: absolute, symbolic links resolved; stream: index of the video stream in the file
+    frame_count: N, those that can be decoded; fps: average rate in frames per second
+    duration: seconds from the container's start to the end of the last frame; width, height: pixels as shown
+    interlaced: its first frames are; notes: what a person should know about how it is read, one sentence each
+    seconds: (N,) float64, presentation time of every frame from the container's start, rounded to microseconds; evenly
+        spaced by 1 / fps where the rate is constant
+    pts: (N,) int64, the same in the stream's own time base, ascending; packet: (N,) int64, the place of each frame's
+        packet in storage order; keys, key_pts: (K,) int64, place and time of the packets that decoding can start at.
+        All None where the packets do not tell the frames and only decoding from the start will do.
     """
 
     path: str
+    stream: int
     frame_count: int
     fps: float
     duration: float
     width: int
     height: int
     constant_rate: bool
+    interlaced: bool
+    notes: tuple[str, ...]
     seconds: np.ndarray = field(repr=False, compare=False)
-    clock: np.ndarray | None = field(repr=False, compare=False)
-    keys: np.ndarray = field(repr=False, compare=False)
-    recovery: int = field(repr=False, compare=False)
+    pts: np.ndarray | None = field(repr=False, compare=False)
+    packet: np.ndarray | None = field(repr=False, compare=False)
+    keys: np.ndarray | None = field(repr=False, compare=False)
+    key_pts: np.ndarray | None = field(repr=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -42,6 +55,7 @@ class Reading:
     fps: frames per second of video that sampling aims for
     start, end: seconds of the video, None for its beginning and its end
     resolution: pixels of a frame's longest edge; beyond the model's image size frames are cut into tiles
+    keep_damaged: take damaged frames as a player shows them; in an adapter's file, whether it was made from any
     """
 
     frames: int | None = None
@@ -49,6 +63,19 @@ class Reading:
     start: float | None = None
     end: float | None = None
     resolution: int | None = None
+    keep_damaged: bool = later(False)
+
+
+def decoded_by(version: str, notes: Sequence[str]) -> str:
+    """How an adapter's file describes what read its frames: the decoder's version, the revision of reading and what a
+    person should know about the pictures. Readers of earlier versions take it as a mere text."""
+    return "; ".join([f"{version}, reading {READING_REVISION}", *notes])[:1000]
+
+
+def revision_of(decoder: str) -> int:
+    """The revision of reading in such a description; 1 where it has none."""
+    found = re.search(r", reading (\d{1,6})(?:;|$)", decoder)
+    return int(found[1]) if found else 1
 
 
 def sample_indices(
@@ -111,5 +138,5 @@ def choose_frames(
     count, rate = stop - first, video.fps
     if not video.constant_rate and (start is not None or end is not None):
         until = video.duration if end is None else min(end, video.duration)
-        rate = count / (until - (start or 0.0))
+        rate = count / (until - max(start or 0.0, float(video.seconds[0])))
     return [first + index for index in sample_indices(count, rate, frames, fps)]

@@ -1,400 +1,218 @@
-"""Opens one local video file safely, learns its true frames and their times, and decodes the chosen ones.
+"""Learns a video's true frames and their times, and decodes the chosen ones: the pictures that a player shows.
 
-Runs in a spawned worker: imports only the standard library, numpy and OpenCV (late), and everything that crosses
-the boundary can be pickled. Axes: N frames of the file, H and W pixels of a frame as it is shown (rotation applied).
+Runs in the decoding worker: imports only the standard library, numpy and PyAV (late). Axes: N frames of the video in
+the order shown, P packets of its stream in the order stored.
 """
+
+from __future__ import annotations
 
 import itertools
 import os
-import re
-import stat
-import threading
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from types import ModuleType
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
+from v2l.container import Source, load_av, open_source, regular_file, take_errors
+from v2l.decoder import Decoder, Frame, decode
 from v2l.errors import V2LError
+from v2l.packets import MISSING, Index, PacketReader, Packets, packets_of, scan
+from v2l.picture import Converter
 from v2l.sampling import Video
 
 MAX_FPS = 1000.0
-MAX_SIDE = 16384
-LIE_LIMIT = 1.05  # a header may promise this many times the frames that can be decoded
+LIE_LIMIT = 1.05  # a header may promise this many times the frames, or seconds, that can be decoded
 CLOCK_NOISE = 0.0015  # seconds; containers as coarse as 1 ms round the times of a constant rate by up to this much
-SEEK_LEAD = 16  # OpenCV starts a seek this many frames before the frame asked for
-SEEK_TRIES = 4
-GRAB_TRIES = 16
-HEAD_FRAMES = 40  # decoded at the start of a file to see whether the decoder's times are the packets' times
+HEAD_PACKETS = 24  # decoded at the start of a file to see whether its packets tell its frames
+STARTS_TRIED = 4  # key packets at which a recording that was cut may begin
 
-_OPTIONS = "OPENCV_FFMPEG_CAPTURE_OPTIONS"
-# Containers that hold their own pictures. Playlists, concat scripts and image sequences name other files, and an ID3
-# tag in front of one hides it from a look at the first bytes, but not from this list, which FFmpeg itself enforces.
-_FORMATS = (
-    "mov,mp4,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,live_flv,asf,ogg,h264,hevc,vvc,obu,av1,ivf,m4v,mjpeg,"
-    "mxf,nut,gif,rm,dv,wtv,swf,yuv4mpegpipe,vc1,h263,h261,apng,3gp,amv,nsv,roq,bink,smk,fli,gxf,nuv"
-)
-_open_lock = threading.Lock()  # the options above travel through the environment of the whole process
+_NO_EDITS = {"ignore_editlist": "1"}
+_CUT_OFF = "the file is cut off or damaged; get it again whole, or re-mux or re-encode it"
+
+Alive = Callable[[], None]
+"""Called at every packet that is passed: a sign of life."""
 
 
-def alive() -> None:
-    """Called at every frame or packet that is passed: a decoding worker puts its sign of life here."""
-
-
-@dataclass(frozen=True, eq=False)
-class Frame:
-    """One decoded frame: its index in the whole file, its presentation time in seconds from the stream's first frame
-    (rounded to microseconds) and its pixels, (H, W, 3) uint8 RGB, upright."""
-
-    index: int
-    seconds: float
-    pixels: np.ndarray
-
-
-def load_cv2() -> ModuleType:
-    """OpenCV with FFmpeg, quiet unless the user has set its log levels. V2LError if it is missing or cannot load."""
-    quiet = "OPENCV_LOG_LEVEL" not in os.environ and os.environ.get("OPENCV_FFMPEG_LOGLEVEL", "-8") == "-8"
-    if quiet:  # FFmpeg's level is read once, at the first file; a worker inherits it
-        os.environ["OPENCV_FFMPEG_LOGLEVEL"] = "-8"
-    try:
-        import cv2
-    except ImportError as error:
-        if any(name in str(error) for name in ("libGL", "libgthread", "libglib", "libxcb", "libSM")):
-            raise V2LError(
-                f"OpenCV cannot load a system library ({error}): on Debian or Ubuntu run `apt-get install libgl1 "
-                "libglib2.0-0`, or replace opencv-python with opencv-python-headless"
-            ) from error
-        raise V2LError(f"OpenCV cannot be imported ({error}): run `pip install opencv-python`") from error
-    if cv2.CAP_FFMPEG not in cv2.videoio_registry.getBackends():
-        raise V2LError(f"OpenCV {cv2.__version__} was built without FFmpeg: install opencv-python from PyPI")
-    if quiet:
-        (cv2.setLogLevel if hasattr(cv2, "setLogLevel") else cv2.utils.logging.setLogLevel)(0)  # 4.x, else 5.x
-    return cv2
-
-
-def probe(path: str | os.PathLike[str]) -> Video:
+def probe(path: str | os.PathLike[str], shown: str = "", alive: Alive = lambda: None) -> Video:
     """Open the file, check it, and learn its true frame count, rate, size and the time of every frame.
 
-    Costs one read of the file without decoding, and a few dozen decoded frames at its start and end; a file whose
-    times contradict themselves there is decoded once from start to end instead.
-    V2LError: not a regular, readable local file; a playlist; no picture can be decoded; a header that promises over 5%
-    more frames than can be decoded; a size or frame rate that cannot be true.
+    Costs one read of the file without decoding, and two dozen decoded frames at its start; a file whose packets do not
+    tell its frames is decoded once from start to end instead. shown: the name for messages.
+    Raises V2LError: not a regular, readable local file; a playlist or a still picture; no frame can be decoded; a
+    header that promises over 5% more than can be decoded; a size or frame rate that cannot be true.
     """
-    name = regular_file(path)
-    clock, keys, recovery = _packet_clock(name)
-    with Decoder(name) as decoder:
-        width, height = decoder.size()
-        promised, header_fps = decoder.header()
-        if clock is not None and not _confirmed(decoder, clock, keys):
-            clock, keys = None, keys[:0]
-    count, times = _decoded_times(name) if clock is None else (len(clock), clock)
-    if count == 0:
-        raise V2LError(f"no frame of {name!r} can be decoded: re-encode it, or check that it is complete")
-    seconds, fps, constant = _rate(name, times, count, header_fps)
-    short = promised > count * LIE_LIMIT and promised / header_fps > count / fps * LIE_LIMIT
-    # An edit list that hides a part of a whole file (a cut without re-encoding) is no lie.
-    if short and promised > LIE_LIMIT * _decoded_times(name, "ignore_editlist;1")[0]:
-        raise V2LError(
-            f"the header of {name!r} promises {promised} frames, {count} can be decoded: the file is cut off or "
-            "damaged; get it again whole, or re-mux or re-encode it"
+    shown = shown or os.fsdecode(path)
+    name = regular_file(path, shown)
+    with open_source(name, shown, threads=1) as source:
+        packets = scan(source, alive)
+        head, index = _frames_of(source, packets, alive)
+        if index is None:
+            pts, held = _decode_all(source, alive), 0
+        else:
+            pts, held = index.pts, int(packets.duration[index.packet[-1]])
+        if not head or len(pts) == 0:
+            raise V2LError(f"no frame of {shown!r} can be decoded: re-encode it, or check that it is complete")
+        seconds, fps, constant, duration = _rate(source, pts, held)
+        _check_promise(source, packets, len(seconds), duration, alive)
+        converter = Converter(source.stream.sample_aspect_ratio)
+        width, height = converter.size(head[0])
+        return Video(
+            path=name,
+            stream=source.stream.index,
+            frame_count=len(seconds),
+            fps=fps,
+            duration=duration,
+            width=width,
+            height=height,
+            constant_rate=constant,
+            interlaced=any(frame.interlaced_frame for frame in head),
+            notes=(*_notes(source, packets, index, seconds), *converter.notes(head[0])),
+            seconds=seconds,
+            **(vars(index) if index else dict.fromkeys(("pts", "packet", "keys", "key_pts"))),
         )
-    return Video(name, count, fps, count / fps, width, height, constant, seconds, clock, keys, recovery)
 
 
-def read_frames(video: Video, indices: Sequence[int]) -> Iterator[Frame]:
+def read_frames(
+    video: Video,
+    indices: Sequence[int],
+    shown: str = "",
+    keep_damaged: bool = False,
+    alive: Alive = lambda: None,
+) -> Iterator[Frame]:
     """Decode the frames with these ascending indices, one at a time; the pixels are those of a read from the start.
 
-    Seeks where that decodes fewer frames, and proves by its time that the right frame came out; otherwise passes over
-    the frames between. Closing the generator early releases the file.
-    V2LError: indices that do not ascend or lie outside 0 .. frame_count - 1; a frame that cannot be decoded.
+    Decodes from the key frames that the chosen frames need and passes over the rest. Closing the generator early
+    releases the file. keep_damaged: yield damaged frames as a player shows them, with a note.
+    Raises V2LError: indices that do not ascend or lie outside 0 .. frame_count - 1; a frame that is damaged or cannot
+    be decoded, named with its time.
     """
-    wanted = [int(index) for index in indices]
+    wanted, shown = [int(index) for index in indices], shown or video.path
     if any(a >= b for a, b in itertools.pairwise(wanted)):
         raise V2LError("frame indices must ascend without repeats")
     if wanted and not 0 <= wanted[0] <= wanted[-1] < video.frame_count:
-        raise V2LError(f"frame indices {wanted[0]} to {wanted[-1]} leave {video.path!r}: 0 to {video.frame_count - 1}")
-    with Decoder(regular_file(video.path), video.clock, video.keys, video.recovery) as decoder:
-        for index in wanted:
-            decoder.move_to(index)
-            pixels = decoder.pixels()
-            if pixels.shape != (video.height, video.width, 3):
-                got = f"{pixels.shape[1]}x{pixels.shape[0]}"
-                raise V2LError(
-                    f"frame {index} of {video.path!r} is {got}, not {video.width}x{video.height}: re-encode the file"
-                )
-            yield Frame(index, float(video.seconds[index]), pixels)
+        raise V2LError(f"frame indices {wanted[0]} to {wanted[-1]} leave {shown!r}: 0 to {video.frame_count - 1}")
+    with open_source(regular_file(video.path, shown), shown, video.stream) as source:
+        yield from Decoder(source, video, keep_damaged, alive).frames(wanted)
 
 
-class Decoder:
-    """One open file and the frame it stands at. `decoded` counts the frames decoded so far, those that a seek passed
-    over included (as far as the file's key frames tell). Use it as a context manager; it releases the file."""
-
-    def __init__(
-        self, path: str, clock: np.ndarray | None = None, keys: np.ndarray | None = None, recovery: int = 0
-    ) -> None:
-        self.path = path
-        self.clock = clock
-        self.keys = keys if keys is not None else np.zeros(0, np.int64)
-        self.lead = SEEK_LEAD + recovery
-        self._may_seek = clock is not None
-        self.decoded = 0
-        self._cv2 = load_cv2()
-        self._reopen()
-
-    def __enter__(self) -> "Decoder":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._capture.release()
-
-    def header(self) -> tuple[int, float]:
-        """Frame count and rate as the header has them: unchecked, 0 for what is no finite positive number."""
-        get = self._capture.get
-        count, fps = get(self._cv2.CAP_PROP_FRAME_COUNT), get(self._cv2.CAP_PROP_FPS)
-        fps = fps if np.isfinite(fps) and fps > 0 else 0.0
-        return (int(count) if fps and np.isfinite(count) and count > 0 else 0), fps
-
-    def size(self) -> tuple[int, int]:
-        """Width and height as shown, pixels. V2LError beyond MAX_SIDE."""
-        width = int(self._capture.get(self._cv2.CAP_PROP_FRAME_WIDTH))
-        height = int(self._capture.get(self._cv2.CAP_PROP_FRAME_HEIGHT))
-        if not (0 < width <= MAX_SIDE and 0 < height <= MAX_SIDE):
-            raise V2LError(
-                f"{self.path!r} says its pictures are {width}x{height}: 1 to {MAX_SIDE} pixels a side are read; "
-                "re-encode it smaller"
-            )
-        return width, height
-
-    def grab(self) -> float | None:
-        """Decode the next frame; its time in milliseconds as the decoder reports it, None when no more comes."""
-        # A damaged packet ends a grab like the end of the file does. Where times tell the frames, look behind it.
-        alive()
-        if not any(self._capture.grab() for _ in range(GRAB_TRIES if self.clock is not None else 1)):
-            return None
-        self.decoded += 1
-        return self._capture.get(self._cv2.CAP_PROP_POS_MSEC)
-
-    def pixels(self) -> np.ndarray:
-        """The frame it stands at, (H, W, 3) uint8 RGB."""
-        ok, image = self._capture.retrieve()
-        if not ok or image is None or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-            raise self._lost(self.position)
-        return self._cv2.cvtColor(image, self._cv2.COLOR_BGR2RGB)
-
-    def move_to(self, index: int) -> None:
-        """Stand at the frame with this index, at or after the present one. V2LError if it does not decode."""
-        # Only past a key frame ahead of us: should a container ignore the seek, decoding still meets that key frame
-        # before the target, so that no picture is built on references that the seek threw away.
-        start = self.last_key(index - self.lead)
-        if self._may_seek and start > self.position + SEEK_LEAD and not self.seek(index):
-            self._begin_again()
-        while self.position < index:
-            self._step(index)
-        if self.position > index:
-            raise self._lost(index)
-
-    def last_key(self, index: int) -> int:
-        """The last key frame at or before this index, 0 if there is none."""
-        at = int(np.searchsorted(self.keys, index, side="right"))
-        return int(self.keys[at - 1]) if at else 0
-
-    def seek(self, index: int) -> bool:
-        """Stand at some frame at or before `index`, known by its time; False if seeking does not lead there."""
-        fps = self._capture.get(self._cv2.CAP_PROP_FPS)
-        lead = 2.0 + self.lead - SEEK_LEAD
-        for _ in range(SEEK_TRIES):
-            # OpenCV turns frame numbers into times with its own rate; here the time leads and the number follows.
-            number = int((self.clock[index] - self.clock[0]) / 1000 * fps - lead)
-            if number <= SEEK_LEAD:
-                return False
-            self._sought = True
-            self._capture.set(self._cv2.CAP_PROP_POS_FRAMES, number)
-            time = self.grab()
-            landed = len(self.clock) if time is None else self._index_of(time)
-            if landed < 0:
-                return False
-            self.decoded += landed - self.last_key(landed - SEEK_LEAD)
-            if landed <= index:
-                self.position = landed
-                return True
-            lead += 2.0 * (landed - index) + SEEK_LEAD
-        return False
-
-    def _step(self, target: int) -> None:
-        time = self.grab()
-        found = self._index_of(time) if time is not None and self.clock is not None else -1
-        # After a seek, only the times say where we are. OpenCV may also stop too early then, by its own frame counter.
-        if self._sought and found <= self.position:
-            self._begin_again()
-        elif time is None:
-            raise self._lost(target if self.clock is not None else self.position + 1)
-        else:  # A frame that did not decode leaves a gap in the times, never a shift of those after it.
-            self.position = max(found, self.position + 1)
-
-    def _index_of(self, time: float) -> int:
-        at = int(np.searchsorted(self.clock, time))
-        return at if at < len(self.clock) and self.clock[at] == time else -1
-
-    def _begin_again(self) -> None:
-        """Seeking and the times disagree: from the first frame on, without seeks."""
-        self._capture.release()
-        self._may_seek = False
-        self._reopen()
-
-    def _reopen(self) -> None:
-        self._capture = open_capture(self.path)
-        self._sought = False
-        self.position = -1  # index of the frame it stands at, -1 before the first
-
-    def _lost(self, index: int) -> V2LError:
-        return V2LError(f"frame {index} of {self.path!r} cannot be decoded: the file is damaged there; re-encode it")
+def library_versions() -> dict[str, str]:
+    """FFmpeg's libraries by name. Raises V2LError where they cannot be loaded."""
+    return {name: ".".join(map(str, each)) for name, each in load_av().library_versions.items()}
 
 
-def regular_file(path: str | os.PathLike[str]) -> str:
-    """The absolute path behind `path`, once it is known to be a regular, readable file that names no other file.
-    V2LError otherwise. Whatever the name looks like (URL, `concat:`, `%d`), it is only ever a local name."""
-    try:
-        shown = os.fsdecode(path)
-        name = os.path.realpath(shown)
-        status = os.stat(name)
-        if not stat.S_ISREG(status.st_mode):
-            kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a device, pipe or socket"
-            raise V2LError(f"{shown!r} is {kind}: give a video file")
-        if status.st_size == 0:
-            raise V2LError(f"{shown!r} is empty (0 bytes): get the file again")
-        with open(name, "rb") as file:
-            head = file.read(65536)
-        name.encode()
-    except FileNotFoundError as error:
-        raise V2LError(f"no file {shown!r}: check the name; only local files are read, no URLs or patterns") from error
-    except PermissionError as error:
-        raise V2LError(f"no permission to read {shown!r}: change its mode or its owner") from error
-    except UnicodeEncodeError as error:
-        raise V2LError(f"the name {shown!r} is not UTF-8, which OpenCV needs: rename the file") from error
-    except (OSError, ValueError) as error:
-        raise V2LError(f"cannot read {shown!r} ({error}): check the name and the disk") from error
-    kind = _playlist(head)
-    if kind:
-        raise V2LError(f"{shown!r} is {kind} that names other files: give the video file itself")
-    return name
+def decoder_version() -> str:
+    """PyAV's and FFmpeg's versions, as adapters record them. Raises V2LError where they cannot be loaded."""
+    av = load_av()
+    return f"PyAV {av.__version__} (FFmpeg {av.ffmpeg_version_info})"
 
 
-def _playlist(head: bytes) -> str:
-    text = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
-    if text.startswith((b"#extm3u", b"#extinf", b"[playlist]", b"<asx", b"<smil", b"[reference]")):
-        return "a playlist"
-    if text.startswith(b"ffconcat"):
-        return "a concat script"
-    if text.startswith(b"v=0") and b"\nm=" in text:
-        return "a session description (SDP)"
-    return "a DASH manifest" if text.startswith((b"<?xml", b"<mpd", b"<!--")) and b"<mpd" in text else ""
+def _frames_of(source: Source, packets: Packets, alive: Alive) -> tuple[list[Any], Index | None]:
+    """The first decoded frames, and the index of all; None where the packets do not tell the frames."""
+    keys, stop, clean, head = packets.keys.tolist(), len(packets.pts), False, []
+    if not keys:
+        return [], None
+    for start in keys[: STARTS_TRIED if source.streamed else 1]:
+        head, clean = _decoded(source, packets, start, start + HEAD_PACKETS, alive)
+        if clean:
+            break
+    else:
+        # A recording that refreshes its pictures bit by bit has none to start with: the first round completes them.
+        start = keys[min(1, len(keys) - 1)] if source.streamed else keys[0]
+    if source.streamed and keys[-1] < stop - 1:
+        # A recording may break off within its last picture.
+        tail, whole = _decoded(source, packets, keys[max(-2, -len(keys))], stop, alive, counts_from=stop - 1)
+        stop -= not whole or packets.pts[stop - 1] not in {frame.pts for frame in tail}
+    index = packets.index(start, stop, {frame.pts for frame in head if not source.incomplete(frame)})
+    return head, index if index and _tells(source, index, head, clean, start + HEAD_PACKETS) else None
 
 
-def open_capture(name: str, option: str = "") -> Any:
-    """A `cv2.VideoCapture` on this absolute path: FFmpeg only, file protocol only, containers of `_FORMATS` only,
-    software decoding, upright. The user's own capture options are kept and put back. V2LError if nothing opens."""
-    cv2 = load_cv2()
-    settings = [cv2.CAP_PROP_HW_ACCELERATION, cv2.VIDEO_ACCELERATION_NONE]
-    with _open_lock:
-        before = os.environ.get(_OPTIONS)
-        ours = ("protocol_whitelist;", "format_whitelist;")
-        kept = [each for each in (before or "").split("|") if each and not each.startswith(ours)]
-        kept += [option] * bool(option)
-        os.environ[_OPTIONS] = "|".join([*kept, "protocol_whitelist;file", f"format_whitelist;{_FORMATS}"])
-        try:
-            capture = cv2.VideoCapture(name, cv2.CAP_FFMPEG, settings)
-        finally:
-            if before is None:
-                del os.environ[_OPTIONS]
-            else:
-                os.environ[_OPTIONS] = before
-    if not capture.isOpened():
-        capture.release()
-        raise V2LError(f"FFmpeg finds no video stream it can open in {name!r}: check that it is a complete video file")
-    capture.set(cv2.CAP_PROP_ORIENTATION_AUTO, 1)
-    return capture
+def _tells(source: Source, index: Index, head: Sequence[Any], clean: bool, stop: int) -> bool:
+    """Whether decoding up to packet `stop` gave the frames that the index says, where it had no errors; a decoder that
+    puts them in order gives them in the order of their times."""
+    expected = set(index.pts[index.packet < stop].tolist())
+    given = [frame.pts for frame in head if not source.incomplete(frame)]
+    if not clean:
+        return True
+    ordered = given == sorted(given) or not source.stream.codec_context.has_b_frames
+    return ordered and set(given) <= set(index.pts.tolist()) and expected <= set(given)
 
 
-def _packet_clock(name: str) -> tuple[np.ndarray | None, np.ndarray, int]:
-    """Presentation times (N,) in the decoder's milliseconds, ascending, of the packets of the video stream, read
-    without decoding, the indices (K,) of the key frames, and how many frames after one may be imperfect; the times are
-    None where packets do not tell the frames."""
-    cv2 = load_cv2()
-    capture = open_capture(name)
-    try:
-        nothing = None, np.zeros(0, np.int64), 0
-        fourcc = (int(capture.get(cv2.CAP_PROP_FOURCC)) & 0xFFFFFFFF).to_bytes(4, "little")
-        # VP8 keeps reference pictures that are never shown in packets of their own.
-        if fourcc == b"VP80" or not capture.set(cv2.CAP_PROP_FORMAT, -1):
-            return nothing
-        times, keys, clean = [], [], True
-        while capture.grab():
-            alive()
-            times.append(capture.get(cv2.CAP_PROP_POS_MSEC))
-            keys.append(capture.get(cv2.CAP_PROP_LRF_HAS_KEY_FRAME) == 1)
-            if keys[-1] and clean and fourcc.lower() in (b"avc1", b"h264", b"x264", b"avc3"):
-                got, packet = capture.retrieve()
-                clean = got and bool(re.search(rb"\x00\x00\x01[\x25\x45\x65]", packet.tobytes()))
-    finally:
-        capture.release()
-    order = np.argsort(np.array(times), kind="stable")
-    clock = np.array(times, np.float64)[order]
-    if len(clock) == 0 or np.any(np.diff(clock) <= 0):
-        return nothing
-    starts = np.flatnonzero(np.array(keys)[order])
-    # Without an IDR picture a key frame may only begin a refresh, which is complete when the next one begins.
-    gaps = np.diff(np.append(starts, len(clock)))
-    return clock, starts, 0 if clean or len(gaps) == 0 else int(gaps.max())
+def _decoded(
+    source: Source, packets: Packets, start: int, stop: int, alive: Alive, counts_from: int = 0
+) -> tuple[list[Any], bool]:
+    """The frames of packets start .. stop - 1, and whether they decode without an error, that of packets before
+    `counts_from` aside."""
+    reader = PacketReader(source, alive, place=len(packets.pts))
+    reader.go_to(start, int(packets.pts[start]))
+    take_errors(source)
+    frames = list(decode(source, reader, stop, counts_from=counts_from))
+    return frames, bool(frames) and not take_errors(source)
 
 
-def _confirmed(decoder: Decoder, clock: np.ndarray, keys: np.ndarray) -> bool:
-    """Whether the first frames and those at the end decode with exactly the packets' times: packets can lack times,
-    lie outside an edit list, or be damaged, and then only decoding everything tells."""
-    decoder.clock, decoder.keys = clock, keys
-    last = len(clock) - 1
-    while decoder.position < min(HEAD_FRAMES, last):
-        time = decoder.grab()
-        following = decoder.position + 1
-        # FFmpeg's time 0 reaches OpenCV as the packet's decoding time, so that of the first frame is only bounded.
-        expected = time is not None and (time == clock[following] if following else last == 0 or time < clock[1])
-        if not expected:
-            return False
-        decoder.position = following
-    if decoder.last_key(last - SEEK_LEAD) > decoder.position + SEEK_LEAD and not decoder.seek(last):
-        return False
-    while (time := decoder.grab()) is not None:
-        if decoder.position == last or time != clock[decoder.position + 1]:
-            return False
-        decoder.position += 1
-    return decoder.position == last
-
-
-def _decoded_times(name: str, option: str = "") -> tuple[int, np.ndarray | None]:
-    """Frame count by decoding everything, and the times (N,) in milliseconds if they ascend, else None."""
-    cv2 = load_cv2()
-    capture = open_capture(name, option)
+def _decode_all(source: Source, alive: Alive) -> np.ndarray:
+    """(N,) int64 presentation times of all frames, by decoding everything; MISSING where they do not ascend."""
+    source.reopen()
     times = []
-    while capture.grab():
-        alive()
-        times.append(capture.get(cv2.CAP_PROP_POS_MSEC))
-    capture.release()
-    ascending = len(times) > 0 and bool(np.all(np.diff(times) > 0))
-    return len(times), np.array(times, np.float64) if ascending else None
+    for frame in decode(source, PacketReader(source, alive), None):
+        times.append(MISSING if frame.pts is None else frame.pts)
+    pts = np.array(times, np.int64)
+    ascending = len(pts) > 0 and pts[0] != MISSING and bool(np.all(np.diff(pts) > 0))
+    return pts if ascending else np.full(len(pts), MISSING)
 
 
-def _rate(name: str, times: np.ndarray | None, count: int, fps: float) -> tuple[np.ndarray, float, bool]:
-    """Seconds (N,), average rate, and whether the rate is constant, from the times and the header's rate."""
-    index = np.arange(count)
-    if times is not None and count > 1:
-        first = 0.0 if times[0] < 0 < times[1] else times[0]  # negative: a decoding time, see _confirmed
-        seconds = np.concatenate([[0.0], (times[1:] - first) / 1000])
-        measured = (count - 1) / float(seconds[-1])
-        rates = [rate for rate in (fps, measured) if 0 < rate <= MAX_FPS]
-        steady = [rate for rate in rates if np.abs(seconds - index / rate).max() <= CLOCK_NOISE]
-        if not steady and measured <= MAX_FPS:
-            return np.round(seconds, 6), measured, False
-        fps = steady[0] if steady else measured
+def _rate(source: Source, pts: np.ndarray, held: int) -> tuple[np.ndarray, float, bool, float]:
+    """Seconds (N,) of the frames from the container's start, average rate, whether the rate is constant, and the time
+    at which the last frame ends; held: how long that one is shown, in the stream's time base, 0 where unknown."""
+    count, base, rates = len(pts), float(source.stream.time_base), source.rates()
+    header = rates[0] if rates else 0.0
+    if pts[0] == MISSING:
+        return _checked_rate(source, 0.0, count, header)
+    times = (pts - pts[0]) * base
+    start = source.start()
+    first = 0.0 if start is None else max(float(pts[0]) * base - start, 0.0)
+    if count == 1:
+        return _checked_rate(source, first, count, header or (1 / (held * base) if held else 0.0))
+    measured = (count - 1) / float(times[-1])
+    for fps in (*rates, measured):
+        if 0 < fps <= MAX_FPS and np.abs(times - np.arange(count) / fps).max() <= CLOCK_NOISE:
+            return _checked_rate(source, first, count, fps)
+    if measured > MAX_FPS:
+        return _checked_rate(source, first, count, measured)
+    length = float(times[-1]) + (held * base or float(np.median(np.diff(times))))
+    return np.round(first + times, 6), count / length, False, first + length
+
+
+def _checked_rate(source: Source, first: float, count: int, fps: float) -> tuple[np.ndarray, float, bool, float]:
+    """What `_rate` returns for a constant rate. Raises V2LError for one that cannot be true."""
     if not 0 < fps <= MAX_FPS:
-        raise V2LError(f"{name!r} has a frame rate of {fps:g} per second: 0 to {MAX_FPS:g} is read; re-encode the file")
-    return np.round(index / fps, 6), fps, True
+        raise V2LError(
+            f"{source.shown!r} has a frame rate of {fps:g} per second: 0 to {MAX_FPS:g} is read; re-encode the file"
+        )
+    return np.round(first + np.arange(count) / fps, 6), fps, True, first + count / fps
+
+
+def _check_promise(source: Source, packets: Packets, count: int, end: float, alive: Alive) -> None:
+    """Raises V2LError where the header promises over 5% more than there is, in frames or, where it states no number of
+    them, in seconds. What an edit list hides, and how long other streams go on, is no promise. end: seconds."""
+    frames, seconds = source.promised()
+    if frames > max(count, len(packets.pts)) * LIE_LIMIT and (not seconds or seconds > end * LIE_LIMIT):
+        with open_source(source.path, source.shown, source.stream.index, **_NO_EDITS) as whole:
+            there = sum(1 for _ in packets_of(whole))
+        if frames > there * LIE_LIMIT:
+            raise V2LError(
+                f"the header of {source.shown!r} promises {frames} frames, {count} can be decoded: {_CUT_OFF}"
+            )
+    # Matroska counts its lengths from zero, wherever the first frame is.
+    stated, before = seconds or source.stated_length(), max(source.start() or 0.0, 0.0)
+    if not frames and all(stated - before > each * LIE_LIMIT for each in (end, source.longest_stream(alive))):
+        raise V2LError(
+            f"the header of {source.shown!r} promises {stated:.1f} seconds, {end:.1f} can be decoded: {_CUT_OFF}"
+        )
+
+
+def _notes(source: Source, packets: Packets, index: Index | None, seconds: np.ndarray) -> Iterator[str]:
+    """What a person should know about how this file is read, one sentence each."""
+    if source.others:
+        yield f"video stream {source.stream.index} of {source.others + 1}"
+    if index is not None and len(packets.keys) and index.packet.min() > packets.keys[0]:
+        yield f"what comes before {seconds[0]:.1f} s is cut off and cannot be decoded"

@@ -34,11 +34,14 @@ class SeenVideo:
 
     frames: time and tiles of each frame, in order
     images: (N, tokens, D) embeddings of all images, frame by frame; N is the number of frames where none is tiled
+    notes: what a person should know about the pictures; damaged: whether any of them is
     """
 
     video: Video
     frames: tuple[PromptFrame, ...]
     images: torch.Tensor
+    notes: tuple[str, ...] = ()
+    damaged: bool = False
 
 
 def fill_reading(reading: Reading, trained_with: TrainedWith, geometry: VisionGeometry) -> Reading:
@@ -77,6 +80,8 @@ def cut(path: str | os.PathLike, reading: Reading, segments: int | None, seconds
     borders = [round(start + index * length, 6) for index in range(count)]
     while len(borders) > 1 and borders[-1] > min(found.seconds[-1], end - 1e-6):
         borders.pop()  # no frame is left for the last stretch: it joins the one before
+    while len(borders) > 1 and borders[1] <= found.seconds[0]:
+        borders.pop(1)  # the video starts after its sound: the first stretch joins the one behind
     return [
         replace(reading, start=begin, end=finish)
         for begin, finish in zip(borders, [*borders[1:], round(end, 6)], strict=True)
@@ -94,11 +99,15 @@ class Look:
     """What is about to be seen of a video.
 
     frames: time and tiles of each frame; images: (n, 3, S, S) uint8, a few at a time, decoded as they are asked for
+    notes: what a person should know about the pictures, and damage: what is wrong with some, both complete once all
+        images were taken
     """
 
     video: Video
     frames: tuple[PromptFrame, ...]
     images: Iterator[torch.Tensor]
+    notes: list[str]
+    damage: list[str]
 
     def ahead(self) -> Look:
         """The same, its images decoded in a thread of their own from now on."""
@@ -109,14 +118,18 @@ def look(path: str | os.PathLike, vlm: FrozenVLM, reading: Reading) -> Look:
     """Chooses the frames that `reading` (filled) asks for. Raises V2LError where the video cannot be read."""
     video = probe(path)
     chosen = choose_frames(video, reading.frames, reading.fps, reading.start, reading.end)
-    rows, cols = tile_grid(video.width, video.height, vlm.geometry, reading.resolution)
-    _check_tiles(rows, cols, vlm, reading.resolution)
+    grid = tile_grid(video.width, video.height, vlm.geometry, reading.resolution)
+    _check_tiles(*grid, vlm, reading.resolution)
+    notes, damage = list(video.notes), []
 
     def images() -> Iterator[np.ndarray]:
-        for frame in read_frames(video, chosen):
-            yield from frame_images(frame.pixels, vlm.geometry, reading.resolution)
+        for frame in read_frames(video, chosen, reading.keep_damaged):
+            notes.extend(note for note in frame.notes if note not in notes)
+            damage.extend([frame.damage] if frame.damage else [])
+            yield from frame_images(frame.pixels, vlm.geometry, reading.resolution, grid)
 
-    return Look(video, tuple(prompt_frames(video, chosen, reading.end, (rows, cols))), _batches(images()))
+    frames = tuple(prompt_frames(video, chosen, reading.end, grid))
+    return Look(video, frames, _batches(images()), notes, damage)
 
 
 def see_video(
@@ -138,7 +151,7 @@ def see(looked: Look, vlm: FrozenVLM, progress: Callable[[int, int], None] = lam
     for batch in looked.images:
         seen.append(vlm.see(batch))
         progress(sum(map(len, seen)) // images_each, count)
-    return SeenVideo(looked.video, looked.frames, torch.cat(seen))
+    return SeenVideo(looked.video, looked.frames, torch.cat(seen), tuple(looked.notes), bool(looked.damage))
 
 
 def _check_tiles(rows: int, cols: int, vlm: FrozenVLM, resolution: int) -> None:

@@ -8,13 +8,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 
 from v2l.errors import V2LError
 from v2l.files import printable, unwritable
 from v2l.sampling import sample_indices
 from v2l.world.draw import draw
+from v2l.world.opencv import cv2
 from v2l.world.scene import Story
 
 

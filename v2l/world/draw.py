@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 
-import cv2
 import numpy as np
 
 from v2l.errors import V2LError
+from v2l.world.opencv import cv2
 from v2l.world.scene import BOARD_HEIGHT, COLOURS, Board, Scene, Shape
 
 _SHIFT = 4
