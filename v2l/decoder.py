@@ -48,12 +48,15 @@ def decode(
     reader: PacketReader,
     stop: int | None,
     needed: set[int] | None = None,
+    since: int | None = None,
     counts_from: int = 0,
 ) -> Iterator[Any]:
     """Decode from where the reader stands up to the packet before `stop`, or to the end, and nothing beyond; the
     decoder is as new afterwards.
 
     needed: presentation times of the frames that matter, None for all; others may be left out
+    since: presentation time before which packets are passed over, as those that an open group of pictures stores behind
+        its key packet and shows before it: they refer to what is not decoded, and nothing refers to them
     counts_from: place of the first packet whose errors count; needs a decoder with one thread
     Yields PyAV's frames in the order shown.
     """
@@ -68,6 +71,8 @@ def decode(
                 break
             if packet.is_corrupt:
                 source.suspects.add(packet.pts)
+            if since is not None and packet.pts is not None and packet.pts < since:
+                continue
             if skips:
                 context.skip_frame = "DEFAULT" if packet.pts in needed else "NONREF"
             frames = []
@@ -176,7 +181,8 @@ class Decoder:
         self._reader.go_to(int(video.keys[group.key]), int(video.key_pts[group.key]))
         self._forget_damage()
         held: dict[int, Any] = {}
-        for frame in decode(self.source, self._reader, group.stop, needed, group.counts_from):
+        since = min(int(video.key_pts[group.key]), *needed)
+        for frame in decode(self.source, self._reader, group.stop, needed, since, group.counts_from):
             self._count(frame)
             if frame.pts in needed:
                 held[frame.pts] = frame

@@ -113,6 +113,9 @@ def _frames_of(source: Source, packets: Packets, alive: Alive) -> tuple[list[Any
         return [], None
     for start in keys[: STARTS_TRIED if source.streamed else 1]:
         head, clean = _decoded(source, packets, start, start + HEAD_PACKETS, alive)
+        if not clean:
+            since = int(packets.pts[start])
+            head, clean = _decoded(source, packets, start, start + HEAD_PACKETS, alive, since)
         if clean:
             break
     else:
@@ -120,7 +123,7 @@ def _frames_of(source: Source, packets: Packets, alive: Alive) -> tuple[list[Any
         start = keys[min(1, len(keys) - 1)] if source.streamed else keys[0]
     if source.streamed and keys[-1] < stop - 1:
         # A recording may break off within its last picture.
-        tail, whole = _decoded(source, packets, keys[max(-2, -len(keys))], stop, alive, counts_from=stop - 1)
+        tail, whole = _decoded(source, packets, keys[max(-2, -len(keys))], stop, alive, None, stop - 1)
         stop -= not whole or packets.pts[stop - 1] not in {frame.pts for frame in tail}
     index = packets.index(start, stop, {frame.pts for frame in head if not source.incomplete(frame)})
     return head, index if index and _tells(source, index, head, clean, start + HEAD_PACKETS) else None
@@ -138,14 +141,20 @@ def _tells(source: Source, index: Index, head: Sequence[Any], clean: bool, stop:
 
 
 def _decoded(
-    source: Source, packets: Packets, start: int, stop: int, alive: Alive, counts_from: int = 0
+    source: Source,
+    packets: Packets,
+    start: int,
+    stop: int,
+    alive: Alive,
+    since: int | None = None,
+    counts_from: int = 0,
 ) -> tuple[list[Any], bool]:
     """The frames of packets start .. stop - 1, and whether they decode without an error, that of packets before
-    `counts_from` aside."""
+    `counts_from` aside; since: as for `decode`."""
     reader = PacketReader(source, alive, place=len(packets.pts))
     reader.go_to(start, int(packets.pts[start]))
     take_errors(source)
-    frames = list(decode(source, reader, stop, counts_from=counts_from))
+    frames = list(decode(source, reader, stop, None, since, counts_from))
     return frames, bool(frames) and not take_errors(source)
 
 
