@@ -115,10 +115,23 @@ def _write(kind: Kind, name: str, path: Path, folder: Path) -> None:
     elif kind.edit:
         path.write_bytes(kind.edit(*(make(part, folder).read_bytes() for part in kind.of)))
     else:
+        part_of = "-f segment" in kind.command
         words = [str(make(word[1:], folder)) if word[0] == "@" else word for word in shlex.split(kind.command)]
-        command = ["ffmpeg", "-v", "error", "-nostdin", "-y", "-threads", "1", *words, str(path)]
+        command = [
+            "ffmpeg",
+            "-v",
+            "error",
+            "-nostdin",
+            "-y",
+            "-threads",
+            "1",
+            *words,
+            f"{path}.%d" if part_of else str(path),
+        ]
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, f"{shlex.join(command)}: {done.stderr}"
+        if part_of:
+            Path(f"{path}.1").rename(path)
 
 
 def drawn(count: int = 40, rate: float | str = 10, width: int = SIDE, height: int = SIDE) -> str:
@@ -161,14 +174,14 @@ MPEG4 = "-c:v mpeg4 -bf 2 -g 12 -sc_threshold 1000000000 -qscale:v 2"
 VP8 = "-c:v libvpx -auto-alt-ref 1 -lag-in-frames 16 -g 20 -deadline realtime -cpu-used 8 -b:v 2M -threads 1"
 VP9 = "-c:v libvpx-vp9 -auto-alt-ref 1 -lag-in-frames 16 -g 20 -deadline good -cpu-used 8 -b:v 2M -threads 1"
 AV1 = "-c:v libsvtav1 -preset 12 -qp 12 -g 20 -pix_fmt yuv420p"
-SOUND = "-f lavfi -i sine=d={}:f=300"
-WAVE = "-f wav -i @sound.wav"
 
 
 # Containers and codecs ------------------------------------------------------------------------------------------------
 
 part("10s.wav", "-f lavfi -i sine=d=10:f=300")
+NO_PTS = "AVI keeps no presentation times"
 odd("plain.mp4", f"{drawn()} {h264()}")
+odd("no edit list.mp4", "-i @plain.mp4 -c copy -use_editlist 0")
 odd("plain.mkv", "-i @plain.mp4 -c copy")
 odd("plain.mov", "-i @plain.mp4 -c copy")
 odd("plain.flv", "-i @plain.mp4 -c copy")
@@ -176,15 +189,15 @@ odd("plain.ts", "-i @plain.mp4 -c copy")
 odd("plain.m2ts", "-i @plain.mp4 -c copy", slow=True)
 odd("plain.nut", "-i @plain.mp4 -c copy", slow=True)
 odd("plain.3gp", "-i @plain.mp4 -c copy", slow=True)
-odd("plain.asf", "-i @plain.mp4 -c copy", slow=True)
+odd("plain.asf", f"{drawn()} {h264(back=0)}", slow=True)
 odd("raw.h264", "-i @plain25.mp4 -c copy -f h264", 50, 25, truth="the stream has no times; the rate is in its headers")
 odd("plain25.mp4", f"{drawn(50, 25)} {h264()}", 50, 25)
 odd("in avi.avi", f"{drawn()} {h264(back=0)}")
 odd("mjpeg.avi", f"{drawn()} -c:v mjpeg -q:v 2", levels=8)
 odd("huffyuv.avi", f"{drawn()} -c:v huffyuv -pix_fmt rgb24", levels=1, like="")
-odd("mpeg4.avi", f"{drawn()} {MPEG4}")
+odd("mpeg4.avi", f"{drawn()} {MPEG4}", truth=NO_PTS)
 odd("mpeg4.mp4", f"{drawn()} {MPEG4}", slow=True)
-odd("xvid packed.avi", f"{drawn()} -c:v libxvid -bf 2 -g 12 -q:v 2", slow=True)
+odd("h264.avi", "-i @plain.mp4 -c copy -bsf:v h264_mp4toannexb", truth=NO_PTS, slow=True)
 odd("msmpeg4.avi", f"{drawn()} -c:v msmpeg4 -q:v 2", slow=True)
 odd("msmpeg4v2.avi", f"{drawn()} -c:v msmpeg4v2 -q:v 2", slow=True)
 odd("cinepak.avi", f"{drawn(10)} -c:v cinepak", 10, levels=None, slow=True)
@@ -205,17 +218,31 @@ odd("av1.mp4", f"{drawn()} {AV1}")
 odd("av1.webm", "-i @av1.mp4 -c copy")
 odd("av1.mkv", "-i @av1.mp4 -c copy", slow=True)
 odd("av1.obu", "-i @av1.mp4 -c copy -f obu", slow=True, truth="the stream has no times", rate=25)
-odd("av1 of libaom.webm", f"{drawn()} -c:v libaom-av1 -cpu-used 8 -usage realtime -b:v 1M -threads 1", slow=True)
-odd("av1 ten bit.mkv", f"{drawn(20)} -c:v libsvtav1 -preset 12 -qp 12 -pix_fmt yuv420p10le", 20, slow=True)
+odd("av1 of libaom.webm", f"{drawn()} -c:v libaom-av1 -cpu-used 8 -crf 10 -b:v 0 -g 20 -threads 1", slow=True)
+odd("av1 ten bit.mkv", f"{drawn(20)} -c:v libsvtav1 -preset 12 -qp 12 -pix_fmt yuv420p10le", 20, levels=32, slow=True)
 odd("hevc.mp4", f"{drawn()} {h265()} -tag:v hvc1", slow=True)
 odd("hevc open.mp4", f"{drawn()} {h265('open-gop=1')}")
-odd("hevc.hevc", "-i @'hevc 25.mp4' -c copy -f hevc", 50, 25, truth="the stream has no times", slow=True)
+odd(
+    "hevc.hevc",
+    "-i @'hevc 25.mp4' -c copy -bsf:v hevc_mp4toannexb -f hevc",
+    50,
+    25,
+    truth="the stream has no times",
+    slow=True,
+)
 odd("hevc 25.mp4", f"{drawn(50, 25)} {h265()}", 50, 25, slow=True)
 odd("hevc open.ts", "-i @'hevc open.mp4' -c copy")
 odd("hevc ten bit.mkv", f"{drawn()} {h265(pixels='yuv420p10le')}")
 odd("h264 ten bit.mkv", f"{drawn()} {h264().replace('yuv420p', 'yuv420p10le')}", slow=True)
 odd("prores.mov", f"{drawn(20)} -c:v prores_ks -pix_fmt yuv422p10le", 20, levels=8)
-odd("dnxhr.mxf", f"{drawn(5, 25, 256, 128)} -c:v dnxhd -profile:v dnxhr_hq -pix_fmt yuv422p", 5, 25, size=(256, 128))
+odd(
+    "dnxhr.mxf",
+    f"{drawn(5, 25, 256, 128)} -c:v dnxhd -profile:v dnxhr_hq -pix_fmt yuv422p",
+    5,
+    25,
+    size=(256, 128),
+    levels=32,
+)
 odd("ffv1.mkv", f"{drawn(20)} -c:v ffv1 -pix_fmt bgr0", 20, levels=1)
 odd("jpeg2000.mov", f"{drawn(10)} -c:v jpeg2000 -q:v 1", 10, slow=True)
 odd("png.mov", f"{drawn(10)} -c:v png -pix_fmt rgb24", 10, levels=0, like="", slow=True)
@@ -262,8 +289,8 @@ odd("ntsc.mkv", f"{drawn(40, '30000/1001')} {h264()}", 40, 30000 / 1001, slow=Tr
 MILLISECONDS = "-fps_mode passthrough -enc_time_base 1/1000"
 SLOWER = [n / 10 if n < 20 else 2 + (n - 20) / 4 for n in range(40)]
 GAPS = [n / 10 if n < 20 else 2 + (n - 20) * 120 for n in range(40)]
-VARIABLE = f'''-vf "settb=1/1000,setpts='if(lt(N,20),N*100,2000+(N-20)*250)'" {MILLISECONDS}'''
-MINUTES = f'''-vf "settb=1/1000,setpts='if(lt(N,20),N*100,2000+(N-20)*120000)'" {MILLISECONDS}'''
+VARIABLE = f"""-vf "settb=1/1000,setpts='if(lt(N,20),N*100,2000+(N-20)*250)'" {MILLISECONDS}"""
+MINUTES = f"""-vf "settb=1/1000,setpts='if(lt(N,20),N*100,2000+(N-20)*120000)'" {MILLISECONDS}"""
 odd("variable.mp4", f"{drawn()} {VARIABLE} {h264()} -video_track_timescale 1000", times=SLOWER)
 odd("variable.mkv", f"{drawn()} {VARIABLE} {h264()}", times=SLOWER)
 odd("variable.webm", f"{drawn()} {VARIABLE} {VP9}", times=SLOWER, slow=True)
@@ -281,25 +308,25 @@ odd("last slide held.mkv", f"{HELD} -c:a libopus", 10)
 odd("last slide held.ts", f"{HELD} -c:a mp2 -ar 16000", 10, slow=True)
 NEGATIVE = "-i @plain.mp4 -c copy -output_ts_offset -3 -avoid_negative_ts disabled"
 odd("negative.ts", NEGATIVE)
-odd("negative.mkv", NEGATIVE)
-odd("negative.mp4", NEGATIVE, slow=True)
-odd("negative.mov", NEGATIVE, slow=True)
+HIDDEN = {"numbers": range(30, 40)}  # an edit list hides what is shown before 0
+odd("negative.mp4", NEGATIVE, **HIDDEN)
+odd("negative.mov", NEGATIVE, **HIDDEN, slow=True)
 odd("far from zero.mkv", "-i @plain.mp4 -c copy -output_ts_offset 100000")
 odd("far from zero.mp4", "-i @plain.mp4 -c copy -output_ts_offset 1000", slow=True)
 odd("wraps.ts", "-i @plain.mp4 -c copy -output_ts_offset 95440 -muxdelay 0 -muxpreload 0")
 odd("wraps.mpg", "-i @mpeg2.mpg -c copy -output_ts_offset 95442.5 -muxdelay 0 -muxpreload 0", 50, 25, slow=True)
-SWAPPED = "-c:v ffv1 -pix_fmt bgr0 -bsf:v setts=pts='if(eq(mod(N\\,2)\\,0)\\,N+1\\,N-1)':dts=N"
-SWAP = [n ^ 1 for n in range(40)]
-odd("swapped times.mkv", f"{drawn()} {SWAPPED}", numbers=SWAP, truth="packets are out of order")
+SWAPPED = "-c:v mjpeg -q:v 2 -bsf:v setts=pts='if(eq(mod(N\\,2)\\,0)\\,(N+1)*100\\,(N-1)*100)':dts=(N-1)*100 -avoid_negative_ts disabled"
+SWAP = [number ^ 1 for number in range(40)]
+odd("swapped times.mkv", f"{drawn()} {SWAPPED}", numbers=SWAP, start=-0.1, within=0.11,
+    truth="packets are out of order, the start time is that of the first")  # fmt: skip
 
 # Cuts and parts -------------------------------------------------------------------------------------------------------
 
-odd("edit list.mp4", "-ss 1.35 -i @plain.mp4 -c copy", numbers=range(14, 40), start=0.05)
-odd("edit list.mov", "-ss 1.35 -i @plain.mp4 -c copy", numbers=range(14, 40), start=0.05, slow=True)
-part("cut.mkv", "-ss 1.35 -i @plain.mp4 -c copy")
-SEGMENT = "-f segment -segment_start_number 0"
-odd("segment.ts", "-ss 1.2 -i @plain.ts -c copy -copyts", numbers=range(12, 40))
-odd("segment.mkv", "-ss 1.2 -i @plain.mkv -c copy -copyts", numbers=range(12, 40))
+odd("edit list.mp4", "-ss 1.4 -i @plain.mp4 -c copy", numbers=range(14, 40))
+odd("edit list.mov", "-ss 1.4 -i @plain.mp4 -c copy", numbers=range(14, 40), slow=True)
+for form, muxer in (("ts", "mpegts"), ("mkv", "matroska"), ("mp4", "mp4")):  # the second part of three
+    cut = f"-map 0 -c copy -f segment -segment_times 1.2,2.4 -segment_format {muxer}"
+    odd(f"segment.{form}", f"-i @plain.mp4 {cut}", numbers=range(12, 24))
 odd("joined.ts", edit=lambda a, b: a + b, of=["plain.ts", "plain.ts"], numbers=[*range(40)] * 2, within=0.25,
     truth="the second part's times begin anew")  # fmt: skip
 
@@ -308,10 +335,10 @@ def cut_at(tenths: float) -> Callable[[bytes], bytes]:
     return lambda data: data[int(len(data) * tenths / 10) :]
 
 
-odd("cut at a packet.ts", edit=lambda data: data[188 * 40 :], of=["plain.ts"], numbers=range(24, 40))
-odd("cut anywhere.ts", edit=lambda data: data[188 * 40 + 77 :], of=["plain.ts"], numbers=range(24, 40))
-odd("open cut.ts", edit=lambda data: data[188 * 40 + 77 :], of=["open gop.ts"], numbers=range(24, 40))
-odd("open gop.ts", "-i @'open gop.mp4' -c copy")
+odd("cut at a packet.ts", edit=lambda data: data[188 * 40 :], of=["plain.ts"], numbers=range(12, 40), start=0.3)
+odd("cut anywhere.ts", edit=lambda data: data[188 * 40 + 77 :], of=["plain.ts"], numbers=range(12, 40), start=0.3)
+odd("open cut.ts", edit=lambda data: data[188 * 40 + 77 :], of=["open gop.ts"], numbers=range(24, 40), start=1.4)
+odd("open gop.ts", f"{drawn()} {h264('open-gop=1')}")
 odd("noise before.ts", edit=lambda data: b"garbage" * 31 + data, of=["plain.ts"])
 
 # Sound and subtitles --------------------------------------------------------------------------------------------------
@@ -338,8 +365,7 @@ odd("second is default.mp4", f"{BOTH} {SECOND}", 20, size=(96, 80), stream=1, no
 odd("first is default.mkv", f"{BOTH} -disposition:v:0 default -disposition:v:1 0", stream=0, notes=["stream"])
 odd("sound before.mkv", "-i @10s.wav -i @plain.mp4 -map 0 -map 1 -c:v copy -c:a aac", stream=1, slow=True)
 part("still.jpg", f"{drawn(1, 10, 96, 80)} -q:v 2 -frames:v 1")
-PICTURE = "-disposition:v:{} attached_pic"
-odd("cover first.mp4", "-i @still.jpg -i @plain.mp4 -map 0 -map 1 -c copy -disposition:v:0 attached_pic", stream=1)
+odd("cover first.mp4", "-i @still.jpg -i @plain.mp4 -map 0 -map 1 -c copy -disposition:v:0 attached_pic", stream=0)
 odd("cover last.mp4", "-i @plain.mp4 -i @still.jpg -map 0 -map 1 -c copy -disposition:v:1 attached_pic", stream=0)
 COVER = "-attach @still.jpg -metadata:s:t mimetype=image/jpeg -metadata:s:t filename=cover.jpg"
 odd("cover.mkv", f"-i @plain.mp4 -c copy {COVER}", stream=0)
@@ -430,10 +456,6 @@ P3 = "-color_primaries smpte432 -color_trc iec61966-2-1"
 odd("p3.mp4", f"{drawn(10)} {tagged('bt709', 'bt709', False, 'yuv420p', P3)} {FINE}", 10, levels=6, notes=["P3|gamut"])
 
 
-def grey(pixels: np.ndarray) -> np.ndarray:
-    return pixels
-
-
 odd("grey.mkv", f"{drawn(10)} -pix_fmt gray -c:v ffv1", 10, levels=None, like="")
 odd("grey ten bit.mkv", f"{drawn(10)} -pix_fmt gray10le -c:v ffv1", 10, levels=None, like="")
 odd("grey.mp4", f"{drawn(10)} {h264().replace('yuv420p', 'gray')}", 10, levels=None, slow=True)
@@ -448,20 +470,32 @@ odd("sixteen bit rgb.mkv", f"{drawn(10)} -pix_fmt gbrp16le -c:v ffv1", 10, level
 
 # Interlaced: the fields of a frame are two numbered pictures; the earlier one is what a deinterlaced frame shows -------
 
-FIELDS = "-vf format=yuv420p,tinterlace=mode=interleave_{}"
-WOVEN = {"numbers": range(0, 40, 2), "notes": ["interlac"], "like": "-vf bwdif=mode=send_frame", "decibels": 30}
-odd("interlaced top.mp4", f"{drawn(40, 20)} {FIELDS.format('top')} -flags +ildct+ilme {h264('tff=1', 6)}", **WOVEN)
-odd("interlaced bottom.mp4", f"{drawn(40, 20)} {FIELDS.format('bottom')} -flags +ildct+ilme {h264('bff=1', 6)}", **WOVEN)
-WOVEN25 = WOVEN | {"rate": 25}
-odd("interlaced.mpg", f"{drawn(40, 50)} {FIELDS.format('top')} -flags +ildct+ilme -top 1 {MPEG2}", **WOVEN25)
-odd("interlaced.ts", f"{drawn(40, 50)} {FIELDS.format('bottom')} -flags +ildct+ilme -top 0 {MPEG2}", **WOVEN25)
-odd("dv.avi", f"{drawn(10, 50, 720, 576)} {FIELDS.format('bottom')},setsar=16/15 -c:v dvvideo",
-    **(WOVEN25 | {"numbers": range(0, 10, 2)}), size=(768, 576))  # fmt: skip
-odd("dv.dv", "-i @dv.avi -c copy -f dv", **(WOVEN25 | {"numbers": range(0, 10, 2)}), size=(768, 576))
-odd("1080i.ts", f"{drawn(8, 50, 1440, 1080)} {FIELDS.format('top')},setsar=4/3 -flags +ildct+ilme -top 1 {MPEG2}",
-    **(WOVEN25 | {"numbers": range(0, 8, 2)}), size=(1920, 1080), slow=True)  # fmt: skip
-odd("interlaced prores.mov", f"{drawn(20, 50)} {FIELDS.format('top')},format=yuv422p10le,setfield=tff -c:v prores_ks -flags +ildct",
-    **(WOVEN25 | {"numbers": range(0, 20, 2)}), slow=True)  # fmt: skip
+
+def woven(
+    count: int, rate: float, first: str, more: str = "setsar=1", side: str = "64x64", pixels: str = "yuv420p"
+) -> str:
+    """Input and filters of `count` interlaced frames: frame k shows number 3 k in its first field, then 3 k + 1."""
+    fields = f"select='lt(mod(n,3),2)',setpts=N/{2 * rate}/TB,format={pixels},tinterlace=mode=interleave_{first}"
+    width, height = map(int, side.split("x"))
+    return f'{drawn(3 * count, 2 * rate, width, height)} -vf "{fields},{more}" -flags +ildct+ilme'
+
+
+def deinterlaced(count: int, rate: float = 25, **right) -> dict:
+    shown = {"numbers": range(0, 3 * count, 3), "rate": rate, "notes": ["interlac"]}
+    return shown | {"like": "-vf bwdif=mode=send_frame", "decibels": 30} | right
+
+
+odd("interlaced top.mp4", f"{woven(20, 10, 'top')} {h264('tff=1', 6)}", **deinterlaced(20, 10))
+odd("interlaced bottom.mp4", f"{woven(20, 10, 'bottom')} {h264('bff=1', 6)}", **deinterlaced(20, 10))
+odd("interlaced.mpg", f"{woven(20, 25, 'top')} -top 1 {MPEG2}", **deinterlaced(20))
+odd("interlaced.ts", f"{woven(20, 25, 'bottom')} -top 0 {MPEG2}", **deinterlaced(20))
+odd("interlaced.mkv", "-i @'interlaced top.mp4' -c copy", **deinterlaced(20, 10), slow=True)
+odd("dv.avi", f"{woven(5, 25, 'bottom', 'setsar=16/15', '720x576')} -c:v dvvideo", **deinterlaced(5, size=(768, 576)))
+odd("dv.dv", "-i @dv.avi -c copy -f dv", **deinterlaced(5, size=(768, 576)))
+odd("1080i.ts", f"{woven(4, 25, 'top', 'setsar=4/3', '1440x1080')} -top 1 {MPEG2}",
+    **deinterlaced(4, size=(1920, 1080)), slow=True)  # fmt: skip
+odd("interlaced prores.mov", f"{woven(10, 25, 'top', 'setfield=tff', '64x64', 'yuv422p10le')} -c:v prores_ks",
+    **deinterlaced(10), slow=True)  # fmt: skip
 
 # Refused --------------------------------------------------------------------------------------------------------------
 
@@ -481,7 +515,12 @@ odd("picture.png", edit=same, of=["still.png"], refused=IMAGE)
 odd("picture.jpg", edit=same, of=["still.jpg"], refused=IMAGE)
 odd("picture.webp", edit=same, of=["still.webp"], refused=IMAGE)
 odd("picture.bmp", edit=same, of=["still.bmp"], refused=IMAGE, slow=True)
-odd("picture.avif", f"{drawn(1)} -c:v libaom-av1 -cpu-used 8 -still-picture 1 -frames:v 1 -f avif", refused=IMAGE, slow=True)
+odd(
+    "picture.avif",
+    f"{drawn(1)} -c:v libaom-av1 -cpu-used 8 -still-picture 1 -frames:v 1 -f avif",
+    refused=IMAGE,
+    slow=True,
+)
 odd("animated.webp", f"{drawn(10)} -c:v libwebp_anim -lossless 1 -loop 0", refused="WebP")
 
 
@@ -511,7 +550,12 @@ for form in ("mkv", "webm", "flv"):
 odd("index first, cut.mp4", edit=until(6), of=["index first.mp4"], refused="cut off|damaged|promises|decode")
 odd("encrypted.mp4", "-i @plain.mp4 -c copy -encryption_scheme cenc-aes-ctr "
     f"-encryption_key {'0123456789abcdef' * 2} -encryption_kid {'fedcba9876543210' * 2}", refused="encrypted|protected|damaged|decode")  # fmt: skip
-odd("unknown codec.mp4", edit=lambda data: data.replace(b"avc1", b"zzzz"), of=["plain.mp4"], refused="codec|decode|no video")
+odd(
+    "unknown codec.mp4",
+    edit=lambda data: data.replace(b"avc1", b"zzzz"),
+    of=["plain.mp4"],
+    refused="codec|decode|no video",
+)
 
 
 def zeroed(data: bytes) -> bytes:
