@@ -68,8 +68,8 @@ class Kind:
 
 
 KINDS: dict[str, Kind] = {}
-PARTS: dict[str, str] = {}
-"""Files that others are made from: name to ffmpeg's arguments."""
+PARTS: dict[str, Kind] = {}
+"""Files that others are made from, without right values."""
 
 
 def colours(number: int) -> np.ndarray:
@@ -96,7 +96,7 @@ def make(name: str, folder: Path) -> Path:
     path = folder / name
     with FileLock(folder / f".{name}.lock"):
         if not path.exists():
-            kind = KINDS[name] if name in KINDS else Kind(PARTS.get(name, ""))
+            kind = KINDS.get(name) or PARTS.get(name) or Kind()
             unfinished = folder / f"unfinished {name}"
             _write(kind, name, unfinished, folder)
             unfinished.rename(path)
@@ -154,8 +154,8 @@ def odd(name: str, command: str = "", count: int = 40, rate: float = 10, start: 
     KINDS[name] = Kind(command, **right)
 
 
-def part(name: str, command: str) -> None:
-    PARTS[name] = command
+def part(name: str, command: str = "", edit: Callable[..., bytes] | None = None) -> None:
+    PARTS[name] = Kind(command, edit)
 
 
 def h264(more: str = "", key: int = 12, back: int = 3) -> str:
@@ -315,10 +315,16 @@ odd("far from zero.mkv", "-i @plain.mp4 -c copy -output_ts_offset 100000")
 odd("far from zero.mp4", "-i @plain.mp4 -c copy -output_ts_offset 1000", slow=True)
 odd("wraps.ts", "-i @plain.mp4 -c copy -output_ts_offset 95440 -muxdelay 0 -muxpreload 0")
 odd("wraps.mpg", "-i @mpeg2.mpg -c copy -output_ts_offset 95442.5 -muxdelay 0 -muxpreload 0", 50, 25, slow=True)
-SWAPPED = "-c:v mjpeg -q:v 2 -bsf:v setts=pts='if(eq(mod(N\\,2)\\,0)\\,(N+1)*100\\,(N-1)*100)':dts=(N-1)*100 -avoid_negative_ts disabled"
+SETTS = "setts=pts=(N+1-2*mod(N\\\\,2))*100:dts=(N-1)*100"
 SWAP = [number ^ 1 for number in range(40)]
-odd("swapped times.mkv", f"{drawn()} {SWAPPED}", numbers=SWAP, start=-0.1, within=0.11,
-    truth="packets are out of order, the start time is that of the first")  # fmt: skip
+odd(
+    "swapped times.mkv",
+    f"{drawn()} -c:v mjpeg -q:v 2 -bsf:v {SETTS} -avoid_negative_ts disabled",
+    numbers=SWAP,
+    start=-0.1,
+    within=0.11,
+    truth="packets are out of order, the start time is that of the first",
+)
 
 # Cuts and parts -------------------------------------------------------------------------------------------------------
 
@@ -327,8 +333,14 @@ odd("edit list.mov", "-ss 1.4 -i @plain.mp4 -c copy", numbers=range(14, 40), slo
 for form, muxer in (("ts", "mpegts"), ("mkv", "matroska"), ("mp4", "mp4")):  # the second part of three
     cut = f"-map 0 -c copy -f segment -segment_times 1.2,2.4 -segment_format {muxer}"
     odd(f"segment.{form}", f"-i @plain.mp4 {cut}", numbers=range(12, 24))
-odd("joined.ts", edit=lambda a, b: a + b, of=["plain.ts", "plain.ts"], numbers=[*range(40)] * 2, within=0.25,
-    truth="the second part's times begin anew")  # fmt: skip
+odd(
+    "joined.ts",
+    edit=lambda a, b: a + b,
+    of=["plain.ts", "plain.ts"],
+    numbers=[*range(40)] * 2,
+    within=0.25,
+    truth="the second part's times begin anew",
+)
 
 
 def cut_at(tenths: float) -> Callable[[bytes], bytes]:
@@ -339,6 +351,17 @@ odd("cut at a packet.ts", edit=lambda data: data[188 * 40 :], of=["plain.ts"], n
 odd("cut anywhere.ts", edit=lambda data: data[188 * 40 + 77 :], of=["plain.ts"], numbers=range(12, 40), start=0.3)
 odd("open cut.ts", edit=lambda data: data[188 * 40 + 77 :], of=["open gop.ts"], numbers=range(24, 40), start=1.4)
 odd("open gop.ts", f"{drawn()} {h264('open-gop=1')}")
+odd(
+    "hevc open cut.ts",
+    edit=lambda data: data[188 * 50 + 77 :],
+    of=["hevc open.ts"],
+    numbers=range(24, 40),
+    start=1.4,
+    truth="FFmpeg before version 6 shows pictures that lack their references",
+)
+odd(
+    "mpeg2 cut.ts", edit=lambda data: data[188 * 40 + 77 :], of=["mpeg2.ts"], numbers=range(24, 50), start=0.16, rate=25
+)
 odd("noise before.ts", edit=lambda data: b"garbage" * 31 + data, of=["plain.ts"])
 
 # Sound and subtitles --------------------------------------------------------------------------------------------------
@@ -354,6 +377,15 @@ for form, coder in AUDIO.items():
         odd(f"sound first.{form}", f"-itsoffset 5 -i '@{source}' -i @10s.wav {tail}", *shape, start=5)
     if form in ("mkv", "ts", "mp4"):
         odd(f"picture first.{form}", f"-i '@{source}' -itsoffset 5 -i @10s.wav {tail}", *shape, slow=form != "mp4")
+
+# A container's start time is that of its pictures and sounds; subtitles before it do not count.
+TEXT = b"1\n00:00:00,000 --> 00:00:09,000\nfirst\n\n2\n00:00:09,000 --> 00:01:00,000\nsecond\n"
+part("words.srt", edit=lambda: TEXT)
+for form, coder in (("mkv", "srt"), ("webm", "webvtt"), ("mp4", "mov_text")):
+    source = VIDEO.get(form, "plain.mp4")
+    odd(f"longer subtitles.{form}", f"-i '@{source}' -i @words.srt -map 0:v -map 1 -c:v copy -c:s {coder}")
+    late = f"-itsoffset 5 -i '@{source}' -i @words.srt -map 0:v -map 1 -c:v copy -c:s {coder}"
+    odd(f"subtitles first.{form}", late, slow=form != "mkv")
 
 # Streams --------------------------------------------------------------------------------------------------------------
 
@@ -403,8 +435,13 @@ odd("turned 270.mp4", **BROAD, **turned(0, -1, 1, 0), size=(64, 96), upright=lam
 odd("mirrored.mp4", **BROAD, **turned(-1, 0, 0, 1), size=(96, 64), upright=lambda p: p[:, ::-1])
 odd("upside down.mp4", **BROAD, **turned(1, 0, 0, -1), size=(96, 64), upright=lambda p: p[::-1])
 odd("mirrored, turned.mp4", **BROAD, **turned(0, 1, 1, 0), size=(64, 96), upright=lambda p: p.transpose(1, 0, 2))
-odd("other diagonal.mp4", **BROAD, **turned(0, -1, -1, 0), size=(64, 96),
-    upright=lambda p: np.rot90(p, 2).transpose(1, 0, 2))  # fmt: skip
+odd(
+    "other diagonal.mp4",
+    **BROAD,
+    **turned(0, -1, -1, 0),
+    size=(64, 96),
+    upright=lambda p: np.rot90(p, 2).transpose(1, 0, 2),
+)
 HALF = math.sqrt(0.5)
 odd("turned 45.mp4", **BROAD, **turned(HALF, HALF, -HALF, HALF), size=(96, 64), notes=["45"])
 odd("matrix of zeros.mp4", **BROAD, **turned(0, 0, 0, 0), size=(96, 64))
@@ -412,11 +449,26 @@ odd("turned and wide.mp4", of=["wide pixels.mp4"], **turned(0, 1, -1, 0), size=(
 part("large.ts", "-i @large.mp4 -c copy")
 part("large.h264", "-i @large.mp4 -c copy -bsf:v h264_mp4toannexb -f h264")
 part("plain.h264", "-i @plain.mp4 -c copy -bsf:v h264_mp4toannexb -f h264")
+FLAT = {"size": (64, 32), "levels": None, "upright": lambda p: np.concatenate([p, p * 0])}
+odd("cropped.mp4", "-i @plain.mp4 -c copy -bsf:v h264_metadata=crop_bottom=32", **FLAT, slow=True)
+PROGRAMS = "-program title=a:program_num=1:st=0 -program title=b:program_num=2:st=1"
+odd("two programs.ts", f"-i @plain.mp4 -i @large.mp4 -map 0 -map 1 -c copy {PROGRAMS}", notes=["stream"], slow=True)
 TWO_SIZES = {"numbers": [*range(40), *range(20)], "sizes": [(64, 64)] * 40 + [(96, 80)] * 20, "notes": ["size|resol"]}
-odd("two sizes.ts", edit=lambda a, b: a + b, of=["plain.ts", "large.ts"], **TWO_SIZES, within=0.25,
-    truth="the second part's times begin anew")  # fmt: skip
-odd("two sizes.h264", edit=lambda a, b: a + b, of=["plain.h264", "large.h264"], **TWO_SIZES,
-    truth="the stream has no times")  # fmt: skip
+odd(
+    "two sizes.ts",
+    edit=lambda a, b: a + b,
+    of=["plain.ts", "large.ts"],
+    **TWO_SIZES,
+    within=0.25,
+    truth="the second part's times begin anew",
+)
+odd(
+    "two sizes.h264",
+    edit=lambda a, b: a + b,
+    of=["plain.h264", "large.h264"],
+    **TWO_SIZES,
+    truth="the stream has no times",
+)
 odd("two sizes.mkv", "-i '@two sizes.ts' -c copy", **TWO_SIZES)
 odd("16384 wide.mp4", f"{drawn(2, 10, 16384, 16)} {h264()}", 2, size=(16384, 16), slow=True)
 odd("16388 wide.mkv", f"{drawn(2, 10, 16388, 16)} -c:v ffv1", refused="16384", slow=True)
@@ -441,19 +493,27 @@ odd("709.mp4", f"{drawn(10)} {tagged('bt709', 'bt709')} {FINE}", 10, **EXACT)
 odd("709 full.mp4", f"{drawn(10)} {tagged('bt709', 'bt709', True, 'yuvj420p')} {FINE}", 10, **EXACT)
 odd("601 full.mp4", f"{drawn(10)} {tagged('smpte170m', 'bt601', True, 'yuvj420p')} {FINE}", 10, **EXACT)
 odd("240m.mkv", f"{drawn(10)} {tagged('smpte240m', 'smpte240m')} {FINE}", 10, **EXACT, slow=True)
-odd("709 444.mkv", f"{drawn(10)} {tagged('bt709', 'bt709', False, 'yuv444p')} {FINE}", 10, **EXACT)
-odd("709 422.mkv", f"{drawn(10)} {tagged('bt709', 'bt709', False, 'yuv422p')} {FINE}", 10, **EXACT)
+odd("709 444.mkv", f"{drawn(10)} {tagged('bt709', 'bt709', pixels='yuv444p')} {FINE}", 10, **EXACT)
+odd("709 422.mkv", f"{drawn(10)} {tagged('bt709', 'bt709', pixels='yuv422p')} {FINE}", 10, **EXACT)
 odd("rgb.mkv", f"{drawn(10)} -c:v libx264rgb -preset veryfast -qp 0 -threads 1", 10, levels=0)
-odd("2020.mkv", f"{drawn(10)} {tagged('bt2020nc', 'bt2020', False, 'yuv420p10le', '-color_primaries bt2020 -color_trc bt2020-10')} "
-    f"{h265(pixels='yuv420p10le', more='qp=1').replace('crf=10:', '')}", 10, levels=6, notes=["BT\\.?2020|gamut"])  # fmt: skip
+BT2020 = "-color_primaries bt2020 -color_trc bt2020-10"
+TEN = h265("qp=1", pixels="yuv420p10le").replace("crf=10:", "")
+odd(
+    "2020.mkv",
+    f"{drawn(10)} {tagged('bt2020nc', 'bt2020', pixels='yuv420p10le', more=BT2020)} {TEN}",
+    10,
+    levels=6,
+    like="",
+    notes=["BT\\.?2020|gamut"],
+)
 WIDE = "-color_primaries bt2020 -color_trc {}"
 for name, curve in (("pq", "smpte2084"), ("hlg", "arib-std-b67")):
     coder = h265("colorprim=bt2020:colormatrix=bt2020nc:transfer=" + curve, pixels="yuv420p10le")
-    shade = tagged("bt2020nc", "bt2020", False, "yuv420p10le", WIDE.format(curve))
+    shade = tagged("bt2020nc", "bt2020", pixels="yuv420p10le", more=WIDE.format(curve))
     odd(f"{name}.mkv", f"{drawn(10)} {shade} {coder}", 10, levels=10, notes=["HDR|PQ|HLG|dynamic"])
     odd(f"{name}.mp4", f"-i @{name}.mkv -c copy -tag:v hvc1", 10, levels=10, notes=["HDR|PQ|HLG|dynamic"], slow=True)
 P3 = "-color_primaries smpte432 -color_trc iec61966-2-1"
-odd("p3.mp4", f"{drawn(10)} {tagged('bt709', 'bt709', False, 'yuv420p', P3)} {FINE}", 10, levels=6, notes=["P3|gamut"])
+odd("p3.mp4", f"{drawn(10)} {tagged('bt709', 'bt709', more=P3)} {FINE}", 10, levels=6, notes=["P3|gamut"])
 
 
 odd("grey.mkv", f"{drawn(10)} -pix_fmt gray -c:v ffv1", 10, levels=None, like="")
@@ -468,7 +528,7 @@ odd("411.mkv", f"{drawn(10)} -pix_fmt yuv411p -c:v ffv1", 10, levels=8, slow=Tru
 odd("sixteen bit.mkv", f"{drawn(10)} -pix_fmt yuv444p16le -c:v ffv1", 10, levels=4)
 odd("sixteen bit rgb.mkv", f"{drawn(10)} -pix_fmt gbrp16le -c:v ffv1", 10, levels=1, slow=True)
 
-# Interlaced: the fields of a frame are two numbered pictures; the earlier one is what a deinterlaced frame shows -------
+# Interlaced: the two fields of a frame are two pictures; a deinterlaced frame shows the earlier one -------------------
 
 
 def woven(
@@ -492,10 +552,18 @@ odd("interlaced.ts", f"{woven(20, 25, 'bottom')} -top 0 {MPEG2}", **deinterlaced
 odd("interlaced.mkv", "-i @'interlaced top.mp4' -c copy", **deinterlaced(20, 10), slow=True)
 odd("dv.avi", f"{woven(5, 25, 'bottom', 'setsar=16/15', '720x576')} -c:v dvvideo", **deinterlaced(5, size=(768, 576)))
 odd("dv.dv", "-i @dv.avi -c copy -f dv", **deinterlaced(5, size=(768, 576)))
-odd("1080i.ts", f"{woven(4, 25, 'top', 'setsar=4/3', '1440x1080')} -top 1 {MPEG2}",
-    **deinterlaced(4, size=(1920, 1080)), slow=True)  # fmt: skip
-odd("interlaced prores.mov", f"{woven(10, 25, 'top', 'setfield=tff', '64x64', 'yuv422p10le')} -c:v prores_ks",
-    **deinterlaced(10), slow=True)  # fmt: skip
+odd(
+    "1080i.ts",
+    f"{woven(4, 25, 'top', 'setsar=4/3', '1440x1080')} -top 1 {MPEG2}",
+    **deinterlaced(4, size=(1920, 1080)),
+    slow=True,
+)
+odd(
+    "interlaced prores.mov",
+    f"{woven(10, 25, 'top', 'setfield=tff', '64x64', 'yuv422p10le')} -c:v prores_ks",
+    **deinterlaced(10),
+    slow=True,
+)
 
 # Refused --------------------------------------------------------------------------------------------------------------
 
@@ -543,13 +611,23 @@ def until(tenths: float) -> Callable[[bytes], bytes]:
 
 
 odd("fragments without index.mp4", edit=without(b"moov"), of=["fragments.mp4"], refused="damaged|index|no video|cut")
-odd("index cut.mp4", edit=until(9.9), of=["plain.mp4"], refused="damaged|index|no video|cut")
+odd(
+    "index cut.mp4",
+    edit=lambda data: data[: data.find(b"stsz")],
+    of=["plain.mp4"],
+    refused="damaged|index|no video|cut",
+)
 for form in ("mkv", "webm", "flv"):
-    odd(f"cut off.{form}", edit=until(6), of=["vp8 alt-ref.webm" if form == "webm" else f"plain.{form}"],
-        refused="cut off|damaged|promises")  # fmt: skip
+    odd(
+        f"cut off.{form}",
+        edit=until(6),
+        of=["vp8 alt-ref.webm" if form == "webm" else f"plain.{form}"],
+        refused="cut off|damaged|promises",
+    )
 odd("index first, cut.mp4", edit=until(6), of=["index first.mp4"], refused="cut off|damaged|promises|decode")
-odd("encrypted.mp4", "-i @plain.mp4 -c copy -encryption_scheme cenc-aes-ctr "
-    f"-encryption_key {'0123456789abcdef' * 2} -encryption_kid {'fedcba9876543210' * 2}", refused="encrypted|protected|damaged|decode")  # fmt: skip
+SECRET = f"-encryption_key {'0123456789abcdef' * 2} -encryption_kid {'fedcba9876543210' * 2}"
+LOCKED = f"-i @plain.mp4 -c copy -encryption_scheme cenc-aes-ctr {SECRET}"
+odd("encrypted.mp4", LOCKED, refused="encrypted|protected|damaged|decode")
 odd(
     "unknown codec.mp4",
     edit=lambda data: data.replace(b"avc1", b"zzzz"),
