@@ -503,7 +503,6 @@ odd(
     f"{drawn(10)} {tagged('bt2020nc', 'bt2020', pixels='yuv420p10le', more=BT2020)} {TEN}",
     10,
     levels=6,
-    like="",
     notes=["BT\\.?2020|gamut"],
 )
 WIDE = "-color_primaries bt2020 -color_trc {}"
