@@ -6,8 +6,9 @@
 Each file is a sound clip with 1 to 50 flipped bits in its coded pictures. ffmpeg's verdict is what `ffmpeg -v error -i
 FILE -f null -` prints. Each file is then probed and 12 frames are read as `v2l encode` does, and compared with those of
 the sound clip. The run prints a table of outcomes against verdicts, and fails if a file crashes the reader, or if it
-accepts pictures that differ from the sound ones although ffmpeg reports the damage. Changed pictures that ffmpeg does
-not report cannot be told by a decoder; they are counted. --verdicts makes the files and `verdicts.json` only.
+accepts a picture that differs from the sound one although ffmpeg reports damage when it decodes just what that picture
+needs, from its key frame on. Changed pictures that ffmpeg does not report cannot be told by a decoder; they are
+counted. --verdicts makes the files and `verdicts.json` only.
 """
 
 import argparse
@@ -88,24 +89,51 @@ def make(folder: Path, count: int, only: str):
         yield name, path, verdict(path)
 
 
-def outcome(path: Path, sound: dict[int, np.ndarray]) -> tuple[str, str]:
-    """One of refused, same, changed and crashed, and the message or the greatest difference in levels."""
+def outcome(path: Path, sound: dict[int, np.ndarray]) -> tuple[str, str, list[float]]:
+    """One of refused, same, changed and crashed; the message or the greatest difference in levels; seconds of the
+    frames that are changed."""
     from v2l import decoding
 
     try:
         video = decoding.probe(path)
-        worst = 0
+        worst, changed = 0, []
         for frame in decoding.read_frames(video, choose_frames(video, 12)):
             expected = sound.get(round(float(frame.seconds) * 25))
             if expected is None or expected.shape != frame.pixels.shape:
-                return "changed", f"no such frame in the sound clip: {frame.seconds} s"
-            worst = max(worst, int(np.abs(expected.astype(int) - frame.pixels).max()))
-        return ("changed", f"by up to {worst} of 255") if worst else ("same", "")
+                return "changed", f"no such frame in the sound clip: {frame.seconds} s", [frame.seconds]
+            difference = int(np.abs(expected.astype(int) - frame.pixels).max())
+            worst = max(worst, difference)
+            changed += [frame.seconds] if difference else []
+        return ("changed", f"by up to {worst} of 255", changed) if worst else ("same", "", [])
     except V2LError as error:
         kind = "crashed" if "crashed the decoder" in str(error) or "hang" in str(error) else "refused"
-        return kind, str(error)
+        return kind, str(error), []
     except Exception as error:  # no file may raise anything else
-        return "crashed", repr(error)
+        return "crashed", repr(error), []
+
+
+def key_times(path: Path) -> tuple[list[float], int]:
+    """Seconds of the key frames of a sound clip, from its first frame, and by how many frames its decoder is ahead of
+    the one it shows."""
+    asked = ["-select_streams", "v:0", "-show_entries", "packet=pts_time,flags:stream=has_b_frames", "-of", "json"]
+    done = subprocess.run(["ffprobe", "-v", "quiet", *asked, str(path)], capture_output=True, check=True)
+    found = json.loads(done.stdout)
+    timed = [(float(packet["pts_time"]), packet["flags"]) for packet in found["packets"] if "pts_time" in packet]
+    first = min(time for time, _ in timed)
+    return [time - first for time, flags in timed if "K" in flags], found["streams"][0]["has_b_frames"]
+
+
+def reported_on_the_way(path: Path, keys: list[float], ahead: int, seconds: float) -> str:
+    """What ffmpeg reports first while it decodes from the key frame before this frame up to it, and nothing else."""
+    start = max((key for key in keys if key <= seconds + 1e-3), default=0.0)
+    length = max(seconds - start + 0.02 - ahead / 25, 0.02)
+    stretch = ["-ss", f"{start + 1e-3:.3f}" if start else "0", "-i", str(path), "-t", f"{length:.3f}"]
+    done = ffmpeg(["-threads", "1", *stretch, "-f", "null", "-"], errors="replace")
+    return next((line for line in done.stderr.splitlines() if not any(each in line for each in ASTRAY)), "")
+
+
+ASTRAY = ("co located POCs unavailable", "mmco: unref short failure", "Last message repeated")
+"""Reports of pictures that are stored behind a key frame and shown before it, where decoding starts at that frame."""
 
 
 def every_frame(path: Path) -> dict[int, np.ndarray]:
@@ -125,19 +153,23 @@ def main() -> int:
     options = parser.parse_args()
     folder = options.keep or Path(tempfile.mkdtemp())
     folder.mkdir(parents=True, exist_ok=True)
-    verdicts, counts, frames, bad = {}, collections.Counter(), {}, []
+    verdicts, counts, frames, keys, bad = {}, collections.Counter(), {}, {}, []
     for source, path, said in make(folder, options.files, options.only):
         verdicts[path.name] = said | {"source": f"sound {source}"}
         if options.verdicts:
             continue
         if source not in frames:
             frames[source] = every_frame(folder / f"sound {source}")
-        kind, why = outcome(path, frames[source])
+            keys[source] = key_times(folder / f"sound {source}")
+        kind, why, changed = outcome(path, frames[source])
         reported = "reported" if said["reports"] else "not reported"
         counts[source, reported, kind] += 1
         verdicts[path.name] |= {"outcome": kind, "why": why}
-        if kind == "crashed" or (kind == "changed" and said["reports"]):
-            bad.append(f"{path.name}: {kind}, {why}; ffmpeg: {said['first']}")
+        if kind == "crashed":
+            bad.append(f"{path.name}: {why}")
+        for seconds in changed if said["reports"] else []:
+            if report := reported_on_the_way(path, *keys[source], seconds):
+                bad.append(f"{path.name}: changed at {seconds} s, {why}; ffmpeg: {report}")
         if not options.keep:
             path.unlink()
     (folder / "verdicts.json").write_text(json.dumps(verdicts, indent=1))
