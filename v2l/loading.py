@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -11,6 +9,7 @@ from safetensors import SafetensorError
 
 from v2l.errors import V2LError
 from v2l.files import printable
+from v2l.model_config import quiet_transformers
 from v2l.models import ModelFolder, find_model
 from v2l.sealed import all_finite
 from v2l.tokenizer import load_tokenizer
@@ -58,9 +57,9 @@ def _load_modules(folder: ModelFolder, dtype: torch.dtype, vision: bool) -> dict
         stored = {name: tensor for name, tensor in stored.items() if name.startswith(("model.text_model.", "lm_head."))}
     options = {"dtype": dtype, "attn_implementation": "sdpa", "local_files_only": True}
     try:
-        with _quiet_transformers(), open_tensors(stored) as slices:
+        with quiet_transformers(), open_tensors(stored) as slices:
             return _whole(folder.config, slices, options) if vision else _language(folder.config, slices, options)
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, MemoryError, SafetensorError) as error:
         raise V2LError(
             f"cannot load the model in {printable(folder.path)}: {printable(error)}; get another copy of it"
         ) from error
@@ -84,22 +83,6 @@ def parts_of(model: Any) -> dict[str, Any]:
     """What `FrozenVLM` uses of a SmolVLMForConditionalGeneration."""
     vision = (model.model.vision_model, model.model.connector)
     return {"text": model.model.text_model, "head": model.lm_head, "vision": vision}
-
-
-@contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """Without transformers' own bar and report: which tensors are used is checked here, and stderr is the user's."""
-    from transformers.utils import logging
-
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity(logging.CRITICAL)
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
 
 
 def choose_device(name: str | torch.device | None) -> torch.device:

@@ -6,6 +6,7 @@ The file may come from anyone. What v2l does not use is left out, so that no lib
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -151,9 +152,11 @@ def _build(path: Path, kept: dict[str, Any]) -> Any:
     from transformers.models.smolvlm.configuration_smolvlm import SmolVLMConfig
 
     try:
-        config = SmolVLMConfig(**kept)
+        with quiet_transformers():
+            config = SmolVLMConfig(**kept)
     except Exception as error:  # its validation raises classes of several libraries
-        raise V2LError(f"cannot read {printable(path)}: {printable(error)}; get another copy") from error
+        reason = (str(error).strip() or type(error).__name__).splitlines()[-1].strip()
+        raise V2LError(f"cannot read {printable(path)}: {shown(reason)}; get another copy") from error
     text, vision = config.text_config, config.vision_config
     contradictions = {
         "text heads do not divide into key and value heads": text.num_attention_heads % text.num_key_value_heads,
@@ -167,6 +170,22 @@ def _build(path: Path, kept: dict[str, Any]) -> Any:
         if holds:
             raise V2LError(f"cannot use {printable(path)}: {contradiction}; get another copy of the model")
     return config
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Silences transformers' bars and reports for the block: v2l checks what they tell, and stderr is the user's."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity(logging.CRITICAL)
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
 
 
 def tensor_shapes(config: Any) -> Iterator[tuple[str, tuple[int, ...]]]:

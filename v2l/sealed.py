@@ -67,10 +67,13 @@ def read_tensors(
         off once they are found right
     Raises V2LError where the file is too large, damaged, of another make, or does not match its own sha256.
     """
+    read_metadata(path, kind, version, max_bytes)  # refuses a large file of another make before all of it is read
     data = _read_limited(path, kind, max_bytes, max_bytes)
     metadata = _metadata(_header(data, path, kind), path, kind, version)
     try:
         tensors = load(data)
+    except MemoryError as error:
+        raise _too_large(path, len(data)) from error
     except (SafetensorError, ValueError, KeyError, RuntimeError) as error:
         raise damaged(path, kind, printable(error)) from error
     for name, tensor in tensors.items():
@@ -109,8 +112,14 @@ def _read_limited(path: str | os.PathLike, kind: str, max_bytes: int, first_byte
             if size > max_bytes:
                 raise damaged(path, kind, f"it has {size:,} bytes and a v2l {kind} at most {max_bytes:,}")
             return file.read(min(first_bytes, size))  # Python allocates what is asked for, whatever is there
+    except MemoryError as error:
+        raise _too_large(path, size) from error
     except OSError as error:
         raise unreadable(path, error) from error
+
+
+def _too_large(path: str | os.PathLike, size: int) -> V2LError:
+    return V2LError(f"{printable(path)} has {size:,} bytes, more than the memory holds; free some, or raise its limit")
 
 
 def _header(data: bytes, path: str | os.PathLike, kind: str) -> dict[str, Any]:

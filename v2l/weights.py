@@ -18,6 +18,8 @@ SINGLE_FILE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 MAX_HEADER_BYTES = 10_000_000
 """Of a safetensors header; the published models' have less than 0.1 MB."""
+MAX_FILE_BYTES = 64 << 30
+"""Of one file of weights; the published models' have 5 GB at most."""
 NUMBER_TYPES = ("F32", "BF16", "F16")
 """The number types that weights may have, by their safetensors names."""
 _SHARD_NAME = re.compile(r"[A-Za-z0-9_.-]{1,200}\.safetensors")
@@ -49,11 +51,12 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
         )
     shards: dict[str, dict[str, StoredTensor]] = {}
     for name, shard in weight_map.items():
-        path = _shard_path(folder, shard)
-        if shard not in shards:
-            shards[shard] = _list_file(path)
+        if not isinstance(shard, str) or shard not in shards:
+            shards[shard] = _list_file(_shard_path(folder, shard))
         if name not in shards[shard]:
-            raise V2LError(f"{printable(path)} has no {printable(name)}, against {INDEX}; get another copy of both")
+            raise V2LError(
+                f"{printable(folder / shard)} has no {printable(name)}, against {INDEX}; get another copy of both"
+            )
     return {name: shards[shard][name] for name, shard in weight_map.items()}
 
 
@@ -113,11 +116,11 @@ def _shard_path(folder: Path, shard: object) -> Path:
 def _list_file(path: Path) -> dict[str, StoredTensor]:
     try:
         with open_regular(path) as file:
-            length = int.from_bytes(file.read(8), "little")
+            size, length = os.fstat(file.fileno()).st_size, int.from_bytes(file.read(8), "little")
     except OSError as error:
         raise unreadable(path, error) from error
-    if length > MAX_HEADER_BYTES:
-        raise _damaged(path, f"a header of {length:,} bytes")
+    if size > MAX_FILE_BYTES or length > MAX_HEADER_BYTES:
+        raise _damaged(path, f"{size:,} bytes with a header of {length:,}")
     with _open(path, "np") as file:
         slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
         return {name: StoredTensor(path, part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()}
