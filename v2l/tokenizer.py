@@ -85,7 +85,10 @@ def _checked(stated: Mapping[str, Any], path: Path) -> dict[str, Any]:
     need(isinstance(model, dict) and model.get("type") == "BPE", "a model that is not BPE")
     vocabulary = model.get("vocab")
     need(isinstance(vocabulary, dict) and isinstance(model.get("merges"), list), "no vocabulary or no merges")
-    need(model.get("unk_token") is None or model["unk_token"] in list(vocabulary), "an unknown token that is unknown")
+    need(
+        model.get("unk_token") is None or model["unk_token"] in list(vocabulary),
+        "an unk_token that is not in its vocabulary",
+    )
     for name in _NOT_IN_USE:
         need(model.get(name) in (None, False, ""), f"the setting {name}")
     need(isinstance(decoder, dict) and decoder.get("type") == "ByteLevel", "a decoder that is not ByteLevel")
@@ -100,10 +103,10 @@ def _checked(stated: Mapping[str, Any], path: Path) -> dict[str, Any]:
         content = token.get("content") if isinstance(token, dict) else None
         need(
             isinstance(content, str) and 1 <= len(content) <= MAX_TOKEN_LENGTH,
-            f"an added token that has not 1 to {MAX_TOKEN_LENGTH} characters",
+            f"an added token that is not of 1 to {MAX_TOKEN_LENGTH} characters",
         )
-    model = {name: model.get(name) for name in ("type", "vocab", "merges", "unk_token")}
-    return {"added_tokens": added, "pre_tokenizer": cut, "decoder": decoder, "model": model}
+    kept = {name: model[name] for name in ("type", "vocab", "merges", "unk_token", "ignore_merges") if name in model}
+    return {"added_tokens": added, "pre_tokenizer": cut, "decoder": decoder, "model": kept}
 
 
 def _is_known(part: object) -> bool:

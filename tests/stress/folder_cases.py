@@ -172,7 +172,7 @@ def pickled(name: str) -> Change:
     return content(name, pickle.dumps(Evil()))
 
 
-def sharded(index: Callable[[dict[str, str]], Any] = lambda shards: {"weight_map": shards}) -> Change:
+def sharded(index: Callable[[dict[str, str]], Any] = lambda shards: {"metadata": {}, "weight_map": shards}) -> Change:
     """The weights in two files, and the index that `index` makes of name -> file."""
 
     def change(folder: Path) -> None:
@@ -588,6 +588,9 @@ def split(pattern: str) -> dict[str, Any]:
     return {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
 
 
+BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+
+
 def cut_by(*parts: Any) -> Change:
     return stated(TOKENIZER, "pre_tokenizer", value={"type": "Sequence", "pretokenizers": [*parts]})
 
@@ -608,7 +611,7 @@ def added(text: str, id: int = 440) -> dict[str, Any]:
 
 
 _UNKNOWN = "a pre_tokenizer that v2l does not know"
-case("an expression that never ends", _UNKNOWN, cut_by(split("(a+)+$"), {"type": "ByteLevel"}))
+case("an expression that never ends", _UNKNOWN, cut_by(split("(a+)+$"), BYTE_LEVEL))
 case("an expression that never ends, everywhere", _UNKNOWN, cut_by(split(r"((\s|\S)+)+\d\d\d$")))
 case("an expression that panics", _UNKNOWN, cut_by(split(r"(?:(?:a?){9999}){9999}")))
 case("an expression that is none", _UNKNOWN, cut_by(split("((((")))
@@ -646,7 +649,11 @@ for _name, _value in {
     "fuse_unk": True,
 }.items():
     case(f"BPE with {_name}", f"the setting {_name}", stated(TOKENIZER, "model", _name, value=_value))
-case("an unknown token that is unknown", "unknown", stated(TOKENIZER, "model", "unk_token", value="nowhere"))
+case(
+    "an unknown token that is unknown",
+    "not in its vocabulary",
+    stated(TOKENIZER, "model", "unk_token", value="nowhere"),
+)
 case("another kind of tokenizer", "not BPE", stated(TOKENIZER, "model", "type", value="Unigram"))
 case("no vocabulary", "cannot read|does not know", stated(TOKENIZER, "model", "vocab", value={}))
 case("a vocabulary of words", "cannot read", stated(TOKENIZER, "model", "vocab", "!", value="zero"))
@@ -666,9 +673,9 @@ case(
         TOKENIZER, "model", "vocab", value={f"x{n}": 448 + n for n in range(500_000)} | vocabulary(folder)
     )(folder),
 )
-case("a token of a megabyte", "has not 1 to 64 characters", more_tokens(added("x" * 10**6)))
-case("a token of nothing", "has not 1 to 64 characters", more_tokens(added("")))
-case("a token that is no object", "has not 1 to 64 characters", more_tokens(5))
+case("a token of a megabyte", "not of 1 to 64 characters", more_tokens(added("x" * 10**6)))
+case("a token of nothing", "not of 1 to 64 characters", more_tokens(added("")))
+case("a token that is no object", "not of 1 to 64 characters", more_tokens(5))
 case("five thousand added tokens", "more than 2,048", more_tokens(*(added(f"<{n}>", n) for n in range(5000))))
 case(
     "two thousand long added tokens",
