@@ -18,10 +18,11 @@ from v2l.checkpoint import with_origin
 from v2l.errors import V2LError
 from v2l.files import printable
 from v2l.hypernetwork import TARGET, Hypernetwork, HypernetworkConfig, TrainedWith
-from v2l.loading import choose_device, default_dtype, load_tokenizer, parts_of
+from v2l.loading import choose_device, default_dtype, parts_of
 from v2l.models import ModelFolder, find_model
 from v2l.prompt import IMAGE, INTERNALIZATION_PROMPT, QUESTIONS, PromptFrame, VisionGeometry, video_text
 from v2l.sealed import canonical_json
+from v2l.tokenizer import STAND_IN_PIECES, load_tokenizer
 from v2l.vlm import FrozenVLM
 from v2l.world.tokenizer import SPECIAL_TOKENS, byte_level_bpe
 
@@ -185,4 +186,4 @@ def _stand_in_tokenizer(geometry: VisionGeometry) -> Any:
     counted with the published code: 923 for a prompt of twelve."""
     frames = [PromptFrame(float(second)) for second in range(12)]
     texts = [video_text(frames, 72.0, prompt, geometry) for prompt in (INTERNALIZATION_PROMPT, *QUESTIONS)]
-    return byte_level_bpe(r"\nFrame from |\d| ?\p{L}+| ?[^\s\p{L}\d]+|\s", 1024, texts)
+    return byte_level_bpe(STAND_IN_PIECES, 1024, texts)

@@ -80,9 +80,14 @@ def read_origin(source: str | os.PathLike) -> Origin:
 
 
 def save_hypernetwork(hypernetwork: Hypernetwork, path: str | os.PathLike) -> None:
-    """Writes v2l's own file, whole or not at all: same weights and origin, same bytes."""
+    """Writes v2l's own file, whole or not at all: same weights and origin, same bytes. Raises V2LError for an origin
+    that could not be read again."""
     if hypernetwork.origin is None:
         raise V2LError("this hypernetwork has no origin to record; set one with with_origin() before saving it")
+    try:
+        hypernetwork.origin.check()
+    except ValueError as error:
+        raise V2LError(f"cannot write {printable(path)}: {error}; train with other settings") from error
     write_tensors(path, hypernetwork.state_dict(), _metadata(hypernetwork.config, hypernetwork.origin))
 
 
@@ -135,7 +140,7 @@ def _locate(source: str) -> Path:
     if source in PRESETS:
         return cached_hypernetwork(PRESETS[source])
     path = Path(source)
-    if path.is_dir():
+    if os.path.isdir(path):  # unlike Path.is_dir, it raises for no name
         path = path / FILE_NAME
     if path.suffix not in (".pt", ".safetensors"):
         raise V2LError(
@@ -170,8 +175,7 @@ def _described(metadata: dict[str, Any], path: Path) -> tuple[HypernetworkConfig
     try:
         config = from_json(HypernetworkConfig, metadata.pop("config", None), "config")
         origin = from_json(Origin, metadata, "metadata")
-        if min(origin.trained_with.frames, origin.trained_with.fps, origin.trained_with.window_frames) <= 0:
-            raise ValueError("it was trained with no frames")
+        origin.check()
         return config, origin
     except ValueError as error:
         raise damaged(path, "hypernetwork", printable(error)) from error

@@ -105,7 +105,7 @@ def choose_model_for(adapter: Adapter, option: str | None) -> tuple[str, str]:
     named = {preset.model: name for name, preset in PRESETS.items()} | {RELEASE: "tiny"}
     if base.id not in named:
         raise V2LError(
-            f"this adapter was made for {printable(base.id)} ({base.fingerprint[:12]}), a model that v2l has no name "
-            f"for; say where it is with --model FOLDER or {ENVIRONMENT}"
+            f"this adapter was made for {printable(base.id)} ({printable(base.fingerprint[:12])}), a model that v2l "
+            f"has no name for; say where it is with --model FOLDER or {ENVIRONMENT}"
         )
     return named[base.id], "adapter"

@@ -98,14 +98,14 @@ def _check_alike(one: Adapter, other: Adapter) -> None:
     if left.base_model.fingerprint != right.base_model.fingerprint:
         raise V2LError(
             f"adapters for different models cannot be composed: {printable(left.base_model.id)} "
-            f"({left.base_model.fingerprint[:12]}) and {printable(right.base_model.id)} "
-            f"({right.base_model.fingerprint[:12]}); encode both with one model"
+            f"({printable(left.base_model.fingerprint[:12])}) and {printable(right.base_model.id)} "
+            f"({printable(right.base_model.fingerprint[:12])}); encode both with one model"
         )
     if left.hypernetwork.sha256 != right.hypernetwork.sha256:
         raise V2LError(
             f"adapters of different hypernetworks cannot be composed: {printable(left.hypernetwork.id)} "
-            f"({left.hypernetwork.sha256[:12]}) and {printable(right.hypernetwork.id)} "
-            f"({right.hypernetwork.sha256[:12]}); encode both with one"
+            f"({printable(left.hypernetwork.sha256[:12])}) and {printable(right.hypernetwork.id)} "
+            f"({printable(right.hypernetwork.sha256[:12])}); encode both with one"
         )
     if one.a.dtype != other.a.dtype:
         raise V2LError(f"one adapter is {one.a.dtype} and one {other.a.dtype}; encode both in one number type")

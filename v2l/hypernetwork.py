@@ -10,6 +10,7 @@ order reaches it through what the frozen model wrote into the hidden states.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -18,6 +19,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from v2l.errors import V2LError
+from v2l.model_config import MAX_FRAME_SIZE
 from v2l.perceiver import GatedMLP, Resampler, unit_context
 from v2l.prompt import INTERNALIZATION_PROMPT
 from v2l.records import later
@@ -75,6 +77,25 @@ class TrainedWith:
     segments: int = 1
     marks_end: bool = later(False)
 
+    def check(self) -> None:
+        """Raises ValueError for a value that v2l cannot encode with, whatever file it came from."""
+        for name, (lowest, highest) in _TRAINING_LIMITS.items():
+            value = getattr(self, name)
+            if value is not None and not lowest <= value <= highest:
+                raise ValueError(f"trained_with.{name} must be from {lowest:,} to {highest:,}")
+        if any("\ud800" <= character <= "\udfff" for character in self.prompt):
+            raise ValueError("trained_with.prompt is not UTF-8 text")
+
+
+_TRAINING_LIMITS = {
+    "frames": (1, 999_999),  # the prompt spells their number
+    "fps": (1e-6, 1e6),
+    "resolution": (1, MAX_FRAME_SIZE),
+    "window_frames": (1, 999_999),
+    "windows": (1, 999_999),
+    "segments": (1, 999_999),
+}
+
 
 @dataclass(frozen=True)
 class Origin:
@@ -90,6 +111,14 @@ class Origin:
     base_fingerprint: str | None
     trained_with: TrainedWith
     sha256: str
+
+    def check(self) -> None:
+        """Raises ValueError for a hash that is not 64 hex digits, or what `TrainedWith.check` refuses."""
+        for name in ("base_fingerprint", "sha256"):
+            value = getattr(self, name)
+            if value is not None and not re.fullmatch("[0-9a-f]{64}", value):
+                raise ValueError(f"{name} is not 64 hex digits")
+        self.trained_with.check()
 
 
 class Hypernetwork(nn.Module):

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 
-from v2l.errors import V2LError, V2LWarning
+from v2l.errors import V2LError
 from v2l.files import printable
+from v2l.model_config import quiet_transformers
 from v2l.models import ModelFolder, find_model
-from v2l.prompt import END_OF_TURN, GLOBAL_VIEW, IMAGE, IMAGE_EDGE, START, question_text
+from v2l.sealed import all_finite
+from v2l.tokenizer import load_tokenizer
 from v2l.vlm import FrozenVLM
+from v2l.weights import open_tensors
 
 
 def load_vlm(
@@ -35,62 +35,54 @@ def load_vlm(
     folder = find_model(model)
     device = choose_device(device)
     dtype = dtype or default_dtype(device)
-    options = {"dtype": dtype, "attn_implementation": "sdpa", "local_files_only": True, "output_loading_info": True}
-    with _quiet_transformers():
-        try:
-            modules, info = _load_whole(folder, options) if vision else _load_language_model(folder, options)
-        except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-            raise V2LError(
-                f"cannot load the model in {printable(folder.path)}: {printable(error)}; get another copy of it"
-            ) from error
-    lacking = sorted(info["missing_keys"]) + [str(key) for key in info["mismatched_keys"]]
-    if lacking:
-        raise V2LError(
-            f"the model in {printable(folder.path)} has no fitting {printable(lacking[0])} "
-            f"({len(lacking)} such tensors); get another copy of it"
-        )
+    tokenizer = load_tokenizer(folder)
+    modules = _load_modules(folder, dtype, vision)
     for module in (modules["text"], modules["head"], *(modules["vision"] or ())):
         module.to(device).eval().requires_grad_(False)
-    return FrozenVLM(folder, modules, load_tokenizer(folder), device)
+        for name, weights in module.named_parameters():
+            if not all_finite(weights):
+                raise V2LError(
+                    f"the model in {printable(folder.path)} has values in {name} that are not finite as {dtype}; use "
+                    "bfloat16 or float32, or get another copy of it"
+                )
+    return FrozenVLM(folder, modules, tokenizer, device)
 
 
-def _load_whole(folder: ModelFolder, options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+def _load_modules(folder: ModelFolder, dtype: torch.dtype, vision: bool) -> dict[str, Any]:
+    """The modules that `FrozenVLM` uses, on the CPU, from safetensors whose names and shapes were compared with the
+    configuration before anything of their size is allocated. transformers gets tensors and never the folder, in which
+    it would look for pickled weights, adapters and code."""
+    stored = folder.tensors()
+    if not vision:
+        stored = {name: tensor for name, tensor in stored.items() if name.startswith(("model.text_model.", "lm_head."))}
+    options = {"dtype": dtype, "attn_implementation": "sdpa", "local_files_only": True}
+    try:
+        with quiet_transformers(), open_tensors(stored) as slices:
+            return _whole(folder.config, slices, options) if vision else _language(folder.config, slices, options)
+    except (OSError, ValueError, RuntimeError, KeyError, MemoryError, SafetensorError) as error:
+        raise V2LError(
+            f"cannot load the model in {printable(folder.path)}: {printable(error)}; get another copy of it"
+        ) from error
+
+
+def _whole(config: Any, slices: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
     from transformers.models.smolvlm.modeling_smolvlm import SmolVLMForConditionalGeneration
 
-    model, info = SmolVLMForConditionalGeneration.from_pretrained(folder.path, **options)
-    return parts_of(model), info
+    return parts_of(SmolVLMForConditionalGeneration.from_pretrained(None, config=config, state_dict=slices, **options))
+
+
+def _language(config: Any, slices: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
+    from transformers.models.llama.modeling_llama import LlamaForCausalLM
+
+    named = {name.replace("model.text_model.", "model."): tensor for name, tensor in slices.items()}
+    model = LlamaForCausalLM.from_pretrained(None, config=config.text_config, state_dict=named, **options)
+    return {"text": model.model, "head": model.lm_head, "vision": None}
 
 
 def parts_of(model: Any) -> dict[str, Any]:
     """What `FrozenVLM` uses of a SmolVLMForConditionalGeneration."""
     vision = (model.model.vision_model, model.model.connector)
     return {"text": model.model.text_model, "head": model.lm_head, "vision": vision}
-
-
-def _load_language_model(folder: ModelFolder, options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    from transformers.models.llama.modeling_llama import LlamaForCausalLM
-
-    config = folder.config.text_config
-    config.tie_word_embeddings = folder.config.tie_word_embeddings
-    renamed = {r"^model\.text_model\.": "model."}
-    model, info = LlamaForCausalLM.from_pretrained(folder.path, config=config, key_mapping=renamed, **options)
-    return {"text": model.model, "head": model.lm_head, "vision": None}, info
-
-
-@contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """Without transformers' own bar and report: which tensors are used is checked here, and stderr is the user's."""
-    from transformers.utils import logging
-
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity(logging.CRITICAL)
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
 
 
 def choose_device(name: str | torch.device | None) -> torch.device:
@@ -110,43 +102,3 @@ def choose_device(name: str | torch.device | None) -> torch.device:
 def default_dtype(device: torch.device) -> torch.dtype:
     """The number type for that device where none is named."""
     return torch.bfloat16 if device.type == "cuda" else torch.float32
-
-
-def load_tokenizer(folder: ModelFolder) -> Any | None:
-    """The folder's `tokenizers.Tokenizer`, None where it has none. Raises V2LError where it is not SmolVLM2's."""
-    from tokenizers import Tokenizer
-
-    path = folder.path / "tokenizer.json"
-    if not path.is_file():
-        return None
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises nothing narrower
-        raise V2LError(f"cannot read {printable(path)}: {printable(error)}; get another copy of it") from error
-    for token in (START, END_OF_TURN, IMAGE, IMAGE_EDGE, GLOBAL_VIEW):
-        if len(tokenizer.encode(token, add_special_tokens=False).ids) != 1:
-            raise V2LError(f"{printable(path)} does not know {token} as one token; it is not SmolVLM2's tokenizer")
-    if tokenizer.token_to_id(IMAGE) != folder.config.image_token_id:
-        raise V2LError(f"{printable(path)} and config.json disagree about the id of {IMAGE}; get another copy of both")
-    _compare_template(folder)
-    return tokenizer
-
-
-def _compare_template(folder: ModelFolder) -> None:
-    """One warning where the folder's own chat template would write another prompt than v2l does."""
-    template = folder.chat_template()
-    if template is None:
-        return
-    from transformers.utils.chat_template_utils import render_jinja_template
-
-    chat = [{"role": "user", "content": [{"type": "text", "text": "question"}]}]
-    try:
-        rendered = render_jinja_template([chat], chat_template=template, add_generation_prompt=True)[0][0]
-    except Exception:  # a template that cannot be rendered differs, whatever the reason
-        rendered = None
-    if rendered != question_text("question"):
-        warnings.warn(
-            f"the chat template in {printable(folder.path)} is not SmolVLM2's; v2l writes its prompts as SmolVLM2's",
-            V2LWarning,
-            stacklevel=2,
-        )

@@ -70,8 +70,8 @@ def check_fits(adapter: Adapter, vlm: FrozenVLM) -> None:
     base = adapter.description.base_model
     if base.fingerprint != vlm.fingerprint:
         raise V2LError(
-            f"this adapter was made for {printable(base.id)} ({base.fingerprint[:12]}), the model at hand is "
-            f"{printable(vlm.id)} ({vlm.fingerprint[:12]}); load that model, or encode the video again"
+            f"this adapter was made for {printable(base.id)} ({printable(base.fingerprint[:12])}), the model at hand "
+            f"is {printable(vlm.id)} ({vlm.fingerprint[:12]}); load that model, or encode the video again"
         )
     module = vlm.down_projections[0]
     made_for = len(adapter.a), adapter.a.shape[2], adapter.b.shape[2]

@@ -6,7 +6,6 @@ Nothing here reaches the network: presets other than `tiny` are looked up in the
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,9 +14,12 @@ from typing import Any
 
 from v2l.errors import V2LError
 from v2l.files import printable
+from v2l.foreign import read_json, shown
 from v2l.lock import read_lock
+from v2l.model_config import MAX_FRAME_SIZE, read_config, tensor_shapes
 from v2l.prompt import VisionGeometry
 from v2l.sealed import canonical_json
+from v2l.weights import StoredTensor, check_tensors, open_tensors, stored_tensors
 
 
 @dataclass(frozen=True)
@@ -84,21 +86,24 @@ class ModelFolder:
 
     @property
     def end_of_answer_ids(self) -> set[int]:
-        """Token ids that end an answer, from generation_config.json."""
-        stated = _read_json(self.path / "generation_config.json", optional=True).get("eos_token_id")
-        stated = stated if isinstance(stated, list) else [stated]
-        return {token for token in stated if isinstance(token, int)}
+        """Token ids that end an answer, from generation_config.json. Raises V2LError for one that is no token id."""
+        path, size = self.path / "generation_config.json", self.config.text_config.vocab_size
+        stated = read_json(path, optional=True).get("eos_token_id")
+        ids = [] if stated is None else stated if isinstance(stated, list) else [stated]
+        for token in ids:
+            if type(token) is not int or not 0 <= token < size:
+                raise V2LError(
+                    f"{printable(path)} states eos_token_id = {shown(token)}; this model's tokens have ids from 0 "
+                    f"to {size - 1:,}, get another copy of it"
+                )
+        return set(ids)
 
-    def chat_template(self) -> str | None:
-        """The chat template that the folder brings, wherever its version of transformers put it."""
-        plain = self.path / "chat_template.jinja"
-        if plain.is_file():
-            return plain.read_text(encoding="utf-8")
-        for name in ("chat_template.json", "tokenizer_config.json"):
-            template = _read_json(self.path / name, optional=True).get("chat_template")
-            if isinstance(template, str):
-                return template
-        return None
+    def tensors(self) -> dict[str, StoredTensor]:
+        """Lists the stored tensors by name: exactly those that the configuration asks for, with its shapes. Raises
+        V2LError if the files hold anything else."""
+        stored = stored_tensors(self.path)
+        check_tensors(stored, tensor_shapes(self.config), self.path)
+        return stored
 
     def fingerprint(self) -> str:
         """64 hex digits that tell one frozen language model from another, wherever its folder lies.
@@ -106,53 +111,23 @@ class ModelFolder:
         sha256 over the configuration of the language model, the sorted names, shapes and dtypes of its tensors, and
         all bytes of the final norm and of the first and the last down_proj, as they stand in the files.
         """
-        from safetensors import safe_open
-
-        where = self.tensor_files()
-        text = self.config.text_config
-        last = text.num_hidden_layers - 1
+        stored = self.tensors()
+        last = self.config.text_config.num_hidden_layers - 1
         read_whole = {
             "model.text_model.norm.weight",
             "model.text_model.layers.0.mlp.down_proj.weight",
             f"model.text_model.layers.{last}.mlp.down_proj.weight",
         }
-        if not read_whole <= where.keys():
-            raise V2LError(
-                f"{printable(self.path)} has no {sorted(read_whole - where.keys())[0]}; name a folder that holds a "
-                "whole SmolVLMForConditionalGeneration"
-            )
         digest = hashlib.sha256(canonical_json(_language_config(self.config)).encode())
-        for name in sorted(where):
-            if not name.startswith(("model.text_model.", "lm_head.")):
-                continue
-            with safe_open(where[name], framework="np") as file:
-                part = file.get_slice(name)
-                line = {"name": name, "shape": part.get_shape(), "dtype": part.get_dtype()}
-            digest.update(canonical_json(line).encode())
-            if name in read_whole:
-                digest.update(_tensor_bytes(where[name], name))
+        with open_tensors({name: stored[name] for name in read_whole}) as slices:
+            for name in sorted(stored):
+                if not name.startswith(("model.text_model.", "lm_head.")):
+                    continue
+                line = {"name": name, "shape": list(stored[name].shape), "dtype": stored[name].dtype}
+                digest.update(canonical_json(line).encode())
+                if name in read_whole:
+                    digest.update(_bytes_of(slices[name][:]))
         return digest.hexdigest()
-
-    def tensor_files(self) -> dict[str, Path]:
-        """Tensor name -> the safetensors file that holds it."""
-        from safetensors import SafetensorError, safe_open
-
-        single = self.path / "model.safetensors"  # which transformers takes first, too
-        if not single.is_file():
-            index = _read_json(self.path / "model.safetensors.index.json", optional=True).get("weight_map")
-            if isinstance(index, dict):
-                return {name: self.path / Path(shard).name for name, shard in index.items()}
-            raise V2LError(
-                f"{printable(self.path)} has no model.safetensors; v2l reads no pickled weights, save the model as "
-                "safetensors"
-            )
-        try:
-            with safe_open(single, framework="np") as file:
-                return dict.fromkeys(file.keys(), single)
-        except SafetensorError as error:
-            raise V2LError(
-                f"{printable(single)} is damaged: {printable(error)}; get another copy of the model"
-            ) from error
 
 
 def find_model(name: str | os.PathLike) -> ModelFolder:
@@ -165,7 +140,7 @@ def find_model(name: str | os.PathLike) -> ModelFolder:
         config = cached_file(PRESETS[name].model, "config.json")
         return _open_folder(config.parent, id=PRESETS[name].model, revision=config.parent.name)
     folder = Path(name)
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # unlike Path.is_dir, it raises for no name
         raise V2LError(
             f"no model folder {printable(name)}; name a folder in the Hugging Face layout or one of "
             f"{', '.join(['tiny', *PRESETS])}"
@@ -199,23 +174,8 @@ def cached_hypernetwork(preset: Preset) -> Path:
 
 
 def _open_folder(path: Path, id: str | None, revision: str | None) -> ModelFolder:
-    from transformers.models.smolvlm.configuration_smolvlm import SmolVLMConfig
-
-    raw = _read_json(path / "config.json")
-    if raw.get("model_type") != "smolvlm":
-        raise V2LError(
-            f"{printable(path)} holds a model of type {printable(raw.get('model_type'))}; v2l works with SmolVLM2 "
-            "(model_type smolvlm)"
-        )
-    try:
-        config = SmolVLMConfig.from_pretrained(path, local_files_only=True)
-    except Exception as error:  # its validation raises classes of several libraries
-        raise V2LError(
-            f"cannot read {printable(path / 'config.json')}: {printable(error)}; get another copy"
-        ) from error
-    stated = raw.get("_name_or_path")
-    stated = stated if isinstance(stated, str) else ""
-    return ModelFolder(path, id or stated or path.resolve().name, revision, config, _geometry(path, config))
+    config, name = read_config(path / "config.json")
+    return ModelFolder(path, id or name or path.resolve().name, revision, config, _geometry(path, config))
 
 
 def _geometry(path: Path, config: Any) -> VisionGeometry:
@@ -223,8 +183,13 @@ def _geometry(path: Path, config: Any) -> VisionGeometry:
     vision, scale = config.vision_config, config.scale_factor
     processor = _image_processor(path)
     size = _edge(processor, "max_image_size") or vision.image_size
+    if size > vision.image_size:
+        raise V2LError(
+            f"{printable(path)} states images of {size:,} pixels for a vision tower that takes {vision.image_size:,}; "
+            "get another copy of the model"
+        )
     patches = size // vision.patch_size
-    if patches < 1 or scale < 1 or patches % scale:
+    if patches < 1 or patches % scale:
         raise V2LError(
             f"{printable(path)} states images of {size} pixels, patches of {vision.patch_size} and a scale factor of "
             f"{scale}, which do not divide; get another copy of the model"
@@ -244,19 +209,17 @@ def _language_config(config: Any) -> dict[str, Any]:
     return {**{name: getattr(text, name) for name in names}, "rope": rope, "tied": config.tie_word_embeddings}
 
 
-def _tensor_bytes(path: Path, name: str) -> bytes:
-    """A tensor's bytes as they stand in the file; torch reads it because numpy knows no bfloat16."""
+def _bytes_of(tensor: Any) -> bytes:
+    """A torch tensor's bytes as they stand in the file; numpy knows no bfloat16."""
     import torch
-    from safetensors import safe_open
 
-    with safe_open(path, framework="pt") as file:
-        return file.get_tensor(name).contiguous().view(torch.uint8).numpy().tobytes()
+    return tensor.contiguous().view(torch.uint8).numpy().tobytes()
 
 
 def _image_processor(path: Path) -> Mapping[str, Any]:
     """The image processor's settings: a file of their own until transformers 5, a part of a larger one since."""
-    own = _read_json(path / "preprocessor_config.json", optional=True)
-    return own or _mapping(_read_json(path / "processor_config.json", optional=True).get("image_processor"))
+    own = read_json(path / "preprocessor_config.json", optional=True)
+    return own or _mapping(read_json(path / "processor_config.json", optional=True).get("image_processor"))
 
 
 def _mapping(value: object) -> Mapping[str, Any]:
@@ -269,20 +232,9 @@ def _edge(settings: Mapping[str, Any], key: str) -> int | None:
     value = value.get("longest_edge") if isinstance(value, Mapping) else value
     if value is None:
         return None
-    if type(value) is not int or not 1 <= value <= 16384:
-        raise V2LError(f"the model folder states {key} = {printable(value)}; it must be a number of pixels")
+    if type(value) is not int or not 1 <= value <= MAX_FRAME_SIZE:
+        raise V2LError(
+            f"the model folder states {key} = {shown(value)}; it must be a number of pixels from 1 to "
+            f"{MAX_FRAME_SIZE:,}"
+        )
     return value
-
-
-def _read_json(path: Path, optional: bool = False) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        if optional:
-            return {}
-        raise V2LError(f"{printable(path)} is missing; name a folder in the Hugging Face layout") from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise V2LError(f"cannot read {printable(path)}: {printable(error)}; get another copy of it") from error
-    if not isinstance(content, dict):
-        raise V2LError(f"{printable(path)} is not a JSON object; get another copy of it")
-    return content

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -17,6 +18,7 @@ from safetensors.torch import load, save
 
 from v2l.errors import V2LError
 from v2l.files import open_regular, printable, unreadable, write_atomically
+from v2l.foreign import shown
 
 METADATA_KEY = "v2l"
 MAX_HEADER_BYTES = 1_000_000
@@ -65,14 +67,17 @@ def read_tensors(
         off once they are found right
     Raises V2LError where the file is too large, damaged, of another make, or does not match its own sha256.
     """
+    read_metadata(path, kind, version, max_bytes)  # refuses a large file of another make before all of it is read
     data = _read_limited(path, kind, max_bytes, max_bytes)
     metadata = _metadata(_header(data, path, kind), path, kind, version)
     try:
         tensors = load(data)
+    except MemoryError as error:
+        raise _too_large(path, len(data)) from error
     except (SafetensorError, ValueError, KeyError, RuntimeError) as error:
         raise damaged(path, kind, printable(error)) from error
     for name, tensor in tensors.items():
-        if not torch.isfinite(tensor).all():
+        if not all_finite(tensor):
             raise damaged(path, kind, f"{printable(name)} holds values that are not finite")
     if metadata.get("sha256") != content_sha256({k: v for k, v in metadata.items() if k != "sha256"}, tensors):
         raise damaged(path, kind, "its content does not match its own sha256")
@@ -83,6 +88,11 @@ def read_metadata(path: str | os.PathLike, kind: str, version: int, max_bytes: i
     """The metadata alone, for a first look: nothing proves yet that the tensors belong to it."""
     data = _read_limited(path, kind, max_bytes, 8 + MAX_HEADER_BYTES)
     return _without_format(_metadata(_header(data, path, kind), path, kind, version))
+
+
+def all_finite(tensor: torch.Tensor) -> bool:
+    """Whether a tensor holds neither infinities nor NaN; one pass, nothing of its size is allocated."""
+    return not tensor.numel() or all(map(math.isfinite, tensor.aminmax()))
 
 
 def _without_format(metadata: Mapping[str, Any]) -> dict[str, Any]:
@@ -101,9 +111,15 @@ def _read_limited(path: str | os.PathLike, kind: str, max_bytes: int, first_byte
             size = os.fstat(file.fileno()).st_size
             if size > max_bytes:
                 raise damaged(path, kind, f"it has {size:,} bytes and a v2l {kind} at most {max_bytes:,}")
-            return file.read(first_bytes)
+            return file.read(min(first_bytes, size))  # Python allocates what is asked for, whatever is there
+    except MemoryError as error:
+        raise _too_large(path, size) from error
     except OSError as error:
         raise unreadable(path, error) from error
+
+
+def _too_large(path: str | os.PathLike, size: int) -> V2LError:
+    return V2LError(f"{printable(path)} has {size:,} bytes, more than the memory holds; free some, or raise its limit")
 
 
 def _header(data: bytes, path: str | os.PathLike, kind: str) -> dict[str, Any]:
@@ -136,5 +152,6 @@ def _metadata(header: Mapping[str, Any], path: str | os.PathLike, kind: str, ver
         raise damaged(path, kind, "its metadata is not in canonical form")
     stated = {"format": metadata.get("format"), "version": metadata.get("version")}
     if canonical_json(stated) != canonical_json({"format": f"v2l-{kind}", "version": version}):  # 1 is not true
-        raise damaged(path, kind, f"it states {printable(stated)}, this v2l reads v2l-{kind} version {version}")
+        what = f"it states {shown(metadata.get('format'))} version {shown(metadata.get('version'))}"
+        raise damaged(path, kind, f"{what}, this v2l reads v2l-{kind} version {version}")
     return metadata

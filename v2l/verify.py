@@ -89,7 +89,7 @@ def weights_sha256(vlm: FrozenVLM) -> str:
     """Of the files that hold the model's weights, in the order of their names: all of their bytes, where the
     fingerprint takes a few tensors'."""
     digest = hashlib.sha256()
-    for path in sorted(set(vlm.folder.tensor_files().values())):
+    for path in sorted({tensor.file for tensor in vlm.folder.tensors().values()}):
         with open_regular(path) as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()

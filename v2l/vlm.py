@@ -104,7 +104,7 @@ class FrozenVLM:
         tokenizer's control tokens, which would otherwise act as one (an `<image>` in a question, say)."""
         for token in self.tokenizer.get_added_tokens_decoder().values() if self.tokenizer else ():
             if token.content in text:
-                raise V2LError(f"{printable(text)!r} holds the control token {token.content}; leave it out")
+                raise V2LError(f"{printable(text)!r} holds the control token {printable(token.content)}; leave it out")
         if any("\ud800" <= char <= "\udfff" for char in text):
             raise V2LError(f"{printable(text)!r} is not UTF-8 text; type it again")
         if not text.strip():

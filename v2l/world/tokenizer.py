@@ -25,6 +25,7 @@ from v2l.prompt import (
     question_text,
     video_text,
 )
+from v2l.tokenizer import WORLD_PIECES
 from v2l.world.questions import PHRASINGS, ask_about, caption
 from v2l.world.scene import COLOURS, KINDS, PLACES, WORDS, sample_story
 
@@ -41,13 +42,11 @@ SPECIAL_TOKENS = (
     *(f"<row_{row}_col_{col}>" for row in range(1, MOST_TILES + 1) for col in range(1, MOST_TILES + 1)),
 )
 VOCABULARY = 896
-_PIECES = r"\nFrame from |\n| ?\p{L}+|\d{1,2}| ?[^\s\p{L}\d]+|\s"
-"""What text is cut into before pairs are merged."""
 
 
 def train_tokenizer() -> Tokenizer:
     """The same tokenizer at every call: numbers two digits at a time, every byte known, the world's words whole."""
-    return byte_level_bpe(_PIECES, VOCABULARY, _texts())
+    return byte_level_bpe(WORLD_PIECES, VOCABULARY, _texts())
 
 
 def byte_level_bpe(pieces: str, vocabulary: int, texts: Iterable[str]) -> Tokenizer:
