@@ -89,7 +89,10 @@ def test_what_a_killed_process_left_is_cleared_away(tmp_path, unswept):
 def test_what_is_being_written_is_left_alone_by_processes_that_cannot_see_the_writer(tmp_path):
     """As from two containers that have one host name and one folder."""
     write = [*other_namespace(), sys.executable, "-c", WRITE]
-    with files.part_of(tmp_path / "clip.peft", is_folder=True) as (made, _), files.atomically(tmp_path / "a.bin") as file:
+    with (
+        files.part_of(tmp_path / "clip.peft", is_folder=True) as (made, _),
+        files.atomically(tmp_path / "a.bin") as file,
+    ):
         file.write(b"mine")
         subprocess.run([*write, tmp_path / "b.bin"], check=True)
         subprocess.run([*write, tmp_path / "a.bin"], check=True)

@@ -14,6 +14,7 @@ import re
 import secrets
 import shutil
 import stat
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,7 @@ try:
 except ImportError:  # not on Windows
     fcntl = None
 
-# Identity ----------------------------------------------------------------------------------------------------------
+# Identity and time -------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,16 @@ def identify(path: str | os.PathLike) -> FileIdentity:
             return FileIdentity(path.name, os.fstat(file.fileno()).st_size, digest)
     except OSError as error:
         raise unreadable(path, error) from error
+
+
+ROUNDING_NS = 2 * 10**9
+"""Nanoseconds by which a file's times may precede the change that they record: FAT counts in steps of two seconds."""
+
+
+def time_of_check() -> int:
+    """The time, in nanoseconds, to record for a look at a file that begins now: every later change to the file has a
+    later time, however the file system rounds it."""
+    return time.time_ns() - ROUNDING_NS
 
 
 def open_regular(path: str | os.PathLike) -> BinaryIO:
@@ -92,7 +103,7 @@ def atomically(path: str | os.PathLike, modified_ns: int | None = None) -> Itera
     then, so that a reader, a crash or a full disk never meets half of it. What stood there before stays until the new
     file is safely on disk, and leaves its permissions to it. What a killed process left in that folder is removed.
 
-    modified_ns: the file's modification time in nanoseconds; the present where None, or where the file system takes none
+    modified_ns: modification time of the file in nanoseconds; now if None, or if the file system refuses it
 
     Raises V2LError for every OSError, the block's too."""
     path = Path(path)
@@ -165,12 +176,26 @@ def _set_mode(handle: int | None, mode: int | None) -> None:
 
 def make_folder(folder: Path) -> None:
     """Makes it, and those that it stands in, unless it is there. Raises V2LError."""
+    missing = []
+    place = folder
+    while not os.path.isdir(place) and place != place.parent:
+        missing.append(place)
+        place = place.parent
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        for each in reversed(missing):  # no recursion, as in pathlib: they may be nested deeper than Python's calls
+            _make_folder(each)
     except OSError as error:
         raise V2LError(
             f"cannot make the folder {printable(folder)}: {error.strerror}; check the place and its permissions"
         ) from error
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        os.mkdir(folder)
+    except FileExistsError:
+        if not os.path.isdir(folder):
+            raise
 
 
 def append_line(path: Path, line: str) -> None:

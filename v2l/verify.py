@@ -8,6 +8,7 @@ which every adapter of a hypernetwork has in common.
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass
 
 import torch
@@ -38,6 +39,11 @@ class Effect:
     tokens: float
 
     @property
+    def is_finite(self) -> bool:
+        """Whether the model still computes with numbers."""
+        return math.isfinite(self.divergence) and math.isfinite(self.largest)
+
+    @property
     def is_there(self) -> bool:
         """Whether it is more than rounding."""
         return self.divergence > NOTHING
@@ -55,6 +61,8 @@ class Verdict:
     @property
     def trouble(self) -> str | None:
         """What is wrong, in a line; None where the adapter is sound."""
+        if not (self.on_model.is_finite and self.over_bias.is_finite):
+            return "its factors are so large that the model's numbers are not finite; encode the video again"
         if not self.on_model.is_there:
             return "it changes nothing in the model it was made for; encode the video again"
         if not self.over_bias.is_there:
