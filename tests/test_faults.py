@@ -244,7 +244,15 @@ def encode_while(happens, video, output, model_folder, vlm, hypernetwork):
     return outcome
 
 
-@pytest.mark.parametrize("happens", [Path.unlink, cut_short, grow, replaced, its_folder_vanishes])
+def rewritten_with_its_old_date(video):
+    status, content = video.stat(), video.read_bytes()
+    video.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    os.utime(video, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+@pytest.mark.parametrize(
+    "happens", [Path.unlink, cut_short, grow, replaced, rewritten_with_its_old_date, its_folder_vanishes]
+)
 def test_a_video_that_changes_while_it_is_read_fails_and_nothing_is_written(
     happens, tmp_path, videos, model_folder, vlm, hypernetwork
 ):
@@ -255,6 +263,14 @@ def test_a_video_that_changes_while_it_is_read_fails_and_nothing_is_written(
         assert outcome.status == "failed" and "talk.mp4" in outcome.note and outcome.note.isprintable()
         assert video.parent.exists() == (happens is not its_folder_vanishes)
         assert not list(tmp_path.rglob("*.part")) + list(tmp_path.rglob(f"*{SUFFIX}"))
+
+
+def test_a_video_that_only_gets_other_permissions_is_encoded(tmp_path, videos, model_folder, vlm, hypernetwork):
+    video = fill(tmp_path, talk=videos[0]) / "talk.mp4"
+    outcome = encode_while(
+        lambda _: video.chmod(0o600), video, tmp_path / f"x{SUFFIX}", model_folder, vlm, hypernetwork
+    )
+    assert outcome.status == "encoded"
 
 
 def test_a_folder_for_adapters_that_vanishes_is_made_again(tmp_path, videos, model_folder, vlm, hypernetwork):

@@ -11,7 +11,7 @@ from typing import Any
 from v2l.adapter import Adapter, check_rank
 from v2l.choice import Choice
 from v2l.composition import compose
-from v2l.errors import ModelError, V2LError
+from v2l.errors import ModelError, V2LError, reason
 from v2l.files import check_name, make_folder, printable
 from v2l.pipeline import Begun, begin, finish
 from v2l.sampling import Reading
@@ -154,8 +154,7 @@ def _guarded(target: Target, work: Callable[[], Any]) -> Any:
     except V2LError as error:
         return Outcome(target, "failed", str(error))
     except Exception as error:  # decoders and devices raise classes of their own
-        first_line = (str(error).splitlines() or [""])[0]
-        return Outcome(target, "failed", f"{type(error).__name__}: {printable(first_line)}")
+        return Outcome(target, "failed", printable(reason(error)))
 
 
 def _check_total_rank(first: Outcome, segments: int) -> None:

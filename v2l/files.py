@@ -55,8 +55,8 @@ ROUNDING_NS = 2 * 10**9
 
 
 def time_of_check() -> int:
-    """The time, in nanoseconds, to record for a look at a file that begins now: every later change to the file has a
-    later time, however the file system rounds it."""
+    """Returns the time in nanoseconds to record for a check of a file that starts now. Every later change of the file
+    has a later time, however the file system rounds it."""
     return time.time_ns() - ROUNDING_NS
 
 
@@ -101,7 +101,7 @@ def write_atomically(path: str | os.PathLike, data: bytes, modified_ns: int | No
 def atomically(path: str | os.PathLike, modified_ns: int | None = None) -> Iterator[BinaryIO]:
     """A file to write into, which stands at `path` where the block ends well: a temporary one in the same folder until
     then, so that a reader, a crash or a full disk never meets half of it. What stood there before stays until the new
-    file is safely on disk, and leaves its permissions to it. What a killed process left in that folder is removed.
+    file is safely on disk. The new file keeps the permissions of the one that it replaces.
 
     modified_ns: modification time of the file in nanoseconds; now if None, or if the file system refuses it
 
@@ -175,27 +175,21 @@ def _set_mode(handle: int | None, mode: int | None) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """Makes it, and those that it stands in, unless it is there. Raises V2LError."""
-    missing = []
-    place = folder
-    while not os.path.isdir(place) and place != place.parent:
+    """Creates a folder and its parents unless they exist. Raises V2LError."""
+    missing, place = [], folder
+    while not os.path.isdir(place) and place != place.parent:  # pathlib recurses, and nested folders may be too many
         missing.append(place)
         place = place.parent
     try:
-        for each in reversed(missing):  # no recursion, as in pathlib: they may be nested deeper than Python's calls
-            _make_folder(each)
+        for each in reversed(missing):
+            with contextlib.suppress(FileExistsError):  # another process was quicker, or it is no folder
+                os.mkdir(each)
+        if not os.path.isdir(folder):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
     except OSError as error:
         raise V2LError(
             f"cannot make the folder {printable(folder)}: {error.strerror}; check the place and its permissions"
         ) from error
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        os.mkdir(folder)
-    except FileExistsError:
-        if not os.path.isdir(folder):
-            raise
 
 
 def append_line(path: Path, line: str) -> None:
@@ -229,11 +223,11 @@ def unwritable(path: str | os.PathLike, error: OSError) -> V2LError:
 
 
 MAX_NAME_BYTES = 255
-"""Of one file name, on nearly every file system."""
+"""The longest file name on nearly every file system."""
 
 
 def check_name(path: Path) -> None:
-    """Raises V2LError where the file system says that a file to be written has too long a name; touches nothing."""
+    """Raises V2LError if the file system would refuse to create `path` because of its length. Creates nothing."""
     there = path.parent
     while not os.path.exists(there) and there != there.parent:
         there = there.parent
@@ -250,7 +244,7 @@ def _too_long(path: Path) -> V2LError:
     if size > MAX_NAME_BYTES:
         what = f"its name has {size} bytes and file systems take {MAX_NAME_BYTES}"
     else:
-        what = f"its path has {len(os.fsencode(os.path.abspath(path))):,} bytes, more than the system takes"
+        what = f"its path has {len(os.fsencode(path)):,} bytes, more than the system takes"
     return V2LError(f"cannot write {printable(path.name)}: {what}; give a shorter one with -o")
 
 
@@ -263,11 +257,11 @@ _swept: set[str] = set()
 
 
 def try_lock(handle: int) -> bool:
-    """Locks an open file or folder against other processes, without waiting; False where another holds it.
+    """Tries to lock an open file or folder, without waiting. Returns False if another process holds the lock.
 
-    The lock belongs to the open file: it goes when that is closed, or when its process ends, however it ends. Process
-    ids, which two containers count apart, play no part in it. Raises OSError where the system or the file system has no
-    such locks.
+    The lock belongs to the open file: it is released when the file is closed or its process ends, however it ends.
+    Process ids play no part, because two containers number their processes independently. Raises OSError if the system
+    or the file system has no such locks.
     """
     if fcntl is None:
         raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
@@ -280,11 +274,11 @@ def try_lock(handle: int) -> bool:
 
 @contextlib.contextmanager
 def part_of(path: Path, is_folder: bool = False, private: bool = False) -> Iterator[tuple[Path, int | None]]:
-    """A new and empty temporary file, or folder, in the folder of `path`, and an open handle of it: locked for the
-    length of the block, so that nobody sweeps it away, and removed at its end unless it has been renamed. There is no
-    handle where the system has no locks. Raises OSError.
+    """Creates an empty temporary file or folder beside `path` and removes it at the end of the block unless it was
+    renamed. Yields its path and an open handle that holds a lock, so that no other process sweeps it away. The handle
+    is None if the system has no locks. Raises OSError.
 
-    private: for the owner's eyes alone; else as the umask says
+    private: accessible to its owner only; otherwise the umask decides
     """
     while True:
         part = _part_name(path)
@@ -305,7 +299,7 @@ def part_of(path: Path, is_folder: bool = False, private: bool = False) -> Itera
 
 
 def _part_name(path: Path) -> Path:
-    """A new name in the folder of `path`; file systems count bytes, not characters."""
+    """A new name beside `path`, short enough in bytes, which is what file systems count."""
     beginning = os.fsencode(path.name)[:100].decode("utf-8", "ignore")
     return path.with_name(f".{beginning}.{secrets.token_hex(4)}{_PART_END}")
 
@@ -313,16 +307,19 @@ def _part_name(path: Path) -> Path:
 def _make_part(part: Path, is_folder: bool, private: bool) -> int | None:
     if is_folder:
         os.mkdir(part, 0o700 if private else 0o777)
-        return None if fcntl is None else os.open(part, os.O_RDONLY)
+        try:
+            return None if fcntl is None else os.open(part, os.O_RDONLY)
+        except FileNotFoundError as error:  # swept before it could be locked
+            raise FileExistsError from error
     handle = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600 if private else 0o666)
-    if fcntl is None:  # nor can an open file be renamed there
+    if fcntl is None:  # such a system does not rename open files either
         os.close(handle)
         return None
     return handle
 
 
 def _locked(handle: int, part: Path) -> bool:
-    """Locks a new temporary; False where another process was quicker and took it for a dead one's."""
+    """Locks a new temporary file. Returns False if another process took it for an abandoned one before."""
     try:
         return try_lock(handle) and os.path.lexists(part)
     except OSError:  # a file system without locks, on which nobody sweeps
@@ -331,7 +328,7 @@ def _locked(handle: int, part: Path) -> bool:
 
 @contextlib.contextmanager
 def _held(folder: Path) -> Iterator[None]:
-    """Keeps others from sweeping a folder away that is about to get a temporary name."""
+    """Locks a folder that gets a temporary name, so that no other process sweeps it away."""
     if fcntl is None:
         yield
         return
@@ -345,8 +342,8 @@ def _held(folder: Path) -> Iterator[None]:
 
 
 def sweep(folder: Path) -> None:
-    """Removes the temporary files that killed processes of this machine left, once a process and folder: those that no
-    living process has locked. What cannot be locked or removed is left alone."""
+    """Removes the temporary files of this machine that no process has locked, which is what killed processes leave.
+    Looks once per process and folder. Ignores what cannot be locked or removed."""
     place = os.path.abspath(folder)
     if place in _swept or fcntl is None:
         return
