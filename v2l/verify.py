@@ -83,8 +83,10 @@ def verify(adapter: Adapter, vlm: FrozenVLM) -> Verdict:
 
 
 def _logits(vlm: FrozenVLM) -> torch.Tensor:
-    """(tokens of all probes, vocabulary), float32."""
-    return torch.cat([vlm.logits(vlm.tokenize(question_text(probe))).float() for probe in PROBES])
+    """(tokens of all probes, vocabulary), float32; NaN for a token whose logits are all equal, because its hidden state
+    overflowed in the last norm."""
+    logits = torch.cat([vlm.logits(vlm.tokenize(question_text(probe))).float() for probe in PROBES])
+    return logits.masked_fill((logits == logits[:, :1]).all(-1, keepdim=True), math.nan)
 
 
 def _effect(before: torch.Tensor, after: torch.Tensor) -> Effect:

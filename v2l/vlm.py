@@ -229,8 +229,8 @@ class FrozenVLM:
         for_speed: stop neither at the end of an answer nor at the model's last position: only the time is of interest
 
         Yields the B ids of each step as they are chosen; ends when every row has ended or after `max_new_tokens`.
-        What a row says after its own end means nothing. Raises V2LError past the model's positions, and where the
-        hidden states are not finite, as under an adapter of huge factors.
+        What a row says after its own end means nothing. Raises V2LError past the model's positions, and if hidden
+        states overflow, as under an adapter with huge factors.
         """
         cache = self.new_cache() if cache is None else cache
         before = cache.get_seq_length()
@@ -255,13 +255,15 @@ class FrozenVLM:
                 use_cache=True,
             ).last_hidden_state[rows, chosen]
             tokens = self.lm_head(hidden).argmax(-1)  # (B,)
-            *chosen_ids, finite = torch.cat([tokens, torch.isfinite(hidden).all()[None]]).tolist()  # one transfer
-            if not (finite or for_speed):
+            # the last norm gives NaN for infinite states, and nothing but zeros for those whose squares are infinite
+            sound = (torch.isfinite(hidden).all(-1) & hidden.any(-1)).all()
+            *ids, is_sound = torch.cat([tokens, sound[None]]).tolist()  # one transfer
+            if not (is_sound or for_speed):
                 raise V2LError(
                     f"the model's numbers exceed {str(self.dtype).removeprefix('torch.')}, so there is no answer; use "
                     "less of the adapter with a lower --strength (strength= in Python), or another --dtype"
                 )
-            yield chosen_ids
+            yield ids
             ended |= torch.isin(tokens, stops)
             if ended.all() and not for_speed:
                 return
