@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-BY_NAME = ("mkdir", "rename", "replace", "chmod", "unlink", "rmdir", "truncate", "link", "symlink")
+BY_NAME = ("mkdir", "rename", "replace", "chmod", "fchmod", "unlink", "rmdir", "truncate", "link", "symlink")
 CLEARING = ("unlink", "rmdir")
 """What a full disk still does; only a broken one fails at it."""
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -86,10 +87,25 @@ def plain_answers(shelf, speaker, tmp_path_factory):
     return one.end(), unheard.end()
 
 
-def test_one_answer_is_printed_as_it_is_and_needs_no_opencv(plain_answers, shelf):
+def test_one_answer_is_printed_with_its_line_ends_and_needs_no_opencv(plain_answers, shelf):
     done, _ = plain_answers
     assert (done.code, done.err) == (0, "")
-    assert done.out == shelf[1](ONE, QUESTION) + "\n"
+    assert done.out == inert(shelf[1](ONE, QUESTION)) + "\n"
+
+
+def test_raw_answers_keep_their_control_characters(shelf, speaker):
+    folder, answer = shelf
+    one = run("ask", ONE, QUESTION, "--raw", *TOKENS, cwd=folder, model=speaker[0])
+    assert (one.code, one.out) == (0, answer(ONE, QUESTION) + "\n")
+    assert inert(one.out) != one.out
+    table = run("ask", ONE, QUESTION, "who?", "--raw", *TOKENS, cwd=folder, model=speaker[0])
+    assert table.lines[0] == tab_separated(ONE, QUESTION, answer(ONE, QUESTION))
+
+
+def test_what_is_escaped_can_control_nothing_and_what_text_needs_is_kept():
+    assert inert("a\x1b[2J\x9b\r\x00\u202e\ufeff\u2028") == r"a\x1b[2J\x9b\r\x00\u202e\ufeff\u2028"
+    kept = "tab\tline\n12\u00a0h, 全\u3000角, می\u200cکنم, 👩\u200d🚀 back\\slash"
+    assert inert(kept) == kept
 
 
 def test_a_reader_that_left_gets_no_traceback(plain_answers):
@@ -121,7 +137,7 @@ def test_several_answers_are_lines_of_tabs_in_the_order_of_adapters_and_question
     assert [row[0] for row in rows] == [name for name in (B, C, ONE) for _ in questions]
     assert {row[1] for row in rows} == {tab_separated(question) for question in questions}
     assert sorted(map(tuple, rows)) == sorted(
-        (name, tab_separated(question), tab_separated(answer(name, question)))
+        (name, tab_separated(question), inert(tab_separated(answer(name, question))))
         for name in (B, C, ONE)
         for question in questions
     )
@@ -159,6 +175,7 @@ def test_a_video_is_encoded_first_where_its_adapter_is_missing_or_stale(tmp_path
     here = fill(tmp_path, **{"new one": videos[0], "stale": videos[1], "current": videos[2]})
     v2l.encode(videos[0], vlm, hypernetwork).save(here / f"stale{SUFFIX}")
     v2l.encode(here / "current.mp4", vlm, hypernetwork).save(here / f"current{SUFFIX}")
+    os.utime(here / f"current{SUFFIX}")  # made long after its video
     kept = (here / f"current{SUFFIX}").stat().st_mtime_ns
     done = run("ask", "new one.mp4", "stale.mp4", "current.mp4", QUESTION, *TOKENS, cwd=here, model=path)
     assert done.code == 0
@@ -167,7 +184,7 @@ def test_a_video_is_encoded_first_where_its_adapter_is_missing_or_stale(tmp_path
     for name, line in zip(names, done.lines, strict=True):
         adapter = v2l.Adapter.load(here / f"{name}{SUFFIX}")
         assert adapter.description.segments[0].source.name == f"{name}.mp4"
-        assert line.split("\t")[2] == tab_separated(v2l.ask(adapter, QUESTION, vlm, 12))
+        assert line.split("\t")[2] == inert(tab_separated(v2l.ask(adapter, QUESTION, vlm, 12)))
     assert (here / f"current{SUFFIX}").stat().st_mtime_ns == kept
     (note,) = done.notes
     assert note.startswith(f"stale{SUFFIX}: ")

@@ -1,10 +1,16 @@
 """Videos that cannot be read, machines that lack something, readers that leave, people who press Ctrl-C."""
 
 import os
+import shutil
 import signal
+import subprocess
+import sys
+import tempfile
 import wave
+from pathlib import Path
 
 import pytest
+import torch
 from terminal import (
     LIBGL_MISSING,
     SUFFIX,
@@ -19,6 +25,10 @@ from terminal import (
 )
 
 import v2l
+from v2l import batch
+from v2l.choice import Choice
+from v2l.sampling import Reading
+from v2l.targets import Destination, Target, adapters_in, find_targets
 
 ADDRESS = "http://example.org/a.mp4"
 UNDECODABLE = os.fsdecode(b"na\xffme.mp4")
@@ -144,6 +154,113 @@ def test_nobody_reads_stdout_any_more_and_the_files_are_written_all_the_same(cut
     assert counts(done.err.strip()) == {"encoded": 3}
     for name in "abc":
         v2l.Adapter.load(here / f"{name}{SUFFIX}")
+
+
+# Folders and names --------------------------------------------------------------------------------------------------
+
+
+def nest(folder, names):
+    """Folders in one another, however long their path becomes."""
+    home = os.getcwd()
+    try:
+        os.chdir(folder)
+        for name in names:
+            os.mkdir(name)
+            os.chdir(name)
+        return os.open(".", os.O_RDONLY)
+    finally:
+        os.chdir(home)
+
+
+@pytest.fixture(scope="module")
+def odd_tree(videos, model_folder):
+    """A tree with all that stops a walk: a folder without permission, one beyond the longest path, 1,200 nested ones,
+    and a video whose adapter's name the file system does not take; encoded into another folder."""
+    home = Path(tempfile.mkdtemp(prefix="v2l-odd-"))  # not pytest's own, which it would fail to remove
+    try:
+        fill_oddly(fill(home / "tree", a=videos[0], z=videos[0]), videos[0])
+        words = ["encode", "-r", "tree", "--output-dir", "out"]
+        yield Running(*words, cwd=home, model=model_folder, prepare=obey_permissions).end()
+    finally:
+        subprocess.run(["chmod", "-R", "u+rwx", home], check=True)
+        subprocess.run(["rm", "-rf", home], check=True)
+
+
+def fill_oddly(folder, video):
+    nested = nest(folder, ["nested", *"d" * 1200])
+    long = nest(folder, ["long", *["e" * 250] * 20])
+    for place in (nested, long):
+        shutil.copyfile(video, f"/proc/self/fd/{place}/deep.mp4")
+        os.close(place)
+    fill(folder / "lost+found", unseen=video)
+    fill(folder / "named", **{"漢" * 75: video, "字" * 81: video})
+    (folder / "lost+found").chmod(0)
+
+
+def test_no_folder_stops_the_walk_over_the_others(odd_tree):
+    nested = "/".join(["nested", *"d" * 1200])
+    assert odd_tree.code == 1
+    assert odd_tree.lines == [f"out/{name}{SUFFIX}" for name in ("a", "z", f"named/{'漢' * 75}", f"{nested}/deep")]
+    assert counts(odd_tree.notes[-1]) == {"encoded": 4, "failed": 3}
+
+
+def test_what_was_left_out_of_a_tree_is_a_line_each(odd_tree):
+    long, lost, named = sorted(line for line in odd_tree.notes if line.startswith("v2l: error: "))
+    assert "tree/lost+found" in lost and "ermission" in lost
+    assert "tree/long/" in long and "path is longer than the system takes" in long
+    assert "字" in named and f"has {81 * 3 + len(SUFFIX)} bytes and file systems take 255" in named and "-o" in named
+
+
+def test_a_name_that_is_too_long_is_refused_before_the_video_is_looked_at(tmp_path, model_folder):
+    """What stands there is no video at all, and nobody finds out."""
+    name = "x" * 241 + ".mp4"
+    (tmp_path / name).write_text("no video")
+    for options, place, size in (
+        (batch.EncodeOptions(Reading()), tmp_path / "new" / "er", 257),
+        (batch.EncodeOptions(Reading(), segments=2), tmp_path, 261),
+    ):
+        (target,) = find_targets([tmp_path / name], Destination(folder=place), Reading())
+        (outcome,) = batch.encode_targets([target], options, Choice(str(model_folder), "option"), lambda *_: None)
+        assert outcome.status == "failed"
+        assert f"has {size} bytes and file systems take 255; give a shorter one with -o" in outcome.note
+    assert tree(tmp_path) == [name]
+
+
+def test_a_folder_of_adapters_that_cannot_be_listed_is_one_line(tmp_path):
+    with pytest.raises(v2l.V2LError, match=r"cannot list .*: Not a directory"):
+        adapters_in(fill(tmp_path, talk=Path(__file__)) / "talk.mp4")
+
+
+# Surroundings -------------------------------------------------------------------------------------------------------
+
+
+def test_a_folder_that_was_deleted_is_the_reason_given(tmp_path, videos, model_folder):
+    """The libraries below torch would end the process with a remark about themselves."""
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    done = Running("info", videos[0], cwd=gone, model=model_folder, prepare=gone.rmdir).end()
+    assert (done.code, done.out) == (1, "")
+    assert done.notes == ["v2l: error: the folder that this was started in is not there any more; cd to one that is"]
+
+
+def test_python_without_docstrings_is_the_reason_given():
+    """Without them transformers fails over the first model, and prints what it thinks of that to standard output."""
+    words = "from v2l import errors, models\nwith errors.errors_in_one_line():\n    models.find_model('tiny')"
+    done = subprocess.run([sys.executable, "-OO", "-c", words], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (1, "") and "PYTHONOPTIMIZE=2" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_want_of_memory_is_the_reason_given(tmp_path, videos, model_folder, vlm, hypernetwork, monkeypatch):
+    def none(*_):
+        raise MemoryError
+
+    choice = Choice(str(model_folder), "option")
+    choice.vlm, choice.hypernetwork = vlm, hypernetwork
+    monkeypatch.setattr(torch, "cat", none)
+    target = Target(videos[0], tmp_path / f"a{SUFFIX}")
+    (outcome,) = batch.encode_targets([target], batch.EncodeOptions(Reading()), choice, lambda *_: None)
+    assert outcome.status == "failed" and "out of memory" in outcome.note
 
 
 SLOW_SETTINGS = ["--frames", "24", "--fps", "8", "--resolution", "192"]

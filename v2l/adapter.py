@@ -13,10 +13,10 @@ from dataclasses import dataclass, replace
 import torch
 
 from v2l.errors import V2LError
-from v2l.files import FileIdentity, printable
+from v2l.files import FileIdentity, printable, unreadable
 from v2l.records import from_json, to_json
 from v2l.sampling import Reading
-from v2l.sealed import content_sha256, damaged, read_tensors, write_tensors
+from v2l.sealed import MAX_HEADER_BYTES, content_sha256, damaged, read_tensors, write_tensors
 
 VERSION = 1
 MAX_RANK = 512
@@ -119,11 +119,14 @@ class Adapter:
     """A LoRA adapter for `mlp.down_proj` of every decoder layer: a layer's output changes by (x a^T) b.
 
     a: (L, R, d_in), b: (L, R, d_out), float32 or bfloat16, `lora_alpha` folded into b
+    checked_ns: time in nanoseconds at which the video was last known to be the one described; None if unknown. Not
+        part of the file's content, but its modification time, which staleness.py compares with the video's times
     """
 
     a: torch.Tensor
     b: torch.Tensor
     description: Description
+    checked_ns: int | None = None
 
     def __post_init__(self) -> None:
         if self.a.dtype != self.b.dtype or self.a.dtype not in _DTYPE_NAMES or self.a.shape[:2] != self.b.shape[:2]:
@@ -148,14 +151,28 @@ class Adapter:
         return content_sha256(self._metadata(), self.named_tensors())
 
     def save(self, path: str | os.PathLike) -> None:
-        """Writes the adapter file, whole or not at all; the same adapter gives the same bytes. Raises V2LError where
-        it cannot."""
-        write_tensors(path, self.named_tensors(), self._metadata())
+        """Writes the adapter file, whole or not at all; the same adapter gives the same bytes. Raises V2LError if it
+        cannot be written, or if `load` would refuse it."""
+        try:
+            _check_description(from_json(Description, to_json(self.description), "metadata"))
+            if not (torch.isfinite(self.a).all() and torch.isfinite(self.b).all()):
+                raise ValueError("its factors are not all finite")
+            if self.a.nbytes + self.b.nbytes + MAX_HEADER_BYTES > MAX_FILE_BYTES:
+                raise ValueError(f"it would have more than {MAX_FILE_BYTES:,} bytes")
+        except ValueError as error:
+            raise V2LError(
+                f"the adapter {printable(path)} was not written, v2l could not read it again: {printable(error)}"
+            ) from error
+        write_tensors(path, self.named_tensors(), self._metadata(), self.checked_ns)
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> Adapter:
         """Reads an adapter file onto the CPU. Raises V2LError where it is missing, damaged, of another version, or
         anything in it is not as version 1 says."""
+        try:
+            checked_ns = os.stat(path).st_mtime_ns
+        except OSError as error:
+            raise unreadable(path, error) from error
         tensors, metadata = read_tensors(path, "adapter", VERSION, MAX_FILE_BYTES)
         dtype = metadata.pop("dtype", None)
         metadata.pop("sha256")
@@ -167,7 +184,7 @@ class Adapter:
             a, b = _stack(tensors, description.rank)
         except ValueError as error:
             raise damaged(path, "adapter", printable(error)) from error
-        return cls(a, b, description)
+        return cls(a, b, description, checked_ns)
 
     def _metadata(self) -> dict:
         return {

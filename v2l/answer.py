@@ -94,11 +94,12 @@ def stream(
     max_new_tokens: the longest answer; strength: how much of the adapter to wear, 1 as made
     whole: wear all segments of a composed adapter, even where the question asks about one time ("at 12:30"), which
         those that show it answer alone
-    Raises V2LError where the adapter was made for another model, or the question is empty or holds control tokens.
+    Raises V2LError where the adapter was made for another model, the question is empty, too long or holds control
+        tokens, or the adapter is so strong that the model's numbers are not finite.
     """
     clock = _Clock(asked=time.perf_counter())
     check_fits(adapter, vlm)
-    prompt = question_embeddings(question, vlm)
+    prompt = question_embeddings(question, vlm, max_new_tokens)
     worn = adapter if whole else worn_for(adapter, question)
     using = applied(vlm, worn, strength, merged=False)  # for one question merging would not pay
     pieces = _pieces(prompt, vlm, max_new_tokens, clock, using)
@@ -122,6 +123,7 @@ def stream_in_context(
     question = vlm.check_user_text(question)
     seen = see_video(path, vlm, fill_reading(reading or Reading(), TrainedWith(), vlm.geometry))
     ids = video_ids(seen, vlm, question, answer=True)
+    vlm.check_length(len(ids), max_new_tokens)
     prompt = vlm.embed(ids, seen.images)
     pieces = _pieces(prompt, vlm, max_new_tokens, clock, vlm.exclusively("answering in context"))
     return Stream(pieces, clock, len(prompt), visual_tokens=int((ids == vlm.image_token_id).sum()))
@@ -189,7 +191,7 @@ def answer_each(
 ) -> list[Answer]:
     """`ask_each` with the counts and times of each answer; strength: how much of the adapters to wear."""
     asked = time.perf_counter()
-    prompts = [question_embeddings(question, vlm) for question in questions]
+    prompts = [question_embeddings(question, vlm, max_new_tokens) for question in questions]
     if adapters is not None and len(adapters) != len(prompts):
         raise V2LError(f"{len(adapters)} adapters and {len(prompts)} questions were given; give one question for each")
     if not prompts:
@@ -218,16 +220,22 @@ def ask_each_in_context(
     answers = []
     for start in range(0, len(questions), QUESTIONS_AT_ONCE):
         some = questions[start : start + QUESTIONS_AT_ONCE]
-        prompts = [vlm.embed(video_ids(seen, vlm, question, answer=True), seen.images) for question in some]
+        ids = [video_ids(seen, vlm, question, answer=True) for question in some]
+        vlm.check_length(max(map(len, ids)), max_new_tokens)
+        prompts = [vlm.embed(each, seen.images) for each in ids]
         with vlm.exclusively("answering in context"):
             found = _answers(prompts, vlm, max_new_tokens, asked=time.perf_counter())
         answers += [answer.text for answer in found]
     return answers
 
 
-def question_embeddings(question: str, vlm: FrozenVLM) -> torch.Tensor:
-    """(T, D): the prompt of a question without a video. It cannot hold a visual token, whatever the question says."""
-    return vlm.embed(vlm.tokenize(question_text(vlm.check_user_text(question))))
+def question_embeddings(question: str, vlm: FrozenVLM, max_new_tokens: int = 0) -> torch.Tensor:
+    """(T, D): the prompt of a question without a video. It cannot hold a visual token, whatever the question says.
+    Raises V2LError, before it takes any memory, where the prompt and so many new tokens exceed the model's positions.
+    """
+    ids = vlm.tokenize(question_text(vlm.check_user_text(question)))
+    vlm.check_length(len(ids), max_new_tokens)
+    return vlm.embed(ids)
 
 
 def _answers(prompts: Sequence[torch.Tensor], vlm: FrozenVLM, max_new_tokens: int, asked: float) -> list[Answer]:

@@ -11,8 +11,8 @@ from typing import Any
 from v2l.adapter import Adapter, check_rank
 from v2l.choice import Choice
 from v2l.composition import compose
-from v2l.errors import ModelError, V2LError
-from v2l.files import make_folder, printable
+from v2l.errors import ModelError, V2LError, reason
+from v2l.files import check_name, make_folder, printable
 from v2l.pipeline import Begun, begin, finish
 from v2l.sampling import Reading
 from v2l.staleness import Wanted, judge
@@ -81,6 +81,7 @@ def _encode_segments(
         yield _nothing(target)
         return
     try:
+        check_name(target.segment(0).output)
         readings = cut(target.video, options.reading, options.segments, options.segment_seconds)
     except V2LError as error:
         yield Outcome(target, "failed", str(error))
@@ -153,8 +154,7 @@ def _guarded(target: Target, work: Callable[[], Any]) -> Any:
     except V2LError as error:
         return Outcome(target, "failed", str(error))
     except Exception as error:  # decoders and devices raise classes of their own
-        first_line = (str(error).splitlines() or [""])[0]
-        return Outcome(target, "failed", f"{type(error).__name__}: {printable(first_line)}")
+        return Outcome(target, "failed", printable(reason(error)))
 
 
 def _check_total_rank(first: Outcome, segments: int) -> None:
@@ -166,6 +166,7 @@ def _check_total_rank(first: Outcome, segments: int) -> None:
 
 def _begin_one(target: Target, options: EncodeOptions, choice: Choice) -> Outcome | tuple[Target, Begun, str]:
     """What is to be done about a video: its outcome where that is nothing, else the video begun, and why."""
+    check_name(target.output)
     reading = fill_reading(options.reading, choice.origin.trained_with, choice.folder.geometry)
     reason = ""
     if not options.overwrite:

@@ -189,6 +189,7 @@ def ask(
         bool, typer.Option("--whole", help="All segments answer, whatever time a question asks about.")
     ] = False,
     no_stream: Annotated[bool, typer.Option("--no-stream", help="Whole answers only.")] = False,
+    raw: Annotated[bool, typer.Option("--raw", help="Answers' control characters as they are, not escaped.")] = False,
     model: Model = None,
     hypernetwork: HypernetworkFile = None,
     device: Device = None,
@@ -199,11 +200,11 @@ def ask(
 ) -> None:
     """Answer questions about encoded videos.
 
-    Text alone goes in, not one visual token. One answer is printed as it is; several as adapter, question and answer,
-    separated by tabs. Of an adapter composed of segments, a question about one time ("at 12:30") is answered by those
-    that show it. Without a question, on a terminal, a chat begins (Ctrl-D ends it); each question stands for
-    itself. --frames, --fps, --start, --end and --resolution are for videos: those given by name, encoded first where
-    needed, and those asked in context.
+    Text alone goes in, not one visual token. One answer is printed with its line ends; several as adapter, question and
+    answer, separated by tabs. Control characters are escaped. Of an adapter composed of segments, a question about one
+    time ("at 12:30") is answered by those that show it. Without a question, on a terminal, a chat begins (Ctrl-D ends
+    it); each question stands for itself. --frames, --fps, --start, --end and --resolution are for videos: those given
+    by name, encoded first where needed, and those asked in context.
     """
     with command(as_json, quiet, debug) as display:
         check_above_zero("--fps", fps)
@@ -218,7 +219,7 @@ def ask(
             [*(words or [])],
             [*(question or [])],
             [*(in_context or [])],
-            Manner(max_new_tokens, strength, whole, Reading(frames, fps, start, end, resolution)),
+            Manner(max_new_tokens, strength, whole, Reading(frames, fps, start, end, resolution), raw),
             commands.choice(model, hypernetwork, device, dtype),
             display,
             streaming=not no_stream,

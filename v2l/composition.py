@@ -42,7 +42,9 @@ def compose(adapters: Sequence[Adapter], rank: int | None = None) -> Adapter:
     description = dataclasses.replace(first, segments=segments, blocks=blocks)
     check_rank(description.rank)
     bias_a, bias_b = _bias(adapters[0])
-    return Adapter(torch.cat([a, bias_a], dim=1), torch.cat([b, bias_b], dim=1), description)
+    checked = [adapter.checked_ns for adapter in adapters]
+    oldest = None if None in checked else min(checked)
+    return Adapter(torch.cat([a, bias_a], dim=1), torch.cat([b, bias_b], dim=1), description, oldest)
 
 
 def segments_alone(adapter: Adapter, numbers: Collection[int]) -> Adapter:
@@ -65,14 +67,15 @@ def segments_alone(adapter: Adapter, numbers: Collection[int]) -> Adapter:
         return adapter
     ranks += range(rank, adapter.rank)  # the bias
     description = dataclasses.replace(adapter.description, segments=tuple(segments), blocks=tuple(blocks))
-    return Adapter(adapter.a[:, ranks], adapter.b[:, ranks], description)
+    return dataclasses.replace(adapter, a=adapter.a[:, ranks], b=adapter.b[:, ranks], description=description)
 
 
 def reduce_rank(a: torch.Tensor, b: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor, float]:
     """The best approximation of every layer's change b^T a with `rank` ranks.
 
     a: (L, R, d_in), b: (L, R, d_out). Returns the reduced a and b and the Frobenius norm of what is left out, over
-    all layers, relative to the whole. Raises V2LError where `rank` is not below R and at least 1.
+    all layers, relative to the whole. Raises V2LError where `rank` is not below R and at least 1, or the reduced
+    factors exceed float32.
     """
     if not 1 <= rank < a.shape[1]:
         raise V2LError(f"cannot reduce {a.shape[1]} generated ranks to {rank}; choose from 1 to {a.shape[1] - 1}")
@@ -84,7 +87,12 @@ def reduce_rank(a: torch.Tensor, b: torch.Tensor, rank: int) -> tuple[torch.Tens
     reduced_b = kept[..., None] * (rows_b @ u[..., :rank]).transpose(1, 2)
     whole = singular.norm()
     error = float(singular[:, rank:].norm() / whole) if whole > 0 else 0.0
-    return reduced_a.float(), reduced_b.float(), error
+    reduced_a, reduced_b = reduced_a.float(), reduced_b.float()
+    if not (torch.isfinite(reduced_a).all() and torch.isfinite(reduced_b).all()):
+        raise V2LError(
+            f"the factors reduced to rank {rank} exceed float32, they are that large; compose without a rank"
+        )
+    return reduced_a, reduced_b, error
 
 
 def _bias(adapter: Adapter) -> tuple[torch.Tensor, torch.Tensor]:

@@ -110,7 +110,7 @@ def _answer(subject: Subject, question: str, manner: Manner, display: Display, s
         for piece in answer:
             text += piece
             if live:
-                display.write(inert(piece))
+                display.write(_printed(piece, manner))
     except V2LError as error:
         display.error(f"{printable(subject.path)}: {error}")
         return False
@@ -118,8 +118,13 @@ def _answer(subject: Subject, question: str, manner: Manner, display: Display, s
         display.write("\n")
     else:
         record = _record(subject, question, text, answer) | {"visual_tokens": answer.visual_tokens}
-        display.result(inert(text) if sys.stdout.isatty() else text, record)
+        display.result(_printed(text, manner), record)
     return True
+
+
+def _printed(text: str, manner: Manner) -> str:
+    """An answer as standard output gets it: what a model says may hold control characters, in a pipe too."""
+    return text if manner.raw else inert(text)
 
 
 def _answer_together(batch: Sequence[tuple[Subject, str]], manner: Manner, display: Display) -> bool:
@@ -137,9 +142,9 @@ def _answer_together(batch: Sequence[tuple[Subject, str]], manner: Manner, displ
         display.error(f"{printable(batch[0][0].path)}: {error}")
         return False
     for (subject, question), (text, answer, visual) in zip(batch, told, strict=True):
-        line = tab_separated(os.fspath(subject.path), question, text)
+        asked, said = tab_separated(os.fspath(subject.path), question), _printed(tab_separated(text), manner)
         record = _record(subject, question, text, answer) | {"visual_tokens": visual}
-        display.result(inert(line) if sys.stdout.isatty() else line, record)
+        display.result((inert(asked) if sys.stdout.isatty() else asked) + "\t" + said, record)
     return True
 
 

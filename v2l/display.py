@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import sys
+import unicodedata
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -35,7 +37,7 @@ class Display:
     def result(self, text: str, record: Mapping[str, Any], end: str = "\n") -> None:
         """A result: `text` for people and pipes, or the record with --json."""
         if self.as_json:
-            text = json.dumps({"v2l": JSON_VERSION, **record}, default=_jsonable)
+            text = json.dumps(_finite({"v2l": JSON_VERSION, **record}), default=_jsonable, allow_nan=False)
         self.write(text + end)
 
     def write(self, text: str) -> None:
@@ -152,9 +154,14 @@ def shown(path: str | os.PathLike) -> str:
 
 
 def inert(text: str) -> str:
-    """Text that someone else wrote, as it may stand on a terminal: line ends and tabs kept, other control characters
-    escaped."""
-    return "".join(char if char.isprintable() or char in "\n\t" else ascii(char)[1:-1] for char in text)
+    """Text that someone else wrote, without what could control a terminal: control and format characters escaped, but
+    for line ends, tabs and the joiners that scripts and emoji need."""
+    return "".join(char if _is_inert(char) else ascii(char)[1:-1] for char in text)
+
+
+def _is_inert(char: str) -> bool:
+    # str.isprintable denies other spaces than the common one, which French and Japanese text is full of
+    return char.isprintable() or char in "\n\t\u200c\u200d" or unicodedata.category(char) == "Zs"
 
 
 def _one_line(text: str) -> str:
@@ -173,6 +180,15 @@ def tab_separated(*fields: str) -> str:
 def amount(number: int) -> str:
     """Bytes as people read them."""
     return f"{number / 1e6:.1f} MB" if number >= 1e5 else f"{number / 1e3:.1f} kB"
+
+
+def _finite(value: Any) -> Any:
+    """The same with None in the place of NaN and infinities, for which JSON has no words."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _jsonable(value: Any) -> Any:

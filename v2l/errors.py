@@ -25,6 +25,15 @@ class UsageError(V2LError):
     """The command cannot mean what it says: exit code 2, nothing was begun."""
 
 
+def reason(error: Exception) -> str:
+    """The class and the first line of an error that v2l did not foresee; for want of memory, words instead of nothing.
+    Text of others: escape it before it is printed."""
+    if isinstance(error, MemoryError):
+        return "out of memory; close other programs, or raise the limit (ulimit -v)"
+    first_line = (str(error).splitlines() or [""])[0]
+    return f"{type(error).__name__}: {first_line}"
+
+
 @contextmanager
 def errors_in_one_line() -> Iterator[None]:
     """For modules that are run by hand: a V2LError ends the process with its line and code 1, without a traceback."""

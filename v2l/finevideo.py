@@ -22,7 +22,7 @@ import typer
 from v2l.annotation import Span, read_split
 from v2l.display import Display, shown
 from v2l.errors import UsageError, V2LError
-from v2l.files import part_prefix, part_suffix, printable, sweep, write_atomically
+from v2l.files import part_of, printable, sweep, write_atomically
 from v2l.options import Debug, Quiet
 from v2l.running import command
 
@@ -110,21 +110,23 @@ def cut(span: Span, folder: Path) -> Path:
     if clip.exists():
         return clip
     sweep(folder)
-    part = folder / (part_prefix(clip) + "cut" + part_suffix())
-    line = ["ffmpeg", "-nostdin", "-v", "error", "-y", "-ss", f"{span.start:.3f}", "-protocol_whitelist", "file"]
-    line += ["-i", f"file:{span.video}", "-t", f"{span.end - span.start:.3f}", "-an"]
-    line += ["-c:v", "libx264", "-preset", "ultrafast", "-crf", "30", "-f", "mp4", f"file:{part}"]
     try:
-        done = subprocess.run(line, stdin=subprocess.DEVNULL, capture_output=True, timeout=3600)
-        if done.returncode or not part.stat().st_size:
-            said = done.stderr.decode(errors="replace").strip().splitlines() or ["it wrote nothing"]
-            raise V2LError(f"ffmpeg cannot cut {printable(span.id)}: {printable(said[-1])}")
-        os.replace(part, clip)
+        with part_of(clip) as (part, _):
+            _encode(span, part)
+            os.replace(part, clip)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise V2LError(f"ffmpeg cannot cut {printable(span.id)}: {printable(error)}") from error
-    finally:
-        part.unlink(missing_ok=True)
     return clip
+
+
+def _encode(span: Span, output: Path) -> None:
+    line = ["ffmpeg", "-nostdin", "-v", "error", "-y", "-ss", f"{span.start:.3f}", "-protocol_whitelist", "file"]
+    line += ["-i", f"file:{span.video}", "-t", f"{span.end - span.start:.3f}", "-an"]
+    line += ["-c:v", "libx264", "-preset", "ultrafast", "-crf", "30", "-f", "mp4", f"file:{output}"]
+    done = subprocess.run(line, stdin=subprocess.DEVNULL, capture_output=True, timeout=3600)
+    if done.returncode or not output.stat().st_size:
+        said = done.stderr.decode(errors="replace").strip().splitlines() or ["it wrote nothing"]
+        raise V2LError(f"ffmpeg cannot cut {printable(span.id)}: {printable(said[-1])}")
 
 
 def _cut_each(spans: Sequence[Span], folder: Path, display: Display) -> dict[str, Path]:

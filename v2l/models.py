@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from v2l.errors import V2LError
+from v2l.errors import ModelError, V2LError
 from v2l.files import printable
 from v2l.foreign import read_json, shown
 from v2l.lock import read_lock
@@ -133,6 +134,11 @@ class ModelFolder:
 def find_model(name: str | os.PathLike) -> ModelFolder:
     """The frozen model behind a preset's name or a folder's path. Raises V2LError with what to do where there is
     none."""
+    if sys.flags.optimize > 1:
+        raise ModelError(
+            "Python was started without docstrings (-OO or PYTHONOPTIMIZE=2), which transformers cannot do without; "
+            "start it with -O or PYTHONOPTIMIZE=1 at most"
+        )
     name = os.fspath(name)
     if name == "tiny":
         return _open_folder(EMBEDDED, id=RELEASE, revision=None)

@@ -17,7 +17,7 @@ from v2l.adapter import Adapter, BaseModel, Block, Description, Maker, Segment
 from v2l.composition import compose
 from v2l.decoding import decoder_version
 from v2l.errors import V2LError, V2LWarning
-from v2l.files import FileIdentity, identify, printable, unreadable
+from v2l.files import FileIdentity, identify, printable, time_of_check, unreadable
 from v2l.hypernetwork import Hypernetwork, Origin
 from v2l.sampling import Reading, decoded_by, frame_range
 from v2l.vlm import FrozenVLM, Window
@@ -83,7 +83,7 @@ class Begun:
 
     path: str | os.PathLike
     reading: Reading
-    status: tuple[int, int, int]
+    status: tuple[int, int, int, int]
     source: FileIdentity
     looked: Look
 
@@ -111,7 +111,8 @@ def finish(
         raise V2LError(f"{printable(path)} gave factors that are not finite in {vlm.dtype}; use bfloat16 or float32")
     for note in seen.notes:
         warnings.warn(f"{printable(path)}: {printable(note)}", V2LWarning, stacklevel=2)
-    if _status(path) != begun.status:
+    checked_ns = time_of_check()
+    if _changed(begun):
         raise V2LError(f"{printable(path)} changed while it was being read; encode it again when it is complete")
     start, end = _span(seen, reading)
     segment = Segment(
@@ -136,7 +137,7 @@ def finish(
         bias_rank=rank,
         v2l_version=__version__,
     )
-    return Adapter(a, b, description)
+    return Adapter(a, b, description, checked_ns)
 
 
 @torch.no_grad()
@@ -203,9 +204,17 @@ def _span(seen: SeenVideo, reading: Reading) -> tuple[float, float]:
     return round(reading.start or 0.0, 6), round(end, 6)
 
 
-def _status(path: str | os.PathLike) -> tuple[int, int, int]:
+def _changed(begun: Begun) -> bool:
+    """Whether the video may be another than the one that was begun. Where all but the time of its last status change is
+    the same, as after a chmod or where somebody set the modification time back, its content decides."""
+    now = _status(begun.path)
+    return now[:-1] != begun.status[:-1] or (now != begun.status and identify(begun.path) != begun.source)
+
+
+def _status(path: str | os.PathLike) -> tuple[int, int, int, int]:
+    """Inode, size, modification time and status change time."""
     try:
         status = os.stat(path)
     except OSError as error:
         raise unreadable(path, error) from error
-    return status.st_ino, status.st_size, status.st_mtime_ns
+    return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns

@@ -16,6 +16,8 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 Record = TypeVar("Record")
 MAX_TEXT = 4096
 """Characters of one string; longer ones are refused."""
+MAX_INT = 2**63 - 1
+"""The largest whole number; beyond 10^308 one cannot even be compared with a float."""
 
 
 def later(default: Any) -> Any:
@@ -62,6 +64,8 @@ def _read(hint: Any, value: Any, where: str) -> Any:
         raise ValueError(f"{where} must be of type {hint.__name__}")
     if hint is str and len(value) > MAX_TEXT:
         raise ValueError(f"{where} is longer than {MAX_TEXT} characters")
-    if hint in (int, float) and not (math.isfinite(value) and value >= 0):
+    if hint is int and not 0 <= value <= MAX_INT:
+        raise ValueError(f"{where} must be a whole number from 0 to {MAX_INT}")
+    if hint is float and not 0 <= value < math.inf:
         raise ValueError(f"{where} must be a finite number from 0 up")
     return value

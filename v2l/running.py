@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import sys
 import warnings
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from v2l.errors import StdoutClosed, UsageError, V2LError, V2LWarning
+from v2l.errors import StdoutClosed, UsageError, V2LError, V2LWarning, reason
 
 if TYPE_CHECKING:
     from v2l.display import Display
@@ -27,6 +28,7 @@ def command(as_json: bool, quiet: bool, debug: bool) -> Iterator[Display]:
     signal.signal(signal.SIGTERM, _terminate)
     warnings.showwarning = _warn_through(display)
     try:
+        _check_working_folder()
         yield display
     except typer.Exit:  # a RuntimeError to Python
         raise
@@ -44,7 +46,15 @@ def command(as_json: bool, quiet: bool, debug: bool) -> Iterator[Display]:
         display.end_progress()
 
 
-def _fail(display: Display, error: BaseException, debug: bool, code: int) -> None:
+def _check_working_folder() -> None:
+    """Raises V2LError if the current working directory was deleted. The libraries below torch end the process there."""
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise V2LError("the folder that this was started in is not there any more; cd to one that is") from error
+
+
+def _fail(display: Display, error: Exception, debug: bool, code: int) -> None:
     display.end_progress()
     if debug:
         import traceback
@@ -53,8 +63,7 @@ def _fail(display: Display, error: BaseException, debug: bool, code: int) -> Non
     from v2l.files import printable
 
     expected = isinstance(error, V2LError)
-    first_line = (str(error).splitlines() or [""])[0]
-    display.error(str(error) if expected else f"{type(error).__name__}: {printable(first_line)}; --debug shows where")
+    display.error(str(error) if expected else f"{printable(reason(error))}; --debug shows where")
     raise typer.Exit(code) from None
 
 

@@ -45,9 +45,15 @@ def content_sha256(metadata: Mapping[str, Any], tensors: Mapping[str, torch.Tens
     return digest.hexdigest()
 
 
-def write_tensors(path: str | os.PathLike, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, Any]) -> None:
+def write_tensors(
+    path: str | os.PathLike,
+    tensors: Mapping[str, torch.Tensor],
+    metadata: Mapping[str, Any],
+    modified_ns: int | None = None,
+) -> None:
     """Writes a safetensors file with all metadata under the single key `v2l` (safetensors orders several keys at
-    random), sealed by the sha256 of metadata and tensors. Same content, same bytes."""
+    random), sealed by the sha256 of metadata and tensors. Same content, same bytes. modified_ns: as for
+    `files.atomically`."""
     sealed = {**metadata, "sha256": content_sha256(metadata, tensors)}
     header = canonical_json(sealed)
     if len(header) > MAX_HEADER_BYTES // 2:
@@ -55,7 +61,8 @@ def write_tensors(path: str | os.PathLike, tensors: Mapping[str, torch.Tensor], 
             f"the description of {printable(path)} would take {len(header):,} bytes, more than any reader accepts; "
             "use fewer frames or segments"
         )
-    write_atomically(path, save({k: t.detach().cpu().contiguous() for k, t in tensors.items()}, {METADATA_KEY: header}))
+    data = save({k: t.detach().cpu().contiguous() for k, t in tensors.items()}, {METADATA_KEY: header})
+    write_atomically(path, data, modified_ns)
 
 
 def read_tensors(

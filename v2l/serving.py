@@ -64,6 +64,8 @@ def _tell(path: Path, adapter: Adapter | None, verdict: Verdict | None, trouble:
 
 
 def _told(effect: Effect) -> str:
+    if not effect.is_finite:
+        return "beyond all numbers"
     return (
         f"{effect.divergence:.3g} nats on average, {effect.largest:.3g} at most in a logit, {effect.tokens:.0%} of the "
         "most likely tokens change"

@@ -79,12 +79,14 @@ class Manner:
 
     whole: from all segments of an adapter, whatever time is asked about
     reading: for videos, those that are encoded first and those in context
+    raw: print control characters of an answer as they are, not escaped
     """
 
     max_new_tokens: int
     strength: float
     whole: bool
     reading: Reading
+    raw: bool = False
 
 
 def subjects_of(adapters: Sequence[Path], choice: Choice) -> Iterator[Subject | tuple[Path, V2LError]]:

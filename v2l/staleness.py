@@ -8,9 +8,9 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from v2l.adapter import Adapter, Segment
+from v2l.adapter import Adapter
 from v2l.errors import V2LError
-from v2l.files import identify, printable, unreadable
+from v2l.files import identify, printable, time_of_check, unreadable
 from v2l.hypernetwork import Origin
 from v2l.sampling import Reading
 
@@ -34,9 +34,10 @@ class Verdict:
 
 
 def judge(output: Path, wanted: Wanted, check_hash: bool = False, any_reading: bool = False) -> Verdict:
-    """Compares the adapter at `output` with what is wanted. The video is hashed only where its size and time do not
-    settle it, or with `check_hash`; an adapter that is current in spite of a newer video is touched, so that the
-    next look is quick.
+    """Compares the adapter at `output` with what is wanted. The video is hashed only if its size and times do not
+    settle it, or with `check_hash`: a modification or status change later than the adapter's modification time, and
+    any time in the future, settle nothing. An adapter that is current all the same is touched, so that the next look
+    is quick.
 
     any_reading: an adapter of the same video is current however it was read, composed of segments too
     Raises V2LError where the video cannot be read."""
@@ -53,7 +54,7 @@ def judge(output: Path, wanted: Wanted, check_hash: bool = False, any_reading: b
         return Verdict("stale", "it was made by another hypernetwork")
     segment = made.segments[0]
     if any_reading:
-        return _judge_source(output, wanted.video, segment, check_hash)
+        return _judge_source(output, adapter, wanted.video, check_hash)
     if len(made.segments) != 1:
         return Verdict("stale", f"it holds {len(made.segments)} segments")
     now = {**asdict(wanted.reading), "window_frames": wanted.origin.trained_with.window_frames}
@@ -63,21 +64,23 @@ def judge(output: Path, wanted: Wanted, check_hash: bool = False, any_reading: b
         changed.append("the internalization prompt changed")
     if changed:
         return Verdict("stale", ", ".join(changed))
-    return _judge_source(output, wanted.video, segment, check_hash)
+    return _judge_source(output, adapter, wanted.video, check_hash)
 
 
-def _judge_source(output: Path, video: Path, segment: Segment, check_hash: bool) -> Verdict:
-    looked = time.time_ns()
+def _judge_source(output: Path, made: Adapter, video: Path, check_hash: bool) -> Verdict:
+    now, checked = time.time_ns(), time_of_check()
     try:
-        status = os.stat(video)
+        status, link = os.stat(video), os.lstat(video)
     except OSError as error:
         raise unreadable(video, error) from error
-    same_size = status.st_size == segment.source.size
-    not_newer = status.st_mtime_ns <= os.stat(output).st_mtime_ns
-    if same_size and not_newer and not check_hash:
+    source = made.description.segments[0].source
+    # status change times too: what replaces a video may have an older modification time
+    video_ns = max(status.st_mtime_ns, status.st_ctime_ns, link.st_ctime_ns)
+    unchanged = status.st_size == source.size and video_ns <= made.checked_ns <= now
+    if unchanged and not check_hash:
         return Verdict("current")
-    if not same_size or identify(video).sha256 != segment.source.sha256:
+    if status.st_size != source.size or identify(video).sha256 != source.sha256:
         return Verdict("stale", "the video's content changed")
-    with contextlib.suppress(OSError):  # another's file: the next look will hash again
-        os.utime(output, ns=(looked, looked))  # a change since then must show
+    with contextlib.suppress(OSError):  # another user's file: the next look hashes again
+        os.utime(output, ns=(checked, checked))
     return Verdict("current")

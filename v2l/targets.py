@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -68,15 +69,12 @@ def find_targets(
         if not os.path.isdir(given):  # False also for a name that no file can have
             found.append(Target(given, _place(given, Path(given.name), destination, reading)))
             continue
-        try:
-            inside = [
-                Target(video, _place(video, video.relative_to(given), destination, reading))
-                for video in _videos(given, recursive)
-            ]
-        except OSError as error:
-            reason = f"cannot list {printable(error.filename)}: {error.strerror}; check its permissions"
-            found.append(Nothing(given, reason))
-            continue
+        inside = [
+            each
+            if isinstance(each, Nothing)
+            else Target(each, _place(each, each.relative_to(given), destination, reading))
+            for each in _videos(given, recursive)
+        ]
         deeper = "" if recursive else " (--recursive looks into its folders too)"
         found += inside or [Nothing(given, f"the folder {printable(given)} holds no videos{deeper}")]
     found = list(dict.fromkeys(found))
@@ -102,22 +100,51 @@ def read_names(file: BinaryIO) -> list[Path]:
 
 
 def adapters_in(folder: Path) -> list[Path]:
-    """A folder's adapters, sorted by name. Raises V2LError where there are none."""
-    found = sorted(path for path in folder.iterdir() if path.name.endswith(ADAPTER_SUFFIX))
+    """A folder's adapters, sorted by name. Raises V2LError if there are none, or the folder cannot be listed."""
+    try:
+        found = sorted(path for path in folder.iterdir() if path.name.endswith(ADAPTER_SUFFIX))
+    except OSError as error:
+        raise V2LError(_unlisted(folder, error)) from error
     if not found:
         raise V2LError(f"the folder {printable(folder)} holds no adapters (*{ADAPTER_SUFFIX}); encode its videos first")
     return found
 
 
-def _videos(folder: Path, recursive: bool) -> Iterator[Path]:
-    def fail(error: OSError) -> None:
-        raise error
+def _videos(folder: Path, recursive: bool) -> Iterator[Path | Nothing]:
+    """A folder's videos, sorted by name, then those of the folders in it, if `recursive`, each in the same order. A
+    folder that cannot be listed is a `Nothing` in its place. Links to folders are not followed, hidden names are left
+    out."""
+    waiting = [folder]  # no recursion: folders may be nested deeper than Python's calls
+    while waiting:
+        place = waiting.pop()
+        try:
+            with os.scandir(place) as entries:
+                shown = sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda e: e.name)
+        except OSError as error:
+            yield Nothing(place, _unlisted(place, error))
+            continue
+        folders = []
+        for entry in shown:
+            if _is_folder(entry):
+                folders.append(entry)
+            elif Path(entry.name).suffix.lower() in VIDEO_SUFFIXES:
+                yield place / entry.name
+        if recursive:
+            waiting += [place / entry.name for entry in reversed(folders) if not entry.is_symlink()]
 
-    for root, folders, files in os.walk(folder, onerror=fail):
-        folders[:] = sorted(name for name in folders if not name.startswith(".")) if recursive else []
-        for name in sorted(files):
-            if Path(name).suffix.lower() in VIDEO_SUFFIXES and not name.startswith("."):
-                yield Path(root) / name
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
+
+
+def _unlisted(folder: Path, error: OSError) -> str:
+    why = f"{error.strerror or error}; check its permissions"
+    if error.errno == errno.ENAMETOOLONG:
+        why = "its path is longer than the system takes; move it further up"
+    return f"cannot list {printable(folder)}: {why}"
 
 
 def _place(video: Path, relative: Path, destination: Destination, reading: Reading) -> Path:

@@ -8,6 +8,7 @@ which every adapter of a hypernetwork has in common.
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass
 
 import torch
@@ -38,6 +39,11 @@ class Effect:
     tokens: float
 
     @property
+    def is_finite(self) -> bool:
+        """Whether the model still computes with numbers."""
+        return math.isfinite(self.divergence) and math.isfinite(self.largest)
+
+    @property
     def is_there(self) -> bool:
         """Whether it is more than rounding."""
         return self.divergence > NOTHING
@@ -55,6 +61,8 @@ class Verdict:
     @property
     def trouble(self) -> str | None:
         """What is wrong, in a line; None where the adapter is sound."""
+        if not (self.on_model.is_finite and self.over_bias.is_finite):
+            return "its factors are so large that the model's numbers are not finite; encode the video again"
         if not self.on_model.is_there:
             return "it changes nothing in the model it was made for; encode the video again"
         if not self.over_bias.is_there:
@@ -75,8 +83,10 @@ def verify(adapter: Adapter, vlm: FrozenVLM) -> Verdict:
 
 
 def _logits(vlm: FrozenVLM) -> torch.Tensor:
-    """(tokens of all probes, vocabulary), float32."""
-    return torch.cat([vlm.logits(vlm.tokenize(question_text(probe))).float() for probe in PROBES])
+    """(tokens of all probes, vocabulary), float32; NaN for a token whose logits are all equal, because its hidden state
+    overflowed in the last norm."""
+    logits = torch.cat([vlm.logits(vlm.tokenize(question_text(probe))).float() for probe in PROBES])
+    return logits.masked_fill((logits == logits[:, :1]).all(-1, keepdim=True), math.nan)
 
 
 def _effect(before: torch.Tensor, after: torch.Tensor) -> Effect:

@@ -100,8 +100,16 @@ class FrozenVLM:
         return self.tokenizer.decode(list(ids), skip_special_tokens=True)
 
     def check_user_text(self, text: str) -> str:
-        """The text, stripped, if it may stand in a prompt. Raises V2LError where it is empty or holds one of the
-        tokenizer's control tokens, which would otherwise act as one (an `<image>` in a question, say)."""
+        """The text, stripped, if it may stand in a prompt. Raises V2LError where it is empty, exceeds the model's
+        positions whatever its tokens are, or holds one of the tokenizer's control tokens, which would otherwise act as
+        one (an `<image>` in a question, say)."""
+        if self.tokenizer and len(text) > self.max_positions:
+            most = self.max_positions * max(map(len, self.tokenizer.get_vocab()))
+            if len(text) > most:
+                raise V2LError(
+                    f"a question or prompt of {len(text):,} characters cannot fit the model's {self.max_positions:,} "
+                    f"positions, which hold {most:,} at the very most; shorten it"
+                )
         for token in self.tokenizer.get_added_tokens_decoder().values() if self.tokenizer else ():
             if token.content in text:
                 raise V2LError(f"{printable(text)!r} holds the control token {printable(token.content)}; leave it out")
@@ -110,6 +118,14 @@ class FrozenVLM:
         if not text.strip():
             raise V2LError("the question or prompt is empty; say what you want to know")
         return text.strip()
+
+    def check_length(self, tokens: int, max_new_tokens: int) -> None:
+        """Raises V2LError where a prompt of so many tokens and its answer exceed the model's positions."""
+        if tokens + max_new_tokens > self.max_positions:
+            raise V2LError(
+                f"a prompt of {tokens:,} tokens and {max_new_tokens:,} new ones exceed the model's "
+                f"{self.max_positions:,} positions; shorten the question or the answer, or show fewer or smaller frames"
+            )
 
     # Seeing and reading ----------------------------------------------------------------------------------------
 
@@ -213,18 +229,16 @@ class FrozenVLM:
         for_speed: stop neither at the end of an answer nor at the model's last position: only the time is of interest
 
         Yields the B ids of each step as they are chosen; ends when every row has ended or after `max_new_tokens`.
-        What a row says after its own end means nothing. Raises V2LError past the model's positions.
+        What a row says after its own end means nothing. Raises V2LError past the model's positions, and if hidden
+        states overflow, as under an adapter with huge factors.
         """
         cache = self.new_cache() if cache is None else cache
         before = cache.get_seq_length()
         lengths = torch.tensor([before + len(prompt) for prompt in prompts], device=self.device)
         if max_new_tokens < 1:
             raise V2LError(f"an answer of {max_new_tokens} tokens was asked for; give at least 1")
-        if int(lengths.max()) + max_new_tokens > self.max_positions and not for_speed:
-            raise V2LError(
-                f"a prompt of {int(lengths.max()):,} tokens and {max_new_tokens:,} new ones exceed the model's "
-                f"{self.max_positions:,} positions; shorten the question or the answer, or show fewer or smaller frames"
-            )
+        if not for_speed:
+            self.check_length(int(lengths.max()), max_new_tokens)
         inputs = pad_sequence(list(prompts), batch_first=True)  # (B, T, D), padded on the right
         steps = torch.arange(before, before + inputs.shape[1], device=self.device)
         mask = (steps[None] < lengths[:, None]).long()
@@ -241,7 +255,15 @@ class FrozenVLM:
                 use_cache=True,
             ).last_hidden_state[rows, chosen]
             tokens = self.lm_head(hidden).argmax(-1)  # (B,)
-            yield tokens.tolist()
+            # the last norm gives NaN for infinite states, and nothing but zeros for those whose squares are infinite
+            sound = (torch.isfinite(hidden).all(-1) & hidden.any(-1)).all()
+            *ids, is_sound = torch.cat([tokens, sound[None]]).tolist()  # one transfer
+            if not (is_sound or for_speed):
+                raise V2LError(
+                    f"the model's numbers exceed {str(self.dtype).removeprefix('torch.')}, so there is no answer; use "
+                    "less of the adapter with a lower --strength (strength= in Python), or another --dtype"
+                )
+            yield ids
             ended |= torch.isin(tokens, stops)
             if ended.all() and not for_speed:
                 return

@@ -1,4 +1,4 @@
-"""`python -m v2l.benchmarks NAME ROOT [SAMPLES [SEED]] > manifest.jsonl` writes a benchmark as a manifest."""
+"""Writes a benchmark as a manifest."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from pathlib import Path
 from v2l.benchmarks.registry import BENCHMARKS, read_benchmark
 from v2l.errors import V2LError
 
+USAGE = "python -m v2l.benchmarks NAME ROOT [SAMPLES [SEED]] > manifest.jsonl"
+
 
 def main(words: Sequence[str]) -> int:
     """Prints a row for every chosen question; missing videos are counted on standard error and end with 1."""
     if not 2 <= len(words) <= 4 or words[0] not in BENCHMARKS or not all(word.isdigit() for word in words[2:]):
-        print(f"{__doc__}\nNAME is one of {', '.join(BENCHMARKS)}", file=sys.stderr)
+        print(f"{USAGE}\nNAME is one of {', '.join(BENCHMARKS)}", file=sys.stderr)
         return 2
     try:
         chosen = read_benchmark(words[0], Path(words[1]), *map(int, words[2:]))

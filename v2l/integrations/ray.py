@@ -31,8 +31,8 @@ def rows(
     `v2l encode --output-dir` has it. Paths are absolute, for workers that run elsewhere.
 
     reading: the `EncodeOptions`' own; its start and end go into the names
-    Raises V2LError where an input holds no video, and UsageError where two videos would write one adapter, both before
-    anything runs.
+    Raises V2LError where an input holds no video or a folder in it cannot be listed, and UsageError where two videos
+    would write one adapter, both before anything runs.
     """
     destination = Destination(folder=Path(output_dir) if output_dir else None)
     found = find_targets([Path(given) for given in inputs], destination, reading or Reading(), recursive)
