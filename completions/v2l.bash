@@ -94,7 +94,7 @@ _v2l() {
     fi
     case $command in
         '') words='' options='--version --json --help -h' ;;
-        'encode') words='videos' options='--recursive -r --files-from --frames --fps --start --end --resolution --segments --segment-seconds --compose --output -o --output-dir --check-hash --overwrite --fail-fast --shard --model -m --hypernetwork --device --dtype --json --quiet --debug --help -h' ;;
+        'encode') words='videos' options='--recursive -r --files-from --frames --fps --start --end --resolution --segments --segment-seconds --compose --output -o --output-dir --keep-damaged --check-hash --overwrite --fail-fast --shard --model -m --hypernetwork --device --dtype --json --quiet --debug --help -h' ;;
         'ask') words='subjects' options='--question -q --in-context --frames --fps --start --end --resolution --max-new-tokens --strength --whole --no-stream --raw --model -m --hypernetwork --device --dtype --json --quiet --debug --help -h' ;;
         'bench') words='videos' options='--frames --resolution --segments --arch --random-weights --questions --repeats --warmup --new-tokens --budget --output -o --csv --plot --model -m --hypernetwork --device --dtype --json --quiet --debug --help -h' ;;
         'eval') words='manifests' options='--benchmark --samples --seed --root --output -o --metric --margin --paper --judge --judge-model --rubric --judge-timeout --judge-jobs --without --frames --fps --resolution --segments --in-context-frames --ablate --plot --max-new-tokens --model -m --hypernetwork --device --dtype --json --quiet --debug --help -h' ;;

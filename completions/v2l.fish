@@ -133,6 +133,7 @@ complete -c v2l -n '__v2l_in encode' -l segment-seconds -x -d 'Cut into adapters
 complete -c v2l -n '__v2l_in encode' -l compose -d 'Also write the segments as one adapter'
 complete -c v2l -n '__v2l_in encode' -l output -s o -x -a '(__v2l_adapters)' -d 'The adapter of the one video'
 complete -c v2l -n '__v2l_in encode' -l output-dir -x -a '(__v2l_folders)' -d 'A folder for all adapters'
+complete -c v2l -n '__v2l_in encode' -l keep-damaged -d 'Take damaged frames as a player shows them, with a note'
 complete -c v2l -n '__v2l_in encode' -l check-hash -d 'Compare contents, not sizes and times'
 complete -c v2l -n '__v2l_in encode' -l overwrite -d 'Encode again whatever is there'
 complete -c v2l -n '__v2l_in encode' -l fail-fast -d 'Stop at the first failure'

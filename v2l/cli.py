@@ -103,6 +103,9 @@ def encode(
     output_dir: Annotated[
         Path | None, typer.Option("--output-dir", readable=False, metavar="FOLDER", help="A folder for all adapters.")
     ] = None,
+    keep_damaged: Annotated[
+        bool, typer.Option("--keep-damaged", help="Take damaged frames as a player shows them, with a note.")
+    ] = False,
     check_hash: Annotated[
         bool,
         typer.Option("--check-hash", help="Compare contents, not sizes and times."),
@@ -142,7 +145,7 @@ def encode(
         from v2l.shard import read_shard
         from v2l.targets import Destination
 
-        reading = Reading(frames, fps, start, end, resolution)
+        reading = Reading(frames, fps, start, end, resolution, keep_damaged)
         options = EncodeOptions(
             reading, segments, segment_seconds, compose, check_hash, overwrite, replace_foreign=model is not None
         )

@@ -104,7 +104,9 @@ def _segment_rows(segment: Segment, title: str) -> Iterator[tuple[str, str]]:
     windows = f" in {len(segment.windows)} windows" if len(segment.windows) > 1 else ""
     yield title, f"{printable(segment.source.name)}, {segment.width}x{segment.height}, {amount(segment.source.size)}"
     yield "", f"{clock(segment.start)} to {clock(segment.end)}, {len(segment.timestamps)} frames{windows}"
-    yield "", f"resolution {segment.reading.resolution}, decoded by {printable(segment.decoder)}"
+    decoder, *notes = segment.decoder.split("; ")
+    yield "", f"resolution {segment.reading.resolution}, decoded by {printable(decoder)}"
+    yield from (("", printable(note)) for note in notes)
     yield "", f"sha256 {segment.source.sha256}"
 
 

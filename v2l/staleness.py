@@ -12,6 +12,7 @@ from v2l.adapter import Adapter
 from v2l.errors import V2LError
 from v2l.files import identify, printable, time_of_check, unreadable
 from v2l.hypernetwork import Origin
+from v2l.misread import misread
 from v2l.sampling import Reading
 
 
@@ -59,9 +60,12 @@ def judge(output: Path, wanted: Wanted, check_hash: bool = False, any_reading: b
         return Verdict("stale", f"it holds {len(made.segments)} segments")
     now = {**asdict(wanted.reading), "window_frames": wanted.origin.trained_with.window_frames}
     then = {**asdict(segment.reading), "window_frames": segment.window_frames}
+    kept, keep = then.pop("keep_damaged"), now.pop("keep_damaged")
     changed = [f"{name} was {then[name]} and is {now[name]}" for name in now if now[name] != then[name]]
     if segment.prompt != wanted.origin.trained_with.prompt:
         changed.append("the internalization prompt changed")
+    if kept and not keep:
+        changed.append("it was made from damaged frames and --keep-damaged was not given")
     if changed:
         return Verdict("stale", ", ".join(changed))
     return _judge_source(output, adapter, wanted.video, check_hash)
@@ -78,9 +82,18 @@ def _judge_source(output: Path, made: Adapter, video: Path, check_hash: bool) ->
     video_ns = max(status.st_mtime_ns, status.st_ctime_ns, link.st_ctime_ns)
     unchanged = status.st_size == source.size and video_ns <= made.checked_ns <= now
     if unchanged and not check_hash:
-        return Verdict("current")
+        reason = _misread(made, video)
+        return Verdict("stale", reason) if reason else Verdict("current")
     if status.st_size != source.size or identify(video).sha256 != source.sha256:
         return Verdict("stale", "the video's content changed")
+    if reason := _misread(made, video):
+        return Verdict("stale", reason)
     with contextlib.suppress(OSError):  # another user's file: the next look hashes again
         os.utime(output, ns=(checked, checked))
     return Verdict("current")
+
+
+def _misread(made: Adapter, video: Path) -> str:
+    """Why an earlier version misread what an adapter was made from; empty for most."""
+    reasons = (misread(video, segment) for segment in made.description.segments)
+    return next((reason for reason in reasons if reason), "")
