@@ -6,8 +6,9 @@
 Each file is a sound clip with 1 to 50 flipped bits in its coded pictures. ffmpeg's verdict is what `ffmpeg -v error -i
 FILE -f null -` prints. Each file is then probed and 12 frames are read as `v2l encode` does, and compared with those of
 the sound clip. The run prints a table of outcomes against verdicts, and fails if a file crashes the reader, or if it
-accepts pictures that differ from the sound ones although ffmpeg reports the damage. Changed pictures that ffmpeg does
-not report cannot be told by a decoder; they are counted. --verdicts makes the files and `verdicts.json` only.
+accepts a picture that differs from the sound one although ffmpeg reports damage between the key frame before it and the
+picture (`ffprobe -show_log` tells to which frame a report belongs). Changed pictures without such a report cannot be
+told by a decoder; they are counted. --verdicts makes the files and `verdicts.json` only.
 """
 
 import argparse
@@ -40,6 +41,7 @@ SOURCES = {
     "av1.mp4": f"{SCENE} -c:v libsvtav1 -preset 12 -g 50",
 }
 FLIPS = (1, 3, 10, 50)
+RATE = 25
 
 
 def ffmpeg(words: list[str], **more) -> subprocess.CompletedProcess:
@@ -88,24 +90,60 @@ def make(folder: Path, count: int, only: str):
         yield name, path, verdict(path)
 
 
-def outcome(path: Path, sound: dict[int, np.ndarray]) -> tuple[str, str]:
-    """One of refused, same, changed and crashed, and the message or the greatest difference in levels."""
+def outcome(path: Path, sound: dict[int, np.ndarray]) -> tuple[str, str, list[int]]:
+    """One of refused, same, changed and crashed; the message or the greatest difference in levels; the changed frames'
+    numbers."""
     from v2l import decoding
 
     try:
         video = decoding.probe(path)
-        worst = 0
+        changed = {}
         for frame in decoding.read_frames(video, choose_frames(video, 12)):
-            expected = sound.get(round(float(frame.seconds) * 25))
-            if expected is None or expected.shape != frame.pixels.shape:
-                return "changed", f"no such frame in the sound clip: {frame.seconds} s"
-            worst = max(worst, int(np.abs(expected.astype(int) - frame.pixels).max()))
-        return ("changed", f"by up to {worst} of 255") if worst else ("same", "")
+            number = round(float(frame.seconds) * RATE)
+            expected = sound.get(number, np.zeros(0))
+            if expected.shape != frame.pixels.shape:
+                changed[number] = 255
+            elif not np.array_equal(expected, frame.pixels):
+                changed[number] = int(np.abs(expected.astype(int) - frame.pixels).max())
+        return ("changed", f"by up to {max(changed.values())} of 255", list(changed)) if changed else ("same", "", [])
     except V2LError as error:
         kind = "crashed" if "crashed the decoder" in str(error) or "hang" in str(error) else "refused"
-        return kind, str(error)
+        return kind, str(error), []
     except Exception as error:  # no file may raise anything else
-        return "crashed", repr(error)
+        return "crashed", repr(error), []
+
+
+def reports(path: Path, *options: str) -> dict[int, tuple[int, str]]:
+    """By the number of each frame that ffmpeg decodes: the number of the key frame before it, and ffmpeg's report."""
+    command = ["ffprobe", "-v", "error", "-threads", "1", *options, "-show_log", "16", "-select_streams", "v:0"]
+    command += ["-show_entries", "frame=best_effort_timestamp_time,key_frame:format=start_time:log", "-of", "json"]
+    found = json.loads(subprocess.run([*command, str(path)], capture_output=True).stdout)
+    start = float(found["format"].get("start_time", 0))
+    key, told = 0, {}
+    for frame in found["frames"]:
+        if "best_effort_timestamp_time" in frame:
+            number = round((float(frame["best_effort_timestamp_time"]) - start) * RATE)
+            key = number if frame["key_frame"] else key
+            told[number] = key, "; ".join(log["message"].strip() for log in frame.get("logs", ()))
+    return told
+
+
+def reported_before(path: Path, numbers: list[int]) -> str:
+    """ffmpeg's report, if any, that concerns one of these frames: on a picture that others refer to, from the key frame
+    before it up to it, or on the frame itself if no other refers to it.
+
+    A report is logged with the frame that is output meanwhile: B-frames delay the output, here by up to 3 frames.
+    """
+    every, referred = reports(path), reports(path, "-skip_frame", "noref")
+    delayed = 0 if "baseline" in path.name else 1
+    for number in numbers:
+        key = every.get(number, (0, ""))[0]
+        concerned = [at for at, (of, text) in referred.items() if text and of == key and at + delayed <= number]
+        if number not in referred:
+            concerned += [at for at in range(number - 3 * delayed, number + 1) if every.get(at, (0, ""))[1]]
+        if concerned:
+            return f"frame {number}, ffmpeg on {concerned[0]}: {every.get(concerned[0], (0, ''))[1]}"
+    return ""
 
 
 def every_frame(path: Path) -> dict[int, np.ndarray]:
@@ -113,7 +151,7 @@ def every_frame(path: Path) -> dict[int, np.ndarray]:
     from v2l import decoding
 
     video = decoding.probe(path)
-    return {round(float(f.seconds) * 25): f.pixels for f in decoding.read_frames(video, range(video.frame_count))}
+    return {round(float(f.seconds) * RATE): f.pixels for f in decoding.read_frames(video, range(video.frame_count))}
 
 
 def main() -> int:
@@ -132,12 +170,13 @@ def main() -> int:
             continue
         if source not in frames:
             frames[source] = every_frame(folder / f"sound {source}")
-        kind, why = outcome(path, frames[source])
+        kind, why, changed = outcome(path, frames[source])
         reported = "reported" if said["reports"] else "not reported"
         counts[source, reported, kind] += 1
         verdicts[path.name] |= {"outcome": kind, "why": why}
-        if kind == "crashed" or (kind == "changed" and said["reports"]):
-            bad.append(f"{path.name}: {kind}, {why}; ffmpeg: {said['first']}")
+        told = reported_before(path, changed) if changed and said["reports"] else ""
+        if kind == "crashed" or told:
+            bad.append(f"{path.name}: {kind}, {why}; {told}")
         if not options.keep:
             path.unlink()
     (folder / "verdicts.json").write_text(json.dumps(verdicts, indent=1))
