@@ -142,7 +142,8 @@ def reported_before(path: Path, numbers: list[int]) -> str:
         if number not in referred:
             concerned += [at for at in range(number - 3 * delayed, number + 1) if every.get(at, (0, ""))[1]]
         if concerned:
-            return f"frame {number}, ffmpeg on {concerned[0]}: {every.get(concerned[0], (0, ''))[1]}"
+            text = (referred.get(concerned[0]) or every[concerned[0]])[1]
+            return f"frame {number}, ffmpeg on {concerned[0]}: {text}"
     return ""
 
 
