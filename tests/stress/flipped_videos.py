@@ -42,6 +42,7 @@ SOURCES = {
 }
 FLIPS = (1, 3, 10, 50)
 RATE = 25
+DELAY = 8
 
 
 def ffmpeg(words: list[str], **more) -> subprocess.CompletedProcess:
@@ -132,15 +133,15 @@ def reported_before(path: Path, numbers: list[int]) -> str:
     """ffmpeg's report, if any, that concerns one of these frames: on a picture that others refer to, from the key frame
     before it up to it, or on the frame itself if no other refers to it.
 
-    A report is logged with the frame that is output meanwhile: B-frames delay the output, here by up to 3 frames.
+    A report is logged with the frame that is output meanwhile, up to DELAY frames before the frame that it is about.
     """
     every, referred = reports(path), reports(path, "-skip_frame", "noref")
-    delayed = 0 if "baseline" in path.name else 1
+    delayed = 0 if "baseline" in path.name else DELAY
     for number in numbers:
         key = every.get(number, (0, ""))[0]
         concerned = [at for at, (of, text) in referred.items() if text and of == key and at + delayed <= number]
         if number not in referred:
-            concerned += [at for at in range(number - 3 * delayed, number + 1) if every.get(at, (0, ""))[1]]
+            concerned += [at for at in range(number - delayed, number + 1) if every.get(at, (0, ""))[1]]
         if concerned:
             text = (referred.get(concerned[0]) or every[concerned[0]])[1]
             return f"frame {number}, ffmpeg on {concerned[0]}: {text}"
