@@ -6,9 +6,9 @@
 Each file is a sound clip with 1 to 50 flipped bits in its coded pictures. ffmpeg's verdict is what `ffmpeg -v error -i
 FILE -f null -` prints. Each file is then probed and 12 frames are read as `v2l encode` does, and compared with those of
 the sound clip. The run prints a table of outcomes against verdicts, and fails if a file crashes the reader, or if it
-accepts a picture that differs from the sound one although ffmpeg reports damage when it decodes just what that picture
-needs, from its key frame on. Changed pictures that ffmpeg does not report cannot be told by a decoder; they are
-counted. --verdicts makes the files and `verdicts.json` only.
+accepts a picture that differs from the sound one although ffmpeg reports damage between the key frame before it and the
+picture (`ffprobe -show_log` tells to which frame a report belongs). Changed pictures without such a report cannot be
+told by a decoder; they are counted. --verdicts makes the files and `verdicts.json` only.
 """
 
 import argparse
@@ -41,6 +41,8 @@ SOURCES = {
     "av1.mp4": f"{SCENE} -c:v libsvtav1 -preset 12 -g 50",
 }
 FLIPS = (1, 3, 10, 50)
+RATE = 25
+DELAY = 8
 
 
 def ffmpeg(words: list[str], **more) -> subprocess.CompletedProcess:
@@ -89,22 +91,22 @@ def make(folder: Path, count: int, only: str):
         yield name, path, verdict(path)
 
 
-def outcome(path: Path, sound: dict[int, np.ndarray]) -> tuple[str, str, list[float]]:
-    """One of refused, same, changed and crashed; the message or the greatest difference in levels; seconds of the
-    frames that are changed."""
+def outcome(path: Path, sound: dict[int, np.ndarray]) -> tuple[str, str, list[int]]:
+    """One of refused, same, changed and crashed; the message or the greatest difference in levels; the changed frames'
+    numbers."""
     from v2l import decoding
 
     try:
         video = decoding.probe(path)
-        worst, changed = 0, []
+        changed = {}
         for frame in decoding.read_frames(video, choose_frames(video, 12)):
-            expected = sound.get(round(float(frame.seconds) * 25))
-            if expected is None or expected.shape != frame.pixels.shape:
-                return "changed", f"no such frame in the sound clip: {frame.seconds} s", [frame.seconds]
-            difference = int(np.abs(expected.astype(int) - frame.pixels).max())
-            worst = max(worst, difference)
-            changed += [frame.seconds] if difference else []
-        return ("changed", f"by up to {worst} of 255", changed) if worst else ("same", "", [])
+            number = round(float(frame.seconds) * RATE)
+            expected = sound.get(number, np.zeros(0))
+            if expected.shape != frame.pixels.shape:
+                changed[number] = 255
+            elif not np.array_equal(expected, frame.pixels):
+                changed[number] = int(np.abs(expected.astype(int) - frame.pixels).max())
+        return ("changed", f"by up to {max(changed.values())} of 255", list(changed)) if changed else ("same", "", [])
     except V2LError as error:
         kind = "crashed" if "crashed the decoder" in str(error) or "hang" in str(error) else "refused"
         return kind, str(error), []
@@ -112,28 +114,38 @@ def outcome(path: Path, sound: dict[int, np.ndarray]) -> tuple[str, str, list[fl
         return "crashed", repr(error), []
 
 
-def key_times(path: Path) -> tuple[list[float], int]:
-    """Seconds of the key frames of a sound clip, from its first frame, and by how many frames its decoder is ahead of
-    the one it shows."""
-    asked = ["-select_streams", "v:0", "-show_entries", "packet=pts_time,flags:stream=has_b_frames", "-of", "json"]
-    done = subprocess.run(["ffprobe", "-v", "quiet", *asked, str(path)], capture_output=True, check=True)
-    found = json.loads(done.stdout)
-    timed = [(float(packet["pts_time"]), packet["flags"]) for packet in found["packets"] if "pts_time" in packet]
-    first = min(time for time, _ in timed)
-    return [time - first for time, flags in timed if "K" in flags], found["streams"][0]["has_b_frames"]
+def reports(path: Path, *options: str) -> dict[int, tuple[int, str]]:
+    """By the number of each frame that ffmpeg decodes: the number of the key frame before it, and ffmpeg's report."""
+    command = ["ffprobe", "-v", "error", "-threads", "1", *options, "-show_log", "16", "-select_streams", "v:0"]
+    command += ["-show_entries", "frame=best_effort_timestamp_time,key_frame:format=start_time:log", "-of", "json"]
+    found = json.loads(subprocess.run([*command, str(path)], capture_output=True).stdout)
+    start = float(found["format"].get("start_time", 0))
+    key, told = 0, {}
+    for frame in found["frames"]:
+        if "best_effort_timestamp_time" in frame:
+            number = round((float(frame["best_effort_timestamp_time"]) - start) * RATE)
+            key = number if frame["key_frame"] else key
+            told[number] = key, "; ".join(log["message"].strip() for log in frame.get("logs", ()))
+    return told
 
 
-def reported_on_the_way(path: Path, keys: list[float], ahead: int, seconds: float) -> str:
-    """What ffmpeg reports first while it decodes from the key frame before this frame up to it, and nothing else."""
-    start = max((key for key in keys if key <= seconds + 1e-3), default=0.0)
-    length = max(seconds - start + 0.02 - ahead / 25, 0.02)
-    stretch = ["-ss", f"{start + 1e-3:.3f}" if start else "0", "-i", str(path), "-t", f"{length:.3f}"]
-    done = ffmpeg(["-threads", "1", *stretch, "-f", "null", "-"], errors="replace")
-    return next((line for line in done.stderr.splitlines() if not any(each in line for each in ASTRAY)), "")
+def reported_before(path: Path, numbers: list[int]) -> str:
+    """ffmpeg's report, if any, that concerns one of these frames: on a picture that others refer to, from the key frame
+    before it up to it, or on the frame itself if no other refers to it.
 
-
-ASTRAY = ("co located POCs unavailable", "mmco: unref short failure", "Last message repeated")
-"""Reports of pictures that are stored behind a key frame and shown before it, where decoding starts at that frame."""
+    A report is logged with the frame that is output meanwhile, up to DELAY frames before the frame that it is about.
+    """
+    every, referred = reports(path), reports(path, "-skip_frame", "noref")
+    delayed = 0 if "baseline" in path.name else DELAY
+    for number in numbers:
+        key = every.get(number, (0, ""))[0]
+        concerned = [at for at, (of, text) in referred.items() if text and of == key and at + delayed <= number]
+        if number not in referred:
+            concerned += [at for at in range(number - delayed, number + 1) if every.get(at, (0, ""))[1]]
+        if concerned:
+            text = (referred.get(concerned[0]) or every[concerned[0]])[1]
+            return f"frame {number}, ffmpeg on {concerned[0]}: {text}"
+    return ""
 
 
 def every_frame(path: Path) -> dict[int, np.ndarray]:
@@ -141,7 +153,7 @@ def every_frame(path: Path) -> dict[int, np.ndarray]:
     from v2l import decoding
 
     video = decoding.probe(path)
-    return {round(float(f.seconds) * 25): f.pixels for f in decoding.read_frames(video, range(video.frame_count))}
+    return {round(float(f.seconds) * RATE): f.pixels for f in decoding.read_frames(video, range(video.frame_count))}
 
 
 def main() -> int:
@@ -160,16 +172,13 @@ def main() -> int:
             continue
         if source not in frames:
             frames[source] = every_frame(folder / f"sound {source}")
-            keys[source] = key_times(folder / f"sound {source}")
         kind, why, changed = outcome(path, frames[source])
         reported = "reported" if said["reports"] else "not reported"
         counts[source, reported, kind] += 1
         verdicts[path.name] |= {"outcome": kind, "why": why}
-        if kind == "crashed":
-            bad.append(f"{path.name}: {why}")
-        for seconds in changed if said["reports"] else []:
-            if report := reported_on_the_way(path, *keys[source], seconds):
-                bad.append(f"{path.name}: changed at {seconds} s, {why}; ffmpeg: {report}")
+        told = reported_before(path, changed) if changed and said["reports"] else ""
+        if kind == "crashed" or told:
+            bad.append(f"{path.name}: {kind}, {why}; {told}")
         if not options.keep:
             path.unlink()
     (folder / "verdicts.json").write_text(json.dumps(verdicts, indent=1))
