@@ -165,7 +165,7 @@ def main() -> int:
     options = parser.parse_args()
     folder = options.keep or Path(tempfile.mkdtemp())
     folder.mkdir(parents=True, exist_ok=True)
-    verdicts, counts, frames, keys, bad = {}, collections.Counter(), {}, {}, []
+    verdicts, counts, frames, bad = {}, collections.Counter(), {}, []
     for source, path, said in make(folder, options.files, options.only):
         verdicts[path.name] = said | {"source": f"sound {source}"}
         if options.verdicts:
