@@ -16,7 +16,7 @@ TREES = {path.relative_to(ROOT / "v2l"): ast.parse(path.read_text()) for path in
 ORDER = [
     "__init__ errors options",
     "records files journal sampling prompt perceiver manifest scoring paper rubric judge sheet side_by_side optimise",
-    "lock sealed video decode_worker decoding models pickled hypernetwork adapter lessons",
+    "lock hub sealed video decode_worker decoding models pickled hypernetwork adapter lessons",
     "vlm loading composition checkpoint",
     "lora asked_time watch estimate machine",
     "annotation pipeline answer ablation evaluate report sweep",
