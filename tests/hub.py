@@ -87,7 +87,7 @@ class Hub:
         server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         server.handle_error = lambda *_: None
         self.address = f"http://127.0.0.1:{server.server_port}"
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         try:
             yield self
         finally:

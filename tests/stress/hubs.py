@@ -306,14 +306,14 @@ listings(
 )
 
 
-def etag(scene: Scene, tag: str, served: bytes | None = None) -> None:
+def etag(scene: Scene, tag: str, end: bytes = b"") -> None:
     data = scene.hub.repos[MODEL].files["config.json"]
-    lie = answer(data if served is None else served, X_Repo_Commit="a" * 40, ETag=f'"{tag}"', X_Linked_ETag=f'"{tag}"')
-    scene.hub.lies["config.json"] = lie
+    headers = {"X_Repo_Commit": "a" * 40, "ETag": f'"{tag}"', "X_Linked_ETag": f'"{tag}"'}
+    scene.hub.lies["config.json"] = answer(data[: len(data) - len(end)] + end, **headers)
 
 
 scenario("etag-leads-out", None)(lambda scene: etag(scene, f"{UP}{scene.home}/.ssh/new"))
-scenario("etag-names-a-file", "has the hash")(lambda scene: etag(scene, f"{UP}{scene.victim}", b'{"other": 1}' * 40))
+scenario("etag-names-a-file", "has the hash")(lambda scene: etag(scene, f"{UP}{scene.victim}", b"!!"))
 scenario("commit-of-a-file-leads-out", None)(
     file(lambda scene: answer(scene.hub.repos[MODEL].files["config.json"], X_Repo_Commit=f"{UP}{scene.home}/.bashrc"))
 )
@@ -321,25 +321,26 @@ scenario("missing-file-with-a-commit-that-leads-out", "the hub has no .*, or not
     file(lambda scene: answer(b"", 404, X_Error_Code="EntryNotFound", X_Repo_Commit=f"{UP}{scene.home}/.bashrc"))
 )
 
-for number, odd in enumerate(
-    [
-        "..safetensors",
-        "a\nb.json",
-        f"a{ESCAPE}b.json",
-        "\u202eb.json",
-        " .json",
-        "a" * 300 + ".json",
-        "a\0b.json",
-        f"{UP}etc/x.json",
-        "..\\..\\x.json",
-        "/etc/x.json",
-        "C:x.json",
-        "\ud800.json",
-        ".json",
-        "\u0000.safetensors",
-    ]
-):
-    scenario(f"name-{number}-is-left-out", None)(lambda scene, odd=odd: scene.lists(entry(odd)))
+ODD_NAMES = (
+    "..safetensors",
+    "a\nb.json",
+    f"a{ESCAPE}b.json",
+    "\u202eb.json",
+    " .json",
+    "a" * 300 + ".json",
+    "a\0b.json",
+    f"{UP}etc/x.json",
+    "..\\..\\x.json",
+    "/etc/x.json",
+    "C:x.json",
+    "\ud800.json",
+    ".json",
+    "\0.safetensors",
+)
+scenario("odd-names-are-left-out", None)(lambda scene: scene.lists(*map(entry, ODD_NAMES)))
+scenario("no-name-but-odd-ones", "has none of the files that are needed")(
+    lambda scene: scene.lists(*map(entry, ODD_NAMES), instead=True)
+)
 
 
 @scenario("hypernetwork-leads-out", "none of the names of its hypernetwork is there")
