@@ -120,7 +120,8 @@ class Hub:
         stated, data = repo.files[file[3]], self.served.get(file[3], repo.files[file[3]])
         tag = hashlib.sha256(stated).hexdigest() if in_lfs(file[3]) else git_blob(stated)
         if self.cdn and not at_cdn and in_lfs(file[3]):
-            return self.redirect(request, path, {"X-Linked-ETag": f'"{tag}"', "X-Linked-Size": str(len(stated))})
+            linked = {"X-Linked-ETag": f'"{tag}"', "X-Linked-Size": str(len(stated))}
+            return self.redirect(request, path, {"X-Repo-Commit": repo.commit, **linked})
         return self.give(request, data, {"X-Repo-Commit": repo.commit, "ETag": f'"{tag}"'}, file[3])
 
     def listing(self, name: str) -> bytes:

@@ -1,6 +1,7 @@
 """`v2l pull` with the real client against a hub on this machine: what arrives is proven, recorded and tried, and a hub
 that lies gets nowhere. `tests/stress/hubs.py` tries more such hubs."""
 
+import errno
 import gzip
 import json
 import os
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 import small
 from conftest import DATA
+from faults import Disk
 from hub import LISTING, Hub, Repo, git_blob
 from huggingface_hub import constants
 from terminal import PATIENCE, SUFFIX, Running, run
@@ -20,6 +22,7 @@ from terminal import PATIENCE, SUFFIX, Running, run
 import v2l.pull
 from v2l.choice import choose_model
 from v2l.errors import V2LError
+from v2l.hub import list_files
 from v2l.lock import lock_path, read_lock
 from v2l.models import PRESETS
 
@@ -200,6 +203,26 @@ def test_a_full_disk_is_one_line(hub, tmp_path):
     assert done.code == 1 and sum(line.startswith("v2l: error:") for line in done.notes) == 1
     assert run("pull", "smolvlm2-500m", env=where).code == 0
     assert os.path.exists(tmp_path / "home" / "v2l.lock.json")
+
+
+def test_a_disk_that_fails_at_any_step_is_one_line_and_nothing_half_written_is_trusted(hub, fetch, tmp_path):
+    listing = list_files(MODEL, "main", lambda name: name == "config.json")
+    data = hub.repos[MODEL].files["config.json"]
+    for number in range(1, 100):
+        constants.HF_HUB_CACHE = str(tmp_path / str(number))
+        os.mkdir(constants.HF_HUB_CACHE)
+        place = v2l.pull.CachePlace(MODEL, listing.commit, *listing.files)
+        with Disk(tmp_path, number, (errno.ENOSPC, errno.EIO)[number % 2]).mounted() as disk:
+            try:
+                v2l.pull._proven(place, None)
+            except V2LError as trouble:
+                assert str(trouble).isprintable()
+            if len(disk.steps) < number:
+                break
+        assert not place.blob.exists() or place.blob.read_bytes() == data
+        v2l.pull._proven(place, None)
+        assert place.pointer.read_bytes() == data
+    assert 10 < number < 99
 
 
 # Hubs that lie -----------------------------------------------------------------------------------------------------

@@ -267,8 +267,8 @@ def _check_inside(folder: Path) -> None:
 
 def _open_part(path: Path) -> BinaryIO:
     """Open to append, without following a link. Raises OSError."""
-    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
-    return os.fdopen(os.open(path, flags, 0o666), "r+b")
+    follow_none = getattr(os, "O_NOFOLLOW", 0)
+    return open(path, "ab", opener=lambda name, flags: os.open(name, flags | follow_none, 0o666))
 
 
 def _check_space(files: Sequence[HubFile]) -> None:
