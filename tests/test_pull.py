@@ -16,7 +16,7 @@ import small
 from conftest import DATA
 from faults import Disk
 from hub import LISTING, Hub, Repo, git_blob
-from huggingface_hub import constants
+from huggingface_hub import constants, hf_hub_download, scan_cache_dir, try_to_load_from_cache
 from terminal import PATIENCE, SUFFIX, Running, run
 
 import v2l.pull
@@ -95,6 +95,9 @@ def test_a_preset_is_fetched_proven_recorded_and_used(hub, pull, tmp_path):
     # no pickle of the model's, no README
     wanted = {name for name in hub.repos[MODEL].files if name.endswith((".json", ".safetensors")) or name == "LICENSE"}
     assert set(downloads(hub)) == {*wanted, HYPERNETWORK}
+    asked = {path for _, path, _ in hub.requests if "/resolve/" not in path}
+    assert asked == {f"/api/models/{repo}/revision/main" for repo in (MODEL, PUBLISHED)}  # and nothing else at all
+    assert sorted(os.listdir(tmp_path / "home")) == ["hub", "v2l.lock.json"]
     kept = lock(tmp_path)
     assert kept["default"] == "smolvlm2-500m" and kept["repos"][MODEL]["commit"] == "a" * 40
     assert kept["repos"][MODEL]["files"].keys() == wanted
@@ -409,6 +412,30 @@ def test_a_hub_cannot_move_a_recorded_commit(hub, fetch, tmp_path):
     assert lock(tmp_path)["repos"][MODEL]["commit"] == "a" * 40
 
 
+def test_the_cache_is_huggingface_hubs_own(hub, fetch, monkeypatch):
+    address = hub.address + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address)
+    config = hf_hub_download(
+        MODEL, "config.json", revision="a" * 40, endpoint=hub.address, cache_dir=constants.HF_HUB_CACHE
+    )
+    hub.requests.clear()
+    fetch()
+    assert (
+        "config.json" not in downloads(hub)
+        and try_to_load_from_cache(MODEL, "config.json", revision="a" * 40) == config
+    )
+    found = scan_cache_dir(constants.HF_HUB_CACHE)
+    assert found.warnings == [] and {repo.repo_id for repo in found.repos} == {MODEL, PUBLISHED}
+    revision = next(repo for repo in found.repos if repo.repo_id == MODEL).revisions
+    names = {file.file_name for one in revision for file in one.files}
+    assert names == read_lock().repos[MODEL].files.keys()
+    for repo, name in ((MODEL, "model.safetensors"), (PUBLISHED, HYPERNETWORK)):
+        path = hf_hub_download(
+            repo, name, revision=read_lock().repos[repo].commit, local_files_only=True, cache_dir=constants.HF_HUB_CACHE
+        )
+        assert Path(path).read_bytes() == hub.repos[repo].files[name]
+
+
 @pytest.mark.parametrize("link", ["", "blobs", "snapshots", "snapshots/" + "a" * 40, "../.locks"])
 def test_links_out_of_the_cache_are_not_followed(hub, fetch, tmp_path, victim, link):
     place = Path(os.path.normpath(tmp_path / "home" / "hub" / f"models--{MODEL.replace('/', '--')}" / link))
@@ -432,13 +459,21 @@ def test_a_link_to_a_file_is_removed_or_refused_and_the_file_stays(hub, fetch, t
     assert victim.read_text() == "the user's"
 
 
-def test_a_cdn_gets_no_token_and_a_gated_repository_needs_one(hub, fetch, monkeypatch):
+def test_a_cdn_gets_no_token_and_a_gated_repository_needs_one(hub, fetch, monkeypatch, tmp_path):
     hub.cdn, hub.token = True, "secret"
     with pytest.raises(V2LError, match=f"{MODEL} must be asked for on the hub first; then set HF_TOKEN"):
         fetch()
     monkeypatch.setenv("HF_TOKEN", "secret")
     fetch()  # the hub refuses what comes without it, the other host what comes with it
     assert any(path.startswith("/cdn/") for _, path, _ in hub.requests)
+    monkeypatch.setenv("HF_TOKEN", "secret\nX-Other: 1")
+    with pytest.raises(V2LError, match="holds characters that no token has") as raised:
+        fetch()
+    assert "secret" not in str(raised.value)
+    monkeypatch.delenv("HF_TOKEN")
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))  # of hf auth login
+    (tmp_path / "token").write_text("secret\n")
+    fetch()
 
 
 def test_a_record_leads_nowhere_else(fetch, tmp_path):

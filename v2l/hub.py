@@ -16,19 +16,21 @@ import os
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import quote
 
 import httpx2
 
+from v2l import __version__
 from v2l.errors import V2LError
 from v2l.files import printable
 from v2l.lock import is_commit, is_plain_name, is_sha256
 
 LISTING_BYTES, LISTING_FILES = 4 * 2**20, 10_000
-"""Limits of a listing; those of the presets' repositories take less than 100 kB."""
+"""Limits of a listing: a file takes about 300 bytes of it, and a repository has some dozens."""
 WANTED_BYTES, WANTED_FILES = 64 * 10**9, 100
-"""Limits of the files that are fetched from one repository; the largest preset takes 9 GB."""
+"""Limits of the files that are fetched from one repository; 2.2 billion parameters of 4 bytes are 9 GB."""
 LOWEST_RATE = 1000
 """Bytes a second that must come, on average over HF_HUB_DOWNLOAD_TIMEOUT seconds (10 unless it is set)."""
 REDIRECTS = 10
@@ -251,10 +253,7 @@ async def _continue(
 async def _response(url: str, headers: dict[str, str] | None = None) -> AsyncIterator[httpx2.Response]:
     """A response of status 200 or 206 whose body is yet to be read. Raises _Refused for any other, TimeoutError if it
     does not come in time, and httpx2's errors. The body of a redirect or a refusal is never read."""
-    from huggingface_hub.utils import build_hf_headers
-
-    async with httpx2.AsyncClient(timeout=None) as client:
-        headers = build_hf_headers(headers={**(headers or {}), "Accept-Encoding": "identity"})
+    async with httpx2.AsyncClient(timeout=None, headers=_headers()) as client:
         request: httpx2.Request | None = client.build_request("GET", url, headers=headers)
         async with asyncio.timeout(_patience()):
             for _ in range(REDIRECTS + 1):
@@ -271,6 +270,22 @@ async def _response(url: str, headers: dict[str, str] | None = None) -> AsyncIte
             yield response
         finally:
             await response.aclose()
+
+
+def _headers() -> dict[str, str]:
+    """What every request says. huggingface_hub would ask the server on the way to its own headers, for a new token or
+    for names to look for in the environment, and keep what it answers; here a token is read and no more."""
+    from huggingface_hub import constants
+
+    token = os.environ.get("HF_TOKEN") or os.environ.get("HUGGING_FACE_HUB_TOKEN") or ""
+    if not token and not constants.HF_HUB_DISABLE_IMPLICIT_TOKEN:
+        with contextlib.suppress(OSError):
+            token = Path(constants.HF_TOKEN_PATH).read_text(encoding="utf-8", errors="replace")
+    token = token.strip()
+    if not (token.isascii() and token.isprintable()):
+        raise V2LError("HF_TOKEN, or the token of hf auth login, holds characters that no token has; set it anew")
+    said = {"User-Agent": f"v2l/{__version__}", "Accept-Encoding": "identity"}
+    return {**said, "Authorization": f"Bearer {token}"} if token else said
 
 
 async def _read(response: httpx2.Response, take: Callable[[bytes], None]) -> None:

@@ -554,6 +554,15 @@ for where in ("pipe", "terminal"):
     )
 
 
+@scenario("login-that-ends-soon-is-left-alone", None)
+def _(scene: Scene) -> None:
+    """huggingface_hub would ask the server for a new token and write down what it answers."""
+    scene.hub.token = "secret"
+    (scene.cache / "token").write_text("secret")
+    login = f"[me]\nhf_token = secret\nrefresh_token = other\nexpires_at = {int(time.time()) + 60}\n"
+    (scene.cache / "stored_tokens").write_text(login)
+
+
 @scenario("xet-headers-are-left-alone", None)
 def _(scene: Scene) -> None:
     data = scene.hub.repos[MODEL].files["model.safetensors"]
@@ -737,10 +746,10 @@ def hypernetwork() -> bytes:
 
 
 def outside(scene: Scene) -> dict[str, object]:
-    """All that the home holds outside the cache: names, kinds, modes, times and contents."""
-    found = {}
+    """All that the home holds outside the cache, and the login in it: names, kinds, modes, times and contents."""
+    found, own = {}, {scene.cache / name for name in ("token", "stored_tokens")}
     for path in sorted(scene.home.rglob("*")):
-        if path.is_relative_to(scene.cache):
+        if path.is_relative_to(scene.cache) and path not in own:
             continue
         about = path.lstat()
         content = path.read_bytes() if stat.S_ISREG(about.st_mode) else None
@@ -752,7 +761,7 @@ def outside(scene: Scene) -> dict[str, object]:
 def check_cache(scene: Scene) -> None:
     """Nothing beside the cache and the record, and no content that is not what its name says."""
     names = {path.name for path in scene.cache.iterdir()} if scene.cache.exists() else set()
-    assert names <= {"hub", "v2l.lock.json", "elsewhere"}, names
+    assert names <= {"hub", "v2l.lock.json", "elsewhere", "token", "stored_tokens"}, names
     for path in (scene.cache / "hub").glob("models--*/blobs/*"):
         if path.is_symlink() or not path.is_file() or path.suffix == ".incomplete":
             continue
@@ -818,6 +827,12 @@ def check(wanted: Scenario, model: dict[str, bytes]) -> tuple[str, str]:
         changed = [name for name in before.keys() | after.keys() if before.get(name) != after.get(name)]
         assert changed == [], f"files of the user's changed: {changed}"
         check_cache(scene)
+        asked = {
+            path
+            for _, path, _ in scene.hub.requests
+            if not re.match(r"/api/models/|(/cdn)?/[^/]+/[^/]+/resolve/", path)
+        }
+        assert not asked, f"it asked for {asked}"
         assert memory < MEMORY, f"{memory / 2**20:.0f} MB of memory"
         wanted.after(scene)
         assert outside(scene) == before, "files of the user's changed later"
