@@ -362,22 +362,6 @@ def test_an_answer_that_trickles_ends(hub, fetch, head):
         fetch()
 
 
-def test_a_byte_a_connection_is_no_progress(hub, fetch):
-    data = hub.repos[MODEL].files["model.safetensors"]
-
-    def told(request):
-        start = int(re.search(r"\d+", request.headers.get("Range") or "0")[0])
-        request.close_connection = True
-        request.wfile.write(b"HTTP/1.1 206 Partial Content\r\n")
-        request.wfile.write(b"Content-Range: bytes %d-%d/%d\r\n\r\n" % (start, len(data) - 1, len(data)))
-        request.wfile.write(data[start : start + 1])
-
-    hub.lies["model.safetensors"] = told
-    with pytest.raises(V2LError, match="it ends after 3 of"):
-        fetch()
-    assert downloads(hub).count("model.safetensors") == 3
-
-
 def test_what_sigterm_leaves_is_not_trusted_but_completed(hub, fetch, tmp_path):
     data = hub.repos[MODEL].files["model.safetensors"]
     half = len(data) // 2
@@ -457,6 +441,15 @@ def test_a_link_to_a_file_is_removed_or_refused_and_the_file_stays(hub, fetch, t
     with pytest.raises(V2LError, match=r"it was thrown away|cannot write into"):
         fetch()
     assert victim.read_text() == "the user's"
+
+
+def test_a_pipe_in_the_place_of_what_has_arrived_is_not_waited_for(hub, fetch, tmp_path):
+    blob = git_blob(hub.repos[MODEL].files["config.json"])
+    place = tmp_path / "home" / "hub" / f"models--{MODEL.replace('/', '--')}" / "blobs" / f"{blob}.incomplete"
+    place.parent.mkdir(parents=True)
+    os.mkfifo(place)
+    with pytest.raises(V2LError, match="cannot write into"):
+        fetch()
 
 
 def test_a_cdn_gets_no_token_and_a_gated_repository_needs_one(hub, fetch, monkeypatch, tmp_path):

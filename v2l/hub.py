@@ -1,9 +1,9 @@
-"""Requests to a Hugging Face hub: the listing of a repository, and its files.
+"""Requests to a Hugging Face hub: list the files of a repository and download them.
 
-The hub is not trusted, because HF_ENDPOINT may name any server. Its listing is checked before anything is made of it.
-A listing has a largest size, a file the size that the listing states, and both a lowest rate, so that every transfer
-ends. Files come over plain HTTP, which the hub offers for all of them, and never through hf_xet: its transfers go
-around these limits, and every file is proven by its hash either way.
+The hub is not trusted, because HF_ENDPOINT may name any server. Every value of a listing is checked before it is used.
+A listing has a maximum size, a file the size that its listing states, and both a minimum rate, so every transfer ends.
+Files are downloaded over plain HTTP, which the hub supports for all files. hf_xet is not used: its transfers bypass
+these limits, and the hash of every file is verified in any case.
 """
 
 from __future__ import annotations
@@ -13,9 +13,11 @@ import contextlib
 import errno
 import json
 import os
+import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import quote
@@ -28,26 +30,26 @@ from v2l.files import printable
 from v2l.lock import is_commit, is_plain_name, is_sha256
 
 LISTING_BYTES, LISTING_FILES = 4 * 2**20, 10_000
-"""Limits of a listing: a file takes about 300 bytes of it, and a repository has some dozens."""
+"""Limits of a listing. It takes about 300 bytes per file."""
 WANTED_BYTES, WANTED_FILES = 64 * 10**9, 100
-"""Limits of the files that are fetched from one repository; 2.2 billion parameters of 4 bytes are 9 GB."""
+"""Limits of the files that are downloaded from one repository. A model of 2.2 billion parameters takes up to 9 GB."""
 LOWEST_RATE = 1000
-"""Bytes a second that must come, on average over HF_HUB_DOWNLOAD_TIMEOUT seconds (10 unless it is set)."""
+"""Minimum bytes per second, averaged over HF_HUB_DOWNLOAD_TIMEOUT seconds (10 by default)."""
 REDIRECTS = 10
 TRIES = 3
-"""Times in a row that the transfer of a file may break off without PROGRESS."""
+"""Consecutive requests for one file that may fail without PROGRESS."""
 PROGRESS = 2**20
-"""Bytes that a transfer must have brought for the tries to be counted anew."""
+"""Bytes that a request must bring to reset the count of TRIES."""
 LONGEST_PAUSE = 30
-"""Seconds before the next try, at most, whatever the hub asks for."""
+"""Maximum seconds to wait before the next request, whatever Retry-After states."""
 
 
 @dataclass(frozen=True)
 class HubFile:
     """A file as the hub lists it.
 
-    name: a plain name, without a folder; size: in bytes
-    digest: its sha256 (64 hexadecimal digits) if it is in LFS, else its id in git (40 digits)
+    name: a plain file name (`lock.is_plain_name`); size: in bytes
+    digest: the sha256 (64 hexadecimal digits) of a file in LFS, the git object id (40 digits) of any other
     """
 
     name: str
@@ -57,7 +59,7 @@ class HubFile:
 
 @dataclass(frozen=True)
 class Listing:
-    """A repository at one commit: the licence that it states, printable, and the wanted ones of its files."""
+    """A repository at one commit: its licence as printable text, and those of its files that are wanted."""
 
     commit: str
     licence: str
@@ -65,13 +67,13 @@ class Listing:
 
 
 class NotThere(V2LError):
-    """The hub has no such repository, or the repository no such file."""
+    """The hub does not have the repository, or the repository does not have the file."""
 
 
 class _Refused(Exception):
-    """An answer that is not the content asked for.
+    """A response with another status than 200 or 206.
 
-    status: HTTP's; code, words: what the hub says of it; pause: seconds that it asks to wait, 0 if it does not
+    status: of HTTP; code, words: the hub's X-Error-Code and X-Error-Message; pause: Retry-After in seconds, else 0
     """
 
     def __init__(self, response: httpx2.Response):
@@ -84,12 +86,12 @@ class _Refused(Exception):
 
     @property
     def passes(self) -> bool:
-        """Whether the same request may succeed later."""
+        """Whether a later request may succeed."""
         return self.status in (408, 429) or self.status >= 500
 
 
 class _Broken(Exception):
-    """An answer that breaks off or breaks a rule of this module."""
+    """A response that ends early or violates a limit."""
 
 
 def check_online() -> None:
@@ -104,12 +106,13 @@ def check_online() -> None:
 
 
 def list_files(repo: str, revision: str, wanted: Callable[[str], Any]) -> Listing:
-    """Return the repository's commit and its wanted files. A file whose name is not plain is never wanted.
+    """Return the commit of a revision and those of its files that are wanted.
 
     revision: a branch, tag or commit
+    wanted: takes a file name; called for plain names only, files of other names are left out
 
-    Raises NotThere if the hub has no such repository, V2LError if it cannot be reached, or if its answer is too long,
-    too slow or not understood.
+    Raises NotThere if the hub does not have the repository, and V2LError if it cannot be reached or if its answer is
+    too long, too slow or not understood.
     """
     from huggingface_hub import constants
 
@@ -136,7 +139,7 @@ def list_files(repo: str, revision: str, wanted: Callable[[str], Any]) -> Listin
 
 
 def _understood(content: bytes, wanted: Callable[[str], Any]) -> Listing:
-    """Raises ValueError or RecursionError for anything but a listing within the limits."""
+    """Parse a listing. Raise ValueError or RecursionError if it is malformed or exceeds a limit."""
     said = json.loads(content)
     if not isinstance(said, dict) or not isinstance(said.get("siblings"), list):
         raise ValueError("it is no listing of files")
@@ -183,13 +186,13 @@ def _licence(card: Any) -> str:
 
 
 def download(repo: str, commit: str, file: HubFile, target: BinaryIO) -> None:
-    """Fetch a file of a repository into `target`, after what that holds already.
+    """Download a file into `target`. Resume after the bytes that `target` holds. The caller verifies the hash.
 
-    target: open for writing, read from nowhere else; holds the first bytes of the file, or nothing. It is left as far
-        as it came, so that the next call continues it, and empty if the hub sends more than it states.
+    target: open for appending. On an error it keeps what has arrived, so that the next call resumes; it is emptied if
+        the hub sends more bytes than it states.
 
-    Raises NotThere if the hub has no such file, V2LError if it cannot be reached, breaks off or is too slow time and
-    again, sends too much, or if the disk takes no more. The content is not proven here.
+    Raises NotThere if the hub does not have the file, and V2LError if TRIES requests in a row fail or are too slow, if
+    the hub sends too much, or if the disk is full.
     """
     from huggingface_hub import constants
     from huggingface_hub.utils import tqdm
@@ -210,10 +213,11 @@ def download(repo: str, commit: str, file: HubFile, target: BinaryIO) -> None:
 
 
 async def _continue(
-    url: str, target: BinaryIO, file: HubFile, told: Callable[[int], object]
+    url: str, target: BinaryIO, file: HubFile, report: Callable[[int], object]
 ) -> tuple[Exception, float]:
-    """Append to `target` what one request brings of the file, or fill it anew if the server sends all of it. Return
-    what went wrong if it is less than the file, and the seconds to wait before the next request."""
+    """Send one request for the rest of the file and append the response to `target`; replace its content if the server
+    sends the whole file. Return the error to raise if the file is still incomplete and requests are used up, and the
+    seconds to wait before the next one."""
     start = target.seek(0, os.SEEK_END)
 
     def empty() -> None:
@@ -228,7 +232,7 @@ async def _continue(
                 "check HF_ENDPOINT"
             )
         target.write(piece)
-        told(target.tell())
+        report(target.tell())
 
     try:
         async with _response(url, {"Range": f"bytes={start}-"} if start else {}) as response:
@@ -251,11 +255,12 @@ async def _continue(
 
 @contextlib.asynccontextmanager
 async def _response(url: str, headers: dict[str, str] | None = None) -> AsyncIterator[httpx2.Response]:
-    """A response of status 200 or 206 whose body is yet to be read. Raises _Refused for any other, TimeoutError if it
-    does not come in time, and httpx2's errors. The body of a redirect or a refusal is never read."""
-    async with httpx2.AsyncClient(timeout=None, headers=_headers()) as client:
+    """Open a response of status 200 or 206; `_read` reads its body. Follow up to REDIRECTS redirects. The body of a
+    redirect or an error is never read. Raise _Refused for other statuses, TimeoutError if there is no response within
+    the timeout, and errors of httpx2."""
+    async with httpx2.AsyncClient(timeout=None, headers=_headers(), verify=_certificates()) as client:
         request: httpx2.Request | None = client.build_request("GET", url, headers=headers)
-        async with asyncio.timeout(_patience()):
+        async with asyncio.timeout(_timeout()):
             for _ in range(REDIRECTS + 1):
                 response = await client.send(request, stream=True)
                 request = response.next_request
@@ -273,8 +278,9 @@ async def _response(url: str, headers: dict[str, str] | None = None) -> AsyncIte
 
 
 def _headers() -> dict[str, str]:
-    """What every request says. huggingface_hub would ask the server on the way to its own headers, for a new token or
-    for names to look for in the environment, and keep what it answers; here a token is read and no more."""
+    """Return the headers of every request. The token is read as huggingface_hub reads it, but not with its functions:
+    they may send requests of their own to the same server (to refresh a login, to list coding agents), without limits,
+    and store the answer in HF_HOME."""
     from huggingface_hub import constants
 
     token = os.environ.get("HF_TOKEN") or os.environ.get("HUGGING_FACE_HUB_TOKEN") or ""
@@ -288,22 +294,29 @@ def _headers() -> dict[str, str]:
     return {**said, "Authorization": f"Bearer {token}"} if token else said
 
 
+@cache
+def _certificates() -> ssl.SSLContext:
+    """Return the authorities that servers are checked against; loading them takes as long as a request."""
+    return httpx2.create_ssl_context()
+
+
 async def _read(response: httpx2.Response, take: Callable[[bytes], None]) -> None:
-    """Give every piece of the body to `take`. Raises TimeoutError if LOWEST_RATE is not kept."""
-    if response.headers.get("Content-Encoding", "identity").lower() != "identity":
+    """Pass every piece of the body to `take`. Raise TimeoutError if it is slower than LOWEST_RATE."""
+    if response.headers.get("Content-Encoding", "identity").lower() not in ("", "identity"):
         raise _Broken("it compresses its answer, which was not asked for")  # a few bytes may be gigabytes
-    patience, now, came = _patience(), asyncio.get_running_loop().time, 0
-    async with asyncio.timeout(patience) as deadline:
+    timeout, now, came = _timeout(), asyncio.get_running_loop().time, 0
+    async with asyncio.timeout(timeout) as deadline:
         async for piece in response.aiter_raw():
             take(piece)
             came += len(piece)
-            if came >= LOWEST_RATE * patience:
-                deadline.reschedule(now() + patience)
+            if came >= LOWEST_RATE * timeout:
+                deadline.reschedule(now() + timeout)
                 came = 0
 
 
-def _patience() -> int:
-    """Seconds for a response to begin, and then for each LOWEST_RATE times as many bytes of it to come."""
+def _timeout() -> int:
+    """Return the seconds within which a response must begin. Within the same time every part of its body must arrive
+    that is LOWEST_RATE times as many bytes long."""
     from huggingface_hub import constants
 
     return max(constants.HF_HUB_DOWNLOAD_TIMEOUT, 1)
@@ -311,7 +324,7 @@ def _patience() -> int:
 
 @contextlib.contextmanager
 def _in_one_line(repo: str) -> Iterator[None]:
-    """Whatever goes wrong with a request becomes a V2LError."""
+    """Convert every error of a request into a V2LError."""
     from huggingface_hub import constants
 
     try:
@@ -321,7 +334,7 @@ def _in_one_line(repo: str) -> Iterator[None]:
     except _Refused as error:
         raise _refusal(repo, error) from error
     except TimeoutError as error:
-        slow = f"fewer than {LOWEST_RATE} bytes a second in {_patience()} s, which HF_HUB_DOWNLOAD_TIMEOUT sets"
+        slow = f"fewer than {LOWEST_RATE} bytes a second in {_timeout()} s, which HF_HUB_DOWNLOAD_TIMEOUT sets"
         raise _unreachable(slow) from error
     except OSError as error:
         cache = printable(constants.HF_HUB_CACHE)

@@ -130,13 +130,17 @@ def _fetch(
 
 
 def _proven(place: CachePlace, recorded: str | None) -> str:
-    """Return the sha256 of a file of the hub, which is fetched if the cache does not have it. A wrong one is thrown
-    away."""
-    if place.pointer.exists():
+    """Fetch a file unless the cache holds it, verify it and return its sha256.
+
+    recorded: the sha256 that the lock file states, None if it states none
+
+    Raises V2LError, and discards the file, if it is not the one that the hub lists or that was recorded.
+    """
+    if os.path.exists(place.pointer):
         return _checked(place, place.pointer, recorded)
     with place.writing():
         source = place.blob
-        if not source.exists():
+        if not os.path.exists(source):
             source = place.part
             with _open_part(source) as part:
                 download(place.repo, place.commit, place.file, part)
@@ -150,12 +154,12 @@ def _proven(place: CachePlace, recorded: str | None) -> str:
 
 
 def _checked(place: CachePlace, source: Path, recorded: str | None) -> str:
-    """Return the sha256 of `source`. Raise V2LError, and throw it away, if it is not the file that the hub lists or
-    that was recorded."""
+    """Return the sha256 of `source`, one of the paths of `place`. Raise V2LError and discard it if it is another file
+    than the hub lists or than was recorded."""
     try:
         with open_regular(source) as content:
             sha256 = got = hashlib.file_digest(content, "sha256").hexdigest()
-            if is_commit(place.file.digest):  # not in LFS: git's hash of it, which its length begins
+            if is_commit(place.file.digest):  # the hash that git takes of a file outside LFS: a header, then the data
                 start = b"blob %d\0" % content.tell()
                 content.seek(0)
                 got = hashlib.file_digest(content, lambda: hashlib.sha1(start)).hexdigest()
@@ -182,7 +186,7 @@ def _checked(place: CachePlace, source: Path, recorded: str | None) -> str:
 
 @dataclass(frozen=True)
 class CachePlace:
-    """The paths of a file of the hub in the local cache, all of names that were checked."""
+    """The paths of one file in the local Hugging Face cache, built from checked names only."""
 
     repo: str
     commit: str
@@ -190,28 +194,28 @@ class CachePlace:
 
     @property
     def folder(self) -> Path:
-        """The repository's."""
+        """The folder of the repository."""
         return _cache() / f"models--{self.repo.replace('/', '--')}"
 
     @property
     def blob(self) -> Path:
-        """The content, by its hash."""
+        """The complete content, named by its hash."""
         return self.folder / "blobs" / self.file.digest
 
     @property
     def part(self) -> Path:
-        """What has arrived of the content."""
+        """The content as far as it has arrived."""
         return self.folder / "blobs" / f"{self.file.digest}.incomplete"
 
     @property
     def pointer(self) -> Path:
-        """The file as everybody reads it, a link to the content."""
+        """The file under its own name: a link to the blob."""
         return self.folder / "snapshots" / self.commit / self.file.name
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
-        """Make the folders and keep other processes that fetch the same file waiting. Raises V2LError if they lead out
-        of the cache, cannot be made or not be written to."""
+        """Create the folders and hold the lock of this file, which huggingface_hub takes too. Raise V2LError if a
+        folder leads out of the cache, or if the cache cannot be written."""
         from huggingface_hub.utils import WeakFileLock
 
         locks = _cache() / ".locks" / self.folder.name
@@ -230,7 +234,7 @@ class CachePlace:
             ) from error
 
     def link(self) -> None:
-        """Let the pointer lead to the content; in the place of a pointer that leads nowhere."""
+        """Link the pointer to the blob. Replace a pointer that leads nowhere."""
         from huggingface_hub import constants
 
         self.pointer.unlink(missing_ok=True)
@@ -242,12 +246,17 @@ class CachePlace:
             os.replace(self.blob, self.pointer)
 
     def discard(self, wrong: Path | None = None) -> None:
-        """Remove the pointer, what has arrived, and the content if `wrong`, which was read, is it. Of a link the link
-        alone is removed. Raises V2LError if links lead out of the cache, and OSError."""
-        is_content = wrong is not None and os.path.realpath(wrong) == os.path.realpath(self.blob)
-        for path in (self.part, self.pointer, *([self.blob] if is_content else [])):
+        """Remove the pointer and the part, and the blob too if `wrong` is it or a link to it. Remove links themselves,
+        never their targets. Raise V2LError if a folder leads out of the cache, or if removing fails."""
+        is_blob = wrong is not None and os.path.realpath(wrong) == os.path.realpath(self.blob)
+        for path in (self.part, self.pointer, *([self.blob] if is_blob else [])):
             _check_inside(path.parent)
-            path.unlink(missing_ok=True)
+            try:
+                path.unlink(missing_ok=True)
+            except OSError as error:
+                raise V2LError(
+                    f"cannot remove {printable(path)}, which is wrong: {error.strerror or error}; remove it by hand"
+                ) from error
 
 
 def _cache() -> Path:
@@ -257,7 +266,7 @@ def _cache() -> Path:
 
 
 def _check_inside(folder: Path) -> None:
-    """Raise V2LError if links lead the folder out of the cache."""
+    """Raise V2LError if the folder, with all links resolved, is outside the cache."""
     if not Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(_cache())):
         raise V2LError(
             f"{printable(folder)} is a link out of the cache, where nothing is written or removed; remove the link, or "
@@ -266,9 +275,9 @@ def _check_inside(folder: Path) -> None:
 
 
 def _open_part(path: Path) -> BinaryIO:
-    """Open to append, without following a link. Raises OSError."""
-    follow_none = getattr(os, "O_NOFOLLOW", 0)
-    return open(path, "ab", opener=lambda name, flags: os.open(name, flags | follow_none, 0o666))
+    """Open a file for appending. Do not follow a link, and do not wait for the reader of a pipe. Raise OSError."""
+    careful = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    return open(path, "ab", opener=lambda name, flags: os.open(name, flags | careful, 0o666))
 
 
 def _check_space(files: Sequence[HubFile]) -> None:
@@ -276,7 +285,7 @@ def _check_space(files: Sequence[HubFile]) -> None:
     name, so the estimate is on the safe side."""
     place = _cache()
     needed = sum(file.size for file in files if not any(place.glob(f"models--*/blobs/{file.digest}")))
-    while not place.exists():
+    while not os.path.exists(place):
         place = place.parent
     free = shutil.disk_usage(place).free
     if needed > free:

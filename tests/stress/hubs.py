@@ -24,7 +24,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
@@ -61,14 +61,15 @@ Lie = Callable[[Request], None]
 class Scene:
     """A hub and the home of who asks it.
 
-    revision: for --revision; process: the command, once it runs; begun: set when an answer that never ends has begun
+    process: the command, once it runs; others: commands that run beside it and must end well
+    begun: set when an answer that never ends has begun
     """
 
     hub: Hub
     home: Path
     environment: dict[str, str] = field(default_factory=dict)
-    revision: str | None = None
     process: subprocess.Popen | None = None
+    others: list[subprocess.Popen] = field(default_factory=list)
     begun: threading.Event = field(default_factory=threading.Event)
 
     @property
@@ -614,6 +615,35 @@ def _(scene: Scene) -> None:
     scene.place(scene.repo / "blobs" / f"{config_blob(scene)}.incomplete").symlink_to(scene.victim)
 
 
+@scenario("lock-leads-to-a-file", "cannot write into")
+def _(scene: Scene) -> None:
+    locks = scene.cache / "hub" / ".locks" / scene.repo.name
+    scene.place(locks / f"{config_blob(scene)}.lock").symlink_to(scene.victim)
+
+
+@scenario("two-at-once", None)
+def _(scene: Scene) -> None:
+    """Another command fetches the same into the same cache meanwhile."""
+    scene.hub.lies["model.safetensors"] = both(scene)
+    words = [V2L, "pull", "smolvlm2-500m"]
+    silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    scene.others.append(subprocess.Popen(words, env=environment(scene), **silent))
+
+
+def both(scene: Scene) -> Lie:
+    """The weights, a little at a time."""
+    data = scene.hub.repos[MODEL].files["model.safetensors"]
+
+    def told(request: Request) -> None:
+        request.wfile.write(head(len(data)))
+        for start in range(0, len(data), len(data) // 20):
+            request.wfile.write(data[start : start + len(data) // 20])
+            request.wfile.flush()
+            scene.hub.leaving.wait(0.2)
+
+    return told
+
+
 @scenario("part-is-a-pipe", "cannot write into")
 def _(scene: Scene) -> None:
     os.mkfifo(scene.place(scene.repo / "blobs" / f"{config_blob(scene)}.incomplete"))
@@ -763,7 +793,8 @@ def check_cache(scene: Scene) -> None:
     names = {path.name for path in scene.cache.iterdir()} if scene.cache.exists() else set()
     assert names <= {"hub", "v2l.lock.json", "elsewhere", "token", "stored_tokens"}, names
     for path in (scene.cache / "hub").glob("models--*/blobs/*"):
-        if path.is_symlink() or not path.is_file() or path.suffix == ".incomplete":
+        a_link = path.is_symlink() or path.parent.is_symlink() or path.parents[1].is_symlink()
+        if a_link or not path.is_file() or path.suffix == ".incomplete":
             continue
         data = path.read_bytes()
         assert path.name in (git_blob(data), hashlib.sha256(data).hexdigest()), f"{path.name} holds {data[:40]!r}"
@@ -773,7 +804,7 @@ def check_cache(scene: Scene) -> None:
 
 def run(scene: Scene) -> tuple[int, str, str, int]:
     """Exit code, standard output and error, and the most memory in bytes."""
-    words = [V2L, "pull", "smolvlm2-500m", *(["--revision", scene.revision] if scene.revision else [])]
+    words = [V2L, "pull", "smolvlm2-500m"]
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         scene.process = subprocess.Popen(
             words,
@@ -784,22 +815,27 @@ def run(scene: Scene) -> tuple[int, str, str, int]:
             cwd=scene.home,
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         )
-        until, killed = time.monotonic() + PATIENCE, False
-        while True:
-            ended, status, usage = os.wait4(scene.process.pid, os.WNOHANG)
-            if ended:
-                break
-            if time.monotonic() > until:
-                scene.process.kill()
-                killed = True
-            time.sleep(0.05)
-        scene.process.returncode = os.waitstatus_to_exitcode(status)
+        until, memory = time.monotonic() + PATIENCE, 0
+        while scene.process.poll() is None and time.monotonic() < until:
+            memory = max(memory, most_memory(scene.process.pid))
+            time.sleep(0.02)
+        killed = scene.process.poll() is None
+        scene.process.kill()
+        scene.process.wait()
         said = []
         for stream in (out, err):
             stream.seek(0)
             said.append(stream.read().decode())
         assert not killed, f"still running after {PATIENCE} s: {said}"
-        return scene.process.returncode, *said, usage.ru_maxrss * 1024
+        return scene.process.returncode, *said, memory
+
+
+def most_memory(process: int) -> int:
+    """Bytes that it has held in memory at once, so far; 0 where it has just gone."""
+    with suppress(OSError):
+        held = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{process}/status").read_text())
+        return int(held[1]) * 1024 if held else 0
+    return 0
 
 
 def run_at_terminal(scene: Scene) -> tuple[int, str, str, int]:
@@ -816,6 +852,7 @@ def check(wanted: Scenario, model: dict[str, bytes]) -> tuple[str, str]:
         before, begun = outside(scene), time.monotonic()
         code, out, err, memory = (run_at_terminal if wanted.terminal else run)(scene)
         seconds = time.monotonic() - begun
+        assert all(other.wait(PATIENCE) == 0 for other in scene.others)
         assert code == wanted.code, f"exit code {code}: {err!r}"
         lines = err.splitlines()
         errors = [line for line in lines if line.startswith("v2l: error:")]
