@@ -6,11 +6,14 @@ import hashlib
 import json
 import re
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+
+LISTING = "/"
+"""In the place of a file's name, for what is said of a repository."""
 
 
 @dataclass
@@ -50,12 +53,19 @@ class Hub:
 
     served: in a file's place, by name, other bytes than its hashes say; cut: names whose next download breaks off in
     the middle
+    token: what a request needs to get anything; cdn: LFS files are served by another host, where no token may arrive
+    lies: by a file's name, or LISTING for listings of repositories, what answers in the hub's place
+    leaving: set when the hub shuts down, for answers that wait
     """
 
     repos: dict[str, Repo]
     requests: list[tuple[str, str, str | None]] = field(default_factory=list)
     served: dict[str, bytes] = field(default_factory=dict)
     cut: set[str] = field(default_factory=set)
+    token: str | None = None
+    cdn: bool = False
+    lies: dict[str, Callable[[BaseHTTPRequestHandler], None]] = field(default_factory=dict)
+    leaving: threading.Event = field(default_factory=threading.Event)
     address: str = ""
 
     @contextmanager
@@ -66,7 +76,8 @@ class Hub:
             protocol_version = "HTTP/1.1"
 
             def do_GET(self) -> None:
-                hub.answer(self)
+                with suppress(ConnectionError):  # a client may go whenever it has enough
+                    hub.answer(self)
 
             do_HEAD = do_GET
 
@@ -74,19 +85,28 @@ class Hub:
                 pass
 
         server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        server.handle_error = lambda *_: None
         self.address = f"http://127.0.0.1:{server.server_port}"
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         try:
             yield self
         finally:
+            self.leaving.set()
             server.shutdown()
             server.server_close()
 
     def answer(self, request: BaseHTTPRequestHandler) -> None:
         path = request.path.partition("?")[0]
         self.requests.append((request.command, path, request.headers.get("Range")))
+        token = request.headers.get("Authorization")
         about = re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/revision/(.+))?", path)
-        file = re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path)
+        file = re.fullmatch(r"(?:/cdn)?/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path)
+        lie = self.lies.get(LISTING if about else file[3] if file else "")
+        if lie:
+            return lie(request)
+        at_cdn = path.startswith("/cdn/")
+        if self.token and token != (None if at_cdn else f"Bearer {self.token}"):
+            return self.refuse(request, "GatedRepo", 401)
         repo = self.repos.get((about or file)[1]) if about or file else None
         if repo is None:
             return self.refuse(request, "RepoNotFound")
@@ -94,14 +114,29 @@ class Hub:
         if revision not in (*repo.branches, repo.commit):
             return self.refuse(request, "RevisionNotFound")
         if about:
-            card = {"license": repo.licence} if repo.licence else {}
-            said = {"id": about[1], "sha": repo.commit, "siblings": repo.siblings(), "cardData": card}
-            return self.give(request, json.dumps(said).encode(), {"Content-Type": "application/json"})
+            return self.give(request, self.listing(about[1]), {"Content-Type": "application/json"})
         if file[3] not in repo.files:
             return self.refuse(request, "EntryNotFound")
         stated, data = repo.files[file[3]], self.served.get(file[3], repo.files[file[3]])
         tag = hashlib.sha256(stated).hexdigest() if in_lfs(file[3]) else git_blob(stated)
+        if self.cdn and not at_cdn and in_lfs(file[3]):
+            linked = {"X-Linked-ETag": f'"{tag}"', "X-Linked-Size": str(len(stated))}
+            return self.redirect(request, path, {"X-Repo-Commit": repo.commit, **linked})
         return self.give(request, data, {"X-Repo-Commit": repo.commit, "ETag": f'"{tag}"'}, file[3])
+
+    def listing(self, name: str) -> bytes:
+        """What the hub says of a repository."""
+        repo = self.repos[name]
+        card = {"license": repo.licence} if repo.licence else {}
+        said = {"id": name, "sha": repo.commit, "siblings": repo.siblings(), "cardData": card}
+        return json.dumps(said).encode()
+
+    def redirect(self, request: BaseHTTPRequestHandler, path: str, headers: dict[str, str]) -> None:
+        request.send_response(302)
+        address = self.address.replace("127.0.0.1", "localhost")
+        for header, value in {**headers, "Location": f"{address}/cdn{path}?signed", "Content-Length": "0"}.items():
+            request.send_header(header, value)
+        request.end_headers()
 
     def give(self, request: BaseHTTPRequestHandler, data: bytes, headers: dict[str, str], name: str = "") -> None:
         start = int(re.search(r"\d+", request.headers.get("Range") or "0")[0])
@@ -122,8 +157,8 @@ class Hub:
             return
         request.wfile.write(data[start:])
 
-    def refuse(self, request: BaseHTTPRequestHandler, code: str) -> None:
-        request.send_response(404)
+    def refuse(self, request: BaseHTTPRequestHandler, code: str, status: int = 404) -> None:
+        request.send_response(status)
         request.send_header("X-Error-Code", code)
         request.send_header("Content-Length", "0")
         request.end_headers()

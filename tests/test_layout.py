@@ -16,7 +16,7 @@ TREES = {path.relative_to(ROOT / "v2l"): ast.parse(path.read_text()) for path in
 ORDER = [
     "__init__ errors options",
     "records files journal sampling prompt perceiver manifest scoring paper rubric judge sheet side_by_side optimise",
-    "foreign lock sealed container packets picture decoder video decode_worker decoding",
+    "foreign lock hub sealed container packets picture decoder video decode_worker decoding",
     "model_config weights models tokenizer pickled hypernetwork adapter lessons",
     "vlm loading composition checkpoint",
     "lora asked_time watch misread estimate machine",

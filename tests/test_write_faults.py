@@ -267,6 +267,7 @@ def test_nothing_writes_but_through_files():
         "files.py",
         "world/clip.py",  # a drawn clip, above: OpenCV writes by itself
         "finevideo.py",  # a clip that ffmpeg cut
+        "pull.py",  # the Hugging Face cache, in test_pull.py
         "world/model.py",  # a model that is being made for a release
         "arch.py",  # a model with random weights, in a temporary folder
         "ways.py",  # the bench's KV cache, in a temporary folder

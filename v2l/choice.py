@@ -14,7 +14,7 @@ from v2l.errors import ModelError, V2LError
 from v2l.files import printable
 from v2l.hypernetwork import Hypernetwork, Origin
 from v2l.loading import load_vlm
-from v2l.lock import read_lock
+from v2l.lock import lock_path, read_lock
 from v2l.models import PRESETS, RELEASE, ModelFolder, find_model
 from v2l.vlm import FrozenVLM
 
@@ -93,7 +93,11 @@ def choose_model(option: str | None) -> tuple[str, str]:
     if os.environ.get(ENVIRONMENT):
         return os.environ[ENVIRONMENT], "environment"
     default = read_lock().default
-    return (default, "default") if default else ("tiny", "fallback")
+    if default is None:
+        return "tiny", "fallback"
+    if default not in PRESETS:  # any other name could be a folder's
+        raise V2LError(f"{printable(lock_path())} names no preset as the default; v2l pull PRESET --default sets it")
+    return default, "default"
 
 
 def choose_model_for(adapter: Adapter, option: str | None) -> tuple[str, str]:
