@@ -4,10 +4,10 @@
     python tests/stress/flipped_videos.py --files 150 --only h264 --keep FOLDER --verdicts
 
 Each file is a sound clip with 1 to 50 flipped bits in its coded pictures. ffmpeg's verdict is what `ffmpeg -v error -i
-FILE -f null -` prints. Each file is then probed, and the frames that `v2l encode` chooses are compared with those of the
+FILE -f null -` prints. Each file is then probed, and the frames that `v2l encode` takes are compared with those of the
 sound clip. The run prints a table of outcomes against verdicts. It fails if a file crashes the reader, or if the reader
 accepts a picture that differs from the sound one although ffmpeg reports damage of it or of what it refers to
-(`ffprobe -show_log` tells which frame a report is about). Other changed pictures, which no decoder reports, are counted.
+(`ffprobe -show_log` tells which frame each is about). Other changed pictures, which no decoder reports, are counted.
 --verdicts only makes the files and `verdicts.json`.
 """
 
