@@ -4,11 +4,11 @@
     python tests/stress/flipped_videos.py --files 150 --only h264 --keep FOLDER --verdicts
 
 Each file is a sound clip with 1 to 50 flipped bits in its coded pictures. ffmpeg's verdict is what `ffmpeg -v error -i
-FILE -f null -` prints. Each file is then probed and 12 frames are read as `v2l encode` does, and compared with those of
-the sound clip. The run prints a table of outcomes against verdicts, and fails if a file crashes the reader, or if it
-accepts a picture that differs from the sound one although ffmpeg reports damage between the key frame before it and the
-picture (`ffprobe -show_log` tells to which frame a report belongs). Changed pictures without such a report cannot be
-told by a decoder; they are counted. --verdicts makes the files and `verdicts.json` only.
+FILE -f null -` prints. Each file is then probed, and the frames that `v2l encode` takes are compared with those of the
+sound clip. The run prints a table of outcomes against verdicts. It fails if a file crashes the reader, or if the reader
+accepts a picture that differs from the sound one although ffmpeg reports damage of it or of what it refers to
+(`ffprobe -show_log` tells which frame each is about). Other changed pictures, which no decoder reports, are counted.
+--verdicts only makes the files and `verdicts.json`.
 """
 
 import argparse
@@ -42,7 +42,6 @@ SOURCES = {
 }
 FLIPS = (1, 3, 10, 50)
 RATE = 25
-DELAY = 8
 
 
 def ffmpeg(words: list[str], **more) -> subprocess.CompletedProcess:
@@ -114,37 +113,46 @@ def outcome(path: Path, sound: dict[int, np.ndarray]) -> tuple[str, str, list[in
         return "crashed", repr(error), []
 
 
-def reports(path: Path, *options: str) -> dict[int, tuple[int, str]]:
-    """By the number of each frame that ffmpeg decodes: the number of the key frame before it, and ffmpeg's report."""
+def decoded(path: Path, *options: str) -> tuple[list[tuple[int, bool]], dict[int, str], set[int]]:
+    """The (number, key) of each packet; ffmpeg's reports by the number of the frame that each is about; the numbers of
+    the frames that ffmpeg shows.
+
+    ffprobe logs a report with the frame that is output meanwhile, which is the decoder's delay behind.
+    """
     command = ["ffprobe", "-v", "error", "-threads", "1", *options, "-show_log", "16", "-select_streams", "v:0"]
-    command += ["-show_entries", "frame=best_effort_timestamp_time,key_frame:format=start_time:log", "-of", "json"]
-    found = json.loads(subprocess.run([*command, str(path)], capture_output=True).stdout)
-    start = float(found["format"].get("start_time", 0))
-    key, told = 0, {}
-    for frame in found["frames"]:
-        if "best_effort_timestamp_time" in frame:
-            number = round((float(frame["best_effort_timestamp_time"]) - start) * RATE)
-            key = number if frame["key_frame"] else key
-            told[number] = key, "; ".join(log["message"].strip() for log in frame.get("logs", ()))
-    return told
+    entries = "packet=pts_time,flags:frame=best_effort_timestamp_time:stream=has_b_frames:format=start_time:log"
+    done = subprocess.run([*command, "-show_entries", entries, "-of", "json", str(path)], capture_output=True)
+    found = json.loads(done.stdout)
+    start, delay = float(found["format"].get("start_time", 0)), found["streams"][0]["has_b_frames"]
+
+    def number(time: str) -> int:
+        return round((float(time) - start) * RATE)
+
+    entries = found["packets_and_frames"]
+    packets = [(number(each.get("pts_time", start)), "K" in each["flags"]) for each in entries if "flags" in each]
+    frames = [each for each in entries if each["type"] == "frame"]
+    reports = {}
+    for at, frame in enumerate(frames):
+        if frame.get("logs"):
+            about = packets[min(at + delay, len(packets) - 1)][0]
+            reports[about] = "; ".join(log["message"].strip() for log in frame["logs"])
+    times = [frame.get("best_effort_timestamp_time") for frame in frames]
+    return packets, reports, {number(time) for time in times if time}
 
 
 def reported_before(path: Path, numbers: list[int]) -> str:
-    """ffmpeg's report, if any, that concerns one of these frames: on a picture that others refer to, from the key frame
-    before it up to it, or on the frame itself if no other refers to it.
-
-    A report is logged with the frame that is output meanwhile, up to DELAY frames before the frame that it is about.
-    """
-    every, referred = reports(path), reports(path, "-skip_frame", "noref")
-    delayed = 0 if "baseline" in path.name else DELAY
-    for number in numbers:
-        key = every.get(number, (0, ""))[0]
-        concerned = [at for at, (of, text) in referred.items() if text and of == key and at + delayed <= number]
-        if number not in referred:
-            concerned += [at for at in range(number - delayed, number + 1) if every.get(at, (0, ""))[1]]
-        if concerned:
-            text = (referred.get(concerned[0]) or every[concerned[0]])[1]
-            return f"frame {number}, ffmpeg on {concerned[0]}: {text}"
+    """ffmpeg's report, if any, that concerns one of these frames: on the frame itself, or on one that is decoded before
+    it, from the last key frame on, and that others refer to."""
+    packets, reports, _ = decoded(path)
+    referred = decoded(path, "-skip_frame", "noref")[2]
+    needed: list[int] = []
+    for number, key in packets:
+        needed = [] if key else needed
+        concerned = [at for at in [*needed, number] if at in reports]
+        if number in numbers and concerned:
+            return f"frame {number}, ffmpeg on {concerned[0]}: {reports[concerned[0]]}"
+        if number in referred:
+            needed.append(number)
     return ""
 
 
