@@ -15,7 +15,9 @@ import odd_videos
 import pytest
 from odd_videos import KINDS, Kind
 
+from v2l import decoding
 from v2l.errors import V2LError
+from v2l.sampling import choose_frames
 from v2l.video import probe, read_frames
 
 pytestmark = pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="needs ffmpeg")
@@ -113,3 +115,27 @@ def test_the_right_times_are_those_of_ffprobe(folder):
         assert worst <= kind.within, name
         compared += 1
     assert compared >= 40
+
+
+@pytest.mark.slow
+def test_one_worker_reads_them_all(folder, monkeypatch):
+    """Sound and damaged files in any order: no file ends the process that decodes the next."""
+    worker = decoding.Worker()
+    monkeypatch.setattr(decoding, "_worker", worker)
+    outcomes = {"read": 0, "refused": 0}
+    try:
+        for name, kind in KINDS.items():
+            path = odd_videos.make(name, folder)
+            try:
+                video = decoding.probe(path)
+                list(decoding.read_frames(video, choose_frames(video, 12)))
+                outcomes["read"] += 1
+            except V2LError as error:
+                assert kind.refused and "decoder" not in str(error), (name, error)
+                outcomes["refused"] += 1
+            if name == next(iter(KINDS)):
+                first = worker.process.pid
+        assert worker.process.pid == first
+        assert outcomes["read"] >= 200 and outcomes["refused"] >= 15, outcomes
+    finally:
+        worker.close()
