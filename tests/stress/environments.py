@@ -101,7 +101,7 @@ def unprivileged(before: str = "", user: int = 0, expected: Same | Refused = Sam
     """The command without root's privilege over files, as another user where `user` is not 0."""
     who = f"--reuid={user} --regid={user} --clear-groups" if user else "--bounding-set=-dac_override,-dac_read_search"
     script = f'exec setpriv {who} sh -c {shlex.quote(before + RUN)} sh "$@"'
-    return Environment(script, expected, needs=f"setpriv {who} {shlex.quote(sys.executable)} -c pass", **options)
+    return Environment(script, expected, needs=f"setpriv {who} {shlex.quote(V2L)} --version", **options)
 
 
 def processors(count: int, before: str = "") -> Environment:
@@ -188,7 +188,7 @@ ENVIRONMENTS = {
     "encoding: PYTHONUTF8=0 in C": variables("PYTHONUTF8=0", "PYTHONCOERCECLOCALE=0", "LC_ALL=C", asks=True),
     "encoding: PYTHONUTF8=1": variables("PYTHONUTF8=1"),
     "encoding: PYTHONIOENCODING=ascii": variables("PYTHONIOENCODING=ascii", asks=True),
-    "encoding: PYTHONIOENCODING=utf-16": variables("PYTHONIOENCODING=utf-16"),
+    "encoding: PYTHONIOENCODING=latin-1": variables("PYTHONIOENCODING=latin-1"),
     "streams: no stdin": Environment(RUN + " <&-", asks=True),
     "streams: no stdout": Environment(RUN + " >&-"),
     "streams: no stderr": Environment(RUN + " 2>&-"),
