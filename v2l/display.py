@@ -110,7 +110,7 @@ class Display:
     def _say(self, text: str) -> None:
         if self._bar is not None:
             self._bar.clear()
-        with contextlib.suppress(BrokenPipeError):  # nobody listens, and the work goes on
+        with contextlib.suppress(OSError):  # no reader or a full disk: nobody listens, and the work goes on
             print(_one_line(text), file=sys.stderr, flush=True)
         if self._bar is not None:
             self._bar.refresh()
