@@ -94,14 +94,6 @@ class _Broken(Exception):
     """A response that ends early or violates a limit."""
 
 
-def check_online() -> None:
-    """Raise V2LError if HF_HUB_OFFLINE forbids every request."""
-    from huggingface_hub import constants
-
-    if constants.HF_HUB_OFFLINE:
-        raise V2LError("HF_HUB_OFFLINE is set, and v2l pull is the one command that needs the network; unset it")
-
-
 # Listings ----------------------------------------------------------------------------------------------------------
 
 
@@ -111,11 +103,13 @@ def list_files(repo: str, revision: str, wanted: Callable[[str], Any]) -> Listin
     revision: a branch, tag or commit
     wanted: takes a file name; called for plain names only, files of other names are left out
 
-    Raises NotThere if the hub does not have the repository, and V2LError if it cannot be reached or if its answer is
-    too long, too slow or not understood.
+    Raises NotThere if the hub does not have the repository, and V2LError if HF_HUB_OFFLINE is set, if the hub cannot be
+    reached, or if its answer is too long, too slow or not understood.
     """
     from huggingface_hub import constants
 
+    if constants.HF_HUB_OFFLINE:
+        raise V2LError("HF_HUB_OFFLINE is set, and v2l pull is the one command that needs the network; unset it")
     content = bytearray()
 
     def take(piece: bytes) -> None:

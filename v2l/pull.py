@@ -22,7 +22,7 @@ from typing import Any, BinaryIO
 from v2l.checkpoint import load_hypernetwork
 from v2l.errors import V2LError
 from v2l.files import open_regular, printable, unreadable
-from v2l.hub import HubFile, NotThere, check_online, download, list_files
+from v2l.hub import HubFile, NotThere, download, list_files
 from v2l.loading import load_vlm
 from v2l.lock import Lock, LockedRepo, is_commit, lock_path, read_lock, write_lock
 from v2l.models import PRESETS, Preset
@@ -57,7 +57,6 @@ def pull(name: str, revision: str | None, make_default: bool, told: Told) -> lis
     """
     if name not in PRESETS:
         raise V2LError(f"there is no preset {printable(name)} to pull; choose from {', '.join(PRESETS)}")
-    check_online()
     preset, lock = PRESETS[name], read_lock()
     model, lock = _fetch(preset.model, MODEL_FILES.fullmatch, revision, lock, told)
     weights = [name for name in lock.repos[preset.model].files if name.endswith(".safetensors")]

@@ -752,6 +752,7 @@ def environment(scene: Scene) -> dict[str, str]:
         HF_HOME=str(scene.cache),
         HF_HUB_OFFLINE="0",
         TMPDIR=str(scene.home / "tmp"),
+        OMP_NUM_THREADS="1",  # two commands run at a time
         **{"HF_HUB_DOWNLOAD_TIMEOUT": str(SLOW), **scene.environment},
     )
 
