@@ -156,7 +156,8 @@ def _within(path: Path) -> Path:
 def _annotation(path: Path) -> Mapping[str, Any]:
     try:
         with open_regular(_within(path)) as file:
-            data = file.read(MAX_BYTES + 1)
+            size = os.fstat(file.fileno()).st_size
+            data = file.read(min(size, MAX_BYTES) + 1)  # which reserves as much as it may read
         if len(data) > MAX_BYTES:
             raise ValueError(f"it is larger than {MAX_BYTES // 10**6} MB, no annotation")
         return _object({"it": json.loads(data)}, "it")

@@ -231,7 +231,7 @@ def ask_each_in_context(
 
 def question_embeddings(question: str, vlm: FrozenVLM, max_new_tokens: int = 0) -> torch.Tensor:
     """(T, D): the prompt of a question without a video. It cannot hold a visual token, whatever the question says.
-    Raises V2LError, before it takes any memory, where the prompt and so many new tokens exceed the model's positions.
+    Raises V2LError if the prompt and so many new tokens exceed the model's positions, before it is embedded.
     """
     ids = vlm.tokenize(question_text(vlm.check_user_text(question)))
     vlm.check_length(len(ids), max_new_tokens)

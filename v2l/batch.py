@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -81,7 +82,7 @@ def _encode_segments(
         yield _nothing(target)
         return
     try:
-        check_name(target.segment(0).output)
+        _check_output(target.segment(0))
         readings = cut(target.video, options.reading, options.segments, options.segment_seconds)
     except V2LError as error:
         yield Outcome(target, "failed", str(error))
@@ -164,9 +165,15 @@ def _check_total_rank(first: Outcome, segments: int) -> None:
         check_rank(description.blocks[0].rank * segments + description.bias_rank)
 
 
+def _check_output(target: Target) -> None:
+    """Raises V2LError if the file system would refuse the adapter's name. A missing video is its own error."""
+    if os.path.lexists(target.video):
+        check_name(target.output)
+
+
 def _begin_one(target: Target, options: EncodeOptions, choice: Choice) -> Outcome | tuple[Target, Begun, str]:
     """What is to be done about a video: its outcome where that is nothing, else the video begun, and why."""
-    check_name(target.output)
+    _check_output(target)
     reading = fill_reading(options.reading, choice.origin.trained_with, choice.folder.geometry)
     reason = ""
     if not options.overwrite:

@@ -103,6 +103,7 @@ class FrozenVLM:
         """The text, stripped, if it may stand in a prompt. Raises V2LError where it is empty, exceeds the model's
         positions whatever its tokens are, or holds one of the tokenizer's control tokens, which would otherwise act as
         one (an `<image>` in a question, say)."""
+        text = text.strip()
         if self.tokenizer and len(text) > self.max_positions:
             most = self.max_positions * max(map(len, self.tokenizer.get_vocab()))
             if len(text) > most:
@@ -115,9 +116,9 @@ class FrozenVLM:
                 raise V2LError(f"{printable(text)!r} holds the control token {printable(token.content)}; leave it out")
         if any("\ud800" <= char <= "\udfff" for char in text):
             raise V2LError(f"{printable(text)!r} is not UTF-8 text; type it again")
-        if not text.strip():
+        if not text:
             raise V2LError("the question or prompt is empty; say what you want to know")
-        return text.strip()
+        return text
 
     def check_length(self, tokens: int, max_new_tokens: int) -> None:
         """Raises V2LError where a prompt of so many tokens and its answer exceed the model's positions."""

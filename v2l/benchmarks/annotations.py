@@ -200,7 +200,8 @@ class Folder:
             raise self._lacking(names)
         try:
             with open_regular(self.root / name) as file:
-                data = file.read(MAX_BYTES + 1)
+                size = os.fstat(file.fileno()).st_size
+                data = file.read(min(size, MAX_BYTES) + 1)  # which reserves as much as it may read
         except OSError as error:
             raise unreadable(self.root / name, error) from error
         if len(data) > MAX_BYTES:
