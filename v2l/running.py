@@ -26,6 +26,8 @@ def command(as_json: bool, quiet: bool, debug: bool) -> Iterator[Display]:
 
     display = Display(as_json, quiet)
     signal.signal(signal.SIGTERM, _terminate)
+    if hasattr(signal, "SIGCHLD"):
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # inherited as ignored, it would hide how the decoder ended
     warnings.showwarning = _warn_through(display)
     try:
         _check_working_folder()
