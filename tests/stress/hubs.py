@@ -1,6 +1,6 @@
 """Hubs that lie, stall, flood and redirect, against the installed `v2l pull`: what each may do, and what must follow.
 
-    python tests/stress/hubs.py              all of them, two at a time, about ten minutes
+    python tests/stress/hubs.py              all of them, two at a time, in about ten minutes
     python tests/stress/hubs.py NAME...      some
 
 Each scenario starts a hub on this machine, the command with a home of its own, and compares: the exit code; one
