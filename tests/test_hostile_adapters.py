@@ -128,7 +128,7 @@ def test_saving_refuses_what_loading_would_refuse(tmp_path, adapters, changes, s
 
 def test_a_question_longer_than_any_prompt_is_refused_before_it_takes_memory(vlm, adapters):
     most = vlm.max_positions * max(map(len, vlm.tokenizer.get_vocab()))
-    for question in ("what? " * (most // 6 + 1), "漢" * (most + 1)):
+    for question in ("what?" * (most // 5 + 1), "漢" * (most + 1)):
         with pytest.raises(v2l.V2LError, match=f"{len(question):,} characters"):
             v2l.ask(adapters[0], question, vlm)
         with pytest.raises(v2l.V2LError, match=f"{len(question):,} characters"):

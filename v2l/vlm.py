@@ -6,6 +6,7 @@ from outside, see lora.py), and reads videos only with no adapter attached.
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -256,21 +257,24 @@ class FrozenVLM:
                 use_cache=True,
             ).last_hidden_state[rows, chosen]
             tokens = self.lm_head(hidden).argmax(-1)  # (B,)
-            # the last norm gives NaN for infinite states, and nothing but zeros for those whose squares are infinite
-            sound = (torch.isfinite(hidden).all(-1) & hidden.any(-1)).all()
-            *ids, is_sound = torch.cat([tokens, sound[None]]).tolist()  # one transfer
-            if not (is_sound or for_speed):
-                raise V2LError(
-                    f"the model's numbers exceed {str(self.dtype).removeprefix('torch.')}, so there is no answer; use "
-                    "less of the adapter with a lower --strength (strength= in Python), or another --dtype"
-                )
-            yield ids
+            if not for_speed:
+                self._check_overflow(hidden)
+            yield tokens.tolist()
             ended |= torch.isin(tokens, stops)
             if ended.all() and not for_speed:
                 return
             inputs, positions, chosen = self.text_model.embed_tokens(tokens)[:, None], lengths[:, None], 0
             mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
             lengths = lengths + 1
+
+    def _check_overflow(self, hidden: torch.Tensor) -> None:
+        """Raises V2LError if states, (B, D), overflowed before the last norm, which turns infinite ones into NaN and
+        those whose squares are infinite into zeros."""
+        if not all(0 < square < math.inf for square in hidden.float().square().sum(-1).tolist()):
+            raise V2LError(
+                f"the model's numbers exceed {str(self.dtype).removeprefix('torch.')}, so there is no answer; use less "
+                "of the adapter with a lower --strength (strength= in Python), or another --dtype"
+            )
 
 
 class _WindowBatch:
