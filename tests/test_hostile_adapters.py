@@ -112,7 +112,7 @@ def test_compose_writes_nothing_that_it_could_not_read_again(v2l_command, huge, 
         ({"bias_rank": 10**20}, "whole number"),
         ({"blocks": ()}, "do not agree"),
     ],
-    ids=str,
+    ids=["infinite", "nan", "long text", "large number", "no blocks"],
 )
 def test_saving_refuses_what_loading_would_refuse(tmp_path, adapters, changes, said):
     made = adapters[0]
