@@ -184,11 +184,11 @@ def refusal(path: pathlib.Path, content: bytes | None = None) -> str:
     """The message with which a file is refused: one printable line that begins with the file's name."""
     if content is not None:
         path.write_bytes(content)
-    started = time.monotonic()
+    started = time.process_time()
     with pytest.raises(V2LError) as caught:
         read_published(path)
     message = str(caught.value)
-    assert time.monotonic() - started < 5
+    assert time.process_time() - started < 5  # of this process, however busy the machine is
     assert message.isprintable() and str(path) in message and len(message) < 500 + len(str(path))
     return message
 
