@@ -45,7 +45,7 @@ def with_pyav(path: str, count: int) -> int:
     rate, base, read, decoding, near = stream.average_rate, stream.time_base, 0, iter(()), 0
     for index in spread(stream.frames, count):
         wanted = round(index / rate / base)
-        if wanted - near > 250 / rate / base or not read:
+        if wanted - near > 125 / rate / base or not read:
             container.seek(wanted, stream=stream)
             decoding = container.decode(stream)
         for frame in decoding:
