@@ -80,16 +80,14 @@ def _judge_source(output: Path, made: Adapter, video: Path, check_hash: bool) ->
     source = made.description.segments[0].source
     # status change times too: what replaces a video may have an older modification time
     video_ns = max(status.st_mtime_ns, status.st_ctime_ns, link.st_ctime_ns)
-    unchanged = status.st_size == source.size and video_ns <= made.checked_ns <= now
-    if unchanged and not check_hash:
-        reason = _misread(made, video)
-        return Verdict("stale", reason) if reason else Verdict("current")
-    if status.st_size != source.size or identify(video).sha256 != source.sha256:
+    unchanged = status.st_size == source.size and video_ns <= made.checked_ns <= now and not check_hash
+    if not unchanged and (status.st_size != source.size or identify(video).sha256 != source.sha256):
         return Verdict("stale", "the video's content changed")
     if reason := _misread(made, video):
         return Verdict("stale", reason)
-    with contextlib.suppress(OSError):  # another user's file: the next look hashes again
-        os.utime(output, ns=(checked, checked))
+    if not unchanged:
+        with contextlib.suppress(OSError):  # another user's file: the next look hashes again
+            os.utime(output, ns=(checked, checked))
     return Verdict("current")
 
 

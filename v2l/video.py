@@ -212,8 +212,10 @@ def _check_promise(source: Source, packets: Packets, count: int, end: float, ali
                 f"the header of {source.shown!r} promises {frames} frames, {count} can be decoded: {_CUT_OFF}"
             )
     # Matroska counts its lengths from zero, wherever the first frame is.
-    stated, before = seconds or source.stated_length(), max(source.start() or 0.0, 0.0)
-    if not frames and all(stated - before > each * LIE_LIMIT for each in (end, source.longest_stream(alive))):
+    stated = seconds or source.stated_length()
+    length = stated - max(source.start() or 0.0, 0.0)
+    # What other streams show is asked last: only reading all of them tells.
+    if not frames and length > end * LIE_LIMIT and length > source.longest_stream(alive) * LIE_LIMIT:
         raise V2LError(
             f"the header of {source.shown!r} promises {stated:.1f} seconds, {end:.1f} can be decoded: {_CUT_OFF}"
         )
