@@ -14,11 +14,11 @@ from pathlib import Path
 
 import typer
 
-from v2l.benchmarks.registry import BENCHMARKS
-from v2l.cli import app
-from v2l.models import PRESETS
-from v2l.options import Ablation, Arch, Control, Dtype, ExportFormat, Metric, PaperModel
-from v2l.targets import ADAPTER_SUFFIX, VIDEO_SUFFIXES
+from v2l.cli.app import app
+from v2l.cli.options import Ablation, Arch, Control, Dtype, ExportFormat, Metric, PaperModel
+from v2l.evaluation.datasets.registry import BENCHMARKS
+from v2l.inference.targets import ADAPTER_SUFFIX, VIDEO_SUFFIXES
+from v2l.models.presets import PRESETS
 
 Parameter = typer.core.TyperOption | typer.core.TyperArgument
 HEADER = "# Completion of v2l's command line in {shell}. Written by completions/generate.py, which changes it."

@@ -203,7 +203,7 @@ complete -c v2l -n '__v2l_in eval' -l margin -x -d 'For equivalence; else the pa
 complete -c v2l -n '__v2l_in eval' -l paper -x -a '(__v2l_papers)' -d 'Put the paper\'s rows of that model under the measured ones'
 complete -c v2l -n '__v2l_in eval' -l judge -x -d 'An OpenAI-compatible server\'s; its key from V2L_JUDGE_KEY'
 complete -c v2l -n '__v2l_in eval' -l judge-model -x -d 'The judge\'s name at that server'
-complete -c v2l -n '__v2l_in eval' -l rubric -x -a '(__v2l_files)' -d 'What the judge is asked; else v2l/rubric.md'
+complete -c v2l -n '__v2l_in eval' -l rubric -x -a '(__v2l_files)' -d 'What the judge is asked; else v2l/evaluation/rubric.md'
 complete -c v2l -n '__v2l_in eval' -l judge-timeout -x -d 'For one of its replies'
 complete -c v2l -n '__v2l_in eval' -l judge-jobs -x -d 'Requests at once'
 complete -c v2l -n '__v2l_in eval' -l without -x -a '(__v2l_controls)' -d 'A control to leave out; may be given again'

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import tempfile
 from pathlib import Path
 
@@ -12,18 +11,17 @@ os.environ["HF_HOME"] = tempfile.mkdtemp()  # whatever this machine's own cache 
 os.environ.setdefault("OFFLINE_LOG", os.path.join(tempfile.mkdtemp(), "reached"))
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"  # the other cores are the other workers'
-sys.path.insert(0, str(Path(__file__).parent / "offline"))
-os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [sys.path[0], os.environ.get("PYTHONPATH")]))
+OFFLINE = str(Path(__file__).parent / "helpers" / "offline")
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [OFFLINE, os.environ.get("PYTHONPATH")]))
 
 import offline_guard  # noqa: F401  # from here on nothing reaches the network
 import pytest
 import small
 
 import v2l
-from v2l.manifest import Example, read_manifest
-from v2l.world.dataset import varied, write_dataset
+from v2l.io.manifest import Example, read_manifest
+from v2l.tiny.world.dataset import varied, write_dataset
 
-DATA = Path(__file__).parent / "data"
 EXPECTED_SKIPS = ("needs the real clips",)
 """Reasons for which a test may be skipped where CI runs; any other skip fails the run there."""
 

@@ -2,13 +2,12 @@
 
 import re
 import shlex
-from pathlib import Path
 
 import typer
+from places import ROOT
 
-from v2l.cli import app
+from v2l.cli.app import app
 
-ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
 

@@ -8,22 +8,22 @@ from importlib import import_module
 __version__ = "0.1.0"
 
 _HOME = {
-    "Adapter": "adapter",
+    "Adapter": "adapters.adapter",
     "V2LError": "errors",
     "V2LWarning": "errors",
-    "applied": "lora",
-    "ask": "answer",
-    "ask_each": "answer",
-    "ask_in_context": "answer",
-    "compose": "composition",
-    "encode": "pipeline",
-    "import_checkpoint": "checkpoint",
-    "load_hypernetwork": "checkpoint",
-    "load_vlm": "loading",
-    "save_hypernetwork": "checkpoint",
-    "Reading": "sampling",
-    "stream": "answer",
-    "stream_in_context": "answer",
+    "applied": "adapters.lora",
+    "ask": "inference.ask",
+    "ask_each": "inference.ask",
+    "ask_in_context": "inference.ask",
+    "compose": "adapters.segments",
+    "encode": "inference.encode",
+    "import_checkpoint": "models.checkpoint",
+    "load_hypernetwork": "models.checkpoint",
+    "load_vlm": "models.loading",
+    "save_hypernetwork": "models.checkpoint",
+    "Reading": "video.sampling",
+    "stream": "inference.ask",
+    "stream_in_context": "inference.ask",
 }
 
 

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))
 import odd_videos
 
 from v2l.errors import V2LError
@@ -105,7 +105,7 @@ def shown(path: Path, way: str) -> tuple[int, int]:
 
 def wrong(path: Path, first: int, last: int) -> str:
     """What is wrong with how v2l reads a part; empty where it is right."""
-    from v2l import decoding
+    from v2l.video import decoding
 
     try:
         video = decoding.probe(path)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))
 import odd_videos
 from odd_videos import KINDS, Kind
 
@@ -26,7 +26,7 @@ Pictures = list[tuple[float, np.ndarray]]
 
 
 def with_v2l(path: str) -> Pictures:
-    from v2l.video import probe, read_frames
+    from v2l.video.probe import probe, read_frames
 
     video = probe(path)
     return [(frame.seconds, frame.pixels) for frame in read_frames(video, range(video.frame_count))]

@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from v2l.errors import V2LError
-from v2l.sampling import choose_frames
+from v2l.video.sampling import choose_frames
 
 SCENE = "-f lavfi -i mandelbrot=size=160x120:rate=25:end_scale=0.05 -t 8 -pix_fmt yuv420p"
 X264 = "-c:v libx264 -preset veryfast -g 50"
@@ -93,7 +93,7 @@ def make(folder: Path, count: int, only: str):
 def outcome(path: Path, sound: dict[int, np.ndarray]) -> tuple[str, str, list[int]]:
     """One of refused, same, changed and crashed; the message or the greatest difference in levels; the changed frames'
     numbers."""
-    from v2l import decoding
+    from v2l.video import decoding
 
     try:
         video = decoding.probe(path)
@@ -158,7 +158,7 @@ def reported_before(path: Path, numbers: list[int]) -> str:
 
 def every_frame(path: Path) -> dict[int, np.ndarray]:
     """The pixels of a sound clip by the number of the frame."""
-    from v2l import decoding
+    from v2l.video import decoding
 
     video = decoding.probe(path)
     return {round(float(f.seconds) * RATE): f.pixels for f in decoding.read_frames(video, range(video.frame_count))}

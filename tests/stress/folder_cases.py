@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from safetensors.torch import load, load_file, save, save_file
 
-from v2l.sealed import content_sha256
+from v2l.io.safetensors_file import content_sha256
 
 LOADS, WARNS = "loads", "loads, with a warning"
 KNOWN_TEMPLATE = (

@@ -30,17 +30,16 @@ from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
+sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))
 import small
 from hub import LISTING, Hub, Repo, git_blob
+from places import DATA
 from terminal import V2L, Terminal, surroundings
 
-from v2l.models import PRESETS
+from v2l.models.presets import PRESETS
 
 MODEL, HYPERNETWORKS = PRESETS["smolvlm2-500m"].model, PRESETS["smolvlm2-500m"].hypernetworks
 PT = PRESETS["smolvlm2-500m"].file
-DATA = Path(__file__).parents[1] / "data"
 MEMORY, DISK, PATIENCE = 800 * 2**20, 64 * 2**20, 240
 """Bytes of memory and of disk that no pull here may take; an honest one takes 400 MB and 2 MB. Seconds until a process
 is killed, which is a failure."""

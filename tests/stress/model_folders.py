@@ -24,16 +24,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))
 
 import small
 from stress.folder_cases import CASES, HYPERNETWORK, LOADS, ON_COMMANDS, WARNS
 
-from v2l.checkpoint import load_hypernetwork, read_origin
 from v2l.errors import V2LError, V2LWarning
-from v2l.loading import load_vlm
-from v2l.models import find_model
-from v2l.prompt import question_text
+from v2l.models.checkpoint import load_hypernetwork, read_origin
+from v2l.models.loading import load_vlm
+from v2l.models.presets import find_model
+from v2l.models.processor import question_text
 
 ADDRESS_SPACE = 4_000_000 * 1024
 """Bytes: `ulimit -v 4000000`."""

@@ -17,12 +17,12 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from v2l.files import write_atomically
+from v2l.io.files import write_atomically
 
 WRITE = """
 import sys
 from pathlib import Path
-from v2l.files import atomically, write_folder
+from v2l.io.files import atomically, write_folder
 place, name = Path(sys.argv[1]), sys.argv[2]
 print("ready", flush=True)
 for size in (1, 2):

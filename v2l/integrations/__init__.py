@@ -1,1 +1,1 @@
-"""v2l inside other engines, a thin module each: they are imported by those who have the engine, never by v2l."""
+"""Deprecated location of `v2l.inference.ray`, kept for one release."""

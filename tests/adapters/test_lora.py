@@ -1,0 +1,146 @@
+"""Attached inside the block, gone after it, and the same change on every path."""
+
+import contextlib
+import dataclasses
+import threading
+
+import pytest
+import small
+import torch
+
+import v2l
+from v2l.adapters.lora import attached
+from v2l.models.processor import question_text
+
+QUESTION = question_text("what is on the whiteboard?")
+
+
+@pytest.fixture(scope="module")
+def ids(vlm):
+    return vlm.tokenize(QUESTION)
+
+
+@pytest.mark.parametrize("merged", [False, True])
+def test_the_model_is_bit_identical_before_and_after(vlm, adapters, ids, merged):
+    before = vlm.logits(ids)
+    weights = [module.weight for module in vlm.down_projections]
+    copies = [weight.clone() for weight in weights]
+    with v2l.applied(vlm, adapters[0], merged=merged):
+        assert not torch.equal(vlm.logits(ids), before)
+    assert torch.equal(vlm.logits(ids), before)
+    with pytest.raises(ZeroDivisionError), v2l.applied(vlm, adapters[0], merged=merged):
+        1 / 0  # noqa: B018
+    assert torch.equal(vlm.logits(ids), before)
+    for module, weight, copy in zip(vlm.down_projections, weights, copies, strict=True):
+        assert module.weight is weight
+        assert torch.equal(weight, copy)
+        assert not module._forward_hooks
+
+
+def test_merged_is_the_side_path(vlm, adapters, ids):
+    with v2l.applied(vlm, adapters[0]):
+        side = vlm.logits(ids)
+    with v2l.applied(vlm, adapters[0], merged=True):
+        merged = vlm.logits(ids)
+    assert (side - merged).abs().max() < 1e-5 * side.abs().max()
+
+
+def test_the_change_is_x_a_b(vlm, adapters):
+    module = vlm.down_projections[1]
+    x = torch.randn(2, 5, module.in_features, generator=torch.Generator().manual_seed(0))
+    plain = module(x)
+    a, b = adapters[0].a[1], adapters[0].b[1]
+    for strength in (1.0, 0.5, 0.0):
+        with v2l.applied(vlm, adapters[0], strength=strength):
+            expected = plain + strength * (x @ a.T @ b)
+            assert torch.allclose(module(x), expected, atol=1e-5)
+
+
+def test_each_row_of_a_batch_wears_its_own(vlm, adapters, ids):
+    """Ranks differ: a composed adapter beside single ones."""
+    worn = [adapters[0], v2l.compose(adapters), adapters[1]]
+    with v2l.applied(vlm, worn):
+        rows = vlm.logits(ids.expand(3, -1))
+    for row, adapter in zip(rows, worn, strict=True):
+        with v2l.applied(vlm, adapter):
+            assert torch.allclose(row, vlm.logits(ids), atol=1e-5)
+
+
+def test_bfloat16_adapters_and_models(model_folder, vlm, adapters, ids):
+    smaller = dataclasses.replace(adapters[0], a=adapters[0].a.bfloat16(), b=adapters[0].b.bfloat16())
+    with v2l.applied(vlm, adapters[0]):
+        exact = vlm.logits(ids)
+    half = v2l.load_vlm(model_folder, dtype=torch.bfloat16)
+    for adapter in (adapters[0], smaller):
+        for merged in (False, True):
+            with v2l.applied(half, adapter, merged=merged):
+                logits = half.logits(ids)
+            assert logits.dtype == torch.bfloat16
+            assert (logits - exact).abs().max() < 0.05 * exact.abs().max()
+    with pytest.raises(v2l.V2LError, match="make no adapter"):
+        dataclasses.replace(adapters[0], a=adapters[0].a.half())
+    with pytest.raises(v2l.V2LError, match="one number type"):
+        v2l.compose([adapters[0], smaller])
+
+
+def test_a_batch_has_one_row_for_each_adapter(vlm, adapters, ids):
+    with v2l.applied(vlm, adapters[:2]):
+        for rows in (1, 3):
+            with pytest.raises(v2l.V2LError, match="one row for each"):
+                vlm.logits(ids.expand(rows, -1))
+    for worn, strength in (([], 1.0), (adapters[0], float("nan"))):
+        with pytest.raises(v2l.V2LError, match="cannot be worn"), v2l.applied(vlm, worn, strength=strength):
+            pass
+
+
+def test_two_threads_do_not_mix(vlm, adapters, videos, hypernetwork):
+    """Whoever comes second is refused; nobody gets an adapter read through another."""
+    expected = adapters[0].sha256()
+    stop = threading.Event()
+
+    def wear():
+        while not stop.is_set():
+            with contextlib.suppress(v2l.V2LError), v2l.applied(vlm, adapters[1]):
+                vlm.logits(torch.tensor([1, 2, 3]))
+
+    thread = threading.Thread(target=wear)
+    thread.start()
+    made = []
+    try:
+        while len(made) < 3:
+            with contextlib.suppress(v2l.V2LError):
+                made.append(v2l.encode(videos[0], vlm, hypernetwork).sha256())
+    finally:
+        stop.set()
+        thread.join()
+    assert made == [expected] * 3
+
+
+def test_factors_carry_gradients(vlm):
+    module = vlm.down_projections[0]
+    a = torch.zeros(4, module.in_features, requires_grad=True)
+    b = torch.ones(4, module.out_features, requires_grad=True)
+    with attached([module], [(a, b)]):
+        module(torch.ones(1, 3, module.in_features)).sum().backward()
+    assert a.grad.any()
+
+
+def test_one_at_a_time(vlm, adapters, videos, hypernetwork):
+    with v2l.applied(vlm, adapters[0]):
+        with pytest.raises(v2l.V2LError, match="wearing an adapter now"), v2l.applied(vlm, adapters[1]):
+            pass
+        with pytest.raises(v2l.V2LError, match="reading a video now"):
+            v2l.encode(videos[0], vlm, hypernetwork)
+        with pytest.raises(v2l.V2LError, match="answering in context now"):
+            v2l.ask_in_context(videos[0], "what?", vlm)
+    with pytest.raises(v2l.V2LError, match="cannot be merged"), v2l.applied(vlm, adapters, merged=True):
+        pass
+
+
+def test_an_adapter_for_another_model_is_refused(adapters, tmp_path, vlm):
+    other = v2l.load_vlm(small.write_model(tmp_path / "other", seed=9))
+    with pytest.raises(v2l.V2LError, match=r"made for small .*the model at hand is other"):
+        v2l.ask(adapters[0], "what?", other)
+    cut = dataclasses.replace(adapters[0], a=adapters[0].a[:2], b=adapters[0].b[:2])
+    with pytest.raises(v2l.V2LError, match="not what it says"):
+        v2l.ask(cut, "what?", vlm)

@@ -1,0 +1,264 @@
+"""The bench: every way to ask a video gives the same answer where it must, and the counts beside the times are true."""
+
+import dataclasses
+import itertools
+
+import pytest
+import small
+from terminal import run
+
+import v2l
+from v2l.bench import methods, runner
+from v2l.bench.estimate import kv_bytes, prefill_bytes, prefill_work, vision_work
+from v2l.bench.methods import WAYS, Subject, Way, prompt_size
+from v2l.bench.random_model import Architecture, random_model
+from v2l.bench.report import Comparison, amortization, compare, first_token, question_counts, sweep, token_load
+from v2l.bench.runner import Bench, Cell, Encoding, Plan, drawn_video
+from v2l.inference.preprocess import fill_reading
+from v2l.io.journal import Journal
+from v2l.models.processor import QUESTIONS
+from v2l.video.probe import probe
+from v2l.video.sampling import Reading
+
+QUICK = {"repeats": 2, "new_tokens": 3}
+
+
+@pytest.fixture(scope="module")
+def subject(vlm, hypernetwork, videos, tmp_path_factory):
+    reading = fill_reading(Reading(frames=8), hypernetwork.origin.trained_with, vlm.geometry)
+    folder = tmp_path_factory.mktemp("kept")
+    made = Subject(videos[2], reading, vlm, hypernetwork, folder, new_tokens=4).encoded()
+    # so strong that the greedy answers of random weights change
+    return dataclasses.replace(made, adapter=dataclasses.replace(made.adapter, b=made.adapter.b * 100))
+
+
+def named(name: str) -> Way:
+    return next(way for way in WAYS if way.name == name)
+
+
+def answers(subject: Subject, name: str) -> list[list[list[int]]]:
+    """Tokens of several questions, one of them asked twice."""
+    ready = named(name).prepare(subject)
+    with ready.attach():
+        return [list(ready.answer(question)) for question in (*QUESTIONS[:3], QUESTIONS[0])]
+
+
+@pytest.mark.parametrize("name", [way.name for way in WAYS if way.in_context and "12" not in way.name][1:])
+def test_in_context_answers_do_not_depend_on_what_is_kept(subject, name):
+    cold = answers(subject, "in context, cold")
+    assert answers(subject, name) == cold
+    assert cold[0] != cold[1] and cold[0] == cold[3]
+
+
+@pytest.mark.parametrize("name", [way.name for way in WAYS if way.wears_adapter])
+def test_adapters_answer_alike_however_they_are_worn(subject, name):
+    vlm = subject.vlm
+    with v2l.applied(vlm, subject.adapter, merged=False):
+        expected = list(vlm.greedy([methods.question_embeddings(QUESTIONS[0], vlm)], 4, for_speed=True))
+    assert answers(subject, name)[0] == expected
+
+
+def test_the_floor_knows_no_video(subject):
+    assert answers(subject, "no video") != answers(subject, "adapter, attached")
+
+
+def test_prompt_sizes_are_those_of_the_prompts(subject):
+    vlm = subject.vlm
+    stream = v2l.inference.ask.stream_in_context(subject.video, QUESTIONS[0], vlm, subject.reading, max_new_tokens=1)
+    assert prompt_size(subject, named("in context, KV on disk")) == (stream.prompt_tokens, stream.visual_tokens)
+    worn = v2l.stream(subject.adapter, QUESTIONS[0], vlm, max_new_tokens=1)
+    assert prompt_size(subject, named("adapter, from disk")) == (worn.prompt_tokens, 0)
+
+
+def test_what_is_kept_is_counted_in_bytes(subject):
+    vlm = subject.vlm
+    prompt, visual = prompt_size(subject, named("in context, cold"))
+    size = {way.name: way.prepare(subject).kept_bytes for way in WAYS}
+    assert size["in context, cold"] == size["no video"] == 0
+    assert size["in context, frames decoded"] == 8 * 3 * vlm.geometry.image_size**2
+    assert size["in context, features kept"] == visual * 48 * 4
+    # all of the prompt but the question's own tokens
+    assert kv_bytes(vlm, prompt - 40) < size["in context, KV in memory"] < kv_bytes(vlm, prompt)
+    assert size["in context, KV in memory"] < size["in context, KV on disk"] < size["in context, KV in memory"] + 4096
+    assert size["adapter, attached"] == 3 * 8 * (96 + 48) * 4
+    assert size["adapter, from disk"] == (subject.folder / "clip.v2l.safetensors").stat().st_size
+
+
+def results_of(vlm, hypernetwork, folder, journal=None, **plan):
+    run = Bench(vlm, hypernetwork, Plan(**{"frames": (4, 24), **QUICK, **plan}), folder)
+    opened = Journal(journal, run.header(), "bench", "model, machine or setting") if journal else None
+    return list(run.run(opened))
+
+
+def test_a_sweep_measures_every_way_once(vlm, hypernetwork, tmp_path):
+    results = results_of(vlm, hypernetwork, tmp_path, resolutions=(None, 64))
+    comparisons = compare(results)
+    assert [(each.frames, each.resolution) for each in comparisons] == [(4, 32), (4, 64), (24, 32), (24, 64)]
+    for comparison in comparisons:
+        few = [way.name for way in WAYS if "12" not in way.name or comparison.frames > 12]
+        assert [cell.way for cell in comparison.cells] == few
+        assert {cell.status for cell in comparison.cells} == {"measured"}
+        assert all(len(cell.first_token) == 2 and cell.median <= cell.p95 for cell in comparison.cells)
+        assert all(cell.tokens_per_second > 0 and cell.prepare >= 0 for cell in comparison.cells)
+        assert comparison.encoding.see > 0 and comparison.encoding.read > 0 and comparison.encoding.added >= 0
+    # 64 pixels are four tiles and the whole frame, which no longer fit 1,024 positions at 24 frames
+    tokens = {(each.frames, each.resolution): each.cells[0] for each in comparisons}
+    assert [tokens[place].visual_tokens for place in tokens] == [16, 80, 96, 480]
+    assert [tokens[place].beyond_positions for place in tokens] == [False, False, False, True]
+    assert [len(table[1]) for table in sweep(comparisons)] == [2, 2]
+
+
+def test_a_journal_is_gone_on_from_and_belongs_to_its_machine(vlm, hypernetwork, tmp_path):
+    path = tmp_path / "bench.jsonl"
+    first = results_of(vlm, hypernetwork, tmp_path, path, frames=(4,))
+    whole = path.read_text()
+    path.write_text(whole[: len(whole) * 2 // 3])  # killed in the middle of a line
+    kept = path.read_text().count("\n") - 1
+    again = results_of(vlm, hypernetwork, tmp_path, path, frames=(4,))
+    assert 0 < kept < len(first) == len(again)
+    assert again[:kept] == first[:kept] and again != first
+    with pytest.raises(v2l.V2LError, match="made with another model, machine or setting"):
+        results_of(vlm, hypernetwork, tmp_path, path, frames=(4,), new_tokens=5)
+    (tmp_path / "poem.jsonl").write_text("no bench\n")
+    with pytest.raises(v2l.V2LError, match="no bench to go on from"):
+        results_of(vlm, hypernetwork, tmp_path, tmp_path / "poem.jsonl", frames=(4,))
+    assert (tmp_path / "poem.jsonl").read_text() == "no bench\n"
+
+
+def test_a_spent_budget_leaves_the_rest_out_and_says_so(vlm, hypernetwork, tmp_path):
+    results = results_of(vlm, hypernetwork, tmp_path, tmp_path / "b.jsonl", budget=1e-9)
+    assert {cell.status for cell in results} == {"left out"}
+    assert (tmp_path / "b.jsonl").read_text().count("\n") == 1  # to be measured next time
+    for table in (token_load, first_token, lambda each: amortization(each, 5)):
+        header, rows = table(compare(results)[0])
+        assert all(len(row) == len(header) for row in rows)
+
+
+def test_a_prompt_too_large_for_the_memory_is_estimated(vlm, hypernetwork, tmp_path, monkeypatch):
+    monkeypatch.setattr(runner, "MEMORY_SHARE", 0.0)
+    results = results_of(vlm, hypernetwork, tmp_path, frames=(4,))
+    in_context = [cell for cell in results if getattr(cell, "in_context", False)]
+    assert {cell.status for cell in in_context} == {"estimated"}
+    assert all("GB are free" in cell.why for cell in in_context)
+    assert {cell.status for cell in results if isinstance(cell, Cell) and not cell.in_context} == {"measured"}
+
+
+def test_a_video_with_too_few_frames_is_refused(vlm, hypernetwork, videos, tmp_path):
+    with pytest.raises(v2l.V2LError, match=r"has 32 frames and 33 were asked for; name a longer video"):
+        Bench(vlm, hypernetwork, Plan((8, 33), video=videos[0]), tmp_path)
+    with pytest.raises(v2l.V2LError, match=r"^4 frames cannot make 5 segments; give a frame for each$"):
+        Bench(vlm, hypernetwork, Plan((8, 4), video=videos[0], segments=5), tmp_path)
+
+
+def test_adapters_composed_of_segments_are_measured_alike(vlm, hypernetwork, tmp_path):
+    results = results_of(vlm, hypernetwork, tmp_path, tmp_path / "b.jsonl", frames=(24,), segments=3)
+    cells = {result.way: result for result in results if isinstance(result, Cell)}
+    assert list(cells) == [way.name for way in WAYS]
+    assert cells["adapter, attached"].kept_bytes == 3 * (3 * 4 + 4) * (96 + 48) * 4
+    (encoding,) = [result for result in results if isinstance(result, Encoding)]
+    assert encoding.windows == 3 and encoding.see > 0 and encoding.read > 0
+    with pytest.raises(v2l.V2LError, match="made with another model, machine or setting"):
+        results_of(vlm, hypernetwork, tmp_path, tmp_path / "b.jsonl", frames=(24,))
+
+
+@pytest.mark.parametrize("frames", [1, 2, 30, 4000])
+def test_a_drawn_video_has_as_many_real_frames_as_asked(tmp_path, frames):
+    video = probe(drawn_video(frames, 32, tmp_path))
+    assert (video.frame_count, video.width, video.height) == (frames, 128, 96)
+
+
+def cell(way: str, first: float, prepare: float, in_context: bool = True) -> Cell:
+    return Cell(8, 32, way, in_context, "measured", "", 100, 32, False, (first,) * 3, 9.0, prepare, 1000, 10**6)
+
+
+def test_break_even_is_the_first_question_count_at_which_the_adapter_is_cheaper():
+    for first, prepare, encoding in itertools.product((0.5, 1.0, 1.5, 7.0), (0.0, 3.0), (2.0, 20.0)):
+        other = cell("in context, cold", first, prepare)
+        comparison = Comparison((other, cell("adapter, attached", 1.0, encoding, False)), None)
+        cheaper = [n for n in range(1, 1000) if encoding + n * 1.0 <= prepare + n * first]
+        assert comparison.break_even(other) == (cheaper[0] if cheaper else None)
+
+
+def test_tables_say_what_the_cells_say():
+    cells = (cell("in context, cold", 2.0, 0.0), cell("adapter, attached", 0.02, 5.0, False))
+    comparison = Comparison(cells, Encoding(8, 32, 1, 3.0, 1.0, 1.2, None))
+    assert token_load(comparison)[1][0] == ["in context, cold", "32", "100", "1 x", "1.0 kB"]
+    _, (cold, adapter) = first_token(comparison)
+    assert cold == ["in context, cold", "2 s", "2 s", "3", "100 x", "9.0", "1.0 MB", ""]
+    assert adapter[4] == ""
+    header, (cold, adapter) = amortization(comparison, 20)
+    assert header[2:-1] == ["of 1", "of 2", "of 5", "of 10", "of 20"]
+    assert cold[2:] == ["2 s"] * 5 + ["3 questions"]
+    assert adapter[2:] == ["5.02 s", "2.52 s", "1.02 s", "520 ms", "270 ms", ""]
+    assert comparison.encoding.added == pytest.approx(0.3)
+    assert question_counts(7) == [1, 2, 5, 7] and question_counts(1) == [1]
+
+
+def test_estimates_follow_the_dimensions(vlm):
+    weights = sum(p.numel() for n, p in vlm.text_model.named_parameters() if "_proj" in n)
+    # for one token attention adds little to one multiply-add for every weight
+    assert weights < prefill_work(vlm, 1) < weights * 1.02
+    assert prefill_work(vlm, 2000) > 2 * prefill_work(vlm, 1000)
+    assert vision_work(vlm, 6) == 6 * vision_work(vlm, 1)
+    assert kv_bytes(vlm, 10) == 10 * 2 * 3 * 2 * 12 * 4
+    assert prefill_bytes(vlm, 10) > kv_bytes(vlm, 10)
+
+
+def test_an_architecture_with_random_weights_is_a_model_like_any_other(tmp_path, videos):
+    config = small.small_config()
+    architecture = Architecture(
+        config.text_config.to_dict() | {"vocab_size": 1024},
+        config.vision_config.to_dict(),
+        scale_factor=2,
+        resolution=32,
+        hypernetwork={"rank": 4, "latent_size": 32, "num_blocks": 1, "num_heads": 4, "num_kv_heads": 2, "head_dim": 8},
+    )
+    vlm, hypernetwork = random_model("mine", tmp_path / "model", "cpu", architecture=architecture)
+    adapter = v2l.encode(videos[0], vlm, hypernetwork, frames=3)
+    assert adapter.description.base_model.id == "random weights of mine"
+    assert adapter.a.shape == (3, 8, 96)
+    again, _ = random_model("mine", tmp_path / "again", "cpu", architecture=architecture)
+    assert again.fingerprint == vlm.fingerprint and v2l.ask(adapter, "what?", again) == v2l.ask(adapter, "what?", vlm)
+    with pytest.raises(v2l.V2LError, match=r"no architecture mine; choose from smolvlm2-500m, smolvlm2-2\.2b"):
+        random_model("mine", tmp_path / "third")
+
+
+# The command -------------------------------------------------------------------------------------------------------
+
+
+def test_bench_prints_three_tables_and_writes_files(model_folder, tmp_path):
+    files = {"-o": "b.jsonl", "--csv": "b.csv", "--plot": "b.png"}
+    options = [word for name, file in files.items() for word in (name, tmp_path / file)]
+    words = ["bench", "--frames", "4", "--model", model_folder, "--repeats", "1", "--new-tokens", "2"]
+    done = run(*words, *options)
+    assert done.code == 0, done.err
+    titles = [line.split("\t")[0] for line in done.out.splitlines() if "\t" in line]
+    assert [t for t in titles if not t.startswith(("in context", "adapter", "no video"))] == [
+        "token load",
+        "time to first token",
+        "time per question",
+    ]
+    assert (tmp_path / "b.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "b.csv").read_text().count("\n") == 1 + len(WAYS) - 1
+    # from the journal: the same times, nothing measured again
+    again = run(*words, *options, "--json")
+    records = again.records
+    assert [record.get("kind") for record in records] == [None, *["way"] * (len(WAYS) - 1), "encoding"]
+    shown = next(r for r in records if r.get("way") == "adapter, attached")
+    assert f"{1000 * shown['median']:.3g} ms" in done.out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--frames", "many"], "--frames 'many': give whole numbers with commas between them, 12,64"),
+        (["--frames", "0"], "--frames '0': give numbers of at least 1"),
+        (["--arch", "smolvlm2-500m"], "--arch and --random-weights belong together"),
+        (["--arch", "smolvlm2-500m", "--random-weights", "--model", "x"], "--arch builds its own model"),
+        (["--plot", "b.gif"], "--plot b.gif: name a .png, .svg or .pdf"),
+        (["--budget", "0"], "--budget is 0.0; give a number above 0"),
+    ],
+)
+def test_bench_refuses_what_it_cannot_do(words, message):
+    done = run("bench", *words)
+    assert done.code == 2 and message in done.err

@@ -1,0 +1,273 @@
+"""`v2l encode`: which videos, where their adapters go, and which of them are made again."""
+
+import dataclasses
+import os
+
+import pytest
+from terminal import SUFFIX, Running, counts, fill, run, tree
+
+import v2l
+from v2l.adapters.adapter import BaseModel
+from v2l.video.sampling import Reading
+
+LONG_AGO = 1_700_000_000
+ADAPTER_KEYS = {"v2l", "command", "video", "adapter", "status", "model", "model_chosen_by"}
+MADE_KEYS = ADAPTER_KEYS | {"bytes", "frames", "rank", "seconds"}
+
+
+def dated(path, seconds):
+    os.utime(path, (LONG_AGO + seconds, LONG_AGO + seconds))
+
+
+def changed(adapter, **parts):
+    return dataclasses.replace(adapter, description=dataclasses.replace(adapter.description, **parts))
+
+
+def with_box(video, content):
+    """The video with something in it that no player looks at: other bytes, same size, same pictures."""
+    return video.read_bytes() + b"\0\0\0\x10free" + content
+
+
+# Skip and stale -----------------------------------------------------------------------------------------------------
+
+STALE = {  # video -> what its line must say
+    "changed": "content changed",
+    "damaged": "not a sound v2l adapter",
+    "rehypered": "another hypernetwork",
+    "segmented": "2 segments",
+    "settings": "frames was 2 and is 8",
+}
+CURRENT = ["hidden", "quiet", "touched"]
+LIBRARY = sorted([*STALE, *CURRENT, "foreign", "new"])
+
+
+@pytest.fixture(scope="module")
+def made(videos, vlm, hypernetwork):
+    """What the library gives for the first clip."""
+    return v2l.encode(videos[0], vlm, hypernetwork)
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory, videos, vlm, hypernetwork, made):
+    """A folder with a video for every reason to encode again or not to."""
+    folder = fill(tmp_path_factory.mktemp("library"), **dict.fromkeys(LIBRARY, videos[0]))
+    stands = dict.fromkeys(LIBRARY, made)
+    del stands["new"]
+    stands["changed"] = v2l.encode(videos[1], vlm, hypernetwork)
+    stands["settings"] = v2l.encode(videos[0], vlm, hypernetwork, frames=2)
+    stands["foreign"] = changed(made, base_model=BaseModel("someone/else", None, "f" * 64))
+    maker = dataclasses.replace(made.description.hypernetwork, sha256="e" * 64)
+    stands["rehypered"] = changed(made, hypernetwork=maker)
+    stands["segmented"] = v2l.compose([made, made])
+    (folder / "hidden.mp4").write_bytes(with_box(videos[0], b"before!!"))
+    stands["hidden"] = v2l.encode(folder / "hidden.mp4", vlm, hypernetwork)
+    (folder / "hidden.mp4").write_bytes(with_box(videos[0], b"after!!!"))
+    for name, adapter in stands.items():
+        adapter.save(folder / f"{name}{SUFFIX}")
+        dated(folder / f"{name}{SUFFIX}", 100)
+    damaged = folder / f"damaged{SUFFIX}"
+    damaged.write_bytes(damaged.read_bytes()[:-5])
+    for name in LIBRARY:
+        dated(folder / f"{name}.mp4", 200 if name == "touched" else 0)
+    for name in ("hidden", "quiet"):
+        os.utime(folder / f"{name}{SUFFIX}")  # not before the video's last change, whatever that was
+    return folder
+
+
+@pytest.fixture(scope="module")
+def first_round(library, model_folder):
+    foreign = library / f"foreign{SUFFIX}"
+    before, dates = foreign.read_bytes(), times(library)
+    done = run("encode", ".", "--json", cwd=library, model=model_folder)
+    later = {name: time - dates[name] for name, time in times(library).items()}
+    return done, later, foreign.read_bytes() == before
+
+
+def times(library):
+    there = {name: library / f"{name}{SUFFIX}" for name in LIBRARY}
+    return {name: path.stat().st_mtime for name, path in there.items() if path.exists()} | {"new": 0}
+
+
+def test_a_folder_is_done_in_the_order_of_its_names(first_round):
+    done, _, _ = first_round
+    assert done.code == 0
+    assert [record["video"] for record in done.records] == [f"{name}.mp4" for name in LIBRARY]
+    assert [record["adapter"] for record in done.records] == [f"{name}{SUFFIX}" for name in LIBRARY]
+
+
+def test_every_record_has_the_same_keys(first_round, model_folder):
+    for record in first_round[0].records:
+        made = record["status"] == "encoded"
+        assert record.keys() - {"note"} == (MADE_KEYS if made else ADAPTER_KEYS)
+        assert (record["v2l"], record["command"], record["model"]) == (1, "encode", model_folder.name)
+        assert record["model_chosen_by"] == "environment"
+        if made:
+            assert (record["frames"], record["rank"]) == (4, 8)
+            assert record["seconds"] > 0
+
+
+@pytest.mark.parametrize("name", STALE)
+def test_a_stale_adapter_is_made_again_and_the_reason_said(first_round, library, made, name):
+    done, _, _ = first_round
+    (record,) = (record for record in done.records if record["video"] == f"{name}.mp4")
+    assert record["status"] == "encoded"
+    assert STALE[name] in record["note"]
+    (line,) = (line for line in done.notes if line.startswith(f"{name}{SUFFIX}: "))
+    assert "encoded again" in line
+    assert STALE[name] in line
+    again = v2l.Adapter.load(library / f"{name}{SUFFIX}")
+    assert again.a.equal(made.a)
+    assert again.b.equal(made.b)
+
+
+def test_a_missing_adapter_is_made_without_a_word(first_round):
+    done, _, _ = first_round
+    assert [record["status"] for record in done.records if record["video"] == "new.mp4"] == ["encoded"]
+    assert not any(line.startswith("new") for line in done.notes)
+
+
+def test_a_current_adapter_is_left_alone_and_touched_where_its_video_is_newer(first_round):
+    done, later, _ = first_round
+    states = {record["video"].removesuffix(".mp4"): record["status"] for record in done.records}
+    assert [name for name, state in states.items() if state == "current"] == CURRENT
+    assert later["quiet"] == later["hidden"] == 0
+    assert later["touched"] > 1000
+
+
+def test_an_adapter_for_another_model_is_kept_with_a_line(first_round):
+    done, later, same = first_round
+    (record,) = (record for record in done.records if record["video"] == "foreign.mp4")
+    assert record["status"] == "kept"
+    assert "someone/else" in record["note"]
+    (line,) = (line for line in done.notes if line.startswith(f"foreign{SUFFIX}: "))
+    assert "--model" in line
+    assert later["foreign"] == 0
+    assert same
+
+
+def test_the_last_line_on_stderr_counts(first_round):
+    assert counts(first_round[0].notes[-1]) == {"encoded": 6, "current": 3, "kept": 1}
+
+
+def test_check_hash_looks_at_content_and_model_replaces_what_was_made_for_another(
+    first_round, library, made, model_folder
+):
+    done = run("encode", library, "--check-hash", "--model", model_folder, model="/nowhere")
+    assert done.code == 0
+    assert done.lines == [str(library / f"{name}{SUFFIX}") for name in LIBRARY]
+    assert counts(done.notes[-1]) == {"encoded": 2, "current": 8}
+    foreign, hidden = done.notes[:-1]
+    assert foreign.startswith(str(library / f"foreign{SUFFIX}"))
+    assert "someone/else" in foreign
+    assert hidden.startswith(str(library / f"hidden{SUFFIX}"))
+    assert "content changed" in hidden
+    assert v2l.Adapter.load(library / f"foreign{SUFFIX}").description.base_model.id == model_folder.name
+
+    for name in LIBRARY:
+        dated(library / f"{name}{SUFFIX}", 300)
+    forced = run("encode", library, "--overwrite", "--quiet", model=model_folder)
+    assert (forced.code, forced.err, forced.out) == (0, "", done.out)
+    for name in LIBRARY:
+        assert os.stat(library / f"{name}{SUFFIX}").st_mtime > LONG_AGO + 1000, name
+        assert v2l.Adapter.load(library / f"{name}{SUFFIX}").b.equal(made.b), name
+
+
+# Names and places ---------------------------------------------------------------------------------------------------
+
+ODD = ["-dash", 'it\'s "so"', "ünï 漢字 %d", "new\nline", "tab\there; $(rm -rf x)"]
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory, videos, model_folder):
+    """Two commands at once: a NUL-separated list, a tree and a range to a folder; and a list of lines."""
+    here = fill(tmp_path_factory.mktemp("names"), **dict.fromkeys(ODD, videos[0]))
+    fill(here / "tree" / "sub" / "deep", b=videos[1])
+    fill(here / "tree" / ".hidden", c=videos[1])
+    fill(here / "tree", a=videos[1], d=videos[1])
+    (here / "tree" / "d.mp4").rename(here / "tree" / "d.MOV")
+    (here / "tree" / "notes.txt").write_text("no video")
+    (here / "tree" / "._a.mp4").write_bytes(b"what a Mac leaves behind")
+    before = tree(here)
+    options = ["--files-from", "-", "--recursive", "--output-dir", "out/far", "--start", "1", "--end", "0:0:2.5"]
+    many = Running("encode", *options, "--", "-dash.mp4", "tree", cwd=here, model=model_folder)
+    there = fill(tmp_path_factory.mktemp("lines"), **{"a b": videos[0], "c'd": videos[1]})
+    (there / "c'd.mp4").rename(there / "c'd")
+    (there / "list.txt").write_bytes(b"a b.mp4\r\n\nc'd\n")
+    few = Running("encode", "--files-from", "list.txt", "--frames", "2", cwd=there, model=model_folder)
+    listed = "\0".join(f"{name}.mp4" for name in ODD[1:]).encode() + b"\0"
+    return here, before, many.end(listed), there, few.end()
+
+
+def test_lists_trees_ranges_and_odd_names_lead_to_a_folder_that_is_made(places):
+    here, before, done, _, _ = places
+    assert done.code == 0
+    names = ["-dash", "a", "d", "sub/deep/b", *ODD[1:]]
+    assert done.out == "".join(f"out/far/{name}.1-2.5{SUFFIX}\n" for name in names)
+    assert counts(done.notes[-1]) == {"encoded": len(names)}
+    assert tree(here) == sorted([*before, *(f"out/far/{name}.1-2.5{SUFFIX}" for name in names)])
+    (segment,) = v2l.Adapter.load(here / f"out/far/sub/deep/b.1-2.5{SUFFIX}").description.segments
+    assert (segment.start, segment.end) == (1.0, 2.5)
+    assert all(1 <= time < 2.5 for time in segment.timestamps)
+
+
+def test_a_list_of_lines_and_a_video_outside_of_any_suffix(places):
+    _, _, _, there, done = places
+    assert (done.code, done.lines) == (0, [f"a b{SUFFIX}", f"c'd{SUFFIX}"])
+    only = v2l.Adapter.load(there / f"a b{SUFFIX}").description.segments[0]
+    assert only.reading == Reading(frames=2, fps=1.0, resolution=32)
+
+
+# Segments -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def segments(tmp_path_factory, videos, model_folder):
+    here = fill(tmp_path_factory.mktemp("segments"), talk=videos[1])
+    there = fill(tmp_path_factory.mktemp("range"), talk=videos[1])
+    words = ["talk.mp4", "--segment-seconds", "2", "--start", "1", "--compose", "-o", f"my{SUFFIX}"]
+    even = Running("encode", "talk.mp4", "--segments", "3", "--compose", "--json", cwd=here, model=model_folder)
+    within = Running("encode", *words, cwd=there, model=model_folder)
+    return here, even.end(), there, within.end()
+
+
+PARTS = [f"talk.{index:03d}{SUFFIX}" for index in range(3)]
+
+
+def test_segments_are_adapters_of_their_own_with_the_times_of_the_whole(segments):
+    here, done, _, _ = segments
+    assert done.code == 0
+    assert [record["adapter"] for record in done.records] == [*PARTS, f"talk{SUFFIX}"]
+    assert [record["status"] for record in done.records] == ["encoded"] * 3 + ["composed"]
+    assert tree(here) == sorted(["talk.mp4", *PARTS, f"talk{SUFFIX}"])
+    spans = []
+    for part in PARTS:
+        (segment,) = v2l.Adapter.load(here / part).description.segments
+        spans.append((segment.start, segment.end))
+        assert all(segment.start <= time < segment.end for time in segment.timestamps)
+    assert spans == [(0.0, 2.0), (2.0, 4.0), (4.0, 6.0)]
+
+
+def test_the_composed_adapter_is_that_of_its_segments(segments):
+    here, *_ = segments
+    whole = v2l.Adapter.load(here / f"talk{SUFFIX}")
+    assert whole.sha256() == v2l.compose([v2l.Adapter.load(here / part) for part in PARTS]).sha256()
+    assert whole.rank == 4 * 3 + 4
+
+
+def test_only_a_missing_segment_is_made_again(segments, model_folder):
+    here, *_ = segments
+    before = (here / PARTS[1]).read_bytes()
+    (here / PARTS[1]).unlink()
+    done = run("encode", "talk.mp4", "--segments", "3", "--compose", cwd=here, model=model_folder)
+    assert (done.code, done.lines) == (0, [*PARTS, f"talk{SUFFIX}"])
+    assert counts(done.notes[-1]) == {"encoded": 1, "current": 3}
+    assert (here / PARTS[1]).read_bytes() == before
+
+
+def test_segments_of_so_many_seconds_within_a_range_under_a_name_of_ones_own(segments):
+    _, _, here, done = segments
+    parts = [f"my.{index:03d}{SUFFIX}" for index in range(3)]
+    assert (done.code, done.lines) == (0, [*parts, f"my{SUFFIX}"])
+    made = v2l.Adapter.load(here / f"my{SUFFIX}").description.segments
+    assert [(segment.start, segment.end) for segment in made] == [(1.0, 3.0), (3.0, 5.0), (5.0, 6.0)]
+    assert tree(here) == sorted(["talk.mp4", *parts, f"my{SUFFIX}"])

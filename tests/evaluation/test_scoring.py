@@ -1,0 +1,86 @@
+"""Scores on cases worked by hand, and intervals that mean what they say."""
+
+import numpy as np
+import pytest
+
+from v2l.errors import V2LError
+from v2l.evaluation.metrics import compare, exact_match, rouge_l, token_f1
+
+
+def test_exact_match_ignores_case_articles_and_punctuation():
+    assert exact_match("The Cat!", "a cat") == 1.0
+    assert exact_match("cat cat", "cat") == 0.0
+    assert exact_match("", "") == 1.0
+
+
+@pytest.mark.parametrize(
+    ("answer", "target", "f1"),
+    [
+        ("a red circle", "the red circle", 1.0),
+        ("red", "red circle", 2 / 3),
+        ("red red", "red circle", 1 / 2),
+        ("blue", "red", 0.0),
+        ("", "red", 0.0),
+        ("the", "a", 1.0),
+    ],
+)
+def test_token_f1(answer, target, f1):
+    assert token_f1(answer, target) == pytest.approx(f1)
+
+
+def test_rouge_l_is_the_longest_common_subsequence():
+    assert rouge_l("a b c d", "a c e d") == pytest.approx(3 / 4)
+    assert rouge_l("d c b a", "a b c d") == pytest.approx(1 / 4)
+
+
+def questions(clips: int, each: int):
+    kinds = ["colour" if place % 2 else "word" for place in range(each)] * clips
+    return kinds, [clip for clip in range(clips) for _ in range(each)]
+
+
+def test_equal_answers_are_equivalent():
+    kinds, clips = questions(20, 4)
+    same = compare([1.0] * 80, [1.0] * 80, kinds, clips)
+    assert (same.difference, same.low, same.high, same.tost_p) == (0.0, 0.0, 0.0, 0.0)
+    assert same.equivalent
+    worse = compare([0.0] * 80, [1.0] * 80, kinds, clips)
+    assert (worse.difference, worse.low, worse.high, worse.tost_p) == (-1.0, -1.0, -1.0, 1.0)
+    assert not worse.non_inferior
+
+
+def test_better_is_non_inferior_and_not_equivalent():
+    kinds, clips = questions(20, 4)
+    better = compare([1.0] * 80, [0.0] * 80, kinds, clips)
+    assert better.non_inferior
+    assert not better.equivalent
+
+
+def test_every_kind_counts_the_same():
+    kinds = ["rare"] * 2 + ["common"] * 18
+    clips = [n % 10 for n in range(20)]
+    one_kind_lost = compare([0.0] * 2 + [1.0] * 18, [1.0] * 20, kinds, clips)
+    assert one_kind_lost.difference == pytest.approx(-0.5)
+
+
+def test_the_interval_covers_the_truth_about_as_often_as_it_says():
+    """Clips, not questions, vary: resampling questions instead would cover far less."""
+    random = np.random.default_rng(0)
+    kinds, clips = questions(40, 4)
+    covered = 0
+    for seed in range(60):
+        effect = np.repeat(random.normal(0.1, 0.3, 40), 4)
+        result = compare(effect, np.zeros(160), kinds, clips, seed=seed)
+        covered += result.low <= 0.1 <= result.high
+    assert 50 <= covered <= 60
+
+
+def test_the_same_seed_gives_the_same_interval():
+    random = np.random.default_rng(1)
+    kinds, clips = questions(10, 4)
+    scores = random.random(40)
+    assert compare(scores, scores[::-1], kinds, clips) == compare(scores, scores[::-1], kinds, clips)
+
+
+def test_one_clip_has_no_interval():
+    with pytest.raises(V2LError, match="at least two clips"):
+        compare([1.0, 0.0], [1.0, 1.0], ["a", "a"], [0, 0])

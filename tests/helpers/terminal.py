@@ -1,0 +1,256 @@
+"""The installed command in processes of its own: through pipes, and at a terminal that can be typed at."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import json
+import os
+import pty
+import re
+import select
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from places import OFFLINE
+from warm import run_warm
+
+AT_START = ("HF_", "PYTHON", "OMP_", "LD_", "PATH", "HOME", "LC_", "LANG")
+"""Variables that are read while Python and its libraries start: a test that sets one gets a process of its own."""
+
+V2L = str(Path(sys.executable).with_name("v2l"))
+SUFFIX = ".v2l.safetensors"
+PATIENCE = 120
+"""Seconds that a process may take on a busy machine before it counts as hanging."""
+
+TRACEBACK = "Traceback (most recent"
+LIBGL_MISSING = 'raise ImportError("libGL.so.1: cannot open shared object file: No such file or directory")\n'
+_LEFT_OUT = ("V2L_", "FORCE_COLOR", "NO_COLOR", "CLICOLOR", "COLUMNS", "LINES", "TERM", "TTY_", "PYTHONPATH", "_TYPER")
+
+
+@dataclass(frozen=True)
+class Done:
+    """A process that ended: exit code, standard output and standard error."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def lines(self) -> list[str]:
+        return self.out.splitlines()
+
+    @property
+    def notes(self) -> list[str]:
+        return self.err.splitlines()
+
+    @property
+    def records(self) -> list[dict]:
+        """The objects of --json, one a line, nothing else between them."""
+        return [json.loads(line) for line in self.out.splitlines()]
+
+
+def surroundings(model: Path | str | None = None, **changes: str) -> dict[str, str]:
+    """This process's environment without what changes v2l's or rich's ways; `model` for V2L_MODEL."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(_LEFT_OUT)}
+    chosen = {} if model is None else {"V2L_MODEL": str(model)}
+    offline = {"PYTHONPATH": str(OFFLINE)}
+    return {**kept, "TERM": "xterm-256color", **offline, **chosen, **changes}
+
+
+class Running:
+    """The command with pipes for its streams."""
+
+    def __init__(
+        self,
+        *words: str | os.PathLike,
+        cwd: Path | None = None,
+        model: Path | str | None = None,
+        stdout: int = subprocess.PIPE,
+        prepare: Callable[[], None] | None = None,
+        env: dict[str, str] | None = None,
+        program: Sequence[str] = (V2L,),
+    ):
+        """prepare: runs in the new process before the command"""
+
+        def before() -> None:
+            # a test run in the background of a script ignores interrupts, and its children would too
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            if prepare:
+                prepare()
+
+        self.process = subprocess.Popen(
+            [*program, *map(os.fspath, words)],
+            cwd=cwd,
+            env=surroundings(model, **(env or {})),
+            stdin=subprocess.PIPE,
+            stdout=stdout,
+            stderr=subprocess.PIPE,
+            preexec_fn=before,
+        )
+
+    def end(self, stdin: bytes = b"", traceback: bool = False) -> Done:
+        """Waits for the end."""
+        try:
+            out, err = self.process.communicate(stdin, timeout=PATIENCE)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            out, err = self.process.communicate()
+            raise AssertionError(f"the command hung; it had said {out!r} and {err!r}") from None
+        return checked(Done(self.process.returncode, *(os.fsdecode(text or b"") for text in (out, err))), traceback)
+
+
+def run(*words: str | os.PathLike, stdin: bytes = b"", traceback: bool = False, **options) -> Done:
+    """`v2l WORDS...` with its streams in pipes or files, to its end; the options are those of `Running`."""
+    changes = options.get("env") or {}
+    if options.keys() <= {"cwd", "model", "env"} and not any(name.startswith(AT_START) for name in changes):
+        env = surroundings(options.get("model"), **changes)
+        code, *said = run_warm([os.fspath(word) for word in words], env, options.get("cwd"), stdin)
+        return checked(Done(code, *map(os.fsdecode, said)), traceback)
+    return Running(*words, **options).end(stdin, traceback)
+
+
+def checked(done: Done, traceback: bool) -> Done:
+    """What ended without a terminal: it shows no traceback (unless `traceback`), no control sequence and no bar."""
+    assert traceback or TRACEBACK not in done.err, done.err
+    assert not re.search(r"[\x1b\r]", done.out + done.err), done
+    return done
+
+
+def run_each(*commands: Sequence[str | os.PathLike], **options) -> list[Done]:
+    """`run` for several lists of words, two at a time."""
+    done = []
+    for at in range(0, len(commands), 2):
+        running = [Running(*words, **options) for words in commands[at : at + 2]]
+        done += [command.end() for command in running]
+    return done
+
+
+class Terminal:
+    """The command at a terminal of its own, which is where all its streams lead."""
+
+    def __init__(
+        self,
+        *words: str | os.PathLike,
+        columns: int = 80,
+        cwd: Path | None = None,
+        model: Path | str | None = None,
+        env: dict[str, str] | None = None,
+        stdout: int | None = None,
+    ):
+        """stdout: somewhere else for standard output alone"""
+        self.master, slave = pty.openpty()
+        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 50, columns, 0, 0))
+
+        def own_terminal() -> None:
+            os.setsid()
+            fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+        self.process = subprocess.Popen(
+            [V2L, *map(os.fspath, words)],
+            cwd=cwd,
+            env=surroundings(model, **(env or {})),
+            stdin=slave,
+            stdout=slave if stdout is None else stdout,
+            stderr=slave,
+            preexec_fn=own_terminal,
+        )
+        os.close(slave)
+        self.screen = ""
+
+    def read_until(self, text: str) -> str:
+        """Reads until `text` has come since the last such wait; returns everything up to its end."""
+        deadline = time.monotonic() + PATIENCE
+        while text not in self.screen:
+            if not self._read(deadline):
+                raise AssertionError(f"{text!r} never came, only {self.screen!r}")
+        before, _, self.screen = self.screen.partition(text)
+        return before + text
+
+    def type(self, text: str) -> None:
+        os.write(self.master, text.encode())
+
+    def end(self) -> tuple[int, str]:
+        """The exit code, and what came since the last wait."""
+        deadline = time.monotonic() + PATIENCE
+        while self._read(deadline):
+            pass
+        try:
+            code = self.process.wait(max(1.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            raise AssertionError(f"the command hung; the terminal showed {self.screen!r}") from None
+        finally:
+            os.close(self.master)
+        assert TRACEBACK not in self.screen, self.screen
+        return code, self.screen
+
+    def _read(self, deadline: float) -> bool:
+        ready, _, _ = select.select([self.master], [], [], max(0.0, deadline - time.monotonic()))
+        if not ready:
+            return False
+        with contextlib.suppress(OSError):  # how Linux says that nobody holds the other end
+            data = os.read(self.master, 65536)
+            self.screen += os.fsdecode(data)
+            return bool(data)
+        return False
+
+
+def plain(screen: str) -> str:
+    """What a terminal got, without colours and with plain line ends."""
+    return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", screen).replace("\r\n", "\n")
+
+
+def wait_for(path: Path, process: subprocess.Popen) -> None:
+    """Until there is a file at `path`."""
+    deadline = time.monotonic() + PATIENCE
+    while not path.exists():
+        assert process.poll() is None, f"the command ended before it wrote {path}: {process.communicate()}"
+        assert time.monotonic() < deadline, f"the command never wrote {path}"
+        time.sleep(0.005)
+
+
+def obey_permissions() -> None:
+    """Gives up root's privilege to read and write whatever it likes; for `prepare`."""
+    if os.geteuid() != 0:
+        return
+    kernel = ctypes.CDLL(None, use_errno=True)
+    drop_from_bounding_set, read_and_write_anything, read_anything = 24, 1, 2
+    for privilege in (read_and_write_anything, read_anything):
+        if kernel.prctl(drop_from_bounding_set, privilege, 0, 0, 0):
+            raise OSError(ctypes.get_errno(), "prctl")
+
+
+def nobody_reads() -> int:
+    """The writing end of a pipe whose reader has gone."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    return writing
+
+
+def fill(folder: Path, **videos: Path) -> Path:
+    """A folder with copies of videos under new names (without .mp4)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, video in videos.items():
+        shutil.copy(video, folder / f"{name}.mp4")
+    return folder
+
+
+def tree(folder: Path) -> list[str]:
+    """All files below a folder, hidden ones too, by their names from there."""
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir())
+
+
+def counts(line: str) -> dict[str, int]:
+    """What the summary line of `encode` counts."""
+    return {kind: int(number) for number, kind in (part.split(" ") for part in line.split(", "))}

@@ -1,0 +1,162 @@
+"""Model folders that anyone may have written: the worst of those that tests/stress/model_folders.py tries, what a
+configuration asks for against transformers' own module, and foreign words in messages."""
+
+import dataclasses
+import os
+import signal
+import tracemalloc
+
+import pytest
+import small
+import torch
+from stress.folder_cases import CASES, FAST
+from stress.model_folders import attempt, build, fault, write_sound
+from transformers import SmolVLMForConditionalGeneration
+from transformers.models.smolvlm.processing_smolvlm import DEFAULT_CHAT_TEMPLATE
+
+import v2l
+from v2l.adapters.lora import check_fits
+from v2l.adapters.segments import compose
+from v2l.inference.model_loader import choose_model_for
+from v2l.io.safetensors_file import all_finite
+from v2l.models.checkpoint import save_hypernetwork, with_origin
+from v2l.models.config import read_config, tensor_shapes
+from v2l.models.hypernetwork import TrainedWith
+from v2l.models.presets import EMBEDDED
+
+EVIL = "\x1b[2J\x07\u202e\ud800"
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory):
+    return write_sound(tmp_path_factory.mktemp("sound") / "model")
+
+
+@pytest.fixture
+def no_hanging():
+    """An exception where a test takes minutes: opening a pipe, say, would wait for ever."""
+    before = signal.signal(signal.SIGALRM, lambda *_: pytest.fail("it does not end"))
+    signal.alarm(120)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.parametrize("name", FAST)
+def test_a_hostile_folder_is_one_line_or_loads_without_what_it_brings(sound, tmp_path, monkeypatch, no_hanging, name):
+    work = tmp_path / "work"
+    work.mkdir()
+    monkeypatch.chdir(work)
+    outcome, line = attempt(build(name, sound, tmp_path))
+    assert fault(CASES[name].outcome, outcome, line) is None, (outcome, line)
+    assert os.listdir(work) == []
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"attention_bias": True, "mlp_bias": True}, {"tie_word_embeddings": True}, {"head_dim": 16}],
+)
+def test_what_a_configuration_asks_for_is_what_transformers_module_holds(tmp_path, changes):
+    config = small.small_config(**changes)
+    config.tie_word_embeddings = changes.get("tie_word_embeddings", False)
+    config.save_pretrained(tmp_path)
+    read, _ = read_config(tmp_path / "config.json")
+    with torch.device("meta"):
+        expected = SmolVLMForConditionalGeneration(config).state_dict()
+    if config.tie_word_embeddings:
+        del expected["lm_head.weight"]
+    asked = list(tensor_shapes(read))
+    assert dict(asked) == {name: tuple(tensor.shape) for name, tensor in expected.items()}
+    assert len(asked) == len(expected)
+
+
+def test_the_embedded_models_configuration_is_read_as_transformers_reads_it():
+    from transformers import SmolVLMConfig
+
+    read, name = read_config(EMBEDDED / "config.json")
+    own = SmolVLMConfig.from_pretrained(EMBEDDED)
+    ours, theirs = read.text_config.to_dict(), own.text_config.to_dict()
+    unused = {"initializer_range", "bos_token_id", "eos_token_id", "dtype"}
+    assert {key: ours[key] for key in ours.keys() - unused} == {key: theirs[key] for key in theirs.keys() - unused}
+    assert name is None
+
+
+def test_transformers_own_template_is_known(sound, tmp_path, recwarn):
+    folder = build("the published template", sound, tmp_path)
+    (folder / "chat_template.jinja").write_text(DEFAULT_CHAT_TEMPLATE)
+    v2l.load_vlm(folder)
+    assert not [warning for warning in recwarn if issubclass(warning.category, v2l.V2LWarning)]
+
+
+def test_truncation_and_padding_of_a_tokenizer_change_no_prompt(sound, tmp_path):
+    text = "what is at 00:12 of this lecture?"
+    expected = v2l.load_vlm(sound).tokenize(text)
+    for name in ("truncation to a token", "padding to a gigabyte"):
+        assert torch.equal(v2l.load_vlm(build(name, sound, tmp_path)).tokenize(text), expected)
+
+
+def test_reading_takes_memory_for_the_file_and_not_for_the_limit(sound):
+    path = sound / "hypernetwork.safetensors"
+    tracemalloc.start()
+    try:
+        v2l.load_hypernetwork(path)
+        assert tracemalloc.get_traced_memory()[1] < 50e6 + 4 * path.stat().st_size
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_values_that_are_not_finite_are_found_anywhere(dtype):
+    numbers = torch.randn(1003).to(dtype)
+    assert all_finite(numbers) and all_finite(numbers[:0])
+    for place in (0, 500, 1002):
+        for value in (float("nan"), float("inf"), -float("inf")):
+            changed = numbers.clone()
+            changed[place] = value
+            assert not all_finite(changed)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"fps": 1e308},
+        {"fps": 0.0},
+        {"frames": 10**18},
+        {"window_frames": 0},
+        {"windows": 0},
+        {"segments": 10**9},
+        {"resolution": 10**6},
+        {"prompt": "\ud800"},
+    ],
+)
+def test_a_hypernetwork_cannot_be_of_impossible_training(sound, tmp_path, changes):
+    (name,) = changes
+    hypernetwork = small.small_hypernetwork(sound, trained_with=TrainedWith(**changes), latent_size=8, num_blocks=1)
+    with pytest.raises(v2l.V2LError, match=rf"trained_with\.{name}"):
+        save_hypernetwork(hypernetwork, tmp_path / "h.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_hypernetworks_hashes_are_hashes(hypernetwork, tmp_path):
+    origin = hypernetwork.origin
+    strange = small.small_hypernetwork(EMBEDDED, latent_size=8, num_blocks=1)
+    with_origin(strange, "mine", "small", EVIL, origin.trained_with)
+    with pytest.raises(v2l.V2LError, match="base_fingerprint is not 64 hex digits"):
+        save_hypernetwork(strange, tmp_path / "h.safetensors")
+
+
+def test_foreign_fingerprints_are_printable_in_every_message(adapters, vlm, monkeypatch):
+    monkeypatch.delenv("V2L_MODEL", raising=False)
+    made = adapters[0].description
+    foreign = dataclasses.replace(made, base_model=dataclasses.replace(made.base_model, fingerprint=EVIL))
+    reworked = dataclasses.replace(made, hypernetwork=dataclasses.replace(made.hypernetwork, sha256=EVIL))
+    model, maker = (dataclasses.replace(adapters[0], description=described) for described in (foreign, reworked))
+    for refused in (
+        lambda: check_fits(model, vlm),
+        lambda: choose_model_for(model, None),
+        lambda: compose([adapters[0], model]),
+        lambda: compose([maker, adapters[0]]),
+    ):
+        with pytest.raises(v2l.V2LError, match=r"\\x1b\[2J") as caught:
+            refused()
+        assert str(caught.value).isprintable()

@@ -1,0 +1,198 @@
+"""The real architectures at their true size, with random weights: nothing but the weights is missing."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+import small
+import torch
+from places import ROOT
+from transformers import SmolVLMConfig
+
+from v2l.bench.random_model import ARCHITECTURES
+from v2l.evaluation.evaluate import CONDITIONS
+from v2l.evaluation.report import TITLES
+from v2l.models.hypernetwork import TrainedWith
+
+ENCODE = """
+import re, sys, time
+import v2l
+
+def memory(kind):  # GiB of this process on Linux: VmRSS now, VmHWM at its highest
+    return int(re.search(kind + r":\\s+(\\d+)", open("/proc/self/status").read())[1]) / 2**20
+
+folder, video = sys.argv[1:]
+vlm, hypernetwork = v2l.load_vlm(folder, device="cpu"), v2l.load_hypernetwork(folder)
+loaded, start = memory("VmRSS"), time.perf_counter()
+open("/proc/self/clear_refs", "w").write("5")  # the highest from here on
+adapter = v2l.encode(video, vlm, hypernetwork)
+seconds = time.perf_counter() - start
+(segment,) = adapter.description.segments
+adapter.save(folder + "/clip.v2l.safetensors")
+print(f"ranks {tuple(adapter.a.shape)} frames {len(segment.timestamps)} windows {segment.windows}")
+print(f"memory {loaded:.2f} GiB loaded, {memory('VmHWM'):.2f} GiB at its peak, {seconds:.1f} s")
+"""
+
+TRAIN = """
+import re, sys, time
+from pathlib import Path
+import torch
+import v2l
+from v2l.models.hypernetwork import Hypernetwork
+from v2l.training.data import Curriculum
+from v2l.io.manifest import Example
+from v2l.training.trainer import Trainer, Training, sizes_for
+
+def memory(kind):
+    return int(re.search(kind + r":\\s+(\\d+)", open("/proc/self/status").read())[1]) / 2**20
+
+folder, video = sys.argv[1:]
+vlm = v2l.load_vlm(folder, device="cpu")
+torch.manual_seed(0)
+hypernetwork = Hypernetwork(sizes_for(vlm, {}))
+before = {name: tensor.clone() for name, tensor in hypernetwork.state_dict().items()}
+clips = [Example(str(n), video, "caption", "caption", "Describe it.", "a square", n, n + 12) for n in range(2)]
+curriculum = Curriculum(resolutions=(384,), windows=1, segments=1, denser=1)
+training = Training(curriculum, steps=1, batch=1, together=1, save_every=10**9)
+trainer = Trainer(vlm, hypernetwork, (clips[:1], clips[1:]), training, Path(folder) / "run")
+trainer.validate = lambda: 0.0  # the step alone is measured
+loaded, start = memory("VmRSS"), time.perf_counter()
+open("/proc/self/clear_refs", "w").write("5")
+(progress,) = trainer.run()
+seconds = time.perf_counter() - start
+moved = sum(not torch.equal(before[name], tensor) for name, tensor in hypernetwork.state_dict().items())
+print(f"loss {progress.loss:.3f}, {moved} of {len(before)} tensors moved")
+print(f"memory {loaded:.2f} GiB loaded, {memory('VmHWM'):.2f} GiB at its peak, {seconds:.1f} s")
+"""
+
+EVALUATE = """
+import re, sys, time
+from v2l.cli.app import main
+
+start = time.perf_counter()
+try:
+    main()
+finally:
+    peak = int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) / 2**20
+    print(f"memory {peak:.2f} GiB at its peak, {(time.perf_counter() - start) / 60:.1f} min", file=sys.stderr)
+"""
+
+
+def write_500m(folder):
+    """True dimensions, random weights in a bfloat16 file."""
+    sizes = ARCHITECTURES["smolvlm2-500m"]
+    config = SmolVLMConfig(
+        text_config=sizes.text,
+        vision_config=sizes.vision,
+        scale_factor=sizes.scale_factor,
+        image_token_id=small.IMAGE_TOKEN_ID,
+        pad_token_id=2,
+        tie_word_embeddings=False,
+    )
+    return small.write_model(folder, config=config, dtype=torch.bfloat16)
+
+
+def write_published_hypernetwork(folder):
+    """Of the published sizes, random, beside the model."""
+    sizes = {"rank": 16, "lora_alpha": 128.0, "latent_size": 512, "num_blocks": 9}
+    heads = {"num_heads": 16, "num_kv_heads": 4, "head_dim": 128}
+    small.write_hypernetwork(folder, trained_with=TrainedWith(resolution=384), **sizes, **heads)
+
+
+def fill_vocabulary(folder):
+    """A name for each of the model's 49,280 tokens, so that whatever random weights say is something."""
+    path = folder / "tokenizer.json"
+    tokenizer = json.loads(path.read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    taken = {*vocabulary.values(), *(added["id"] for added in tokenizer["added_tokens"])}
+    vocabulary |= {f"<{id}>": id for id in range(ARCHITECTURES["smolvlm2-500m"].text["vocab_size"]) if id not in taken}
+    path.write_text(json.dumps(tokenizer))
+
+
+@pytest.mark.slow
+def test_500m_takes_an_optimisation_step_on_the_cpu(tmp_path):
+    """Of the published hypernetwork, fresh, on a 12-frame clip, in float32; prints its peak memory."""
+    folder = write_500m(tmp_path / "500m")
+    video = small.write_video(tmp_path / "clip.mp4", frames=15 * 8, width=320, height=180)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    run = [sys.executable, "-c", TRAIN, str(folder), str(video)]
+    printed = subprocess.run(run, capture_output=True, text=True, check=True, env=environment).stdout
+    print(f"\n{printed}")
+    moved, of = (int(number) for number in re.search(r"(\d+) of (\d+) tensors", printed).groups())
+    # while the scaler of B is zero no gradient reaches what stands before it
+    assert 0 < moved <= of
+    assert float(re.search(r"loaded, ([\d.]+) GiB at", printed)[1]) < 16
+
+
+@pytest.mark.slow
+def test_500m_encodes_a_12_frame_clip_on_the_cpu(tmp_path):
+    """True dimensions, random weights in a bfloat16 file, float32 on the CPU; prints its peak memory."""
+    folder = write_500m(tmp_path / "500m")
+    write_published_hypernetwork(folder)
+    video = small.write_video(tmp_path / "clip.mp4", frames=15 * 8, width=320, height=180)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    run = [sys.executable, "-c", ENCODE, str(folder), str(video)]
+    printed = subprocess.run(run, capture_output=True, text=True, check=True, env=environment).stdout
+    print(f"\n{printed}")
+    assert "ranks (32, 32, 2560) frames 12 windows (12,)" in printed
+    assert float(re.search(r"loaded, ([\d.]+) GiB at", printed)[1]) < 6
+    assert (folder / "clip.v2l.safetensors").stat().st_size < 16e6
+
+
+@pytest.mark.slow
+def test_500m_is_evaluated_on_two_clips_on_the_cpu(tmp_path):
+    """The rehearsal: `v2l eval` as on the day the weights are there, but with random ones; prints memory and time."""
+    folder = write_500m(tmp_path / "500m")
+    write_published_hypernetwork(folder)
+    fill_vocabulary(folder)
+    rows = []
+    for clip in ("a", "b"):
+        small.write_video(tmp_path / f"{clip}.mp4", frames=15 * 8, width=320, height=180, seed=ord(clip))
+        caption = {"task_type": "caption", "prompt": "Describe what is happening in this video."}
+        question = {"question": "what moves?", "answer": "a square", "metadata": {"kind": "motion"}}
+        rows.append({"id": f"{clip}-caption", "video_path": f"{clip}.mp4", "target_text": "a square moves", **caption})
+        rows.append({"id": f"{clip}-question", "video_path": f"{clip}.mp4", **question})
+    manifest = tmp_path / "rehearsal.jsonl"
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    options = ["--model", str(folder), "--metric", "f1", "--max-new-tokens", "4", "--device", "cpu"]
+    run = [sys.executable, "-c", EVALUATE, "eval", str(manifest), *options]
+    done = subprocess.run(run, capture_output=True, text=True, env=environment)
+    print(f"\n{done.stdout}\n{done.stderr}")
+    assert done.returncode == 0
+    assert all(word in done.stdout for word in ("caption", "motion", *(TITLES[name] for name in CONDITIONS)))
+    _, *results = (json.loads(line) for line in (tmp_path / "rehearsal.eval.jsonl").read_text().splitlines())
+    assert [result["id"] for result in results] == [row["id"] for row in rows]
+    for result in results:
+        assert result["error"] is None
+        assert tuple(result["answers"]) == tuple(result["scores"]) == CONDITIONS
+        assert all(result["answers"].values())
+    assert float(re.search(r"memory ([\d.]+) GiB at its peak", done.stderr)[1]) < 6
+
+
+@pytest.mark.slow
+def test_memory_at_1024_frames(tmp_path):
+    """Section 6 of the design on a model of 8 layers x 256: 1,024 frames against 64, each in its own process."""
+    config = small.small_config(
+        hidden_size=256,
+        intermediate_size=640,
+        num_hidden_layers=8,
+        num_attention_heads=8,
+        head_dim=32,
+        max_position_embeddings=2048,
+    )
+    folder = small.write_model(tmp_path / "model", config=config)
+    small.write_hypernetwork(folder, trained_with=TrainedWith(), latent_size=128)
+    peaks = {}
+    for frames in (64, 256, 1024):
+        video = small.write_video(tmp_path / f"{frames}.mp4", frames=frames)
+        code = ENCODE.replace("hypernetwork)\n", f"hypernetwork, frames={frames}, fps=8)\n", 1)
+        run = [sys.executable, "-c", code, str(folder), str(video)]
+        printed = subprocess.run(run, capture_output=True, text=True, check=True).stdout
+        print(f"\n{printed}")
+        assert f"frames {frames} " in printed
+        peaks[frames] = float(re.search(r"loaded, ([\d.]+) GiB at", printed)[1])
+    assert peaks[1024] < 1.5 * peaks[64]

@@ -1,0 +1,302 @@
+"""Measures the speed that docs/speed.md states: `python tests/stress/speed.py [NAME...] [--json FILE]`, all without a name.
+
+Every figure is a ratio of two ways in one run that take turns, so that a machine that slows down slows both. Nothing
+here passes or fails. For token load and time to first token there is `v2l bench`.
+"""
+
+import argparse
+import contextlib
+import json
+import math
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+import v2l
+from v2l.bench.machine import PeakMemory, describe_machine
+from v2l.bench.random_model import random_model
+from v2l.bench.runner import drawn_video
+from v2l.inference.ask import answer_each, question_embeddings
+from v2l.inference.batch import EncodeOptions, encode_targets
+from v2l.inference.encode import encode_reading
+from v2l.inference.model_loader import Choice
+from v2l.inference.targets import Target
+from v2l.models.hypernetwork import Hypernetwork, HypernetworkConfig
+from v2l.models.perceiver import Resampler, ResamplerLayer
+from v2l.tiny.world.clip import ClipFormat, write_clip
+from v2l.tiny.world.scene import sample_story
+from v2l.video.sampling import Reading
+
+CPU = torch.device("cpu")
+
+
+def turns(ways: dict[str, Callable[[], object]], runs: int) -> dict[str, float]:
+    """Median seconds of each way; the first run of each is left out."""
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(runs + 1):
+        for name, way in ways.items():
+            start = time.perf_counter()
+            way()
+            times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(found[1:]) for name, found in times.items()}
+
+
+# Start -------------------------------------------------------------------------------------------------------------
+
+ONLY_TORCH = "import torch"
+CLASSES = """
+import torch
+from transformers.cache_utils import DynamicCache
+from transformers.models.llama.modeling_llama import LlamaForCausalLM
+from transformers.models.smolvlm.configuration_smolvlm import SmolVLMConfig
+"""
+
+
+def start(folder: Path) -> dict[str, float]:
+    """Whole processes: `v2l --help`, and `v2l ask` on tiny to its printed answer, against what they must import."""
+    command = str(Path(sys.executable).with_name("v2l"))
+    encode_reading(drawn_video(12, 128, folder), *Choice("tiny", "option", device="cpu").load(), Reading()).save(
+        folder / "clip.v2l.safetensors"
+    )
+    asking = [command, "ask", str(folder / "clip.v2l.safetensors"), "what is on the whiteboard?", "--device", "cpu"]
+    commands = {
+        "import typer, rich.table": [sys.executable, "-c", "import typer, rich.table"],
+        "v2l --help": [command, "--help"],
+        "import torch": [sys.executable, "-c", ONLY_TORCH],
+        "import torch and transformers' classes": [sys.executable, "-c", CLASSES],
+        "v2l ask": asking,
+    }
+    quiet = {"check": True, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    found = turns({name: lambda c=c: subprocess.run(c, **quiet) for name, c in commands.items()}, runs=7)
+    return found | {
+        "help / its imports": found["v2l --help"] / found["import typer, rich.table"],
+        "ask / its classes": found["v2l ask"] / found["import torch and transformers' classes"],
+        "ask / torch": found["v2l ask"] / found["import torch"],
+    }
+
+
+# Many at once ------------------------------------------------------------------------------------------------------
+
+
+def many_answers(folder: Path) -> dict[str, float]:
+    """32 adapters, one question each, on tiny: together and one after the other."""
+    choice = Choice("tiny", "option", device="cpu")
+    vlm, hypernetwork = choice.load()
+    adapters = [encode_reading(clip, vlm, hypernetwork, Reading()) for clip in _clips(folder, 32, ClipFormat())]
+    question = "what is on the whiteboard?"
+    found = turns(
+        {
+            "one after the other": lambda: [v2l.ask(adapter, question, vlm, 40) for adapter in adapters],
+            "together": lambda: answer_each(adapters, [question] * len(adapters), vlm, 40),
+        },
+        runs=7,
+    )
+    return found | {"times as fast": found["one after the other"] / found["together"]}
+
+
+def many_videos(folder: Path) -> dict[str, float]:
+    """32 short clips on tiny, small ones and ones of 1280 x 720, in a batch and one after the other: the same bytes."""
+    choice, found = Choice("tiny", "option", device="cpu"), {}
+    for name, form in (("128 x 96", ClipFormat()), ("1280 x 720", ClipFormat(1280, 720, 12.0))):
+        place = folder / name.replace(" ", "")
+        place.mkdir()
+        targets = [Target(clip, clip.with_suffix(".batch")) for clip in _clips(place, 32, form)]
+
+        def alone(targets: list[Target] = targets) -> None:
+            for target in targets:
+                encode_reading(target.video, *choice.load(), Reading()).save(target.video.with_suffix(".alone"))
+
+        def batch(targets: list[Target] = targets) -> None:
+            list(encode_targets(targets, EncodeOptions(Reading(), overwrite=True), choice, lambda *_: None))
+
+        timed = turns({"one after the other": alone, "batch": batch}, runs=5)
+        for target in targets:
+            assert target.output.read_bytes() == target.video.with_suffix(".alone").read_bytes()
+        found |= {f"{way}, {name}": seconds for way, seconds in timed.items()}
+        found[f"times as fast, {name}"] = timed["one after the other"] / timed["batch"]
+    return found
+
+
+def _clips(folder: Path, count: int, form: ClipFormat) -> list[Path]:
+    """Eight different ones, again and again."""
+    clips = []
+    for number in range(count):
+        clips.append(folder / f"{number:02d}.mp4")
+        if number < 8:
+            write_clip(sample_story("test", number, 8.0), clips[-1], form)
+        else:
+            clips[-1].write_bytes(clips[number % 8].read_bytes())
+    return clips
+
+
+# Wearing an adapter ------------------------------------------------------------------------------------------------
+
+
+def wearing(folder: Path) -> dict[str, float]:
+    """The first token, and each after it, without an adapter, on the side path and merged; and what merging takes."""
+    found = {}
+    tiny = v2l.load_vlm("tiny", device="cpu")
+    large, _ = random_model("smolvlm2-500m", folder / "500m", "cpu")
+    for name, vlm, runs in (("tiny", tiny, 40), ("500m, random weights", large, 8)):
+        times: dict[str, list[tuple[float, float, float]]] = {}
+        for _ in range(runs):
+            for way in ("none", "side path", "merged"):
+                times.setdefault(way, []).append(_worn(vlm, way))
+        for way, taken in times.items():
+            attach, first, other = (statistics.median(column) for column in zip(*taken, strict=True))
+            found |= {f"{name}, {way}, attach": attach, f"{name}, {way}, first": first, f"{name}, {way}, next": other}
+        for way in ("side path", "merged"):
+            for token in ("first", "next"):
+                ratio = found[f"{name}, {way}, {token}"] / found[f"{name}, none, {token}"]
+                found[f"{name}, {way} / none, {token}"] = ratio
+    return found
+
+
+def _worn(vlm: v2l.models.smolvlm.FrozenVLM, way: str) -> tuple[float, float, float]:
+    from v2l.adapters.lora import _merged, attached
+
+    rank, new_tokens = 32, 9
+    modules = vlm.down_projections
+    torch.manual_seed(0)
+    factors = [(torch.randn(rank, m.in_features), torch.randn(rank, m.out_features) * 1e-4) for m in modules]
+    attach = {"none": contextlib.nullcontext, "side path": attached, "merged": _merged}[way]
+    start = time.perf_counter()
+    with attach(*([] if way == "none" else [modules, factors])):
+        worn = time.perf_counter() - start
+        prompt = question_embeddings("what is on the whiteboard?", vlm)
+        next(vlm.greedy([prompt], 1))
+        start = time.perf_counter()
+        tokens = vlm.greedy([prompt], new_tokens, for_speed=True)
+        next(tokens)
+        first = time.perf_counter()
+        list(tokens)
+        return worn, first - start, (time.perf_counter() - first) / (new_tokens - 1)
+
+
+# The hypernetwork --------------------------------------------------------------------------------------------------
+
+
+def hypernetwork(folder: Path) -> dict[str, float]:
+    """Published sizes for the 500M, 931 tokens of 12 frames, float32: v2l's order of computation against the published
+    one, which projects all layers at once and forms keys and values of every token in each block."""
+    network, states = _reading()
+    with torch.no_grad():
+        ways = {name: lambda way=way: way(network, states) for name, way in READINGS.items()}
+        made = [way() for way in ways.values()]
+        for (a, b), (c, d) in zip(*made, strict=True):
+            assert torch.allclose(a, c, atol=1e-5) and torch.allclose(b, d, atol=1e-5)
+        del made
+        found = turns(ways, runs=3)
+    for name in READINGS:  # each in a process of its own: a process keeps what it has freed
+        run = [sys.executable, "-c", f"import speed; print(speed.extra_memory({name!r}))"]
+        done = subprocess.run(run, check=True, capture_output=True, text=True, cwd=Path(__file__).parent)
+        found[f"{name}, extra memory in MB"] = float(done.stdout) / 1e6
+    return found | {"times as fast": found["published"] / found["v2l"]}
+
+
+def _reading() -> tuple[Hypernetwork, torch.Tensor]:
+    torch.manual_seed(0)
+    network = Hypernetwork(HypernetworkConfig(num_layers=32, hidden_size=960, intermediate_size=2560)).eval()
+    return network, torch.randn(1, 32, 931, 960)
+
+
+def extra_memory(name: str) -> int:
+    """Bytes that one reading holds at its peak beside the network and the hidden states."""
+    network, states = _reading()
+    with torch.no_grad():
+        peak = PeakMemory(CPU)
+        before = peak.bytes()
+        made = READINGS[name](network, states)
+    assert made
+    return peak.bytes() - before
+
+
+def _published(network: Hypernetwork, states: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    reader = network.aggregator["perceiver"]
+    context = reader.modality_projection(states.flatten(0, 1))  # (L, T, W)
+    latents = network.layers[0](_resample(reader.decoder, _resample(reader.encoder, context)))
+    latents = torch.nn.functional.normalize(latents, dim=-1)
+    return [network._layer_factors(index, latents[index : index + 1]) for index in range(len(latents))]
+
+
+def _resample(resampler: Resampler, context: torch.Tensor) -> torch.Tensor:
+    latents = resampler.latents_q.expand(len(context), -1, -1)
+    for block in resampler.layers:
+        latents = latents + block.post_attention_layernorm(_attend(block, latents, context))
+        latents = latents + block.post_ff_layernorm(block.mlp(block.pre_ff_layernorm(latents)))
+    return resampler.layernorm(latents)
+
+
+def _attend(block: ResamplerLayer, latents: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+    own, read = block.input_latents_layernorm(latents), block.input_context_layernorm(context)
+    attention, both = block.self_attn, torch.cat([read, own], dim=1)
+    queries, keys, values = (
+        projection(x).unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
+        for projection, x in ((attention.q_proj, own), (attention.k_proj, both), (attention.v_proj, both))
+    )
+    group = attention.heads // attention.kv_heads
+    keys, values = keys.repeat_interleave(group, 1), values.repeat_interleave(group, 1)
+    weights = (queries @ keys.transpose(-1, -2) * attention.head_dim**-0.5).softmax(-1)
+    return attention.o_proj((weights @ values).transpose(1, 2).flatten(2))
+
+
+READINGS = {"published": _published, "v2l": lambda network, states: network.generate(iter(states.unbind(1)))}
+
+
+# Length ------------------------------------------------------------------------------------------------------------
+
+ENCODE = """
+import sys, time, torch, v2l
+from v2l.bench.machine import PeakMemory
+video, frames = sys.argv[1], int(sys.argv[2])
+vlm, hypernetwork = v2l.load_vlm("tiny", device="cpu"), v2l.load_hypernetwork("tiny", device="cpu")
+v2l.encode(video, vlm, hypernetwork, frames=12)
+peak, times = PeakMemory(torch.device("cpu")), []
+for _ in range(3):
+    start = time.perf_counter()
+    v2l.encode(video, vlm, hypernetwork, frames=frames)
+    times.append(time.perf_counter() - start)
+print(min(times), peak.bytes())
+"""
+
+
+def length(folder: Path) -> dict[str, float]:
+    """Encoding 64 to 1,024 real frames on tiny, each in a process of its own: seconds, peak memory, and the exponent of
+    the power law that the seconds follow."""
+    found: dict[str, float] = {}
+    counts = (64, 128, 256, 512, 1024)
+    for count in counts:
+        run = [sys.executable, "-c", ENCODE, str(drawn_video(count, 128, folder)), str(count)]
+        seconds, peak = map(float, subprocess.run(run, check=True, capture_output=True, text=True).stdout.split())
+        found |= {f"{count} frames": seconds, f"{count} frames, peak memory in MB": peak / 1e6}
+    logs = [(math.log(count), math.log(found[f"{count} frames"])) for count in counts]
+    x, y = (statistics.mean(column) for column in zip(*logs, strict=True))
+    exponent = sum((a - x) * (b - y) for a, b in logs) / sum((a - x) ** 2 for a, _ in logs)
+    memory = found["1024 frames, peak memory in MB"] / found["64 frames, peak memory in MB"]
+    return found | {"exponent": exponent, "peak memory, 1024 / 64": memory}
+
+
+SECTIONS = {
+    each.__name__.replace("_", "-"): each for each in (start, many_answers, many_videos, wearing, hypernetwork, length)
+}
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(SECTIONS)}")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="where the figures go, those of other names kept")
+    words = parser.parse_args()
+    known = json.loads(words.json.read_text()) if words.json and words.json.exists() else {}
+    for name in words.names or SECTIONS:
+        with tempfile.TemporaryDirectory() as place:
+            figures = SECTIONS[name](Path(place))
+        print(name, *(f"  {what}: {value:.4g}" for what, value in figures.items()), sep="\n", flush=True)
+        known |= {name: {what: float(f"{value:.4g}") for what, value in figures.items()}}
+        known["machine"] = describe_machine(CPU)
+        if words.json:
+            words.json.write_text(json.dumps(known, indent=1) + "\n")

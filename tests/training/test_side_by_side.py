@@ -1,0 +1,111 @@
+"""Clips and questions side by side: the same numbers as transformers' own forward pass, one sequence at a time."""
+
+import numpy as np
+import pytest
+import torch
+
+from v2l.adapters.lora import attached
+from v2l.training.packing import IGNORED, UNASKED, Rows, place_in_rows, write_sheet
+from v2l.training.side_by_side import read_side_by_side
+
+QUESTIONS = (("what is on the whiteboard?", "a square"), ("where?", "left"), ("what moves at last?", "nothing at all"))
+SHOWN = ("a video of a square \0\nAssistant:", "\0\nAssistant:", "another, longer video, of things \0\nAssistant:")
+
+
+@pytest.fixture(scope="module")
+def sheets(vlm):
+    return [write_sheet(shown, QUESTIONS[: 3 - number], vlm.tokenizer) for number, shown in enumerate(SHOWN)]
+
+
+@pytest.fixture(scope="module")
+def factors(vlm):
+    torch.manual_seed(1)
+    modules = vlm.down_projections
+    return [(torch.randn(3, 2, m.in_features) * 0.1, torch.randn(3, 2, m.out_features)) for m in modules]
+
+
+@pytest.fixture(scope="module")
+def rows(sheets):
+    return Rows.stack(sheets, torch.device("cpu"))
+
+
+@torch.no_grad()
+def read(vlm, rows, factors=None, pointing=()):
+    embed = vlm.text_model.embed_tokens
+    return read_side_by_side(
+        vlm.text_model,
+        embed(rows.opening),
+        rows.there,
+        embed(rows.ids),
+        rows.positions,
+        rows.question,
+        factors,
+        pointing,
+    )
+
+
+def test_questions_stand_in_rows_once_each(sheets, rows):
+    assert rows.question.max() == 5
+    for number, (clip, own) in enumerate([(0, 1), (0, 2), (0, 3), (1, 1), (1, 2), (2, 1)]):
+        there, here = sheets[clip].group == own, rows.question[clip] == number
+        for name in ("ids", "labels", "positions"):
+            assert torch.equal(getattr(rows, name)[clip][here], getattr(sheets[clip], name)[there])
+    assert (rows.labels[rows.question == UNASKED] == IGNORED).all()
+    pairs = [(0, 1), (0, 2), (0, 3), (1, 1), (1, 2), (2, 1)]
+    assert torch.equal(rows.in_order(rows.ids), torch.cat([sheets[c].ids[sheets[c].group == g] for c, g in pairs]))
+    assert torch.equal(rows.in_order(rows.question), rows.question[rows.question != UNASKED].sort().values)
+
+
+def test_a_row_takes_the_next_that_fits():
+    places, rows = place_in_rows([5, 4, 3, 2, 1], 6)
+    assert places == [(0, slice(0, 5)), (1, slice(0, 4)), (2, slice(0, 3)), (1, slice(4, 6)), (0, slice(5, 6))]
+    assert rows == 3
+
+
+@pytest.mark.parametrize("adapted", [False, True])
+def test_it_is_the_models_own_forward_pass(vlm, sheets, rows, factors, adapted, request):
+    found = read(vlm, rows, factors if adapted else None)
+    number, inner = 0, []
+    for module in vlm.down_projections:
+        request.addfinalizer(module.register_forward_pre_hook(lambda _, inputs: inner.append(inputs[0])).remove)
+    for clip, sheet in enumerate(sheets):
+        for own in range(1, int(sheet.group.max()) + 1):
+            ids = sheet.ids[(sheet.group == 0) | (sheet.group == own)][None]
+            worn = [(a[clip], b[clip] if adapted else 0 * b[clip]) for a, b in factors]
+            inner.clear()
+            with torch.no_grad(), attached(vlm.down_projections, worn):
+                alone = vlm.text_model(input_ids=ids, output_hidden_states=True)
+            first = int((sheet.group == 0).sum())
+            here = rows.question[clip] == number
+            assert torch.allclose(found.rows[clip][here], alone.last_hidden_state[0, first:], atol=2e-5)
+            for layer, inputs in enumerate(found.clip):
+                assert torch.allclose(inputs[clip, :first], alone.hidden_states[layer][0, :first], atol=2e-5)
+                assert torch.allclose(found.asked[layer][clip][here], alone.hidden_states[layer][0, first:], atol=2e-5)
+            for ranks, inputs, (a, _) in zip(found.fired, inner, worn, strict=True) if adapted else ():
+                assert torch.allclose(ranks[clip][here], inputs[0, first:] @ a.T, atol=2e-5)
+            number += 1
+    assert len(found.fired) == (vlm.num_layers if adapted else 0)
+
+
+def test_attention_sees_the_clip_and_ones_own_question(vlm, rows):
+    last = vlm.num_layers - 1
+    attention = read(vlm, rows, pointing=(last,)).attention[0][:, 0]
+    clip, row, token = (rows.question != UNASKED).nonzero().T
+    assert torch.allclose(attention[clip, row, token].sum(-1), torch.ones(len(clip)), atol=1e-6)
+    length = rows.opening.shape[1]
+    for place in np.ndindex(*rows.question.shape):
+        if rows.question[place] == UNASKED:
+            continue
+        own = (rows.question[place[:2]] == rows.question[place]) & (torch.arange(rows.ids.shape[-1]) <= place[2])
+        assert torch.equal(attention[place] > 0, torch.cat([rows.there[place[0]], own]))
+    assert attention.shape[-1] == length + rows.ids.shape[-1]
+
+
+def test_gradients_reach_the_factors(vlm, rows, factors):
+    learned = [(a.clone().requires_grad_(), b.clone().requires_grad_()) for a, b in factors]
+    embed = vlm.text_model.embed_tokens
+    found = read_side_by_side(
+        vlm.text_model, embed(rows.opening), rows.there, embed(rows.ids), rows.positions, rows.question, learned
+    )
+    found.rows.square().sum().backward()
+    assert all(each.grad.abs().max() > 0 for pair in learned for each in pair)

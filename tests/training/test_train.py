@@ -1,0 +1,549 @@
+"""Training on small random models: what is learned from, that the sums are right, and that a run goes on exactly."""
+
+import dataclasses
+import json
+import shutil
+import subprocess
+import sys
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+from training_runs import CURRICULUM, SIZES, TRAINING, fresh, lively
+
+import v2l
+from v2l.adapters.lora import attached
+from v2l.errors import V2LError
+from v2l.inference.encode import generate_factors
+from v2l.inference.preprocess import fill_reading
+from v2l.io.manifest import Example, read_manifest
+from v2l.models.hypernetwork import TrainedWith
+from v2l.models.processor import question_text
+from v2l.models.smolvlm import Window
+from v2l.tiny.world.dataset import varied, write_dataset
+from v2l.tiny.world.scene import COLOURS, KINDS, WORDS, is_held_out
+from v2l.training.data import Lesson, Lessons, Reader, Unreadable, read_lesson, validation_split
+from v2l.training.resize import widened
+from v2l.training.teacher import NOTHING_SAID, taught
+from v2l.training.trainer import METRICS, SETTINGS, STATE, Trainer, sizes_for
+
+QUESTIONS = (("what is on the whiteboard?", "a square"), ("where is it?", "left"), ("what moves?", "nothing at all"))
+
+
+@pytest.fixture(scope="module")
+def examples(videos):
+    return [
+        Example(f"{clip}-{number}", video, "qa", "qa", *question, None, None)
+        for clip, video in enumerate(videos)
+        for number, question in enumerate(QUESTIONS)
+    ]
+
+
+@pytest.fixture(scope="module")
+def reader(vlm):
+    return Reader(vlm.tokenizer, vlm.geometry, vlm.max_positions)
+
+
+def trainer(vlm, examples, folder, training=TRAINING, hypernetwork=None, **options):
+    return Trainer(vlm, hypernetwork or fresh(vlm), (examples, examples[:6]), training, folder, **options)
+
+
+# What is learned from ----------------------------------------------------------------------------------------------
+
+
+def test_clips_are_met_whole_in_windows_and_in_segments(examples, reader):
+    lessons = Lessons(examples, reader, CURRICULUM, seed=1, steps=20, batch=3, together=2)
+    assert len(lessons) == 40
+    met = [lesson for number in range(40) for lesson in lessons.batch(number)]
+    assert len(met) == 60
+    ways = Counter((lesson.composed, len(lesson.parts)) for lesson in met)
+    assert ways[True, 2] > ways[True, 3]
+    assert set(ways) == {(False, 1), (False, 2), (False, 3), (True, 2), (True, 3)}
+    assert len({sum(part.frames for part in lesson.parts) for lesson in met}) > 3
+    first, again = lessons.batch(7), lessons.batch(7)
+    assert all(torch.equal(x.parts[0].images, y.parts[0].images) for x, y in zip(first, again, strict=True))
+
+
+def test_every_clip_has_its_turn(examples, reader):
+    lessons = Lessons(examples, reader, CURRICULUM, seed=1, steps=2, batch=3, together=3)
+    lengths = [sorted(len(lesson.in_context.ids) for lesson in lessons.batch(step)) for step in range(2)]
+    assert all(len(set(each)) == 3 for each in lengths)
+
+
+def test_processes_share_a_step(examples, reader):
+    def lessons(process, count):
+        shared = Lessons(examples, reader, CURRICULUM, 1, steps=1, batch=6, together=2, process=(process, count))
+        return [lesson for number in range(len(shared)) for lesson in shared.batch(number)]
+
+    alone = [lesson.parts[0].images.sum().item() for lesson in lessons(0, 1)]
+    shared = [lesson.parts[0].images.sum().item() for process in (0, 1) for lesson in lessons(process, 2)]
+    assert sorted(alone) == sorted(shared)
+
+
+@pytest.mark.parametrize("marks_end", [False, True])
+def test_without_chance_a_clip_is_read_as_encoding_reads_it(examples, reader, vlm, videos, marks_end):
+    curriculum = dataclasses.replace(CURRICULUM, frames=12, marks_end=marks_end)
+    lesson = read_lesson(examples[:3], reader, curriculum, None)
+    reading = fill_reading(
+        v2l.Reading(frames=12), v2l.load_hypernetwork(vlm.folder.path).origin.trained_with, vlm.geometry
+    )
+    seen = v2l.inference.preprocess.see_video(videos[0], vlm, reading)
+    (part,) = lesson.parts
+    assert torch.equal(vlm.see(part.images), seen.images)
+    assert torch.equal(part.ids, v2l.inference.preprocess.video_ids(seen, vlm, CURRICULUM.prompt, marks_end=marks_end))
+
+
+def test_what_does_not_fit_is_cut_as_encoding_cuts_it(examples, reader, vlm, videos):
+    curriculum = dataclasses.replace(CURRICULUM, fps=8.0, longest=63)
+    seen = v2l.inference.preprocess.see_video(
+        videos[2], vlm, v2l.Reading(63, 8.0, None, None, vlm.geometry.longest_edge)
+    )
+    windows = v2l.inference.preprocess.cut_windows(seen, vlm, TrainedWith(window_frames=CURRICULUM.frames))
+    assert len(windows) == 16
+    lesson = read_lesson(examples[6:9], reader, curriculum, None)
+    assert all(torch.equal(part.ids, window.input_ids) for part, window in zip(lesson.parts, windows, strict=True))
+    ways = [read_lesson(examples[6:9], reader, curriculum, np.random.default_rng(seed)) for seed in range(8)]
+    assert {(lesson.composed, len(lesson.parts)) for lesson in ways} == {(False, 16), (True, 3)}
+
+
+def test_the_end_of_the_video_is_marked_in_its_last_part_alone(examples, reader):
+    """And nowhere in a clip that ends before its video does; the teacher hears nothing of it."""
+    curriculum = dataclasses.replace(CURRICULUM, marks_end=True)
+    ended = {True: examples[:3], False: [dataclasses.replace(example, end=3.0) for example in examples[:3]]}
+
+    def marked(ids: torch.Tensor) -> bool:
+        return "Last frame from" in reader.tokenizer.decode(ids.tolist(), skip_special_tokens=False)
+
+    ways = set()
+    for last, clip in ended.items():
+        for seed in range(8):
+            lesson = read_lesson(clip, reader, curriculum, np.random.default_rng(seed))
+            assert [marked(part.ids) for part in lesson.parts] == [False] * (len(lesson.parts) - 1) + [last]
+            assert lesson.edges[1] == last
+            assert not marked(lesson.in_context.ids)
+            ways.add((last, lesson.composed, len(lesson.parts) > 1))
+    assert len(ways) == 6
+
+
+def test_nothing_held_out_reaches_a_training_manifest(tmp_path):
+    """Read from the manifest's own captions, not from what wrote them."""
+    manifest = write_dataset(tmp_path, "train", 60, varied)
+    moves = {
+        "stands still": "still",
+        "moves to the left": "left",
+        "moves to the right": "right",
+        "moves up": "up",
+        "moves down": "down",
+        "moves back and forth": "back and forth",
+    }
+    seen = 0
+    for example in read_manifest(manifest):
+        if example.kind != "caption":
+            continue
+        *shapes, board = example.target.removesuffix(".").split(". ")
+        words = [word for word in board.split() if word in WORDS]
+        for shape in shapes:
+            _, colour, kind, *move = shape.split()
+            assert (colour in COLOURS, kind in KINDS) == (True, True)
+            if move:
+                seen += len(words)
+                assert not any(is_held_out(colour, kind, moves[" ".join(move)], word) for word in words)
+    assert seen > 40
+    kept = [json.loads(line)["metadata"]["kept_phrasing"] for line in manifest.read_text().splitlines()]
+    assert not any(kept)
+
+
+def test_one_clip_in_a_hundred_validates(examples):
+    learn, validate = validation_split(examples)
+    assert {example.video for example in validate} == {examples[0].video}
+    assert len(learn) == 6
+    with pytest.raises(V2LError, match="one clip only"):
+        validation_split(examples[:3])
+
+
+# Sums --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def lessons(examples, reader):
+    all_lessons = Lessons(examples, reader, CURRICULUM, seed=3, steps=8, batch=3, together=3)
+    return [lesson for number in range(8) for lesson in all_lessons.batch(number)]
+
+
+def test_the_factors_of_a_batch_are_those_of_each_alone(vlm, examples, lessons, tmp_path):
+    hypernetwork = lively(vlm)
+    run = trainer(vlm, examples, tmp_path, hypernetwork=hypernetwork)
+    with torch.no_grad():
+        together = run.pupil.factors(lessons, run.pupil.see(lessons))
+    rank = hypernetwork.config.rank
+    for place, lesson in enumerate(lessons):
+        windows = [Window(part.frames, part.ids, vlm.see(part.images)) for part in lesson.parts]
+        groups = [[window] for window in windows] if lesson.composed else [windows]
+        a, b = zip(*(generate_factors(group, vlm, hypernetwork) for group in groups), strict=True)
+        for own, batched in ((a, 0), (b, 1)):
+            wanted = torch.cat([*(each[:, :rank] for each in own), own[0][:, rank:]], dim=1)
+            found = torch.stack([layer[batched][place] for layer in together])
+            assert torch.allclose(found[:, : wanted.shape[1]], wanted, atol=2e-5)
+            assert not found[:, wanted.shape[1] :].any()
+
+
+def test_the_loss_is_the_mean_over_clips_of_questions_of_tokens(vlm, examples, lessons, tmp_path):
+    hypernetwork = lively(vlm)
+    run = trainer(vlm, examples, tmp_path, hypernetwork=hypernetwork)
+    some = lessons[:3]
+    with torch.no_grad():
+        loss = run.pupil.loss(some).item()
+        factors = run.pupil.factors(some, run.pupil.see(some))
+        wanted = 0.0
+        for place, lesson in enumerate(some):
+            asked = vlm.tokenizer.decode(lesson.sheet.ids.tolist(), skip_special_tokens=False)
+            means = []
+            for prompt, answer in QUESTIONS:
+                assert prompt in asked
+                ids = vlm.tokenize(question_text(prompt))
+                said = vlm.tokenize(f" {answer}<end_of_utterance>")
+                with attached(vlm.down_projections, [(a[place], b[place]) for a, b in factors]):
+                    logits = vlm.logits(torch.cat([ids, said]))[len(ids) - 1 : -1]
+                means.append(F.cross_entropy(logits, said).item())
+            wanted += np.mean(means)
+    assert loss == pytest.approx(wanted, rel=1e-5)
+
+
+def alone(vlm, lesson, number, images, factors):
+    """One question in transformers' own pass: without the video, wearing factors, and in context. Returns for both the
+    (N, vocabulary) log-probabilities of the answer and the hidden states of question and answer behind each layer."""
+    own = lesson.in_context.group == number
+    length = min(int(own.sum()), int((lesson.sheet.group == number).sum()))  # the first word's tokens may differ
+    said = int((lesson.in_context.labels[own] >= 0).sum())
+    text = lesson.sheet.ids[(lesson.sheet.group == 0) | (lesson.sheet.group == number)]
+    shown = lesson.in_context.ids[(lesson.in_context.group == 0) | own]
+    zero = [(torch.zeros_like(a), torch.zeros_like(b)) for a, b in factors]
+    found = []
+    for embedded, worn in ((vlm.embed(text), factors), (vlm.embed(shown, images), zero)):
+        with torch.no_grad(), attached(vlm.down_projections, worn):
+            read = vlm.text_model(inputs_embeds=embedded[None], output_hidden_states=True)
+        states = [state[0, -length:] for state in read.hidden_states[1:]]
+        assert torch.equal(states[-1], read.last_hidden_state[0, -length:])
+        found.append((vlm.lm_head(states[-1])[-1 - said : -1].log_softmax(-1), states))
+    return found
+
+
+def unit(x):
+    return x / x.square().mean(-1, keepdim=True).sqrt()
+
+
+@pytest.mark.parametrize("weighted", ["kl_weight", "hidden_weight"])
+def test_the_teacher_is_the_same_model_with_the_video_in_context(vlm, examples, lessons, tmp_path, weighted):
+    hypernetwork = lively(vlm)
+    run = trainer(vlm, examples, tmp_path / "a", dataclasses.replace(TRAINING, **{weighted: 0.5}), hypernetwork)
+    plain = trainer(vlm, examples, tmp_path / "b", hypernetwork=hypernetwork)
+    some = [lesson for lesson in lessons if not lesson.composed][:3]
+    some[1] = dataclasses.replace(some[1], in_context=None)  # as of a clip that does not fit: it has no teacher
+    with torch.no_grad():
+        added = run.pupil.loss(some).item() - plain.pupil.loss(some).item()
+        factors = run.pupil.factors(some, run.pupil.see(some))
+    wanted = 0.0
+    for place in (0, 2):
+        images = vlm.see(torch.cat([part.images for part in some[place].parts]))
+        means = []
+        for number in range(1, 4):
+            worn = [(a[place], b[place]) for a, b in factors]
+            (student, own), (teacher, shown) = alone(vlm, some[place], number, images, worn)
+            if weighted == "kl_weight":
+                means.append((teacher.exp() * (teacher - student)).sum(-1).mean().item())
+            else:
+                layers = [(unit(x) - unit(y)).square().mean().item() for x, y in zip(own, shown, strict=True)]
+                means.append(np.mean(layers))
+        wanted += np.mean(means)
+    assert added == pytest.approx(0.5 * wanted, rel=1e-4)
+    assert added > 0
+
+
+def test_micro_batches_change_nothing(vlm, examples, tmp_path):
+    """The gradients themselves are compared: AdamW would hide a wrong scale."""
+
+    def gradients(together):
+        run = trainer(vlm, examples, tmp_path / str(together), dataclasses.replace(TRAINING, together=together))
+        run._learn(iter([run.lessons.batch(number) for number in range(run.lessons.per_step)]))
+        return torch.cat([p.grad.ravel() for p in run.hypernetwork.parameters() if p.grad is not None])
+
+    one, all_at_once = gradients(1), gradients(3)
+    assert one.abs().max() > 0
+    assert torch.allclose(one, all_at_once, atol=1e-6)
+
+
+# Runs --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def finished(vlm, examples, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    return folder, list(trainer(vlm, examples, folder).run())
+
+
+def test_it_learns(vlm, examples, tmp_path):
+    training = dataclasses.replace(TRAINING, steps=40, validate_every=40)
+    *_, last = trainer(vlm, examples, tmp_path, training).run()
+    first = json.loads((tmp_path / METRICS).read_text().splitlines()[0])
+    assert last.validation < 0.9 * first["loss"]
+    adapter = v2l.encode(examples[0].video, vlm, v2l.load_hypernetwork(tmp_path))
+    (segment,) = adapter.description.segments
+    assert (segment.reading.frames, segment.window_frames) == (4, 4)
+
+
+def test_an_interrupted_run_goes_on_exactly(finished, vlm, examples, tmp_path):
+    folder, whole = finished
+    run = trainer(vlm, examples, tmp_path / "parts").run()
+    assert next(run) == dataclasses.replace(whole[0], clips_per_second=pytest.approx(0, abs=1e9))
+    run.close()  # after the state of step 2 was written
+    going_on = trainer(vlm, examples, tmp_path / "parts", hypernetwork=fresh(vlm, seed=9))
+    assert going_on.step == 2
+    list(going_on.run())
+    one, other = (torch.load(place / STATE, weights_only=True) for place in (folder, tmp_path / "parts"))
+    assert one["step"] == other["step"] == 4
+    for name, tensor in one["hypernetwork"].items():
+        assert torch.equal(tensor, other["hypernetwork"][name])
+    same = [(place / "hypernetwork.safetensors").stat().st_size for place in (folder, tmp_path / "parts")]
+    assert same[0] == same[1]
+
+
+def test_a_run_keeps_the_best_and_its_figures(finished):
+    folder, progress = finished
+    assert [each.step for each in progress] == [2, 4]
+    assert progress[-1].best == min(each.validation for each in progress)
+    lines = [json.loads(line) for line in (folder / METRICS).read_text().splitlines()]
+    assert [line["validation"] for line in lines] == [each.validation for each in progress]
+    assert json.loads((folder / SETTINGS).read_text())["steps"] == 4
+    origin = v2l.load_hypernetwork(folder).origin
+    assert (origin.id, origin.trained_with.frames, origin.trained_with.windows) == ("whole", 4, 3)
+
+
+def test_another_run_is_not_gone_on_with(finished, vlm, examples):
+    folder, _ = finished
+    with pytest.raises(V2LError, match="other settings"):
+        trainer(vlm, examples, folder, dataclasses.replace(TRAINING, learning_rate=1e-4))
+
+
+def test_clips_that_cannot_be_read_are_passed_over(vlm, examples, reader, tmp_path):
+    (tmp_path / "no.mp4").write_bytes(b"no video")
+    broken = dataclasses.replace(examples[0], id="broken", video=tmp_path / "no.mp4")
+    lessons = Lessons([*examples, broken], reader, CURRICULUM, 0, steps=1, batch=4, together=4).batch(0)
+    assert sorted(isinstance(lesson, Lesson) for lesson in lessons) == [False, True, True, True]
+    (lesson,) = [lesson for lesson in lessons if isinstance(lesson, Unreadable)]
+    assert "no.mp4" in lesson.reason
+    warnings = []
+    run = trainer(vlm, [*examples, broken], tmp_path / "run", warn=warnings.append)
+    list(run.run())
+    assert warnings and all("no.mp4" in text for text in warnings)
+    nothing = Trainer(vlm, fresh(vlm), ([broken], examples[:3]), TRAINING, tmp_path / "none")
+    with pytest.raises(V2LError, match="not one clip"):
+        list(nothing.run())
+
+
+@pytest.mark.parametrize(
+    ("sizes", "complaint"),
+    [
+        ({"ranks": 4}, "no size of a hypernetwork"),
+        ({"num_layers": 4}, "no size of a hypernetwork"),
+        ({"rank": 0}, "above 0"),
+        ({"num_heads": 5}, "cannot share"),
+    ],
+)
+def test_sizes_that_make_no_network(vlm, sizes, complaint):
+    with pytest.raises(V2LError, match=complaint):
+        sizes_for(vlm, sizes)
+    assert sizes_for(vlm, {}).lora_alpha == 128.0
+
+
+def test_a_wider_hypernetwork_begins_as_what_it_was(vlm, examples, lessons, tmp_path):
+    old = lively(vlm)
+    wide = widened(old, sizes_for(vlm, {"rank": 8}, old.config))
+    assert (wide.config.rank, wide.config.num_latents) == (8, 4)
+    assert wide.config.lora_alpha == old.config.lora_alpha
+    hidden = torch.randn(2, vlm.num_layers, 9, vlm.text_model.config.hidden_size)
+    with torch.no_grad():
+        for (a, b), (wide_a, wide_b) in zip(old.generate(hidden), wide.generate(hidden), strict=True):
+            assert wide_a.shape[1] == 2 * a.shape[1]
+            change, wide_change = a.transpose(1, 2) @ b, wide_a.transpose(1, 2) @ wide_b
+            assert (wide_change - change).norm() < 0.5 * change.norm()  # an unrelated one: 1.4
+            assert (wide_a[:, 4:8] - wide_a[:, :4]).norm() > 0.1 * wide_a[:, :4].norm()  # no twins
+            assert wide_b[:, :4].norm() > 0
+            assert wide_b[:, 4:8].norm() == 0  # nothing yet
+    other = widened(old, sizes_for(vlm, {"num_latents": 12}, old.config))
+    assert other.aggregator["perceiver"].encoder.latents_q.shape == (12, 32)
+    heads = widened(old, sizes_for(vlm, {"num_kv_heads": old.config.num_heads}, old.config))
+    assert heads.config.num_kv_heads > old.config.num_kv_heads
+    with torch.no_grad():
+        for pair, own in zip(heads.generate(hidden), old.generate(hidden), strict=True):
+            torch.testing.assert_close(pair, own)
+    with pytest.raises(V2LError, match="cannot share"):
+        widened(old, sizes_for(vlm, {"num_kv_heads": 3 * old.config.num_kv_heads}, old.config))
+    with pytest.raises(V2LError, match="above 0"):
+        widened(old, sizes_for(vlm, {"num_kv_heads": 0}, old.config))
+    with pytest.raises(V2LError, match="can be multiplied"):
+        widened(old, sizes_for(vlm, {"rank": 6}, old.config))
+    with pytest.raises(V2LError, match="can be multiplied"):
+        widened(old, sizes_for(vlm, {"latent_size": 64}, old.config))
+
+
+def test_what_was_seen_is_neither_decoded_nor_looked_at_again(vlm, examples, reader, tmp_path):
+    same = dataclasses.replace(TRAINING, curriculum=dataclasses.replace(CURRICULUM, denser=1.0))
+    run = trainer(vlm, examples, tmp_path, same, hypernetwork=lively(vlm))
+    first, again = (run.lessons.batch(0) for _ in range(2))
+    with torch.no_grad():
+        loss = run.pupil.loss(first).item()
+        again = run.lessons.batch(0)
+        assert all(part.images is None for lesson in again for part in lesson.parts)
+        assert run.pupil.loss(again).item() == loss
+    assert set(run.pupil.seen) == {lesson.shows for lesson in first}
+
+
+def test_frames_of_several_resolutions_are_met(examples, reader):
+    several = dataclasses.replace(CURRICULUM, resolutions=(32, 64), segments=1, windows=1)
+    lessons = Lessons(examples, reader, several, seed=3, steps=8, batch=3, together=3)
+    met = [lesson for number in range(8) for lesson in lessons.batch(number)]
+    assert {lesson.shows[2] for lesson in met} == {32, 64}
+    assert all(part.count == len(part.images) for lesson in met for part in lesson.parts)
+    assert {part.count // part.frames for lesson in met for part in lesson.parts} > {1}
+    rare = dataclasses.replace(several, at_first=0.9)
+    lessons.curriculum = rare
+    again = Counter(lesson.shows[2] for number in range(8) for lesson in lessons.batch(number))
+    assert 0 < again[64] < sum(lesson.shows[2] == 64 for lesson in met)
+    assert max(len(part.ids) for lesson in met for part in lesson.parts) <= reader.positions
+
+
+def test_a_clip_that_tiles_would_make_too_long_is_read_at_the_first_resolution(examples, reader):
+    """Of four seconds tiles make 30 images at most, of eight 40 at least."""
+    tiled = dataclasses.replace(CURRICULUM, resolutions=(32, 64), at_first=0.0, longest=38)
+    met = {0: set(), 6: set()}
+    for first, resolutions in met.items():
+        for seed in range(12):
+            lesson = read_lesson(examples[first : first + 3], reader, tiled, np.random.default_rng(seed))
+            assert sum(part.count for part in lesson.parts) <= 38
+            resolutions.add(lesson.shows[2])
+    assert met == {0: {32, 64}, 6: {32}}
+
+
+# Teacher -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_teacher_speaks_once(vlm, hypernetwork, examples, tmp_path):
+    cache = tmp_path / "teacher.jsonl"
+    reading = fill_reading(v2l.Reading(frames=3), hypernetwork.origin.trained_with, vlm.geometry)
+    asked = examples[:4]
+    answered = taught(asked, vlm, reading, cache)
+    for before, after in zip(asked, answered, strict=True):
+        said = v2l.ask_in_context(before.video, before.prompt, vlm, reading, 64)
+        assert after == dataclasses.replace(before, target=said or NOTHING_SAID)
+    lines = cache.read_text().splitlines()
+    changed = [lines[0], *(json.dumps({**json.loads(line), "text": "kept"}) for line in lines[1:-1])]
+    cache.write_text("\n".join(changed) + "\n" + lines[-1][:9])  # the last line was cut short
+    again = taught(asked, vlm, reading, cache)
+    assert [each.target for each in again] == ["kept"] * 3 + [answered[3].target]
+    with pytest.raises(V2LError, match="another reading"):
+        taught(asked, vlm, dataclasses.replace(reading, frames=2), cache)
+
+
+def test_what_the_teacher_cannot_read_is_left_out(vlm, hypernetwork, examples, tmp_path):
+    reading = fill_reading(v2l.Reading(), hypernetwork.origin.trained_with, vlm.geometry)
+    lost = dataclasses.replace(examples[0], video=tmp_path / "lost.mp4")
+    warnings = []
+    kept = taught([lost, examples[0]], vlm, reading, tmp_path / "t.jsonl", warn=warnings.append)
+    assert [example.id for example in kept] == [examples[0].id]
+    assert "lost.mp4" in warnings[0]
+    with pytest.raises(V2LError, match="none of the manifest's videos"):
+        taught([lost], vlm, reading, tmp_path / "t.jsonl")
+
+
+# The command -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory, examples, model_folder):
+    """A folder with clips, a manifest about them and a model, for real processes."""
+    folder = tmp_path_factory.mktemp("training")
+    shutil.copytree(model_folder, folder / "model")
+    rows = []
+    for example in examples:
+        shutil.copy(example.video, folder / example.video.name)
+        row = {"id": example.id, "video_path": example.video.name}
+        rows.append({**row, "question": example.prompt, "answer": example.target})
+    (folder / "m.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def options(folder, steps):
+    sizes = ",".join(f"{name}={value}" for name, value in SIZES.items())
+    numbers = f"--steps {steps} --batch 4 --together 2 --frames 4 --segments 2 --windows 2 --save-every 1"
+    return f"m.jsonl -o {folder} --model model --device cpu --sizes {sizes} {numbers} --learning-rate 1e-3".split()
+
+
+def launch(workplace, *words):
+    return subprocess.run(
+        [sys.executable, "-m", *words], cwd=workplace, capture_output=True, text=True, timeout=240, check=False
+    )
+
+
+def test_two_processes_learn_what_one_learns(workplace):
+    one = launch(workplace, "v2l", "train", *options("one", 2))
+    assert (one.returncode, one.stdout) == (0, "one/hypernetwork.safetensors\n")
+    assert "validation" in one.stderr
+    shared = "torch.distributed.run --standalone --nproc_per_node 2"  # accelerate launch --cpu starts one alone
+    two = launch(workplace, *shared.split(), "-m", "v2l", "train", *options("two", 2))
+    assert (two.returncode, two.stdout) == (0, "two/hypernetwork.safetensors\n"), two.stderr
+    assert two.stderr.count("2 processes share each step") == 1
+    single, double = (torch.load(workplace / name / STATE, weights_only=True) for name in ("one", "two"))
+    # the gradients themselves: AdamW's first moment is their running mean
+    moments = [[state["exp_avg"] for state in each["optimizer"]["state"].values()] for each in (single, double)]
+    assert max(float(moment.abs().max()) for moment in moments[0]) > 1e-4
+    for mine, theirs in zip(*moments, strict=True):
+        assert torch.allclose(mine, theirs, atol=1e-6)
+
+
+def test_the_command_goes_on_and_speaks_json(workplace):
+    first = launch(workplace, "v2l", "train", *options("run", 2), "--json")
+    lines = [json.loads(line) for line in first.stdout.splitlines()]
+    assert lines[-1]["hypernetwork"] == "run/hypernetwork.safetensors"
+    assert lines[0]["validation"] > 0
+    assert "loss" in lines[0] and "--teacher" not in first.stderr
+    again = launch(workplace, "v2l", "train", *options("run", 2))
+    assert "going on after step 2 of 2" in again.stderr
+    other = launch(workplace, "v2l", "train", *options("run", 3))
+    assert other.returncode == 1
+    assert other.stderr.startswith("v2l: error: run holds a run with other settings")
+    taught_run = launch(workplace, "v2l", "train", *options("taught", 1), "--teacher")
+    assert taught_run.returncode == 0
+    assert len((workplace / "m.teacher.jsonl").read_text().splitlines()) == 1 + len(QUESTIONS) * 3
+
+
+def test_the_end_is_marked_where_that_is_said_or_was_before(workplace):
+    def marks(folder, *words):
+        run = launch(workplace, "v2l", "train", *options(folder, 1), *words)
+        assert run.returncode == 0, run.stderr
+        told = v2l.load_hypernetwork(workplace / folder).origin.trained_with.marks_end
+        assert json.loads((workplace / folder / SETTINGS).read_text())["curriculum"]["marks_end"] == told
+        return told
+
+    from_marked = "--hypernetwork", "marked/hypernetwork.safetensors"
+    assert marks("marked", "--mark-end")
+    assert marks("marked-still", *from_marked)
+    assert not marks("unmarked", *from_marked, "--no-mark-end")
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "complaint"),
+    [
+        (("--sizes", "rank:4"), 2, "write NAME=NUMBER"),
+        (("--sizes", "ranks=4"), 1, "no size of a hypernetwork"),
+        (("--learning-rate", "0"), 2, "above 0"),
+        (("--validation", "none.jsonl"), 1, "none.jsonl"),
+    ],
+)
+def test_bad_words_are_one_line(workplace, words, code, complaint):
+    run = launch(workplace, "v2l", "train", "m.jsonl", "-o", "bad", "--model", "model", "--steps", "1", *words)
+    assert run.returncode == code
+    assert complaint in run.stderr
+    assert run.stderr.count("\n") == 1
+    assert not (workplace / "bad" / STATE).exists()

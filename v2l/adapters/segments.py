@@ -1,0 +1,126 @@
+"""Several adapters as one: segments' ranks one after the other, the learned bias once (paper section 5.6); and some
+segments out of it again."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Sequence
+
+import torch
+
+from v2l.adapters.adapter import Adapter, Block, check_rank
+from v2l.errors import V2LError
+from v2l.io.files import printable
+
+
+def compose(adapters: Sequence[Adapter], rank: int | None = None) -> Adapter:
+    """One adapter that carries all segments of `adapters`, in the order given.
+
+    A layer's change becomes the sum of the generated changes plus the learned bias once: nothing is averaged. The
+    total rank is that of all generated ranks plus the bias's.
+
+    rank: reduce the generated ranks together to this many by singular value decomposition of each layer's change;
+        the bias stays separate and exact, so that a reduced adapter composes again. The relative error that the
+        reduction left stands in the result's `description.blocks`.
+
+    Raises V2LError where the adapters were made for different models or by different hypernetworks, or where the
+    total rank exceeds what engines serve.
+    """
+    adapters = list(adapters)
+    if not adapters:
+        raise V2LError("nothing to compose; give at least one adapter")
+    first = adapters[0].description
+    for adapter in adapters[1:]:
+        _check_alike(adapters[0], adapter)
+    a = torch.cat([adapter.a[:, : adapter.rank - first.bias_rank].float() for adapter in adapters], dim=1)
+    b = torch.cat([adapter.b[:, : adapter.rank - first.bias_rank].float() for adapter in adapters], dim=1)
+    blocks = tuple(block for adapter in adapters for block in adapter.description.blocks)
+    segments = tuple(segment for adapter in adapters for segment in adapter.description.segments)
+    if rank is not None:
+        a, b, error = reduce_rank(a, b, rank)
+        blocks = (Block(a.shape[1], len(segments), error),)
+    description = dataclasses.replace(first, segments=segments, blocks=blocks)
+    check_rank(description.rank)
+    bias_a, bias_b = _bias(adapters[0])
+    checked = [adapter.checked_ns for adapter in adapters]
+    oldest = None if None in checked else min(checked)
+    return Adapter(torch.cat([a, bias_a], dim=1), torch.cat([b, bias_b], dim=1), description, oldest)
+
+
+def segments_alone(adapter: Adapter, numbers: Collection[int]) -> Adapter:
+    """The adapter of some of the segments that an adapter carries, in its order: their ranks and the learned bias.
+    Segments that were reduced together cannot be told apart and stay together. The adapter itself where nothing is left
+    out.
+
+    numbers: of the segments, from 0, at least one that is there
+    """
+    blocks, segments, ranks = [], [], []
+    rank = segment = 0
+    for block in adapter.description.blocks:
+        if any(segment <= number < segment + block.segments for number in numbers):
+            blocks.append(block)
+            segments += adapter.description.segments[segment : segment + block.segments]
+            ranks += range(rank, rank + block.rank)
+        rank += block.rank
+        segment += block.segments
+    if len(ranks) == rank:
+        return adapter
+    ranks += range(rank, adapter.rank)  # the bias
+    description = dataclasses.replace(adapter.description, segments=tuple(segments), blocks=tuple(blocks))
+    return dataclasses.replace(adapter, a=adapter.a[:, ranks], b=adapter.b[:, ranks], description=description)
+
+
+def reduce_rank(a: torch.Tensor, b: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor, float]:
+    """The best approximation of every layer's change b^T a with `rank` ranks.
+
+    a: (L, R, d_in), b: (L, R, d_out). Returns the reduced a and b and the Frobenius norm of what is left out, over
+    all layers, relative to the whole. Raises V2LError where `rank` is not below R and at least 1, or the reduced
+    factors exceed float32.
+    """
+    if not 1 <= rank < a.shape[1]:
+        raise V2LError(f"cannot reduce {a.shape[1]} generated ranks to {rank}; choose from 1 to {a.shape[1] - 1}")
+    rows_a, left_a = torch.linalg.qr(a.double().transpose(1, 2))  # (L, d_in, k), (L, k, R)
+    rows_b, left_b = torch.linalg.qr(b.double().transpose(1, 2))
+    u, singular, vh = torch.linalg.svd(left_b @ left_a.transpose(1, 2), full_matrices=False)  # descending
+    kept = singular[:, :rank].sqrt()
+    reduced_a = kept[..., None] * (vh[:, :rank] @ rows_a.transpose(1, 2))
+    reduced_b = kept[..., None] * (rows_b @ u[..., :rank]).transpose(1, 2)
+    whole = singular.norm()
+    error = float(singular[:, rank:].norm() / whole) if whole > 0 else 0.0
+    reduced_a, reduced_b = reduced_a.float(), reduced_b.float()
+    if not (torch.isfinite(reduced_a).all() and torch.isfinite(reduced_b).all()):
+        raise V2LError(
+            f"the factors reduced to rank {rank} exceed float32, they are that large; compose without a rank"
+        )
+    return reduced_a, reduced_b, error
+
+
+def _bias(adapter: Adapter) -> tuple[torch.Tensor, torch.Tensor]:
+    """The ranks of the learned bias, (L, bias rank, d): the last ones."""
+    first = adapter.rank - adapter.description.bias_rank
+    return adapter.a[:, first:].float(), adapter.b[:, first:].float()
+
+
+def _check_alike(one: Adapter, other: Adapter) -> None:
+    left, right = one.description, other.description
+    if left.base_model.fingerprint != right.base_model.fingerprint:
+        raise V2LError(
+            f"adapters for different models cannot be composed: {printable(left.base_model.id)} "
+            f"({printable(left.base_model.fingerprint[:12])}) and {printable(right.base_model.id)} "
+            f"({printable(right.base_model.fingerprint[:12])}); encode both with one model"
+        )
+    if left.hypernetwork.sha256 != right.hypernetwork.sha256:
+        raise V2LError(
+            f"adapters of different hypernetworks cannot be composed: {printable(left.hypernetwork.id)} "
+            f"({printable(left.hypernetwork.sha256[:12])}) and {printable(right.hypernetwork.id)} "
+            f"({printable(right.hypernetwork.sha256[:12])}); encode both with one"
+        )
+    if one.a.dtype != other.a.dtype:
+        raise V2LError(f"one adapter is {one.a.dtype} and one {other.a.dtype}; encode both in one number type")
+    same_shape = one.a.shape[::2] == other.a.shape[::2] and one.b.shape[::2] == other.b.shape[::2]
+    same_bias = left.bias_rank == right.bias_rank and all(map(torch.equal, _bias(one), _bias(other)))
+    if not (same_shape and same_bias):
+        raise V2LError(
+            "the adapters claim one hypernetwork but differ in shape or in its learned bias; one of them is not what "
+            "it says, make it again"
+        )

@@ -1,0 +1,1 @@
+"""The `v2l` command: one file a command."""

@@ -1,0 +1,120 @@
+"""What is in a file, for people and as records; and the versions of what v2l stands on."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import v2l
+from v2l.adapters.adapter import Adapter, Segment
+from v2l.cli.display import amount
+from v2l.errors import V2LError
+from v2l.inference.targets import ADAPTER_SUFFIX
+from v2l.io.files import printable
+from v2l.io.records import to_json
+from v2l.models.checkpoint import load_hypernetwork
+
+Rows = list[tuple[str, str]]
+
+
+def describe(path: Path) -> tuple[str, Rows, dict[str, Any]]:
+    """(what it is, rows for people, record) of an adapter or a hypernetwork. Raises V2LError where it is neither, or
+    damaged."""
+    size = os.stat(path).st_size if path.is_file() else 0
+    if path.name.endswith(ADAPTER_SUFFIX):
+        adapter = Adapter.load(path)
+        return "adapter", [*_adapter_rows(adapter, size)], _adapter_record(adapter, path, size)
+    hypernetwork = load_hypernetwork(path)
+    origin, config = hypernetwork.origin, hypernetwork.config
+    trained = origin.trained_with
+    parameters = sum(parameter.numel() for parameter in hypernetwork.parameters())
+    rows = [
+        ("id", printable(origin.id)),
+        ("for", _model(origin.base_model, origin.base_fingerprint)),
+        ("size", f"{parameters:,} parameters"),
+        ("rank", f"{config.rank} generated + {config.rank} learned bias, multiplier {config.lora_alpha:g}"),
+        ("latents", f"{config.num_latents} x {config.latent_size}, {config.num_blocks} blocks"),
+        (
+            "trained with",
+            f"{trained.frames} frames at {trained.fps:g} fps, resolution {trained.resolution or 'native'}",
+        ),
+        ("", f"up to {trained.windows} windows of {trained.window_frames} frames, {trained.segments} segments"),
+        ("prompt", printable(trained.prompt)),
+        *([("", "the video's last frame is announced as such")] if trained.marks_end else []),
+        ("sha256", origin.sha256),
+    ]
+    record = {"kind": "hypernetwork", "file": path, "bytes": size, "parameters": parameters}
+    return "hypernetwork", rows, {**record, "config": to_json(config), **to_json(origin)}
+
+
+def versions() -> dict[str, str]:
+    """Name to version: v2l, Python packages, and the FFmpeg libraries inside PyAV."""
+    found = {"v2l": v2l.__version__}
+    for name in ("torch", "transformers", "safetensors", "av", "opencv-python", "opencv-python-headless"):
+        with contextlib.suppress(PackageNotFoundError):  # either OpenCV will do
+            found[name] = version(name)
+    from v2l.video.decoding import library_versions
+
+    try:
+        return {**found, "FFmpeg avcodec": library_versions()["libavcodec"]}
+    except V2LError:  # a library is missing; who asks for versions may be looking for just that
+        return {**found, "FFmpeg avcodec": "unavailable"}
+
+
+def _adapter_record(adapter: Adapter, path: Path, size: int) -> dict[str, Any]:
+    return {
+        "kind": "adapter",
+        "file": path,
+        "bytes": size,
+        "sha256": adapter.sha256(),
+        "layers": len(adapter.a),
+        "rank": adapter.rank,
+        "dtype": str(adapter.a.dtype).removeprefix("torch."),
+        "not_validated": adapter.description.not_validated,
+        **to_json(adapter.description),
+    }
+
+
+def _adapter_rows(adapter: Adapter, size: int) -> Iterator[tuple[str, str]]:
+    made = adapter.description
+    base = made.base_model
+    yield "model", _model(base.id, base.fingerprint)
+    if base.revision:
+        yield "revision", printable(base.revision)
+    yield "hypernetwork", f"{printable(made.hypernetwork.id)} ({made.hypernetwork.sha256[:12]})"
+    blocks = " + ".join(
+        str(block.rank) + (f" (error {block.relative_error:.1%})" if block.relative_error else "")
+        for block in made.blocks
+    )
+    yield "rank", f"{adapter.rank} = {blocks} + {made.bias_rank} learned bias, {len(adapter.a)} layers"
+    yield "size", f"{amount(size)}, {str(adapter.a.dtype).removeprefix('torch.')}"
+    for index, segment in enumerate(made.segments):
+        yield from _segment_rows(segment, f"segment {index}" if len(made.segments) > 1 else "video")
+    for note in made.not_validated:
+        yield "note", note
+    yield "made by", f"v2l {printable(made.v2l_version)}"
+    yield "sha256", adapter.sha256()
+
+
+def _segment_rows(segment: Segment, title: str) -> Iterator[tuple[str, str]]:
+    windows = f" in {len(segment.windows)} windows" if len(segment.windows) > 1 else ""
+    yield title, f"{printable(segment.source.name)}, {segment.width}x{segment.height}, {amount(segment.source.size)}"
+    yield "", f"{clock(segment.start)} to {clock(segment.end)}, {len(segment.timestamps)} frames{windows}"
+    decoder, *notes = segment.decoder.split("; ")
+    yield "", f"resolution {segment.reading.resolution}, decoded by {printable(decoder)}"
+    yield from (("", printable(note)) for note in notes)
+    yield "", f"sha256 {segment.source.sha256}"
+
+
+def _model(name: str, fingerprint: str | None) -> str:
+    return printable(name) + (f" ({fingerprint[:12]})" if fingerprint else "")
+
+
+def clock(seconds: float) -> str:
+    """H:MM:SS.s of a time in seconds."""
+    minutes, rest = divmod(seconds, 60)
+    return f"{int(minutes // 60)}:{int(minutes % 60):02d}:{rest:04.1f}"

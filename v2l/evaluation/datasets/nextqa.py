@@ -1,0 +1,31 @@
+"""NExT-QA, open-ended (github.com/doc-doc/NExT-OE; the multiple-choice files of NExT-QA have the same names).
+
+`test.csv` with the columns video, frame_count, width, height, question, answer, qid, type, as seen there. Its further
+references (add_reference_answer_test.json) are left aside: the target is the one answer of the CSV file. The paper does
+not name the split; both of the open-ended evaluations in public use are test or validation.
+
+Videos: NExTVideo.zip, or VidOR's own tree; `map_vid_vidorID.json` beside the CSV file (published with NExT-QA) says in
+which subfolder a video is ("0101/2909445186"); without it they are looked for by their plain number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from v2l.evaluation.datasets.annotations import Folder, Question, Row, Unit, ask
+
+VIDEOS = ("NExTVideo", "videos", "video", "")
+PLACES = ("", "dataset/nextqa/", "nextqa/")
+
+
+def read(folder: Folder) -> Iterator[Unit]:
+    """One unit a test question."""
+    places = folder.mapping(*(f"{place}map_vid_vidorID.json" for place in PLACES))
+    for row in folder.table(*(f"{place}test.csv" for place in PLACES)):
+        if "a0" in row:
+            raise row.wrong("offers choices: it is the multiple-choice file, the open-ended one is NExT-OE's")
+        video = row.video("video")
+        mapped = Row({"video": places[video]}, row.where).video("video") if video in places else video
+        key = f"{video}_{row.id('qid')}"
+        question = Question(key, "nextqa", ask(row.text("question")), row.text("answer"))
+        yield Unit(key, (mapped, video), (question,))

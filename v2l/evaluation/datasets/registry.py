@@ -1,0 +1,116 @@
+"""Which benchmarks there are, and the paper's protocol: so many samples of each, chosen by a seed and recorded.
+
+The choice depends on the annotations, the number and the seed alone, never on which videos are there: a set that is
+half downloaded is reported as such, not replaced by another choice. The paper gives no seed; 0 is this project's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from v2l.errors import V2LError
+from v2l.evaluation.datasets import activitynet, carebench, nextqa, plm, vdc, vidcapbench
+from v2l.evaluation.datasets.annotations import Folder, Question, Unit
+from v2l.io.files import printable
+from v2l.io.manifest import Example
+
+SEED = 0
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """read: the units of its published files; videos: folders in which its videos may lie, the first one named where
+    none is there; task: "caption" or "qa"; samples: units that the paper took"""
+
+    read: Callable[[Folder], Iterator[Unit]]
+    videos: tuple[str, ...]
+    task: str
+    samples: int = 500
+
+
+BENCHMARKS = {
+    "activitynet-captions": Benchmark(activitynet.read_captions, activitynet.VIDEOS, "caption"),
+    "plm-rdcap": Benchmark(plm.read_rdcap, plm.SAV_VIDEOS, "caption"),
+    "plm-rcap": Benchmark(plm.read_rcap, plm.SAV_VIDEOS, "caption"),
+    "vdc": Benchmark(vdc.read, vdc.VIDEOS, "caption"),
+    "carebench": Benchmark(carebench.read, carebench.VIDEOS, "caption"),
+    "nextqa": Benchmark(nextqa.read, nextqa.VIDEOS, "qa"),
+    "activitynet-qa": Benchmark(activitynet.read_qa, activitynet.VIDEOS, "qa"),
+    "plm-sgqa": Benchmark(plm.read_sgqa, plm.SGQA_VIDEOS, "qa"),
+    "vidcapbench": Benchmark(vidcapbench.read, vidcapbench.VIDEOS, "qa", samples=100),
+}
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The questions of a benchmark that are asked, or a manifest's, of which nothing but the examples is known.
+
+    record: benchmark, samples, seed and sha256 of the annotations: what the same choice needs
+    videos: how many there are; missing: those that are nowhere, with the name that the annotations give them
+    unanswerable: questions that the annotations give no reference for, left out before the choice
+    """
+
+    examples: list[Example]
+    record: dict[str, Any] = field(default_factory=dict)
+    videos: int = 0
+    missing: dict[Path, str] = field(default_factory=dict)
+    unanswerable: int = 0
+
+
+def read_benchmark(name: str, root: Path, samples: int | None = None, seed: int = SEED) -> Chosen:
+    """Reads a benchmark's published files in the folder `root` and chooses `samples` units, the paper's number where
+    None. Raises V2LError where they are not there, not what was published, or none of the chosen videos is there."""
+    benchmark, folder = BENCHMARKS[name], Folder(root)
+    units, unanswerable = _answerable(name, benchmark.read(folder))
+    samples = samples or benchmark.samples
+    examples, missing, videos = [], {}, set()
+    for unit in choose(units, samples, seed):
+        found = folder.video(unit.videos, benchmark.videos)
+        video = found or root / benchmark.videos[0] / unit.videos[0]
+        videos.add(video)
+        if found is None:
+            missing[video] = unit.videos[0]
+        examples += [_example(question, unit, video, benchmark.task) for question in unit.questions]
+    if len(missing) == len(videos):
+        raise V2LError(
+            f"none of the {len(videos)} videos that {name} asks about is in {printable(root)}; the first was looked "
+            f"for as {printable(next(iter(missing)))}, docs/benchmarks.md says where they go"
+        )
+    record = {"benchmark": name, "samples": samples, "seed": seed, "annotations": folder.digests}
+    return Chosen(examples, record, len(videos), missing, unanswerable)
+
+
+def choose(units: Sequence[Unit], samples: int, seed: int) -> list[Unit]:
+    """So many of the units, or all where there are fewer, sorted by key. Those with the lowest sha256 of seed and key
+    are taken: the same on every machine, and a smaller choice is part of a larger one."""
+
+    def rank(unit: Unit) -> str:
+        return hashlib.sha256(f"{seed}:{unit.key}".encode("utf-8", "surrogatepass")).hexdigest()
+
+    return sorted(sorted(units, key=rank)[:samples], key=lambda unit: unit.key)
+
+
+def _answerable(name: str, units: Iterator[Unit]) -> tuple[list[Unit], int]:
+    """The units with those of their questions that have a reference, and the number of the others."""
+    kept: dict[str, Unit] = {}
+    unanswerable = 0
+    for unit in units:
+        if unit.key in kept:
+            raise V2LError(
+                f"the annotations of {name} have {printable(unit.key)} twice; fetch the published files again"
+            )
+        questions = tuple(question for question in unit.questions if question.target)
+        unanswerable += len(unit.questions) - len(questions)
+        if questions:
+            kept[unit.key] = Unit(unit.key, unit.videos, questions, unit.start, unit.end)
+    if not kept:
+        raise V2LError(f"the annotations of {name} ask nothing; fetch the published files again")
+    return list(kept.values()), unanswerable
+
+
+def _example(question: Question, unit: Unit, video: Path, task: str) -> Example:
+    return Example(question.id, video, task, question.kind, question.prompt, question.target, unit.start, unit.end)

@@ -1,0 +1,34 @@
+"""VDC, AuroraCap's Video Detailed Captions in five styles (huggingface.co/datasets/wchai/Video-Detailed-Caption).
+
+`VDC_1k.jsonl`, a row a video: {video_id, video_name, short_caption, detailed_caption, camera_caption,
+background_caption, main_object_caption, ...}; the fields are those that public readers of the file use. The videos come
+as three archives whose inner folders differ between reports, so several are tried.
+
+500 videos are chosen and asked in all five styles, 500 questions a style; whether the paper took the same videos for
+each style is not known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from v2l.evaluation.datasets.annotations import Folder, Question, Unit
+
+VIDEOS = ("videos", "videos/videos", *(f"{place}videos_{n}" for place in ("videos/", "") for n in (1, 2, 3)), "")
+PROMPTS = {
+    "short": "Summarize this video in one detailed sentence.",
+    "detailed": "Describe this video in detail.",
+    "camera": "Describe the camera work, framing, and viewpoint in this video.",
+    "background": "Describe the background, setting, and environment in this video.",
+    "main_object": "Describe the main subject and its actions in this video.",
+}
+
+
+def read(folder: Folder) -> Iterator[Unit]:
+    """One unit a video, five questions each."""
+    for row in folder.lines("VDC_1k.jsonl"):
+        key = row.id("video_id")
+        questions = [
+            Question(f"{key}/{style}", style, prompt, row.text(f"{style}_caption")) for style, prompt in PROMPTS.items()
+        ]
+        yield Unit(key, (row.video("video_name"),), tuple(questions))

@@ -1,0 +1,115 @@
+"""Which model and hypernetwork a command works with, known by what their files say and loaded only when needed."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+
+from v2l.adapters.adapter import Adapter
+from v2l.errors import ModelError, V2LError
+from v2l.io.files import printable
+from v2l.models.checkpoint import load_hypernetwork, read_origin
+from v2l.models.hypernetwork import Hypernetwork, Origin
+from v2l.models.loading import load_vlm
+from v2l.models.lock import lock_path, read_lock
+from v2l.models.presets import PRESETS, RELEASE, ModelFolder, find_model
+from v2l.models.smolvlm import FrozenVLM
+
+ENVIRONMENT = "V2L_MODEL"
+
+
+@dataclass
+class Choice:
+    """A model by name, its hypernetwork's source, and how to load them.
+
+    chosen_by: "option", "environment", "adapter", "default", which `v2l pull` recorded, or "fallback", the
+        demonstration model that stands in where nothing else was said
+    """
+
+    model: str
+    chosen_by: str
+    hypernetwork_source: str | None = None
+    device: str | None = None
+    dtype: str | None = None
+
+    @cached_property
+    def folder(self) -> ModelFolder:
+        """The model's folder; raises V2LError where it is not there."""
+        return find_model(self.model)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of the frozen model, from its files."""
+        return self.folder.fingerprint()
+
+    @cached_property
+    def origin(self) -> Origin:
+        """What the hypernetwork's file says of it."""
+        return read_origin(self.hypernetwork_source or self.model)
+
+    @cached_property
+    def vlm(self) -> FrozenVLM:
+        """The model with its vision tower, for encoding and for questions in context."""
+        return self._load(vision=True)
+
+    @cached_property
+    def language_model(self) -> FrozenVLM:
+        """What answers from adapters; the whole model where that is loaded already."""
+        return self.__dict__.get("vlm") or self._load(vision=False)
+
+    @cached_property
+    def hypernetwork(self) -> Hypernetwork:
+        """On the model's device."""
+        return load_hypernetwork(self.hypernetwork_source or self.model, device=self.vlm.device)
+
+    @property
+    def number_type(self) -> torch.dtype | None:
+        """The dtype of that name, None where none is named."""
+        return getattr(torch, self.dtype) if self.dtype else None
+
+    def check(self) -> None:
+        """Raises V2LError where the model or its hypernetwork is not there; loads neither."""
+        _ = self.fingerprint, self.origin
+
+    def load(self) -> tuple[FrozenVLM, Hypernetwork]:
+        """Both, for encoding. Raises ModelError where one cannot be loaded: no other video would fare better."""
+        try:
+            return self.vlm, self.hypernetwork
+        except V2LError as error:
+            raise ModelError(str(error)) from error
+
+    def _load(self, vision: bool) -> FrozenVLM:
+        return load_vlm(self.model, device=self.device, dtype=self.number_type, vision=vision)
+
+
+def choose_model(option: str | None) -> tuple[str, str]:
+    """(model, chosen by) for work that no adapter decides: `--model`, else V2L_MODEL, else the default that `v2l pull`
+    recorded, else the demonstration model."""
+    if option:
+        return option, "option"
+    if os.environ.get(ENVIRONMENT):
+        return os.environ[ENVIRONMENT], "environment"
+    default = read_lock().default
+    if default is None:
+        return "tiny", "fallback"
+    if default not in PRESETS:  # any other name could be a folder's
+        raise V2LError(f"{printable(lock_path())} names no preset as the default; v2l pull PRESET --default sets it")
+    return default, "default"
+
+
+def choose_model_for(adapter: Adapter, option: str | None) -> tuple[str, str]:
+    """The same for an adapter, which names the model it was made for where neither option nor environment does."""
+    model, chosen_by = choose_model(option)
+    if chosen_by not in ("default", "fallback"):
+        return model, chosen_by
+    base = adapter.description.base_model
+    named = {preset.model: name for name, preset in PRESETS.items()} | {RELEASE: "tiny"}
+    if base.id not in named:
+        raise V2LError(
+            f"this adapter was made for {printable(base.id)} ({printable(base.fingerprint[:12])}), a model that v2l "
+            f"has no name for; say where it is with --model FOLDER or {ENVIRONMENT}"
+        )
+    return named[base.id], "adapter"

@@ -1,0 +1,252 @@
+"""Hypernetwork weights on disk: v2l's own safetensors file, and the published pickles, imported without running them.
+
+v2l's file holds the published state dict under its published names, and in its metadata the sizes, the frozen model
+it belongs to and what it was trained with.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from v2l.errors import V2LError
+from v2l.io.files import printable
+from v2l.io.records import from_json, to_json
+from v2l.io.safetensors_file import content_sha256, damaged, read_metadata, read_tensors, write_tensors
+from v2l.models.hypernetwork import TARGET, Hypernetwork, HypernetworkConfig, Origin, TrainedWith
+from v2l.models.loading import choose_device
+from v2l.models.presets import EMBEDDED, PRESETS, cached_hypernetwork
+from v2l.models.published import PublishedCheckpoint, read_published
+
+VERSION = 1
+MAX_SIZE = 2**18
+"""Of a width, a rank or a number of layers: ten times what any such network has, and no product of them overflows."""
+MAX_FILE_BYTES = 4 << 30
+FILE_NAME = "hypernetwork.safetensors"
+"""What a model folder calls the hypernetwork that belongs to it."""
+
+# Part of what the sha256 of a published checkpoint seals: a change here makes adapters of before and after strangers.
+PUBLISHED_TRAINING = {
+    # (base model, layers, hidden size, rank) -> how the published checkpoint was trained (paper section 4)
+    ("HuggingFaceTB/SmolVLM2-500M-Video-Instruct", 32, 960, 16): TrainedWith(frames=12, fps=1.0, resolution=384),
+    ("HuggingFaceTB/SmolVLM2-2.2B-Instruct", 24, 2048, 16): TrainedWith(frames=12, fps=1.0, resolution=384),
+}
+
+# What else a published configuration can ask for has no code behind it there, or is not what was published.
+_PUBLISHED_CHOICES = {
+    "per_rank_gen": True,
+    "use_bias": True,
+    "use_per_rank_bias": False,
+    "per_layer_processing": False,
+    "use_light_weight_lora": False,
+    "use_token_mixing": False,
+    "num_pre_head_layers": 1,
+    "extra_modules": None,
+}
+_PUBLISHED_AGGREGATOR = {"num_self_attn_per_block": 0, "shared_weights": False, "layer_to_layer_ctx_encoder": True}
+
+
+def load_hypernetwork(source: str | os.PathLike, device: str | torch.device | None = None) -> Hypernetwork:
+    """A hypernetwork with its weights, in float32, ready to generate.
+
+    source: a preset (tiny, smolvlm2-500m, smolvlm2-2.2b), v2l's .safetensors, a folder that holds one, or a published
+        .pt, which is read without executing anything in it
+    device: default as for `load_vlm`, so that the two meet
+
+    Raises V2LError where it is missing, damaged or not a hypernetwork that v2l implements.
+    """
+    device = choose_device(device)
+    path = _locate(os.fspath(source))
+    if path.suffix == ".pt":
+        hypernetwork = _from_published(read_published(path), path)
+    else:
+        hypernetwork = _from_safetensors(path)
+    return hypernetwork.to(device).eval()
+
+
+def read_origin(source: str | os.PathLike) -> Origin:
+    """What a hypernetwork's file says of itself, without its weights; a published .pt is read whole.
+
+    source: as for `load_hypernetwork`. Raises V2LError as that does.
+    """
+    path = _locate(os.fspath(source))
+    if path.suffix == ".pt":
+        return _from_published(read_published(path), path).origin
+    return _described(read_metadata(path, "hypernetwork", VERSION, MAX_FILE_BYTES), path)[1]
+
+
+def save_hypernetwork(hypernetwork: Hypernetwork, path: str | os.PathLike) -> None:
+    """Writes v2l's own file, whole or not at all: same weights and origin, same bytes. Raises V2LError for an origin
+    that could not be read again."""
+    if hypernetwork.origin is None:
+        raise V2LError("this hypernetwork has no origin to record; set one with with_origin() before saving it")
+    try:
+        hypernetwork.origin.check()
+    except ValueError as error:
+        raise V2LError(f"cannot write {printable(path)}: {error}; train with other settings") from error
+    write_tensors(path, hypernetwork.state_dict(), _metadata(hypernetwork.config, hypernetwork.origin))
+
+
+SIGNIFICANT_BITS = 5
+"""Of each weight of the embedded model: what git keeps for ever packs to two thirds, and one answer in a hundred
+changes (docs/tiny.md)."""
+
+
+def few_bits(weights: torch.Tensor) -> torch.Tensor:
+    """Matrices rounded to `SIGNIFICANT_BITS`, in float16; vectors, which are few, in float16 as they are."""
+    if weights.ndim < 2:
+        return weights.half()
+    mantissa, exponent = torch.frexp(weights.float())
+    steps = 2**SIGNIFICANT_BITS
+    return torch.ldexp((mantissa * steps).round() / steps, exponent).half()
+
+
+def save_half(hypernetwork: Hypernetwork, path: str | os.PathLike) -> None:
+    """Writes its weights rounded by `few_bits`, in half the bytes: another hypernetwork, with a sha256 of its own. Read
+    back it computes in float32 like any other."""
+    halves = {name: few_bits(tensor) for name, tensor in hypernetwork.state_dict().items()}
+    write_tensors(path, halves, _metadata(hypernetwork.config, hypernetwork.origin))
+
+
+def import_checkpoint(checkpoint: str | os.PathLike, output: str | os.PathLike) -> Hypernetwork:
+    """Reads a published .pt and writes it as v2l's safetensors. Both make the same adapters, under the same sha256.
+
+    Raises V2LError, with nothing written, where the file is anything but a published checkpoint.
+    """
+    if Path(output).suffix != ".safetensors":
+        raise V2LError(f"{printable(output)} must end in .safetensors, so that v2l knows it again")
+    hypernetwork = _from_published(read_published(checkpoint), Path(checkpoint))
+    save_hypernetwork(hypernetwork, output)
+    return hypernetwork
+
+
+def with_origin(
+    hypernetwork: Hypernetwork, id: str, base_model: str, base_fingerprint: str | None, trained_with: TrainedWith
+) -> Hypernetwork:
+    """The same hypernetwork, told where it comes from; the sha256 of its weights as they are is taken here."""
+    unsealed = Origin(id, base_model, base_fingerprint, trained_with, sha256="")
+    sha256 = content_sha256(_metadata(hypernetwork.config, unsealed), hypernetwork.state_dict())
+    hypernetwork.origin = Origin(id, base_model, base_fingerprint, trained_with, sha256)
+    return hypernetwork
+
+
+def _locate(source: str) -> Path:
+    if source == "tiny":
+        return EMBEDDED / FILE_NAME
+    if source in PRESETS:
+        return cached_hypernetwork(PRESETS[source])
+    path = Path(source)
+    if os.path.isdir(path):  # unlike Path.is_dir, it raises for no name
+        path = path / FILE_NAME
+    if path.suffix not in (".pt", ".safetensors"):
+        raise V2LError(
+            f"{printable(source)} is no hypernetwork; name a .safetensors, a published .pt or one of "
+            f"{', '.join(['tiny', *PRESETS])}"
+        )
+    return path
+
+
+# v2l's own file ----------------------------------------------------------------------------------------------------
+
+
+def _metadata(config: HypernetworkConfig, origin: Origin) -> dict[str, Any]:
+    """Everything in the file's metadata but the sha256, which seals it and the weights."""
+    described = to_json(origin)
+    described.pop("sha256")
+    return {"format": "v2l-hypernetwork", "version": VERSION, "config": to_json(config), **described}
+
+
+def _from_safetensors(path: Path) -> Hypernetwork:
+    tensors, metadata = read_tensors(path, "hypernetwork", VERSION, MAX_FILE_BYTES)
+    config, origin = _described(metadata, path)
+    try:
+        hypernetwork = _filled(config, tensors)
+    except ValueError as error:
+        raise damaged(path, "hypernetwork", printable(error)) from error
+    hypernetwork.origin = origin
+    return hypernetwork
+
+
+def _described(metadata: dict[str, Any], path: Path) -> tuple[HypernetworkConfig, Origin]:
+    try:
+        config = from_json(HypernetworkConfig, metadata.pop("config", None), "config")
+        origin = from_json(Origin, metadata, "metadata")
+        origin.check()
+        return config, origin
+    except ValueError as error:
+        raise damaged(path, "hypernetwork", printable(error)) from error
+
+
+def _filled(config: HypernetworkConfig, tensors: Mapping[str, torch.Tensor]) -> Hypernetwork:
+    """A hypernetwork of these sizes with exactly these weights. Raises ValueError where they do not fit."""
+    sizes = to_json(config).values()
+    if (
+        not 0 < min(sizes) <= max(sizes) <= MAX_SIZE
+        or config.num_heads % config.num_kv_heads
+        or config.num_blocks > 1000
+    ):
+        raise ValueError("its sizes make no network")
+    with torch.device("meta"):  # nothing is allocated by what a file claims
+        hypernetwork = Hypernetwork(config)
+    expected = hypernetwork.state_dict()
+    for name in sorted(expected.keys() ^ tensors.keys()):
+        raise ValueError(f"{name} is {'missing' if name in expected else 'not part of such a hypernetwork'}")
+    for name, tensor in tensors.items():
+        if tensor.shape != expected[name].shape or tensor.dtype not in (torch.float32, torch.float16):
+            raise ValueError(
+                f"{name} is {tuple(tensor.shape)} {tensor.dtype}, not {tuple(expected[name].shape)} torch.float32"
+            )
+    hypernetwork.load_state_dict({name: t.float() for name, t in tensors.items()}, strict=True, assign=True)
+    return hypernetwork
+
+
+# Published checkpoints ---------------------------------------------------------------------------------------------
+
+
+def _from_published(published: PublishedCheckpoint, path: Path) -> Hypernetwork:
+    try:
+        config = _published_config(published)
+        # copies, because tensors of a foreign file may share their memory
+        hypernetwork = _filled(config, {name: tensor.clone() for name, tensor in published.tensors.items()})
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise V2LError(
+            f"{printable(path)} is not a Frames2LoRA checkpoint that v2l implements: {printable(error)}; get the "
+            "published one"
+        ) from error
+    key = (published.base_model, config.num_layers, config.hidden_size, config.rank)
+    trained_with = PUBLISHED_TRAINING.get(key, TrainedWith())
+    return with_origin(hypernetwork, f"frames2lora {published.base_model}", published.base_model, None, trained_with)
+
+
+def _published_config(published: PublishedCheckpoint) -> HypernetworkConfig:
+    stated = published.hypernet_config
+    lora, aggregator = stated["lora_config"], stated["aggregator_config"]
+    if published.context_encoder.get("ctx_encoder_type") != "per_layer_activations":
+        raise ValueError("it does not read the activations of every layer")
+    for settings, choices in ((stated, _PUBLISHED_CHOICES), (aggregator, _PUBLISHED_AGGREGATOR)):
+        for name, choice in choices.items():
+            if settings.get(name, choice) != choice:
+                raise ValueError(f"it was made with {name} = {settings[name]!r}")
+    if list(lora["target_modules"]) != [TARGET]:
+        raise ValueError(f"it adapts {lora['target_modules']} and not {TARGET} alone")
+    if stated["layer_indices"] != list(range(len(stated["layer_indices"]))):
+        raise ValueError(f"it adapts the layers {stated['layer_indices']} and not all in their order")
+    inputs, outputs = stated["feature_sizes"]
+    if outputs[TARGET] != stated["base_hidden_size"]:
+        raise ValueError(f"its {TARGET} does not lead back to the hidden size")
+    sizes = {
+        "num_layers": len(stated["layer_indices"]),
+        "hidden_size": stated["base_hidden_size"],
+        "intermediate_size": inputs[TARGET],
+        "rank": lora["r"],
+        "lora_alpha": float(lora["lora_alpha"]),
+        "latent_size": stated["latent_size"],
+        "num_latents": aggregator["n_latent_queries"],
+        "num_blocks": aggregator["num_blocks"],
+    }
+    defaults = to_json(HypernetworkConfig(1, 1, 1))
+    return from_json(HypernetworkConfig, {**defaults, **sizes}, "hypernet_config")

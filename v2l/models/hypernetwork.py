@@ -1,0 +1,285 @@
+"""Hidden states in, LoRA factors out: the Perceiver hypernetwork of arXiv 2606.04351, section 3.
+
+Axes, here and everywhere in v2l: B batch, F frames, T context tokens, L decoder layers, D hidden size, R rank,
+W latent width.
+
+One network serves every decoder layer: it reads layer i's input tokens and writes the two factors of layer i's
+`mlp.down_proj`. It knows the layer only by the head, the scalers and the learned bias, and it has no positions:
+order reaches it through what the frozen model wrote into the hidden states.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from v2l.errors import V2LError
+from v2l.io.records import later
+from v2l.models.config import MAX_FRAME_SIZE
+from v2l.models.perceiver import GatedMLP, Resampler, unit_context
+from v2l.models.processor import INTERNALIZATION_PROMPT
+
+TARGET = "down_proj"
+"""The one module of each decoder layer that is adapted, by its name in the published state dict."""
+
+TOKENS_AT_ONCE = 1024
+"""How many tokens are projected together: the projection's inner width is four times the model's."""
+
+LayerInput = torch.Tensor | Iterable[torch.Tensor]
+"""What the hypernetwork reads of one layer: (B, T, D), or pieces of it along T in the order shown."""
+
+
+@dataclass(frozen=True)
+class HypernetworkConfig:
+    """Sizes of a hypernetwork. The defaults are those of the published checkpoints.
+
+    num_layers, hidden_size, intermediate_size: L, D and the width of the MLP of the frozen model it was made for
+    lora_alpha: what the product of the factors is multiplied by; published as 2 * rank ** 1.5
+    """
+
+    num_layers: int
+    hidden_size: int
+    intermediate_size: int
+    rank: int = 16
+    lora_alpha: float = 128.0
+    latent_size: int = 512
+    num_latents: int = 8
+    num_blocks: int = 9
+    num_heads: int = 16
+    num_kv_heads: int = 4
+    head_dim: int = 128
+
+
+@dataclass(frozen=True)
+class TrainedWith:
+    """How a hypernetwork met its videos in training: the defaults for encoding with it.
+
+    frames, fps: at most this many frames, taken at this rate
+    resolution: pixels of a frame's longest edge; None for the frozen model's own
+    prompt: what the model heard after the video
+    window_frames: frames in each window of a video too long for the model's positions
+    windows, segments: the most of them that were read, or composed, together
+    marks_end: whether the frame that the video ends with was announced as the last one, which tells the last of several
+        segments from the others; published ones heard nothing of it
+    """
+
+    frames: int = 12
+    fps: float = 1.0
+    resolution: int | None = None
+    prompt: str = INTERNALIZATION_PROMPT
+    window_frames: int = 12
+    windows: int = 1
+    segments: int = 1
+    marks_end: bool = later(False)
+
+    def check(self) -> None:
+        """Raises ValueError for a value that v2l cannot encode with, whatever file it came from."""
+        for name, (lowest, highest) in _TRAINING_LIMITS.items():
+            value = getattr(self, name)
+            if value is not None and not lowest <= value <= highest:
+                raise ValueError(f"trained_with.{name} must be from {lowest:,} to {highest:,}")
+        if any("\ud800" <= character <= "\udfff" for character in self.prompt):
+            raise ValueError("trained_with.prompt is not UTF-8 text")
+
+
+_TRAINING_LIMITS = {
+    "frames": (1, 999_999),  # the prompt spells their number
+    "fps": (1e-6, 1e6),
+    "resolution": (1, MAX_FRAME_SIZE),
+    "window_frames": (1, 999_999),
+    "windows": (1, 999_999),
+    "segments": (1, 999_999),
+}
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a hypernetwork's weights come from.
+
+    base_model: public name of the frozen model it was trained for
+    base_fingerprint: that model's fingerprint, or None in published checkpoints, which do not know it
+    sha256: of configuration, origin and weights
+    """
+
+    id: str
+    base_model: str
+    base_fingerprint: str | None
+    trained_with: TrainedWith
+    sha256: str
+
+    def check(self) -> None:
+        """Raises ValueError for a hash that is not 64 hex digits, or what `TrainedWith.check` refuses."""
+        for name in ("base_fingerprint", "sha256"):
+            value = getattr(self, name)
+            if value is not None and not re.fullmatch("[0-9a-f]{64}", value):
+                raise ValueError(f"{name} is not 64 hex digits")
+        self.trained_with.check()
+
+
+class Hypernetwork(nn.Module):
+    """The published network with the published names: its `state_dict` loads strictly from their checkpoints.
+
+    origin: None until the weights come from a file
+    """
+
+    origin: Origin | None = None
+
+    def __init__(self, config: HypernetworkConfig):
+        super().__init__()
+        self.config = config
+        c = config
+        self.aggregator = nn.ModuleDict({"perceiver": LayerReader(config)})
+        self.layers = nn.ModuleList([ResidualBlock(c.latent_size)])
+        self.head = LayerHead(c)
+        shape_a = (c.num_layers, c.rank, c.intermediate_size)
+        shape_b = (c.num_layers, c.rank, c.hidden_size)
+        bias_std = 0.2 / (c.intermediate_size * c.rank) ** 0.5
+        self.bias_A = nn.ParameterDict({TARGET: torch.randn(shape_a) * bias_std})
+        self.bias_B = nn.ParameterDict({TARGET: torch.zeros(shape_b)})
+        self.scaler_A = nn.ParameterDict({TARGET: torch.ones(1, c.num_layers, c.rank, 1)})
+        # zero, so that an untrained hypernetwork leaves the frozen model as it is
+        self.scaler_B = nn.ParameterDict({TARGET: torch.zeros(1, c.num_layers, c.rank, 1)})
+
+    def generate(
+        self, hidden_states: torch.Tensor | Iterable[LayerInput], attention_mask: torch.Tensor | None = None
+    ) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """The LoRA factors of every layer: the generated ranks, then the learned bias's.
+
+        hidden_states: (B, L, T, D), the inputs of the L decoder layers, which are then read all together; or an
+            iterable of L items in layer order, each (B, T, D) or an iterable of (B, T_k, D) pieces along T. A lazy
+            iterable is read once, layer by layer, and only one layer's projection is held.
+        attention_mask: (B, T), non-zero where a token counts; None where all do. What stands under a zero is never
+            read, whatever it is.
+
+        Returns L pairs: A (B, 2R, d_in) and B (B, 2R, d_out), float32, with `lora_alpha` folded into B, so that
+        a layer's output changes by (x A^T) B.
+        Raises V2LError where the layers, the hidden size or the mask do not fit.
+        """
+        mask = None if attention_mask is None else attention_mask.bool()
+        if isinstance(hidden_states, torch.Tensor):
+            latents = self._read_together(hidden_states, mask)
+        else:
+            latents = (self._read(layer, mask) for layer in hidden_states)
+        factors = [self._layer_factors(index, latent) for index, latent in enumerate(latents)]
+        if len(factors) != self.config.num_layers:
+            raise V2LError(
+                f"hidden states of {len(factors)} layers were given to a hypernetwork for {self.config.num_layers}; "
+                "use the frozen model that it was trained for"
+            )
+        return factors
+
+    def _read(self, layer: LayerInput, mask: torch.Tensor | None) -> torch.Tensor:
+        """One layer's unit rank latents, (B, R, W)."""
+        pieces = [layer] if isinstance(layer, torch.Tensor) else layer
+        rank_latents = self.aggregator["perceiver"](pieces, mask)
+        return F.normalize(self.layers[0](rank_latents.float()), dim=-1)
+
+    def _read_together(self, hidden_states: torch.Tensor, mask: torch.Tensor | None) -> Sequence[torch.Tensor]:
+        """The same for all layers at once, of (B, L, T, D): they share the reader, and nothing but its weights."""
+        layers = hidden_states.shape[1]
+        tokens = torch.Size((hidden_states.shape[0], hidden_states.shape[2]))
+        if mask is not None and mask.shape != tokens:
+            raise _mask_misfit(mask, tokens)
+        repeated = None if mask is None else mask.repeat_interleave(layers, 0)
+        return self._read(hidden_states.flatten(0, 1), repeated).unflatten(0, (-1, layers)).unbind(1)
+
+    def _layer_factors(self, index: int, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        if index >= self.config.num_layers:
+            raise V2LError(f"more than the {self.config.num_layers} layers of this hypernetwork were given")
+        rows = latents @ self.head.weight[index]  # (B, R, d_in + d_out)
+        generated_a, generated_b = rows.split([self.config.intermediate_size, self.config.hidden_size], dim=-1)
+        a = self._with_bias(generated_a * self.scaler_A[TARGET][:, index], self.bias_A[TARGET][index])
+        b = self._with_bias(generated_b * self.scaler_B[TARGET][:, index], self.bias_B[TARGET][index])
+        return a, b * self.config.lora_alpha
+
+    @staticmethod
+    def _with_bias(generated: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        return torch.cat([generated, bias.expand(len(generated), -1, -1)], dim=1)
+
+
+class LayerReader(nn.Module):
+    """Projects one layer's tokens, (B, T, D), and reads them into one latent per rank, (B, R, W)."""
+
+    def __init__(self, config: HypernetworkConfig):
+        super().__init__()
+        c = config
+        heads = (c.num_heads, c.num_kv_heads, c.head_dim)
+        self.modality_projection = GatedMLP(c.hidden_size, 4 * c.hidden_size, c.latent_size)
+        self.encoder = Resampler(c.latent_size, c.num_latents, c.num_blocks, *heads)
+        self.decoder = Resampler(c.latent_size, c.rank, 1, *heads)
+        self.hidden_size = c.hidden_size
+
+    def forward(self, pieces: Iterable[torch.Tensor], mask: torch.Tensor | None) -> torch.Tensor:
+        """pieces: (B, T_k, D) along T; mask: (B, T) bool or None. Computes in the pieces' own number type
+        (float32 weights under autocast), as the published code does."""
+        context = torch.cat(list(self._project(pieces, mask)), dim=1)
+        if mask is not None and mask.shape != context.shape[:2]:
+            raise _mask_misfit(mask, context.shape[:2])
+        with _autocast(context):
+            return self.decoder(unit_context(self.encoder(context, mask)))
+
+    def _project(self, pieces: Iterable[torch.Tensor], mask: torch.Tensor | None) -> Iterator[torch.Tensor]:
+        start = 0
+        for piece in pieces:
+            if piece.ndim != 3 or piece.shape[-1] != self.hidden_size:
+                raise V2LError(
+                    f"hidden states of shape {tuple(piece.shape)} do not fit a hypernetwork for hidden size "
+                    f"{self.hidden_size}; it takes (batch, tokens, {self.hidden_size})"
+                )
+            if mask is not None:  # zeroed and not only masked, because padding may hold anything, NaN included
+                counted = mask[:, start : start + piece.shape[1]]
+                if counted.shape != piece.shape[:2]:
+                    raise _mask_misfit(mask, piece.shape[:2])
+                piece = piece.masked_fill(~counted[..., None], 0)
+            start += piece.shape[1]
+            for part in piece.split(TOKENS_AT_ONCE, dim=1):
+                with _autocast(part):
+                    yield unit_context(self.modality_projection(part))
+
+
+class ResidualBlock(nn.Module):
+    """y + norm(W2 silu(W1 norm(y))), shared by all layers and ranks; the gaps in the numbering are the published
+    network's dropout layers, whose rate is zero."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.mlp = nn.Sequential(
+            nn.LayerNorm(width),
+            nn.Identity(),
+            nn.Linear(width, 4 * width),
+            nn.SiLU(),
+            nn.Identity(),
+            nn.Linear(4 * width, width),
+            nn.LayerNorm(width),
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.mlp(x)
+
+
+class LayerHead(nn.Module):
+    """One matrix per decoder layer, (L, W, d_in + d_out), from a rank's unit latent to its row of A and of B."""
+
+    def __init__(self, config: HypernetworkConfig):
+        super().__init__()
+        c = config
+        columns = c.intermediate_size + c.hidden_size
+        std = 0.5 / (c.latent_size + columns * c.rank) ** 0.5
+        self.weight = nn.Parameter(torch.randn(c.num_layers, c.latent_size, columns) * std)
+
+
+def _mask_misfit(mask: torch.Tensor, shape: torch.Size) -> V2LError:
+    return V2LError(
+        f"the attention mask is {tuple(mask.shape)}, the hidden states are {tuple(shape)} (batch, tokens); "
+        "they must agree"
+    )
+
+
+def _autocast(features: torch.Tensor) -> torch.autocast:
+    half = features.dtype in (torch.bfloat16, torch.float16)
+    return torch.autocast(features.device.type, dtype=features.dtype if half else None, enabled=half)

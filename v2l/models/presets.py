@@ -1,0 +1,246 @@
+"""The model folder: where a preset or a path leads, what its files say, and its fingerprint.
+
+Nothing here reaches the network: presets other than `tiny` are looked up in the local Hugging Face cache.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from v2l.errors import ModelError, V2LError
+from v2l.io.files import printable
+from v2l.io.foreign import read_json, shown
+from v2l.io.safetensors_file import canonical_json
+from v2l.models.config import MAX_FRAME_SIZE, read_config, tensor_shapes
+from v2l.models.lock import read_lock
+from v2l.models.processor import VisionGeometry
+from v2l.models.weights import StoredTensor, check_tensors, open_tensors, stored_tensors
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A frozen model on the hub and the published hypernetwork that was trained for it.
+
+    tokens_per_image: what the model's folder must state
+    size: as it stands in the names of the hypernetworks' files
+    hypernetworks: repositories, the present one first and then the older ones
+    """
+
+    model: str
+    tokens_per_image: int
+    size: str
+    hypernetworks: tuple[str, ...]
+
+    @property
+    def file(self) -> str:
+        """The hypernetwork's present name."""
+        return f"frames2lora-smolvlm2-{self.size}-best-ce.pt"
+
+    def is_hypernetwork(self, name: str) -> bool:
+        """Whether a file of those repositories is it, by its present name or an older one."""
+        return name.endswith(".pt") and self.size in name and "trainer" not in name
+
+
+_PUBLISHED = ("MananSuri27/Frames2LoRA-SmolVLM-ckpts", "MananSuri27/Video2LoRA-SmolVLM-ckpts")
+PRESETS = {
+    "smolvlm2-500m": Preset(
+        "HuggingFaceTB/SmolVLM2-500M-Video-Instruct",
+        64,
+        "500m",
+        (*_PUBLISHED, "MananSuri27/video2lora-smolvlm2-500m-video-best-ce"),
+    ),
+    "smolvlm2-2.2b": Preset(
+        "HuggingFaceTB/SmolVLM2-2.2B-Instruct",
+        81,
+        "2.2b",
+        (*_PUBLISHED, "MananSuri27/video2lora-smolvlm2-2.2b-best-ce"),
+    ),
+}
+EMBEDDED = Path(__file__).parents[1] / "tiny" / "weights"
+"""The folder of the embedded model `tiny`: the frozen model and `hypernetwork.safetensors` beside it."""
+RELEASE = "tiny-5"
+"""What the embedded frozen model calls itself in adapters: the release that it came with. Its hypernetwork, which may
+come from a later one, has a name of its own."""
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """A frozen SmolVLM on disk, in the Hugging Face layout.
+
+    id: the model's public name, or the folder's where it has none
+    revision: the hub's commit, or None for a folder that did not come from there
+    config: the transformers SmolVLMConfig, with every default filled in
+    geometry: image size, tokens per image and frame size, as this folder states them
+    """
+
+    path: Path
+    id: str
+    revision: str | None
+    config: Any = field(repr=False)
+    geometry: VisionGeometry
+
+    @property
+    def end_of_answer_ids(self) -> set[int]:
+        """Token ids that end an answer, from generation_config.json. Raises V2LError for one that is no token id."""
+        path, size = self.path / "generation_config.json", self.config.text_config.vocab_size
+        stated = read_json(path, optional=True).get("eos_token_id")
+        ids = [] if stated is None else stated if isinstance(stated, list) else [stated]
+        for token in ids:
+            if type(token) is not int or not 0 <= token < size:
+                raise V2LError(
+                    f"{printable(path)} states eos_token_id = {shown(token)}; this model's tokens have ids from 0 "
+                    f"to {size - 1:,}, get another copy of it"
+                )
+        return set(ids)
+
+    def tensors(self) -> dict[str, StoredTensor]:
+        """Lists the stored tensors by name: exactly those that the configuration asks for, with its shapes. Raises
+        V2LError if the files hold anything else."""
+        stored = stored_tensors(self.path)
+        check_tensors(stored, tensor_shapes(self.config), self.path)
+        return stored
+
+    def fingerprint(self) -> str:
+        """64 hex digits that tell one frozen language model from another, wherever its folder lies.
+
+        sha256 over the configuration of the language model, the sorted names, shapes and dtypes of its tensors, and
+        all bytes of the final norm and of the first and the last down_proj, as they stand in the files.
+        """
+        stored = self.tensors()
+        last = self.config.text_config.num_hidden_layers - 1
+        read_whole = {
+            "model.text_model.norm.weight",
+            "model.text_model.layers.0.mlp.down_proj.weight",
+            f"model.text_model.layers.{last}.mlp.down_proj.weight",
+        }
+        digest = hashlib.sha256(canonical_json(_language_config(self.config)).encode())
+        with open_tensors({name: stored[name] for name in read_whole}) as slices:
+            for name in sorted(stored):
+                if not name.startswith(("model.text_model.", "lm_head.")):
+                    continue
+                line = {"name": name, "shape": list(stored[name].shape), "dtype": stored[name].dtype}
+                digest.update(canonical_json(line).encode())
+                if name in read_whole:
+                    digest.update(_bytes_of(slices[name][:]))
+        return digest.hexdigest()
+
+
+def find_model(name: str | os.PathLike) -> ModelFolder:
+    """The frozen model behind a preset's name or a folder's path. Raises V2LError with what to do where there is
+    none."""
+    if sys.flags.optimize > 1:
+        raise ModelError(
+            "Python was started without docstrings (-OO or PYTHONOPTIMIZE=2), which transformers cannot do without; "
+            "start it with -O or PYTHONOPTIMIZE=1 at most"
+        )
+    name = os.fspath(name)
+    if name == "tiny":
+        return _open_folder(EMBEDDED, id=RELEASE, revision=None)
+    if name in PRESETS:
+        config = cached_file(PRESETS[name].model, "config.json")
+        return _open_folder(config.parent, id=PRESETS[name].model, revision=config.parent.name)
+    folder = Path(name)
+    if not os.path.isdir(folder):  # unlike Path.is_dir, it raises for no name
+        raise V2LError(
+            f"no model folder {printable(name)}; name a folder in the Hugging Face layout or one of "
+            f"{', '.join(['tiny', *PRESETS])}"
+        )
+    return _open_folder(folder, id=None, revision=None)
+
+
+def cached_file(repo: str, file: str) -> Path:
+    """A hub file's place in the local cache (HF_HOME is obeyed), at the commit that `v2l pull` recorded where it did;
+    never fetched."""
+    from huggingface_hub import try_to_load_from_cache
+
+    locked = read_lock().repos.get(repo)
+    found = try_to_load_from_cache(repo, file, revision=locked.commit if locked else None)
+    if not isinstance(found, str):
+        raise V2LError(f"{repo} is not in the local Hugging Face cache; v2l pull gets it")
+    return Path(found)
+
+
+def cached_hypernetwork(preset: Preset) -> Path:
+    """The published file in the local cache: the one that `v2l pull` recorded, else the one of the present name."""
+    repos = read_lock().repos
+    recorded = [
+        (repo, name)
+        for repo in preset.hypernetworks
+        if repo in repos
+        for name in repos[repo].files
+        if preset.is_hypernetwork(name)
+    ]
+    return cached_file(*(recorded or [(preset.hypernetworks[0], preset.file)])[0])
+
+
+def _open_folder(path: Path, id: str | None, revision: str | None) -> ModelFolder:
+    config, name = read_config(path / "config.json")
+    return ModelFolder(path, id or name or path.resolve().name, revision, config, _geometry(path, config))
+
+
+def _geometry(path: Path, config: Any) -> VisionGeometry:
+    """The sizes that the published models state too: 64 tokens a frame at 500M, 81 at 2.2B."""
+    vision, scale = config.vision_config, config.scale_factor
+    processor = _image_processor(path)
+    size = _edge(processor, "max_image_size") or vision.image_size
+    if size > vision.image_size:
+        raise V2LError(
+            f"{printable(path)} states images of {size:,} pixels for a vision tower that takes {vision.image_size:,}; "
+            "get another copy of the model"
+        )
+    patches = size // vision.patch_size
+    if patches < 1 or patches % scale:
+        raise V2LError(
+            f"{printable(path)} states images of {size} pixels, patches of {vision.patch_size} and a scale factor of "
+            f"{scale}, which do not divide; get another copy of the model"
+        )
+    longest_edge = _edge(_mapping(processor.get("video_sampling")), "video_size") or size
+    return VisionGeometry(size, (patches // scale) ** 2, longest_edge)
+
+
+def _language_config(config: Any) -> dict[str, Any]:
+    """What of the configuration changes the language model's numbers; not what a version of transformers adds."""
+    text = config.text_config
+    names = (
+        "hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads head_dim vocab_size "
+        "rms_norm_eps hidden_act attention_bias mlp_bias max_position_embeddings"
+    ).split()
+    rope = {key: value for key, value in text.rope_parameters.items() if value is not None}
+    return {**{name: getattr(text, name) for name in names}, "rope": rope, "tied": config.tie_word_embeddings}
+
+
+def _bytes_of(tensor: Any) -> bytes:
+    """A torch tensor's bytes as they stand in the file; numpy knows no bfloat16."""
+    import torch
+
+    return tensor.contiguous().view(torch.uint8).numpy().tobytes()
+
+
+def _image_processor(path: Path) -> Mapping[str, Any]:
+    """The image processor's settings: a file of their own until transformers 5, a part of a larger one since."""
+    own = read_json(path / "preprocessor_config.json", optional=True)
+    return own or _mapping(read_json(path / "processor_config.json", optional=True).get("image_processor"))
+
+
+def _mapping(value: object) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _edge(settings: Mapping[str, Any], key: str) -> int | None:
+    """A size in pixels, stated as a number or as `{"longest_edge": number}`; None where it is not stated."""
+    value = settings.get(key)
+    value = value.get("longest_edge") if isinstance(value, Mapping) else value
+    if value is None:
+        return None
+    if type(value) is not int or not 1 <= value <= MAX_FRAME_SIZE:
+        raise V2LError(
+            f"the model folder states {key} = {shown(value)}; it must be a number of pixels from 1 to "
+            f"{MAX_FRAME_SIZE:,}"
+        )
+    return value

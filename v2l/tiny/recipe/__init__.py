@@ -1,0 +1,1 @@
+"""How the embedded model was trained: stages, the series that runs them, and its figures."""

@@ -1,0 +1,190 @@
+"""Every figure that docs/tiny.md and docs/reproduce.md give of how well the embedded model answers, in one command.
+
+`python -m v2l.tiny.recipe.figures FOLDER [--model MODEL] [--jobs N]` draws the clips of each test, evaluates the model on
+them and leaves what `v2l eval --json` prints in FOLDER/results, under the names that the files have in docs/results.
+Interrupted, the same command goes on: with the tests that are not done, and in each of them with the answers that are
+not given.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from v2l.errors import V2LError, errors_in_one_line
+from v2l.io.files import make_folder, write_atomically
+from v2l.io.journal import Journal
+from v2l.models.checkpoint import load_hypernetwork
+
+DONE = "figures.jsonl"
+"""Whose figures they are, and a line for each test that is done."""
+ADAPTER = "--without nothing --without bias --without other_clip"
+BIAS = "--without nothing --without other_clip"
+TIMES = "--ablate times"
+"""Of composed adapters: all segments answer, too, whatever time is asked about, and those that show it in context."""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One evaluation.
+
+    name: of its results, without .json
+    clips: split, count and the rest of what `v2l.tiny.world.dataset` is told
+    options: of `v2l eval`
+    folder: of the clips; a smaller set of the same split needs one of its own
+    plot: whether its tables are drawn, too
+    """
+
+    name: str
+    clips: str
+    options: str = ADAPTER
+    folder: str = "clips"
+    plot: bool = False
+
+    @property
+    def videos(self) -> str:
+        """Where `v2l.tiny.world.dataset` writes the clips."""
+        split, _, *more = self.clips.split()
+        return "-".join([f"{self.folder}/{split}", *(part for part in more if not part.startswith("--"))])
+
+    @property
+    def manifest(self) -> str:
+        """Where it writes the questions about them."""
+        asked = [part.removeprefix("--").replace("=", "-") for part in self.clips.split() if part.startswith("--")]
+        return "-".join([self.videos, *asked]) + ".jsonl"
+
+
+def _scenes(name: str, count: int, filming: str, frames: int, segments: str = "1") -> Measurement:
+    seen = f"{ADAPTER} --frames {frames} --in-context-frames {min(frames, 32)}"
+    composed = "" if segments == "1" else f" --segments {segments} {TIMES}"
+    return Measurement(f"reproduce/{name}", f"test {count} {filming}", seen + composed)
+
+
+def _few(name: str, options: str, plot: bool = False) -> Measurement:
+    return Measurement(f"reproduce/{name}", "test 60", options, "few", plot)
+
+
+TESTS = (
+    Measurement("tiny/test", "test 1000", "--margin 0.05,0.02"),
+    *(
+        _scenes(f"length-{frames}-scenes", 300, f"length-{frames} --scenes", frames, segments)
+        for frames, segments in {1024: "1,8", 256: "1,8", 64: "1,8", 12: "1", 8: "1"}.items()
+    ),
+    Measurement("tiny/test-from-1000", "test 1000 --from=1000", f"{ADAPTER} --margin 0.05,0.02"),
+    Measurement("tiny/test-kept", "test 1000 --kept"),
+    Measurement("tiny/held-out", "held-out 300"),
+    _scenes("two-scenes", 300, "two --scenes", 16, "1,2"),
+    _scenes("eight-scenes", 100, "eight --scenes", 64, "1,8"),
+    Measurement("tiny/segments", "test 100", f"{ADAPTER} --segments 2,4 {TIMES} --in-context-frames 8", "some"),
+    Measurement("reproduce/test-styles", "test 250 --styles", f"{BIAS} --metric f1"),
+    Measurement("reproduce/test-benchmarks", "test 250 --benchmarks", f"{BIAS} --metric f1"),
+    replace(_scenes("two", 100, "two", 16, "1,2"), plot=True),
+    _scenes("eight", 40, "eight", 64, "1,8"),
+    _few("segments", f"{ADAPTER} --segments 1,2,4 {TIMES} --in-context-frames 8"),
+    _few("ranks", f"{BIAS} --ablate ranks", plot=True),
+    _few("layers", f"{BIAS} --ablate layers", plot=True),
+    _few("budget", f"{ADAPTER} --in-context-frames 1,2,4,8", plot=True),
+    _few("sweep", f"{ADAPTER} --metric f1 --frames 2,4,8 --resolution 64,128", plot=True),
+    _few("tiles", f"{ADAPTER} --resolution 64,128"),
+    _few("tiles-192", f"{ADAPTER} --resolution 192 --in-context-frames 4"),
+    *(Measurement(f"reproduce/lines-{lines}", f"test 60 lines-{lines}") for lines in (64, 240, 480)),
+    Measurement("reproduce/lines-1080", "test 40 lines-1080"),
+    *(
+        _scenes(f"facts-{frames}", count, f"facts-{frames}", frames)
+        for frames, count in {8: 100, 12: 100, 64: 60, 256: 24, 1024: 12}.items()
+    ),
+)
+
+
+def run(
+    folder: Path, model: str = "tiny", jobs: int = 1, share: float = 1.0, tests: Sequence[Measurement] = TESTS
+) -> None:
+    """Runs the tests that are not done, `jobs` of them at once.
+
+    share: of the clips, to try it out; at least two of each
+    Raises V2LError where a test fails, with which the same command goes on, or where the folder holds figures of
+    another model.
+    """
+    for part in ("answers", "results"):
+        for name in {test.name.partition("/")[0] for test in tests}:
+            make_folder(folder / part / name)
+    weights = load_hypernetwork(model, device="cpu").origin.sha256
+    header = {"v2l": 1, "model": str(model), "weights": weights, "share": share}
+    with Journal(folder / DONE, header, "figures", "model or share") as journal, ThreadPoolExecutor(jobs) as pool:
+        done = {each["test"] for each in journal.rows}
+        left = [test for test in tests if test.name not in done]
+        groups: dict[str, list[Measurement]] = {}
+        for test in left:  # clips are drawn once, whatever is asked about them
+            groups.setdefault(test.videos, []).append(test)
+        try:
+            for drawn in as_completed([pool.submit(_draw, folder, alike, share) for alike in groups.values()]):
+                drawn.result()
+            for ended in as_completed([pool.submit(_evaluate, folder, test, model) for test in left]):
+                name, minutes = ended.result()
+                journal.add({"test": name, "minutes": minutes})
+                print(f"{name}: {minutes} minutes", flush=True)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _draw(folder: Path, tests: Sequence[Measurement], share: float) -> None:
+    """Draws the clips of tests that have them in common, and writes their manifests."""
+    for test in tests:
+        split, count, *more = test.clips.split()
+        some = str(max(2, round(int(count) * share)))
+        _told(folder, ["v2l.tiny.world.dataset", test.folder, split, some, *more], test.name)
+
+
+def _evaluate(folder: Path, test: Measurement, model: str) -> tuple[str, float]:
+    """Runs one test and keeps what it tells; its name and its minutes."""
+    started = time.monotonic()
+    results = folder / "results" / test.name
+    plot = ["--plot", f"results/{test.name}.png"] if test.plot else []
+    asked = ["v2l", "eval", test.manifest, "--model", model, *test.options.split(), *plot]
+    told = _told(folder, [*asked, "--max-new-tokens", "40", "-o", f"answers/{test.name}.jsonl", "--json"], test.name)
+    write_atomically(results.with_name(f"{results.name}.json"), told)
+    return test.name, round((time.monotonic() - started) / 60, 1)
+
+
+def _told(folder: Path, arguments: Sequence[str], name: str) -> bytes:
+    """What a module prints that is run in the folder, on one core. Raises V2LError where it fails."""
+    done = subprocess.run(
+        [sys.executable, "-m", *arguments],
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        check=False,
+    )
+    if done.returncode:
+        told = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
+        raise V2LError(f"{name}: python -m {shlex.join(arguments)} ended with code {done.returncode}: {' '.join(told)}")
+    return done.stdout
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(
+        prog="python -m v2l.tiny.recipe.figures", description="All figures of how well the embedded model answers."
+    )
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--model", default="tiny", help="or a folder, as v2l eval takes it")
+    parser.add_argument("--jobs", type=int, default=1, help="tests at once, each on one core")
+    parser.add_argument("--share", type=float, default=1.0, help="of the clips, to try it out")
+    given = parser.parse_args()
+    if given.jobs < 1:
+        parser.error(f"--jobs {given.jobs}: give at least 1")
+    try:
+        with errors_in_one_line():
+            model = Path(given.model).resolve() if Path(given.model).exists() else given.model
+            run(given.folder, str(model), given.jobs, given.share)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,94 @@
+"""The embedded model's sizes, and its folder in the Hugging Face layout that `load_vlm` reads."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+
+import torch
+from transformers import SmolVLMConfig, SmolVLMForConditionalGeneration
+
+from v2l.models.checkpoint import few_bits
+from v2l.models.processor import END_OF_TURN, IMAGE, START
+from v2l.tiny.world.tokenizer import PAD, SPECIAL_TOKENS, VOCABULARY, save_tokenizer, train_tokenizer
+
+IMAGE_SIZE = 64
+POSITIONS = 512
+
+
+def tiny_config() -> SmolVLMConfig:
+    """A SmolVLM of 2.8 million parameters: 64-pixel images, 4 tokens each, 512 positions."""
+    vision = {
+        "hidden_size": 128,
+        "intermediate_size": 256,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "image_size": IMAGE_SIZE,
+        "patch_size": 8,
+    }
+    text = {
+        "model_type": "llama",
+        "hidden_size": 160,
+        "intermediate_size": 384,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 40,
+        "vocab_size": VOCABULARY,
+        "max_position_embeddings": POSITIONS,
+        "initializer_range": 0.05,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0,
+        "bos_token_id": SPECIAL_TOKENS.index(START),
+        "eos_token_id": SPECIAL_TOKENS.index(END_OF_TURN),
+        "pad_token_id": SPECIAL_TOKENS.index(PAD),
+        "tie_word_embeddings": True,
+    }
+    return SmolVLMConfig(
+        vision_config=vision,
+        text_config=text,
+        scale_factor=4,
+        image_token_id=SPECIAL_TOKENS.index(IMAGE),
+        pad_token_id=SPECIAL_TOKENS.index(PAD),
+        tie_word_embeddings=True,
+    )
+
+
+def new_model(seed: int = 0) -> SmolVLMForConditionalGeneration:
+    """Fresh weights, the same for the same seed."""
+    torch.manual_seed(seed)
+    return SmolVLMForConditionalGeneration(tiny_config())
+
+
+def save_model(model: SmolVLMForConditionalGeneration, folder: Path) -> None:
+    """Writes the whole folder: weights in half precision, those of the language model rounded by `few_bits`,
+    configuration, processor settings, tokenizer. The model itself stays as it is."""
+    folder.mkdir(parents=True, exist_ok=True)
+    saved = copy.deepcopy(model)
+    with torch.no_grad():
+        for weights in saved.model.text_model.parameters():
+            weights.copy_(few_bits(weights))
+    saved.half().save_pretrained(folder)
+    processor = {
+        "do_convert_rgb": True,
+        "do_image_splitting": True,
+        "do_normalize": True,
+        "do_rescale": True,
+        "do_resize": True,
+        "image_mean": [0.5] * 3,
+        "image_std": [0.5] * 3,
+        "max_image_size": {"longest_edge": IMAGE_SIZE},
+        "resample": 1,
+        "rescale_factor": 1 / 255,
+        "size": {"longest_edge": 4 * IMAGE_SIZE},
+        "video_sampling": {"fps": 1, "max_frames": 64, "video_size": {"longest_edge": IMAGE_SIZE}},
+    }
+    ends = {
+        "bos_token_id": SPECIAL_TOKENS.index(START),
+        "eos_token_id": SPECIAL_TOKENS.index(END_OF_TURN),
+        "pad_token_id": SPECIAL_TOKENS.index(PAD),
+    }
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor, indent=2) + "\n")
+    (folder / "generation_config.json").write_text(json.dumps(ends, indent=2) + "\n")
+    save_tokenizer(train_tokenizer(), folder)

@@ -1,0 +1,139 @@
+"""The embedded model from nothing: every stage in its order, in one command that goes on where it was interrupted.
+
+`python -m v2l.tiny.recipe.series FOLDER` draws what it learns from, trains a frozen model and its hypernetwork, puts the two
+together in FOLDER/model, which `--model` reads, and evaluates it on clips that no training saw. Each stage is a command
+of its own, printed before it runs; FOLDER/series.jsonl tells which are done and how long they took.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from v2l.errors import V2LError, errors_in_one_line
+from v2l.io.files import make_folder, printable
+from v2l.io.journal import Journal
+
+DONE = "series.jsonl"
+"""Its stages and their commands, and a line for each time that one ran: its minutes and whether it came to its end."""
+SIZES = "rank=16,lora_alpha=45,latent_size=128,num_latents=16,num_blocks=4,num_heads=4,num_kv_heads=4,head_dim=32"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A module of Python and its arguments, seen from the series' folder.
+
+    shared: whether two processes run it together on a CPU, each with one thread
+    """
+
+    name: str
+    command: str
+    shared: bool = False
+
+    @property
+    def arguments(self) -> list[str]:
+        """What the interpreter is called with."""
+        together = "-m torch.distributed.run --standalone --nproc_per_node 2 " if self.in_two else ""
+        return shlex.split(f"{together}-m {self.command}")
+
+    @property
+    def in_two(self) -> bool:
+        """Whether two processes run it here."""
+        return self.shared and not torch.cuda.is_available()
+
+
+def stages(share: float = 1.0) -> Iterator[Stage]:
+    """All of them, in order. share: of the steps and the clips, to try the series out; at least two of each"""
+
+    def of(count: int) -> int:
+        return max(2, round(count * share))
+
+    clips = {"varied": 5_000, "long": 1_200, "two": 2_500, "excerpt": 2_000, "sparse": 2_000}
+    mixed = " ".join(f"train-{filming}.jsonl" for filming in clips)
+    reading = "v2l.tiny.recipe.reading_stage train.jsonl validation-varied.jsonl again/model"
+    bound = "--answers --before-weight 1 --learning-rate 1e-3"
+    yield Stage("frames", f"v2l.tiny.recipe.vision_stage vision --steps {of(4000)} {of(1500)}")
+    yield Stage("answers", f"v2l.tiny.recipe.language_stage vision/pooled/vision.pt language --steps {of(3000)}")
+    yield Stage("answers again", f"v2l.tiny.recipe.language_stage language/model again --steps {of(1800)}")
+    for filming, count in clips.items():
+        yield Stage(f"clips, {filming}", f"v2l.tiny.world.dataset . train {of(count)} {filming}")
+    yield Stage("clips to choose by", f"v2l.tiny.world.dataset . validation {of(150)} varied")
+    yield Stage("manifest", f"v2l.tiny.world.mixture train.jsonl {mixed} --captions 4")
+    yield Stage(
+        "where to look",
+        f"v2l train train.jsonl --validation validation-varied.jsonl --model again/model --sizes {SIZES} -o look "
+        f"--steps {of(200)} --batch 16 --learning-rate 1e-3 --questions 10 --segments 8 --windows 2 --denser 1 "
+        f"--dtype bfloat16 --hidden-weight 1 --steer-weight 0.5 --validate-every {of(200)} --seed 0",
+        shared=True,
+    )
+    yield Stage("what to hold", f"{reading} look/hypernetwork.safetensors hold --steps {of(300)} --seed 1", shared=True)
+    yield Stage(
+        "where to fire",
+        f"{reading} hold/hypernetwork.safetensors fire --taught hold --steps {of(500)} --segments 1 {bound} "
+        "--reading-weight 0.2 --bind-weight 2 --found-weight 1 --seed 2",
+        shared=True,
+    )
+    yield Stage(
+        "hypernetwork",
+        f"{reading} fire/hypernetwork.safetensors hypernetwork --taught fire --steps {of(1300)} --segments 8 {bound} "
+        "--reading-weight 0.05 --bind-weight 0.5 --found-weight 0.3 --seed 3",
+        shared=True,
+    )
+    yield Stage("model", "v2l.tiny.recipe.release again/model hypernetwork/hypernetwork.safetensors model")
+    yield Stage("clips to measure", f"v2l.tiny.world.dataset . test {of(100)}")
+    yield Stage("figures", "v2l eval test.jsonl --model model --max-new-tokens 40")
+
+
+def run(folder: Path, share: float = 1.0) -> None:
+    """Runs what is not done yet. Raises V2LError where a stage fails, with which the series then goes on, or where the
+    folder holds a series of other stages."""
+    make_folder(folder)
+    planned = list(stages(share))
+    header = {"v2l": 1, "stages": {stage.name: stage.command for stage in planned}}
+    with Journal(folder / DONE, header, "series", "share or with other settings") as journal:
+        minutes = sum(each["minutes"] for each in journal.rows)
+        done = {each["stage"] for each in journal.rows if each["done"]}
+        for stage in planned:
+            if stage.name not in done:
+                minutes += _run(stage, folder, journal)
+    print(f"\nin all {minutes:.0f} minutes; the model is {printable(folder / 'model')}, as in `v2l encode --model`")
+
+
+def _run(stage: Stage, folder: Path, journal: Journal) -> float:
+    """Runs one stage and tells the journal; its minutes. Raises V2LError where it fails."""
+    print(f"\n{stage.name}: python {shlex.join(stage.arguments)}", flush=True)
+    started, code = time.monotonic(), None
+    threads = {"OMP_NUM_THREADS": "1"} if stage.in_two else {}
+    try:
+        command = [sys.executable, *stage.arguments]
+        code = subprocess.run(command, cwd=folder, env={**os.environ, **threads}, check=False).returncode
+    finally:
+        minutes = (time.monotonic() - started) / 60
+        journal.add({"stage": stage.name, "minutes": round(minutes, 2), "done": code == 0})
+    if code:
+        raise V2LError(f"{stage.name} ended with code {code}; what it told stands above, the same command goes on")
+    return minutes
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(
+        prog="python -m v2l.tiny.recipe.series", description="The embedded model from nothing."
+    )
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--share", type=float, default=1.0, help="of the steps and clips, to try it out")
+    given = parser.parse_args()
+    try:
+        with errors_in_one_line():
+            run(given.folder, given.share)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,221 @@
+"""Stage 1 of the frozen model: the vision tower and the connector learn single frames through linear heads.
+
+Learning to see through the language loss alone takes far longer: `python -m v2l.tiny.recipe.vision_stage OUTPUT` first.
+Every patch of the tower is asked for the shape that covers it, which teaches kinds and colours within minutes; the
+image tokens behind the connector are asked for what the language model will need, first all of a frame's tokens side by
+side, then their mean: attention adds them up, too, and reads nothing that only stands in their order.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from v2l.models.loading import choose_device
+from v2l.models.processor import PIXEL_MEAN, PIXEL_STD, VisionGeometry, frame_images
+from v2l.tiny.recipe.model import IMAGE_SIZE, new_model
+from v2l.tiny.world.draw import draw
+from v2l.tiny.world.scene import COLOURS, KINDS, PLACES, WORDS, Scene, place_name, sample_story
+from v2l.training.common import Steps, keep, kept_in, mixed, prepared, record, restore, warm_cosine
+
+GEOMETRY = VisionGeometry(IMAGE_SIZE, 4, IMAGE_SIZE)
+COLOUR_NAMES = tuple(COLOURS)
+PLACE_NAMES = tuple(name for row in PLACES for name in row)
+LABELS = {
+    "word": len(WORDS),
+    **{f"colour of {kind}": len(COLOURS) + 1 for kind in KINDS},
+    **{f"place of {kind}": len(PLACE_NAMES) + 1 for kind in KINDS},
+}
+"""What a frame is asked for, and among how many answers; of a shape that is not there, the last."""
+PATCH_SIDE = 8
+PATCH_LABELS = {"patch kind": len(KINDS) + 1, "patch colour": len(COLOURS) + 1}
+"""What each of the tower's patches is asked for; where no shape covers its middle, the last."""
+
+BARE_PATCH = 0.05
+"""What a patch without a shape weighs in the loss, against 1 for a covered one."""
+
+
+@dataclass(frozen=True)
+class VisionStage:
+    """steps of batch frames; learning_rate: its peak, after `warmup` steps and before a cosine to zero.
+
+    pooled: ask the mean of a frame's tokens, not all side by side
+    save_every: steps between checkpoints, at which `measured` frames are looked at
+    workers: processes that draw frames ahead, for a machine whose cores training leaves idle
+    """
+
+    steps: int = 4000
+    batch: int = 64
+    learning_rate: float = 1.5e-3
+    warmup: int = 100
+    weight_decay: float = 0.01
+    pooled: bool = False
+    save_every: int = 500
+    workers: int = 0
+    measured: int = 512
+    seed: int = 0
+
+
+PASSES = {"flat": VisionStage(), "pooled": VisionStage(steps=1500, learning_rate=1e-3, pooled=True, seed=1)}
+"""The stage's two passes, in order; the second goes on with the tower and connector of the first."""
+
+
+def frame_batch(seed: int, step: int, count: int, split: str = "train") -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Images (count, 3, S, S) in the model's range and labels by name, (count,) or, of patches, (count, P); the same
+    for the same seed and step."""
+    random = np.random.default_rng([seed, step])
+    pixels, labels = [], []
+    for _ in range(count):
+        scene = sample_story(split, int(random.integers(2**31)), 8.0).scenes[0]
+        seconds = float(random.uniform(0, 8))
+        height, width = (int(side) for side in random.integers(64, 129, 2))
+        pixels.append(frame_images(draw(scene, seconds, height, width), GEOMETRY)[0])
+        labels.append({**frame_labels(scene, seconds), **patch_labels(scene, seconds, width / height)})
+    images = (torch.from_numpy(np.stack(pixels)).float() / 255 - PIXEL_MEAN) / PIXEL_STD
+    return images, {name: torch.tensor(np.array([label[name] for label in labels])) for name in labels[0]}
+
+
+def frame_labels(scene: Scene, seconds: float) -> dict[str, int]:
+    """Every label's answer for one frame."""
+    labels = {name: size - 1 for name, size in LABELS.items()}
+    labels["word"] = WORDS.index(scene.board.word_at(seconds))
+    for shape in scene.shapes:
+        labels[f"colour of {shape.kind}"] = COLOUR_NAMES.index(shape.colour)
+        labels[f"place of {shape.kind}"] = PLACE_NAMES.index(place_name(*scene.where(shape, seconds)))
+    return labels
+
+
+def patch_labels(scene: Scene, seconds: float, aspect: float) -> dict[str, np.ndarray]:
+    """For each patch of the squashed frame, row by row, the kind and the colour of the shape over its middle.
+
+    aspect: width by height of the frame before it was squashed
+    """
+    middles = (np.arange(PATCH_SIDE) + 0.5) / PATCH_SIDE
+    labels = {name: np.full((PATCH_SIDE, PATCH_SIDE), size - 1) for name, size in PATCH_LABELS.items()}
+    for shape in scene.shapes:
+        x, y = scene.where(shape, seconds)
+        reach = 0.45 * shape.size  # of the frame's shorter side, a little less than the shape's radius
+        across, down = reach * min(1.0, 1 / aspect), reach * min(1.0, aspect)
+        covered = ((middles[None] - x) / across) ** 2 + ((middles[:, None] - y) / down) ** 2 < 1
+        labels["patch kind"][covered] = KINDS.index(shape.kind)
+        labels["patch colour"][covered] = COLOUR_NAMES.index(shape.colour)
+    return {name: label.ravel() for name, label in labels.items()}
+
+
+class FrameReader(nn.Module):
+    """The model's vision tower and connector under one linear head for each label."""
+
+    def __init__(self, seed: int, pooled: bool = False):
+        super().__init__()
+        model = new_model(seed).model
+        self.tower, self.connector, self.pooled = model.vision_model, model.connector, pooled
+        width = model.text_model.config.hidden_size * (1 if pooled else GEOMETRY.tokens_per_image)
+        self.heads = nn.ModuleDict({name: nn.Linear(width, size) for name, size in LABELS.items()})
+        patch = model.vision_model.config.hidden_size
+        self.patch_heads = nn.ModuleDict({name: nn.Linear(patch, size) for name, size in PATCH_LABELS.items()})
+
+    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Logits by label of images (B, 3, S, S): (B, answers), and (B, answers, P) of patches."""
+        patches = self.tower(pixel_values=images).last_hidden_state
+        seen = self.connector(patches)  # (B, tokens, D)
+        seen = F.rms_norm(seen, seen.shape[-1:]).mean(1) if self.pooled else seen.flatten(1)
+        logits = {name: head(seen).float() for name, head in self.heads.items()}
+        return logits | {name: head(patches).float().transpose(1, 2) for name, head in self.patch_heads.items()}
+
+
+class FrameBatches(Steps):
+    """Frames and labels of each step of the stage."""
+
+    def __init__(self, stage: VisionStage):
+        self.stage = stage
+
+    def __len__(self) -> int:
+        return self.stage.steps
+
+    def batch(self, step: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """See `frame_batch`."""
+        return frame_batch(self.stage.seed, step, self.stage.batch)
+
+
+def train(stage: VisionStage, output: Path, start: Path | None = None) -> Iterator[dict[str, float]]:
+    """Trains, going on from the last checkpoint in `output`; yields and appends to metrics.jsonl a record at each.
+
+    start: checkpoint whose tower, connector and patch heads this begins with
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    device = choose_device(None)
+    reader = FrameReader(stage.seed, stage.pooled).to(device)
+    if start is not None:
+        known = kept_in(start)["reader"]
+        kept = {name: tensor for name, tensor in known.items() if not name.startswith("heads.")}
+        reader.load_state_dict(kept, strict=False)
+    optimizer = torch.optim.AdamW(reader.parameters(), lr=stage.learning_rate, weight_decay=stage.weight_decay)
+    schedule = warm_cosine(optimizer, stage.steps, stage.warmup)
+    parts = {"reader": reader, "optimizer": optimizer, "schedule": schedule}
+    first = restore(parts, output / "vision.pt")
+    started, losses = time.perf_counter(), []
+    for step, (images, labels) in enumerate(prepared(FrameBatches(stage), first, stage.workers), first):
+        with mixed(device):
+            logits = reader(images.to(device))
+        loss = sum(_loss(name, logits[name], labels[name].to(device)) for name in logits)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(reader.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        losses.append(loss.item())
+        if (step + 1) % stage.save_every == 0 or step + 1 == stage.steps:
+            keep(parts, step + 1, output / "vision.pt")
+            rate = (step + 1 - first) * stage.batch / (time.perf_counter() - started)
+            values = {
+                "step": step + 1,
+                "loss": round(sum(losses[-stage.save_every :]) / len(losses[-stage.save_every :]), 4),
+                "frames_per_second": round(rate, 1),
+                **measure(reader, stage.measured),
+            }
+            record(output / "metrics.jsonl", values)
+            yield values
+
+
+def _loss(name: str, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy; among patches the many that no shape covers count little."""
+    weight = torch.ones(logits.shape[1], device=logits.device)
+    if name in PATCH_LABELS:
+        weight[-1] = BARE_PATCH
+    return F.cross_entropy(logits, labels, weight)
+
+
+@torch.no_grad()
+def measure(reader: FrameReader, count: int) -> dict[str, float]:
+    """Accuracy by label on frames of the validation split, of the shapes and patches that are there."""
+    images, labels = frame_batch(0, 0, count, split="validation")
+    device = next(reader.parameters()).device
+    told = [reader(part.to(device)) for part in images.split(128)]
+    logits = {name: torch.cat([part[name] for part in told]).cpu() for name in told[0]}
+    right = {"word": [], "colour": [], "place": [], "patch": []}
+    for name, size in (LABELS | PATCH_LABELS).items():
+        there = labels[name] < (size if name == "word" else size - 1)
+        right[name.split()[0]].append((logits[name].argmax(1) == labels[name])[there])
+    return {name: round(torch.cat(parts).float().mean().item(), 4) for name, parts in right.items()}
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(
+        prog="python -m v2l.tiny.recipe.vision_stage", description="Stage 1, in two passes."
+    )
+    parser.add_argument("output", type=Path)
+    standard = [stage.steps for stage in PASSES.values()]
+    parser.add_argument("--steps", type=int, nargs=len(PASSES), metavar=("FLAT", "POOLED"), default=standard)
+    given, before = parser.parse_args(), None
+    for (name, stage), steps in zip(PASSES.items(), given.steps, strict=True):
+        for line in train(replace(stage, steps=steps), given.output / name, before):
+            print(name, line, flush=True)
+        before = given.output / name / "vision.pt"

@@ -1,0 +1,66 @@
+"""Targets in the frozen model's own words: what it answers with the video in context (paper section 4).
+
+They are kept in a JSONL file, from which an interrupted run goes on and a second training begins at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from v2l.errors import V2LError
+from v2l.inference.ask import ask_in_context
+from v2l.io.files import printable
+from v2l.io.journal import Journal
+from v2l.io.manifest import Example
+from v2l.models.smolvlm import FrozenVLM
+from v2l.video.sampling import Reading
+
+MAX_NEW_TOKENS = 64
+NOTHING_SAID = "Unable to determine."
+"""What an empty answer becomes, as published."""
+
+
+def taught(
+    examples: Sequence[Example],
+    vlm: FrozenVLM,
+    reading: Reading,
+    cache: Path,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    warn: Callable[[str], None] = lambda text: None,
+) -> list[Example]:
+    """The examples with the frozen model's greedy answers, of at most `MAX_NEW_TOKENS` tokens, as their targets.
+
+    reading: how it sees the clips; every field but start and end filled
+    cache: where the answers are kept; those of the same model, reading and question are taken from there
+
+    Examples whose video cannot be read are left out, each with a warning. Raises V2LError where the cache is no such
+    file, or no example is left.
+    """
+    header = {"v2l": 1, "teacher": vlm.fingerprint, "dtype": str(vlm.dtype), **dataclasses.asdict(reading)}
+    journal = Journal(cache, header, "file of a teacher's answers", "model or another reading")
+    known = {row.get("key"): row.get("text") for row in journal.rows}
+    kept = []
+    with journal:
+        for done, example in enumerate(examples):
+            progress(done, len(examples))
+            key = _key(example)
+            if key not in known:
+                seen = dataclasses.replace(reading, start=example.start, end=example.end)
+                try:
+                    known[key] = ask_in_context(example.video, example.prompt, vlm, seen, MAX_NEW_TOKENS)
+                except V2LError as error:
+                    warn(f"{printable(example.id)} is left out: {error}")
+                    continue
+                journal.add({"key": key, "text": known[key]})
+            kept.append(dataclasses.replace(example, target=known[key] or NOTHING_SAID))
+    progress(len(examples), len(examples))
+    if not kept:
+        raise V2LError("none of the manifest's videos can be read")
+    return kept
+
+
+def _key(example: Example) -> str:
+    return json.dumps([str(example.video), example.start, example.end, example.prompt])

@@ -1,0 +1,1 @@
+"""A video file to frames: probing, decoding in a process of its own, and sampling; knows no model."""
