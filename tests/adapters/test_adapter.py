@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save
 
 import v2l
-from v2l.adapters.adapter import Adapter, BaseModel, Block, Description, Maker, Segment
+from v2l.adapters.adapter import Adapter, BaseModel, Block, Description, HypernetworkInfo, Segment
 from v2l.io.files import FileIdentity
 from v2l.io.safetensors_file import canonical_json, content_sha256
 from v2l.video.sampling import Reading
@@ -32,7 +32,7 @@ SEGMENT = Segment(
 )
 DESCRIPTION = Description(
     base_model=BaseModel("test/model", None, "cd" * 32),
-    hypernetwork=Maker("test", "ef" * 32, 1, 1),
+    hypernetwork=HypernetworkInfo("test", "ef" * 32, 1, 1),
     segments=(SEGMENT,),
     blocks=(Block(1, 1, 0.0),),
     bias_rank=1,

@@ -11,7 +11,7 @@ import pytest
 import torch
 from places import DATA
 
-from v2l.adapters.adapter import Adapter, BaseModel, Block, Description, Maker, Segment
+from v2l.adapters.adapter import Adapter, BaseModel, Block, Description, HypernetworkInfo, Segment
 from v2l.io.files import FileIdentity
 from v2l.video.sampling import Reading
 
@@ -37,7 +37,7 @@ def segment(number: int, **changes: object) -> Segment:
 
 def description(segments: tuple[Segment, ...], blocks: tuple[Block, ...], bias_rank: int) -> Description:
     base = BaseModel("HuggingFaceTB/SmolVLM2-500M-Video-Instruct", "0123456789abcdef" * 2 + "01234567", "cd" * 32)
-    return Description(base, Maker("frames2lora", "ef" * 32, 1, 1), segments, blocks, bias_rank, "0.1.0")
+    return Description(base, HypernetworkInfo("frames2lora", "ef" * 32, 1, 1), segments, blocks, bias_rank, "0.1.0")
 
 
 def factors(rank: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:

@@ -9,10 +9,10 @@ from terminal import run
 
 import v2l
 from v2l.bench import methods, runner
-from v2l.bench.estimate import kv_bytes, prefill_bytes, prefill_work, vision_work
-from v2l.bench.methods import WAYS, Subject, Way, prompt_size
+from v2l.bench.methods import METHODS, Method, Subject, prompt_size
 from v2l.bench.random_model import Architecture, random_model
-from v2l.bench.report import Comparison, amortization, compare, first_token, question_counts, sweep, token_load
+from v2l.bench.report import BenchSetting, amortization, compare, first_token, question_counts, sweep, token_load
+from v2l.bench.resources import kv_bytes, prefill_bytes, prefill_work, vision_work
 from v2l.bench.runner import Bench, Cell, Encoding, Plan, drawn_video
 from v2l.inference.preprocess import fill_reading
 from v2l.io.journal import Journal
@@ -32,8 +32,8 @@ def subject(vlm, hypernetwork, videos, tmp_path_factory):
     return dataclasses.replace(made, adapter=dataclasses.replace(made.adapter, b=made.adapter.b * 100))
 
 
-def named(name: str) -> Way:
-    return next(way for way in WAYS if way.name == name)
+def named(name: str) -> Method:
+    return next(way for way in METHODS if way.name == name)
 
 
 def answers(subject: Subject, name: str) -> list[list[list[int]]]:
@@ -43,14 +43,14 @@ def answers(subject: Subject, name: str) -> list[list[list[int]]]:
         return [list(ready.answer(question)) for question in (*QUESTIONS[:3], QUESTIONS[0])]
 
 
-@pytest.mark.parametrize("name", [way.name for way in WAYS if way.in_context and "12" not in way.name][1:])
+@pytest.mark.parametrize("name", [way.name for way in METHODS if way.in_context and "12" not in way.name][1:])
 def test_in_context_answers_do_not_depend_on_what_is_kept(subject, name):
     cold = answers(subject, "in context, cold")
     assert answers(subject, name) == cold
     assert cold[0] != cold[1] and cold[0] == cold[3]
 
 
-@pytest.mark.parametrize("name", [way.name for way in WAYS if way.wears_adapter])
+@pytest.mark.parametrize("name", [way.name for way in METHODS if way.wears_adapter])
 def test_adapters_answer_alike_however_they_are_worn(subject, name):
     vlm = subject.vlm
     with v2l.applied(vlm, subject.adapter, merged=False):
@@ -73,7 +73,7 @@ def test_prompt_sizes_are_those_of_the_prompts(subject):
 def test_what_is_kept_is_counted_in_bytes(subject):
     vlm = subject.vlm
     prompt, visual = prompt_size(subject, named("in context, cold"))
-    size = {way.name: way.prepare(subject).kept_bytes for way in WAYS}
+    size = {way.name: way.prepare(subject).kept_bytes for way in METHODS}
     assert size["in context, cold"] == size["no video"] == 0
     assert size["in context, frames decoded"] == 8 * 3 * vlm.geometry.image_size**2
     assert size["in context, features kept"] == visual * 48 * 4
@@ -95,7 +95,7 @@ def test_a_sweep_measures_every_way_once(vlm, hypernetwork, tmp_path):
     comparisons = compare(results)
     assert [(each.frames, each.resolution) for each in comparisons] == [(4, 32), (4, 64), (24, 32), (24, 64)]
     for comparison in comparisons:
-        few = [way.name for way in WAYS if "12" not in way.name or comparison.frames > 12]
+        few = [way.name for way in METHODS if "12" not in way.name or comparison.frames > 12]
         assert [cell.way for cell in comparison.cells] == few
         assert {cell.status for cell in comparison.cells} == {"measured"}
         assert all(len(cell.first_token) == 2 and cell.median <= cell.p95 for cell in comparison.cells)
@@ -153,7 +153,7 @@ def test_a_video_with_too_few_frames_is_refused(vlm, hypernetwork, videos, tmp_p
 def test_adapters_composed_of_segments_are_measured_alike(vlm, hypernetwork, tmp_path):
     results = results_of(vlm, hypernetwork, tmp_path, tmp_path / "b.jsonl", frames=(24,), segments=3)
     cells = {result.way: result for result in results if isinstance(result, Cell)}
-    assert list(cells) == [way.name for way in WAYS]
+    assert list(cells) == [way.name for way in METHODS]
     assert cells["adapter, attached"].kept_bytes == 3 * (3 * 4 + 4) * (96 + 48) * 4
     (encoding,) = [result for result in results if isinstance(result, Encoding)]
     assert encoding.windows == 3 and encoding.see > 0 and encoding.read > 0
@@ -174,14 +174,14 @@ def cell(way: str, first: float, prepare: float, in_context: bool = True) -> Cel
 def test_break_even_is_the_first_question_count_at_which_the_adapter_is_cheaper():
     for first, prepare, encoding in itertools.product((0.5, 1.0, 1.5, 7.0), (0.0, 3.0), (2.0, 20.0)):
         other = cell("in context, cold", first, prepare)
-        comparison = Comparison((other, cell("adapter, attached", 1.0, encoding, False)), None)
+        comparison = BenchSetting((other, cell("adapter, attached", 1.0, encoding, False)), None)
         cheaper = [n for n in range(1, 1000) if encoding + n * 1.0 <= prepare + n * first]
         assert comparison.break_even(other) == (cheaper[0] if cheaper else None)
 
 
 def test_tables_say_what_the_cells_say():
     cells = (cell("in context, cold", 2.0, 0.0), cell("adapter, attached", 0.02, 5.0, False))
-    comparison = Comparison(cells, Encoding(8, 32, 1, 3.0, 1.0, 1.2, None))
+    comparison = BenchSetting(cells, Encoding(8, 32, 1, 3.0, 1.0, 1.2, None))
     assert token_load(comparison)[1][0] == ["in context, cold", "32", "100", "1 x", "1.0 kB"]
     _, (cold, adapter) = first_token(comparison)
     assert cold == ["in context, cold", "2 s", "2 s", "3", "100 x", "9.0", "1.0 MB", ""]
@@ -239,11 +239,11 @@ def test_bench_prints_three_tables_and_writes_files(model_folder, tmp_path):
         "time per question",
     ]
     assert (tmp_path / "b.png").read_bytes().startswith(b"\x89PNG")
-    assert (tmp_path / "b.csv").read_text().count("\n") == 1 + len(WAYS) - 1
+    assert (tmp_path / "b.csv").read_text().count("\n") == 1 + len(METHODS) - 1
     # from the journal: the same times, nothing measured again
     again = run(*words, *options, "--json")
     records = again.records
-    assert [record.get("kind") for record in records] == [None, *["way"] * (len(WAYS) - 1), "encoding"]
+    assert [record.get("kind") for record in records] == [None, *["way"] * (len(METHODS) - 1), "encoding"]
     shown = next(r for r in records if r.get("way") == "adapter, attached")
     assert f"{1000 * shown['median']:.3g} ms" in done.out
 

@@ -13,9 +13,9 @@ from terminal import LIBGL_MISSING, SUFFIX, Running, Terminal, fill, nobody_read
 import v2l
 from v2l.adapters.adapter import BaseModel
 from v2l.cli import session
-from v2l.cli.display import inert, tab_separated
-from v2l.cli.session import Subject, batches
-from v2l.inference.model_loader import Choice
+from v2l.cli.session import AnswerSource, batches
+from v2l.inference.model_loader import ModelLoader
+from v2l.io.text import inert, tab_separated
 from v2l.models.presets import PRESETS
 
 QUESTION = "what?"
@@ -296,9 +296,9 @@ def test_a_video_that_fails_does_not_keep_back_the_one_answer(adapters, model_fo
 
 
 def test_batches_hold_adapters_of_one_model_and_no_more_than_fit(adapters, monkeypatch):
-    one, other = Choice("one", "option"), Choice("other", "option")
-    worn = [Subject(Path(f"{n}"), one if n < 5 else other, adapters[0]) for n in range(7)]
-    subjects = [*worn, Subject(Path("a.mp4"), other), worn[0]]
+    one, other = ModelLoader("one", "option"), ModelLoader("other", "option")
+    worn = [AnswerSource(Path(f"{n}"), one if n < 5 else other, adapters[0]) for n in range(7)]
+    subjects = [*worn, AnswerSource(Path("a.mp4"), other), worn[0]]
 
     def sizes():
         return [len(batch) for batch in batches(subjects, ["what?", "where?"])]

@@ -26,7 +26,7 @@ from terminal import (
 
 import v2l
 from v2l.inference import batch
-from v2l.inference.model_loader import Choice
+from v2l.inference.model_loader import ModelLoader
 from v2l.inference.targets import Destination, Target, adapters_in, find_targets
 from v2l.video.sampling import Reading
 
@@ -225,7 +225,7 @@ def test_a_name_that_is_too_long_is_refused_before_the_video_is_looked_at(tmp_pa
         (batch.EncodeOptions(Reading(), segments=2), tmp_path, 261),
     ):
         (target,) = find_targets([tmp_path / name], Destination(folder=place), Reading())
-        (outcome,) = batch.encode_targets([target], options, Choice(str(model_folder), "option"), lambda *_: None)
+        (outcome,) = batch.encode_targets([target], options, ModelLoader(str(model_folder), "option"), lambda *_: None)
         assert outcome.status == "failed"
         assert f"has {size} bytes and file systems take 255; give a shorter one with -o" in outcome.note
     assert tree(tmp_path) == [name]
@@ -260,7 +260,7 @@ def test_want_of_memory_is_the_reason_given(tmp_path, videos, model_folder, vlm,
     def none(*_):
         raise MemoryError
 
-    choice = Choice(str(model_folder), "option")
+    choice = ModelLoader(str(model_folder), "option")
     choice.vlm, choice.hypernetwork = vlm, hypernetwork
     monkeypatch.setattr(torch, "cat", none)
     target = Target(videos[0], tmp_path / f"a{SUFFIX}")

@@ -16,7 +16,7 @@ import typer
 from terminal import SUFFIX
 
 from v2l.cli.app import app
-from v2l.models.checkpoint import save_hypernetwork, with_origin
+from v2l.models.checkpoint import save_hypernetwork, with_provenance
 
 EVIL = "[red]x\x1b]0;evil\x07\x9b31m\u202e\x08\x7f\nname"
 SHOWN = r"[red]x\x1b]0;evil\x07\x9b31m\u202e\x08\x7f\nname"
@@ -142,7 +142,7 @@ def test_hypernetworks_and_checkpoints(terminal, tmp_path, model_folder):
     hypernetwork = small.small_hypernetwork(model_folder)
     origin = hypernetwork.origin
     trained = dataclasses.replace(origin.trained_with, prompt=EVIL)
-    named = with_origin(hypernetwork, EVIL, EVIL, origin.base_fingerprint, trained)
+    named = with_provenance(hypernetwork, EVIL, EVIL, origin.base_fingerprint, trained)
     save_hypernetwork(named, tmp_path / f"{EVIL}.safetensors")
     check(terminal("info", f"{EVIL}.safetensors"), named=4)
     (tmp_path / f"{EVIL}.pt").write_bytes(b"PK\3\4" + b"\0" * 50)

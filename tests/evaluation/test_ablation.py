@@ -11,8 +11,7 @@ from v2l.cli.options import Ablation
 from v2l.cli.plots import plot_eval
 from v2l.evaluation.ablation import ablated, ablations, layer_table, rank_order, rank_table
 from v2l.evaluation.evaluate import Evaluation, Setting
-from v2l.evaluation.report import summarise
-from v2l.evaluation.sweep import Run, output_of, settings, table, varying
+from v2l.evaluation.report import Run, output_of, settings, summarise, table, varying
 from v2l.io.manifest import Example
 
 QUESTIONS = ("what is on the whiteboard?", "where is the square?")

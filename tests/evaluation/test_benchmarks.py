@@ -11,10 +11,9 @@ import pytest
 
 from v2l.cli.app import app
 from v2l.errors import V2LError
-from v2l.evaluation import datasets
 from v2l.evaluation.datasets import __main__ as rows
-from v2l.evaluation.datasets import carebench, vdc
-from v2l.evaluation.datasets.annotations import Question, Unit
+from v2l.evaluation.datasets import carebench, names, vdc
+from v2l.evaluation.datasets.annotations import BenchmarkQuestion, Unit
 from v2l.evaluation.datasets.registry import BENCHMARKS, choose, read_benchmark
 from v2l.io.manifest import Example, read_manifest
 
@@ -155,7 +154,7 @@ def run_eval(capsys, monkeypatch):
 
 
 def test_the_command_line_names_what_the_registry_has():
-    assert tuple(BENCHMARKS) == datasets.NAMES
+    assert tuple(BENCHMARKS) == names.NAMES
 
 
 @pytest.mark.parametrize("name", READ)
@@ -221,7 +220,7 @@ def test_the_choice_is_the_seeds_and_not_the_folders(tmp_path):
 
 
 def test_the_choice_is_the_same_on_every_machine_and_in_every_version():
-    units = [Unit(name, (name,), (Question(name, "k", "p", "t"),)) for name in NAMES]
+    units = [Unit(name, (name,), (BenchmarkQuestion(name, "k", "p", "t"),)) for name in NAMES]
     assert [unit.key for unit in choose(units, 4, 0)] == ["v_013", "v_021", "v_030", "v_037"]
 
 

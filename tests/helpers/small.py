@@ -13,7 +13,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import SmolVLMConfig, SmolVLMForConditionalGeneration
 
-from v2l.models.checkpoint import save_hypernetwork, with_origin
+from v2l.models.checkpoint import save_hypernetwork, with_provenance
 from v2l.models.hypernetwork import TARGET, Hypernetwork, HypernetworkConfig, TrainedWith
 from v2l.models.presets import find_model
 from v2l.video.sampling import Video
@@ -140,7 +140,7 @@ def small_hypernetwork(base: Path, seed: int = 0, trained_with: TrainedWith | No
     with torch.no_grad():
         hypernetwork.scaler_B[TARGET].normal_(std=0.5)
         hypernetwork.bias_B[TARGET].normal_(std=0.02)
-    return with_origin(
+    return with_provenance(
         hypernetwork.eval(),
         id=f"test-{seed}",
         base_model=folder.id,

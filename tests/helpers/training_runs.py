@@ -3,7 +3,7 @@
 import torch
 
 from v2l.models.hypernetwork import Hypernetwork
-from v2l.training.data import Curriculum
+from v2l.training.data import SamplingConfig
 from v2l.training.trainer import Training, sizes_for
 
 SIZES = {
@@ -15,7 +15,7 @@ SIZES = {
     "num_kv_heads": 2,
     "head_dim": 16,
 }
-CURRICULUM = Curriculum(frames=4, windows=3, segments=3, questions=3)
+CURRICULUM = SamplingConfig(frames=4, windows=3, segments=3, questions=3)
 TRAINING = Training(
     CURRICULUM, steps=4, batch=3, together=3, learning_rate=3e-3, validate_every=2, save_every=2, validation_clips=2
 )

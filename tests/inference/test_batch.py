@@ -10,8 +10,8 @@ import small
 import v2l
 from v2l.inference import batch
 from v2l.inference.batch import EncodeOptions, encode_targets
-from v2l.inference.encode import begin
-from v2l.inference.model_loader import Choice
+from v2l.inference.encode import start_encode
+from v2l.inference.model_loader import ModelLoader
 from v2l.inference.preprocess import cut, fill_reading
 from v2l.inference.staleness import Wanted, judge
 from v2l.inference.targets import Target
@@ -20,7 +20,7 @@ from v2l.video.sampling import Reading
 
 @pytest.fixture(scope="module")
 def choice(model_folder):
-    return Choice(str(model_folder), "option", device="cpu")
+    return ModelLoader(str(model_folder), "option", device="cpu")
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ def test_too_many_segments_to_compose_are_refused_after_the_first(target, choice
 def test_composing_leaves_another_models_adapter_alone(target, choice, tmp_path):
     other = small.write_model(tmp_path / "other", seed=4)
     small.write_hypernetwork(other)
-    made(target, Choice(str(other), "option", device="cpu"))
+    made(target, ModelLoader(str(other), "option", device="cpu"))
     before = target.output.read_bytes()
     *_, last = _outcomes(target, choice, EncodeOptions(Reading(), segments=2, compose=True))
     assert (last.status, target.output.read_bytes()) == ("kept", before)
@@ -102,9 +102,9 @@ def test_the_next_video_is_begun_while_one_is_in_the_model(tmp_path, choice, mon
 
     def seen(path, *rest):
         begun[path].set()
-        return begin(path, *rest)
+        return start_encode(path, *rest)
 
-    monkeypatch.setattr(batch, "begin", seen)
+    monkeypatch.setattr(batch, "start_encode", seen)
 
     def watch(target, done, total):
         place = videos.index(target.video)
@@ -124,7 +124,7 @@ def test_a_model_that_cannot_be_loaded_ends_the_batch(target, tmp_path):
     small.write_hypernetwork(broken)
     (broken / "tokenizer.json").write_text("{")
     with pytest.raises(v2l.V2LError, match=r"tokenizer\.json"):
-        _outcomes(target, Choice(str(broken), "option", device="cpu"), EncodeOptions(Reading()))
+        _outcomes(target, ModelLoader(str(broken), "option", device="cpu"), EncodeOptions(Reading()))
 
 
 def test_the_verdict_names_what_changed(target, choice):

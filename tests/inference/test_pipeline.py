@@ -18,7 +18,7 @@ from transformers import SmolVLMForConditionalGeneration
 
 import v2l
 from v2l.inference.ask import answer_each
-from v2l.inference.preprocess import Ahead, cut_windows, fill_reading, see_video, video_ids
+from v2l.inference.preprocess import Prefetcher, cut_windows, encode_video_images, fill_reading, video_ids
 from v2l.models.hypernetwork import TrainedWith
 from v2l.models.processor import question_text
 from v2l.video.sampling import Reading
@@ -45,7 +45,7 @@ def test_an_adapter_says_what_it_was_made_from(videos, vlm, hypernetwork, adapte
 
 
 def test_factors_are_the_hypernetworks_on_the_hidden_states(videos, vlm, hypernetwork, adapters):
-    seen = see_video(videos[0], vlm, Reading(frames=8, fps=1.0, resolution=32))
+    seen = encode_video_images(videos[0], vlm, Reading(frames=8, fps=1.0, resolution=32))
     (window,) = cut_windows(seen, vlm, TrainedWith(window_frames=4))
     with torch.no_grad():
         layers = [torch.cat(list(pieces), dim=1) for pieces in vlm.read_layers([window])]
@@ -221,7 +221,7 @@ def test_frames_rate_range_and_resolution(videos, vlm, hypernetwork):
 
 
 def test_tiles_reach_the_prompt(videos, vlm):
-    seen = see_video(videos[0], vlm, Reading(frames=2, fps=1.0, resolution=64))
+    seen = encode_video_images(videos[0], vlm, Reading(frames=2, fps=1.0, resolution=64))
     assert seen.images.shape == (2 * 5, 4, 48)
     assert [(frame.rows, frame.cols) for frame in seen.frames] == [(2, 2), (2, 2)]
     (window,) = cut_windows(seen, vlm, TrainedWith(prompt="Watch.", window_frames=4))
@@ -242,7 +242,7 @@ def test_one_window_while_the_prompt_fits_then_windows(videos, vlm, model_folder
 def test_a_window_is_the_prompt_of_its_own_frames(videos, vlm):
     """Windows read together are the prompts of their parts: own frame count, absolute times, positions from zero."""
     reading = Reading(frames=63, fps=8.0, resolution=32)
-    seen = see_video(videos[2], vlm, reading)
+    seen = encode_video_images(videos[2], vlm, reading)
     windows = cut_windows(seen, vlm, TrainedWith(prompt="Watch.", window_frames=4))
     part = type(seen)(seen.video, seen.frames[4:8], seen.images[4:8])
     (alone,) = cut_windows(part, vlm, TrainedWith(prompt="Watch.", window_frames=4))
@@ -256,7 +256,7 @@ def test_the_end_of_the_video_is_marked_where_the_hypernetwork_was_trained_so(vi
     marking = dataclasses.replace(trained, marks_end=True)
 
     def texts(reading: Reading, trained_with: TrainedWith) -> list[str]:
-        seen = see_video(videos[2], vlm, reading)
+        seen = encode_video_images(videos[2], vlm, reading)
         windows = cut_windows(seen, vlm, trained_with)
         return [vlm.tokenizer.decode(window.input_ids.tolist(), skip_special_tokens=False) for window in windows]
 
@@ -266,12 +266,12 @@ def test_the_end_of_the_video_is_marked_where_the_hypernetwork_was_trained_so(vi
     assert marked[:-1] == plain[:-1]
     before, _, after = plain[-1].rpartition("Frame from")
     assert marked[-1] == f"{before}Last frame from{after}"
-    duration = see_video(videos[2], vlm, whole).video.duration
+    duration = encode_video_images(videos[2], vlm, whole).video.duration
     begun = dataclasses.replace(whole, frames=4, end=duration - 1)
     assert texts(begun, marking) == texts(begun, trained)
     ended = dataclasses.replace(begun, end=round(duration, 6))
     assert texts(ended, marking) != texts(ended, trained)
-    in_context = video_ids(see_video(videos[2], vlm, begun), vlm, QUESTION, answer=True)
+    in_context = video_ids(encode_video_images(videos[2], vlm, begun), vlm, QUESTION, answer=True)
     assert "Last frame" not in vlm.tokenizer.decode(in_context.tolist(), skip_special_tokens=False)
 
 
@@ -286,7 +286,7 @@ def test_an_adapter_of_the_last_segment_knows_that_it_is_the_last(videos, vlm, m
 
 
 def test_windows_shrink_where_even_they_do_not_fit(videos, vlm, monkeypatch):
-    seen = see_video(videos[2], vlm, Reading(frames=12, fps=2.0, resolution=128))
+    seen = encode_video_images(videos[2], vlm, Reading(frames=12, fps=2.0, resolution=128))
     windows = cut_windows(seen, vlm, TrainedWith(prompt="Watch.", window_frames=12))
     assert sum(window.frames for window in windows) == 12
     assert len(windows) > 1
@@ -309,7 +309,7 @@ def test_the_next_images_are_made_while_the_last_are_in_use():
             event.set()
             yield torch.tensor(place)
 
-    for place, item in enumerate(Ahead(items())):
+    for place, item in enumerate(Prefetcher(items())):
         assert int(item) == place
         if place + 1 < len(made):
             assert made[place + 1].wait(timeout=10)  # though nobody has asked for it yet
@@ -319,7 +319,7 @@ def test_the_next_images_are_made_while_the_last_are_in_use():
         raise v2l.V2LError("no second")
 
     with pytest.raises(v2l.V2LError, match="no second"):
-        list(Ahead(broken()))
+        list(Prefetcher(broken()))
 
 
 def test_a_resolution_no_prompt_could_hold_is_refused_before_decoding(videos, vlm, hypernetwork):

@@ -7,8 +7,7 @@ import small
 from terminal import SUFFIX, run_each
 
 import v2l
-from v2l.inference.shard import Shard, read_shard
-from v2l.inference.targets import Nothing, Target
+from v2l.inference.targets import Nothing, Shard, Target, read_shard
 
 TARGETS = [Target(Path(f"talks/{n}.mp4"), Path(f"{n}{SUFFIX}")) for n in range(200)] + [Nothing(Path("gone"), "why")]
 

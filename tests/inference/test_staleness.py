@@ -8,7 +8,7 @@ import small
 
 import v2l
 from v2l.adapters.segments import compose
-from v2l.inference.model_loader import Choice
+from v2l.inference.model_loader import ModelLoader
 from v2l.inference.preprocess import fill_reading, segment_readings
 from v2l.inference.staleness import Wanted, judge
 from v2l.video.sampling import Reading
@@ -18,7 +18,7 @@ DAY = 86_400
 
 @pytest.fixture(scope="module")
 def choice(model_folder):
-    return Choice(str(model_folder), "option", device="cpu")
+    return ModelLoader(str(model_folder), "option", device="cpu")
 
 
 class Desk:

@@ -17,7 +17,7 @@ from terminal import SUFFIX, Running, fill, run
 
 import v2l
 from v2l.inference import batch
-from v2l.inference.model_loader import Choice
+from v2l.inference.model_loader import ModelLoader
 from v2l.inference.targets import Target
 from v2l.io import files
 from v2l.io.files import write_atomically, write_folder
@@ -231,7 +231,7 @@ def its_folder_vanishes(video):
 
 def encode_while(happens, video, output, model_folder, vlm, hypernetwork):
     """The outcome where that happens once the model has seen the first frame."""
-    choice = Choice(str(model_folder), "option")
+    choice = ModelLoader(str(model_folder), "option")
     choice.vlm, choice.hypernetwork = vlm, hypernetwork
     happened = []
 

@@ -19,10 +19,10 @@ import v2l
 from v2l.cli import demo
 from v2l.cli.app import app
 from v2l.inference import batch
-from v2l.inference.model_loader import Choice
+from v2l.inference.model_loader import ModelLoader
 from v2l.inference.targets import Target
 from v2l.io.journal import Journal
-from v2l.models.lock import Lock, write_lock
+from v2l.models.presets import Lock, write_lock
 from v2l.tiny.world.clip import ClipFormat, write_clip
 from v2l.tiny.world.dataset import write_dataset
 from v2l.training import common
@@ -86,7 +86,7 @@ class Kit:
     place: Path
     shelf: Path
     adapters: list[v2l.Adapter]
-    choice: Choice
+    choice: ModelLoader
 
     def old(self, name):
         """Something stands there before."""
@@ -171,7 +171,7 @@ def encode(kit, output):
 
 @pytest.fixture(scope="module")
 def choice(model_folder, vlm, hypernetwork):
-    choice = Choice(str(model_folder), "option")
+    choice = ModelLoader(str(model_folder), "option")
     choice.vlm, choice.hypernetwork = vlm, hypernetwork
     return choice
 

@@ -13,9 +13,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import v2l
-from v2l.models.checkpoint import PUBLISHED_TRAINING, SIGNIFICANT_BITS, save_half, save_hypernetwork, with_origin
+from v2l.models.checkpoint import PUBLISHED_TRAINING, save_hypernetwork, with_provenance
 from v2l.models.hypernetwork import Hypernetwork, HypernetworkConfig, TrainedWith
 from v2l.models.processor import INTERNALIZATION_PROMPT
+from v2l.tiny.recipe.model import SIGNIFICANT_BITS
+from v2l.tiny.recipe.release import save_half
 
 OFFICIAL = DATA / "official-a" / "hypernet.pt"
 
@@ -81,7 +83,7 @@ def test_a_hypernetwork_must_say_where_it_comes_from(tmp_path, videos, vlm):
         save_hypernetwork(hypernetwork, tmp_path / "h.safetensors")
     with pytest.raises(v2l.V2LError, match="not loaded from a file"):
         v2l.encode(videos[0], vlm, hypernetwork)
-    named = with_origin(hypernetwork, "mine", "small", None, TrainedWith())
+    named = with_provenance(hypernetwork, "mine", "small", None, TrainedWith())
     assert len(named.origin.sha256) == 64
 
 

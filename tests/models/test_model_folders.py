@@ -19,7 +19,7 @@ from v2l.adapters.lora import check_fits
 from v2l.adapters.segments import compose
 from v2l.inference.model_loader import choose_model_for
 from v2l.io.safetensors_file import all_finite
-from v2l.models.checkpoint import save_hypernetwork, with_origin
+from v2l.models.checkpoint import save_hypernetwork, with_provenance
 from v2l.models.config import read_config, tensor_shapes
 from v2l.models.hypernetwork import TrainedWith
 from v2l.models.presets import EMBEDDED
@@ -140,7 +140,7 @@ def test_a_hypernetwork_cannot_be_of_impossible_training(sound, tmp_path, change
 def test_a_hypernetworks_hashes_are_hashes(hypernetwork, tmp_path):
     origin = hypernetwork.origin
     strange = small.small_hypernetwork(EMBEDDED, latent_size=8, num_blocks=1)
-    with_origin(strange, "mine", "small", EVIL, origin.trained_with)
+    with_provenance(strange, "mine", "small", EVIL, origin.trained_with)
     with pytest.raises(v2l.V2LError, match="base_fingerprint is not 64 hex digits"):
         save_hypernetwork(strange, tmp_path / "h.safetensors")
 

@@ -10,7 +10,7 @@ from places import DATA
 from safetensors.torch import load_file
 
 import v2l
-from v2l.adapters.adapter import Adapter, BaseModel, Block, Description, Maker, Segment
+from v2l.adapters.adapter import Adapter, BaseModel, Block, Description, HypernetworkInfo, Segment
 from v2l.io.files import FileIdentity
 from v2l.models.smolvlm import Window
 from v2l.video.sampling import Reading
@@ -35,7 +35,7 @@ def hypernetwork():
 
 @pytest.fixture(scope="module")
 def layer_inputs(vlm, expected):
-    images = vlm.see(expected["pixel_values"][0])
+    images = vlm.encode_images(expected["pixel_values"][0])
     return torch.cat(
         [torch.cat(list(pieces)) for pieces in vlm.read_layers([Window(4, expected["input_ids"][0], images)])]
     )
@@ -59,7 +59,7 @@ def as_adapter(a, b, vlm, hypernetwork, segments=1) -> Adapter:
     segment = Segment(FileIdentity("a.mp4", 1, "0" * 64), 0.0, 1.0, (0.0,), 32, 32, (1,), 12, Reading(), "", "")
     description = Description(
         BaseModel(vlm.id, None, vlm.fingerprint),
-        Maker(hypernetwork.origin.id, hypernetwork.origin.sha256, 1, 1),
+        HypernetworkInfo(hypernetwork.origin.id, hypernetwork.origin.sha256, 1, 1),
         (segment,) * segments,
         (Block(rank, 1, 0.0),) * segments,
         rank,
@@ -100,7 +100,7 @@ def test_logits_and_greedy_answer(vlm, hypernetwork, layer_inputs, expected, mer
 
 @torch.no_grad()
 def test_two_segments(vlm, hypernetwork, expected):
-    images = vlm.see(expected["pixel_values"][0])
+    images = vlm.encode_images(expected["pixel_values"][0])
     halves = []
     for frames in ((0, 1), (2, 3)):
         shown = [token for frame in frames for token in (10 + frame % 8, 3, 4, *[5] * 4, 3)]

@@ -23,8 +23,7 @@ import v2l.models.pull
 from v2l.errors import V2LError
 from v2l.inference.model_loader import choose_model
 from v2l.models.hub import list_files
-from v2l.models.lock import lock_path, read_lock
-from v2l.models.presets import PRESETS
+from v2l.models.presets import PRESETS, lock_path, read_lock
 
 MODEL, (PUBLISHED, OLDER, OLDEST) = PRESETS["smolvlm2-500m"].model, PRESETS["smolvlm2-500m"].hypernetworks
 HYPERNETWORK = PRESETS["smolvlm2-500m"].file

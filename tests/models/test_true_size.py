@@ -42,7 +42,7 @@ from pathlib import Path
 import torch
 import v2l
 from v2l.models.hypernetwork import Hypernetwork
-from v2l.training.data import Curriculum
+from v2l.training.data import SamplingConfig
 from v2l.io.manifest import Example
 from v2l.training.trainer import Trainer, Training, sizes_for
 
@@ -55,7 +55,7 @@ torch.manual_seed(0)
 hypernetwork = Hypernetwork(sizes_for(vlm, {}))
 before = {name: tensor.clone() for name, tensor in hypernetwork.state_dict().items()}
 clips = [Example(str(n), video, "caption", "caption", "Describe it.", "a square", n, n + 12) for n in range(2)]
-curriculum = Curriculum(resolutions=(384,), windows=1, segments=1, denser=1)
+curriculum = SamplingConfig(resolutions=(384,), windows=1, segments=1, denser=1)
 training = Training(curriculum, steps=1, batch=1, together=1, save_every=10**9)
 trainer = Trainer(vlm, hypernetwork, (clips[:1], clips[1:]), training, Path(folder) / "run")
 trainer.validate = lambda: 0.0  # the step alone is measured

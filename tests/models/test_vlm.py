@@ -36,7 +36,7 @@ def test_layer_inputs_are_the_hidden_states(vlm, reference):
     torch.manual_seed(0)
     ids, images = prompt_with_images(vlm, 3)
     expected = reference.model(input_ids=ids[None], pixel_values=images[None], output_hidden_states=True).hidden_states
-    actual = [torch.cat(list(pieces), dim=1) for pieces in vlm.read_layers([Window(3, ids, vlm.see(images))])]
+    actual = [torch.cat(list(pieces), dim=1) for pieces in vlm.read_layers([Window(3, ids, vlm.encode_images(images))])]
     assert len(actual) == len(expected) - 1
     for one, other in zip(actual, expected, strict=False):
         assert torch.allclose(one, other, atol=1e-5)
@@ -49,7 +49,7 @@ def test_windows_do_not_see_each_other(vlm):
     windows = []
     for count in (2, 5, 1):
         ids, images = prompt_with_images(vlm, count)
-        windows.append(Window(count, ids, vlm.see(images)))
+        windows.append(Window(count, ids, vlm.encode_images(images)))
     alone = [[torch.cat(list(p), dim=1) for p in vlm.read_layers([window])] for window in windows]
     together = [torch.cat(list(p), dim=1) for p in vlm.read_layers(windows)]
     for layer, states in enumerate(together):
@@ -62,7 +62,7 @@ def test_the_language_model_alone_says_the_same(vlm, model_folder):
     assert torch.equal(alone.logits(ids), vlm.logits(ids))
     assert alone.fingerprint == vlm.fingerprint
     with pytest.raises(v2l.V2LError, match="without its vision tower"):
-        alone.see(torch.zeros(1, 3, 32, 32))
+        alone.encode_images(torch.zeros(1, 3, 32, 32))
 
 
 def test_tied_embeddings_load_alone(tmp_path):

@@ -35,7 +35,7 @@ SOURCES = {
     "hevc open": odd_videos.h265("open-gop=1:repeat-headers=1", 25),
     "mpeg2 open": odd_videos.MPEG2,
 }
-WAYS = ("packet", "byte", "segment", "segment anywhere", "copy.ts", "copy.mkv", "copy.mp4")
+METHODS = ("packet", "byte", "segment", "segment anywhere", "copy.ts", "copy.mkv", "copy.mp4")
 
 
 def ffmpeg(*words: str) -> str:
@@ -62,7 +62,7 @@ def make(folder: Path, count: int):
         ffmpeg("-i", str(folder / f"sound {name}.ts"), "-c", "copy", str(folder / f"sound {name}.mp4"))
     for number in range(count):
         name = list(SOURCES)[number % len(SOURCES)]
-        way = WAYS[number // len(SOURCES) % len(WAYS)]
+        way = METHODS[number // len(SOURCES) % len(METHODS)]
         chance = random.Random(number)
         cut = chance.randrange(10, COUNT - 40) / RATE
         source = folder / f"sound {name}.ts"

@@ -24,9 +24,9 @@ import small
 import torch
 
 from v2l.adapters.adapter import Adapter
-from v2l.cli import commands, display
+from v2l.cli import commands, console
 from v2l.inference import batch
-from v2l.inference.model_loader import Choice
+from v2l.inference.model_loader import ModelLoader
 from v2l.inference.targets import Destination
 from v2l.video import decoding
 from v2l.video.sampling import Reading
@@ -41,8 +41,8 @@ LOOK = 0.002
 def encode(folder: Path, model: Path) -> bool:
     """What `v2l encode FOLDER --segments 2 --compose` does: three adapters a video."""
     options = batch.EncodeOptions(Reading(), segments=2, compose=True)
-    choice = Choice(str(model), "option", device="cpu")
-    return commands.encode([folder], Destination(), options, choice, display.Display(quiet=True))
+    choice = ModelLoader(str(model), "option", device="cpu")
+    return commands.encode([folder], Destination(), options, choice, console.Display(quiet=True))
 
 
 def in_child(work: Callable[[], object], within: float = math.inf) -> int:

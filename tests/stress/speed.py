@@ -19,13 +19,13 @@ from pathlib import Path
 import torch
 
 import v2l
-from v2l.bench.machine import PeakMemory, describe_machine
 from v2l.bench.random_model import random_model
+from v2l.bench.resources import PeakMemory, describe_machine
 from v2l.bench.runner import drawn_video
 from v2l.inference.ask import answer_each, question_embeddings
 from v2l.inference.batch import EncodeOptions, encode_targets
 from v2l.inference.encode import encode_reading
-from v2l.inference.model_loader import Choice
+from v2l.inference.model_loader import ModelLoader
 from v2l.inference.targets import Target
 from v2l.models.hypernetwork import Hypernetwork, HypernetworkConfig
 from v2l.models.perceiver import Resampler, ResamplerLayer
@@ -61,7 +61,7 @@ from transformers.models.smolvlm.configuration_smolvlm import SmolVLMConfig
 def start(folder: Path) -> dict[str, float]:
     """Whole processes: `v2l --help`, and `v2l ask` on tiny to its printed answer, against what they must import."""
     command = str(Path(sys.executable).with_name("v2l"))
-    encode_reading(drawn_video(12, 128, folder), *Choice("tiny", "option", device="cpu").load(), Reading()).save(
+    encode_reading(drawn_video(12, 128, folder), *ModelLoader("tiny", "option", device="cpu").load(), Reading()).save(
         folder / "clip.v2l.safetensors"
     )
     asking = [command, "ask", str(folder / "clip.v2l.safetensors"), "what is on the whiteboard?", "--device", "cpu"]
@@ -86,7 +86,7 @@ def start(folder: Path) -> dict[str, float]:
 
 def many_answers(folder: Path) -> dict[str, float]:
     """32 adapters, one question each, on tiny: together and one after the other."""
-    choice = Choice("tiny", "option", device="cpu")
+    choice = ModelLoader("tiny", "option", device="cpu")
     vlm, hypernetwork = choice.load()
     adapters = [encode_reading(clip, vlm, hypernetwork, Reading()) for clip in _clips(folder, 32, ClipFormat())]
     question = "what is on the whiteboard?"
@@ -102,7 +102,7 @@ def many_answers(folder: Path) -> dict[str, float]:
 
 def many_videos(folder: Path) -> dict[str, float]:
     """32 short clips on tiny, small ones and ones of 1280 x 720, in a batch and one after the other: the same bytes."""
-    choice, found = Choice("tiny", "option", device="cpu"), {}
+    choice, found = ModelLoader("tiny", "option", device="cpu"), {}
     for name, form in (("128 x 96", ClipFormat()), ("1280 x 720", ClipFormat(1280, 720, 12.0))):
         place = folder / name.replace(" ", "")
         place.mkdir()
@@ -253,7 +253,7 @@ READINGS = {"published": _published, "v2l": lambda network, states: network.gene
 
 ENCODE = """
 import sys, time, torch, v2l
-from v2l.bench.machine import PeakMemory
+from v2l.bench.resources import PeakMemory
 video, frames = sys.argv[1], int(sys.argv[2])
 vlm, hypernetwork = v2l.load_vlm("tiny", device="cpu"), v2l.load_hypernetwork("tiny", device="cpu")
 v2l.encode(video, vlm, hypernetwork, frames=12)

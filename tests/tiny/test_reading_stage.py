@@ -21,11 +21,11 @@ from v2l.tiny.recipe.vision_stage import PLACE_NAMES
 from v2l.tiny.world.dataset import varied, write_dataset
 from v2l.tiny.world.scene import WORDS
 from v2l.training.common import Processes, keep
-from v2l.training.data import NO_END, Curriculum, Reader, read_lesson
+from v2l.training.data import NO_END, SampleReader, SamplingConfig, read_sample
 from v2l.training.packing import IGNORED
 from v2l.training.trainer import STATE, sizes_for
 
-CURRICULUM = Curriculum(frames=12, windows=2, segments=2, denser=1, questions=4)
+CURRICULUM = SamplingConfig(frames=12, windows=2, segments=2, denser=1, questions=4)
 
 
 def trainer(vlm, examples, folder, steps=4, answers=True, hypernetwork=None, **weights):
@@ -45,16 +45,16 @@ def trainer(vlm, examples, folder, steps=4, answers=True, hypernetwork=None, **w
 
 def test_what_a_frame_shows_is_what_is_answered_about_it(world_examples, vlm):
     """The manifest's own questions tell the words and, of some seconds, the place."""
-    reader = Reader(vlm.tokenizer, vlm.geometry, vlm.max_positions)
+    reader = SampleReader(vlm.tokenizer, vlm.geometry, vlm.max_positions)
     told = 0
     for clip in group_by_clip(world_examples):
-        lesson = read_lesson(clip, reader, CURRICULUM, None)
-        shown = frames_show(*lesson.shows[:2])
+        sample = read_sample(clip, reader, CURRICULUM, None)
+        shown = frames_show(*sample.shows[:2])
         words = [WORDS[number] for number in shown[:, 0].tolist()]
         changes = [i for i in range(1, len(words)) if words[i] != words[i - 1]]
         assert [i for i in range(len(words)) if shown[i, 1] != IGNORED] == changes
         assert all(WORDS[shown[i, 1]] == words[i - 1] for i in changes)
-        ends = torch.cat([part.ends for part in lesson.parts])
+        ends = torch.cat([part.ends for part in sample.parts])
         seconds = ends[ends >= 0].tolist()
         for example in clip:
             if example.target in PLACE_NAMES and " at 00:" in f" {example.prompt}":
@@ -71,16 +71,16 @@ def test_it_learns_what_frames_show(vlm, world_examples, tmp_path):
     run = trainer(vlm, world_examples, tmp_path, steps=40, answers=False)
     first, *_, last = run.run()
     assert last.loss < 0.8 * first.loss
-    assert all(heads.abs().max() > 1e-3 for heads in (*run.pupil.heads, *run.pupil.when, *run.pupil.edges))
+    assert all(heads.abs().max() > 1e-3 for heads in (*run.objective.heads, *run.objective.when, *run.objective.edges))
 
 
 def test_seconds_and_minutes_count_as_often_as_is_said(vlm, world_examples, tmp_path):
     """New heads know nothing of either, at tokens, latents and ranks."""
-    reader = Reader(vlm.tokenizer, vlm.geometry, vlm.max_positions)
-    lesson = read_lesson(group_by_clip(world_examples)[0], reader, CURRICULUM, None)
+    reader = SampleReader(vlm.tokenizer, vlm.geometry, vlm.max_positions)
+    sample = read_sample(group_by_clip(world_examples)[0], reader, CURRICULUM, None)
     lost = [
         trainer(vlm, world_examples, tmp_path / str(weight), answers=False, when_weight=weight)
-        .pupil.loss([lesson])
+        .objective.loss([sample])
         .item()
         for weight in (0, 1, 3)
     ]
@@ -90,21 +90,21 @@ def test_seconds_and_minutes_count_as_often_as_is_said(vlm, world_examples, tmp_
 
 def test_ends_of_parts_are_asked_for_the_ends_of_the_video(vlm, world_examples, tmp_path):
     """Of each part its first frame and its last: new heads know nothing of either, at tokens, latents and ranks."""
-    reader = Reader(vlm.tokenizer, vlm.geometry, vlm.max_positions)
+    reader = SampleReader(vlm.tokenizer, vlm.geometry, vlm.max_positions)
     clip = group_by_clip(world_examples)[0]
-    lessons = {
-        (lesson.composed, len(lesson.parts)): lesson
-        for lesson in (read_lesson(clip, reader, CURRICULUM, np.random.default_rng(seed)) for seed in range(8))
+    samples = {
+        (sample.composed, len(sample.parts)): sample
+        for sample in (read_sample(clip, reader, CURRICULUM, np.random.default_rng(seed)) for seed in range(8))
     }
-    assert lessons.keys() == {(False, 1), (False, 2), (True, 2)}
-    for (composed, parts), lesson in lessons.items():
-        edges = edges_of(lesson)
+    assert samples.keys() == {(False, 1), (False, 2), (True, 2)}
+    for (composed, parts), sample in samples.items():
+        edges = edges_of(sample)
         assert edges[0][0, 0] == edges[-1][-1, 1] == 1
         assert parts == 1 or edges[0][-1, 1] == edges[1][0, 0] == 0
         assert int((torch.cat(edges) != IGNORED).sum()) == 2 * parts
         lost = [
             trainer(vlm, world_examples, tmp_path / f"{composed}-{parts}-{weight}", answers=False, edge_weight=weight)
-            .pupil.loss([lesson])
+            .objective.loss([sample])
             .item()
             for weight in (0, 1, 3)
         ]
@@ -114,24 +114,24 @@ def test_ends_of_parts_are_asked_for_the_ends_of_the_video(vlm, world_examples, 
 
 
 def test_a_clip_cut_from_a_video_has_not_its_ends(vlm, world_examples):
-    reader = Reader(vlm.tokenizer, vlm.geometry, vlm.max_positions)
+    reader = SampleReader(vlm.tokenizer, vlm.geometry, vlm.max_positions)
     clip = [replace(example, start=1.0, end=3.0) for example in group_by_clip(world_examples)[0]]
-    edges = torch.cat(edges_of(read_lesson(clip, reader, CURRICULUM, None)))
+    edges = torch.cat(edges_of(read_sample(clip, reader, CURRICULUM, None)))
     assert edges[0, 0] == edges[-1, 1] == 0
     assert int((edges != IGNORED).sum()) == 2
 
 
 def test_a_part_is_not_asked_what_came_before_its_first_frame(vlm, world_examples, tmp_path):
     run = trainer(vlm, world_examples, tmp_path, answers=False)
-    reader = Reader(vlm.tokenizer, vlm.geometry, vlm.max_positions)
+    reader = SampleReader(vlm.tokenizer, vlm.geometry, vlm.max_positions)
     unknown = 0
     for clip in group_by_clip(world_examples):
         for seed in range(8):
-            lesson = read_lesson(clip, reader, CURRICULUM, np.random.default_rng(seed))
-            run.pupil.loss([lesson])
-            whole = frames_show(*lesson.shows[:2])
-            firsts = np.cumsum([0, *(part.frames for part in lesson.parts[:-1])])
-            asked = torch.cat(run.pupil.shown)
+            sample = read_sample(clip, reader, CURRICULUM, np.random.default_rng(seed))
+            run.objective.loss([sample])
+            whole = frames_show(*sample.shows[:2])
+            firsts = np.cumsum([0, *(part.frames for part in sample.parts[:-1])])
+            asked = torch.cat(run.objective.shown)
             assert (asked[firsts, 1] == IGNORED).all()
             unknown += int((whole[firsts, 1] != IGNORED).sum())
             asked[firsts, 1] = whole[firsts, 1]
@@ -142,22 +142,22 @@ def test_a_part_is_not_asked_what_came_before_its_first_frame(vlm, world_example
 def test_the_heads_ask_frames_of_several_tiles_too(vlm, world_examples, tmp_path):
     """A frame of twice the model's edge is five images; the token behind the last of them ends it."""
     run = trainer(vlm, world_examples, tmp_path, answers=False)
-    reader = Reader(vlm.tokenizer, vlm.geometry, vlm.max_positions)
+    reader = SampleReader(vlm.tokenizer, vlm.geometry, vlm.max_positions)
     tiled = replace(CURRICULUM, frames=4, resolutions=(2 * vlm.geometry.image_size,))
-    lesson = read_lesson(group_by_clip(world_examples)[0], reader, tiled, None)
-    frames = sum(part.frames for part in lesson.parts)
-    assert sum(part.count for part in lesson.parts) == 5 * frames
-    assert sum(int((part.ends != NO_END).sum()) for part in lesson.parts) == frames
-    run.pupil.loss([lesson]).backward()
-    assert len(torch.cat(run.pupil.shown)) == frames
-    assert all(heads.any() for heads in run.pupil.heads.grad)
+    sample = read_sample(group_by_clip(world_examples)[0], reader, tiled, None)
+    frames = sum(part.frames for part in sample.parts)
+    assert sum(part.count for part in sample.parts) == 5 * frames
+    assert sum(int((part.ends != NO_END).sum()) for part in sample.parts) == frames
+    run.objective.loss([sample]).backward()
+    assert len(torch.cat(run.objective.shown)) == frames
+    assert all(heads.any() for heads in run.objective.heads.grad)
 
 
 def test_an_interrupted_run_goes_on_exactly(vlm, world_examples, tmp_path):
     list(trainer(vlm, world_examples, tmp_path / "whole").run())
     run = trainer(vlm, world_examples, tmp_path / "parts")
     for _ in range(2):
-        run._learn(run.lessons.batch(number) for number in range(run.step, 99))
+        run._learn(run.samples.batch(number) for number in range(run.step, 99))
         run.step += 1
     keep(run.parts, run.step, tmp_path / "parts" / STATE)
     list(trainer(vlm, world_examples, tmp_path / "parts").run())
@@ -172,15 +172,15 @@ def test_it_goes_on_from_the_heads_of_another_run(vlm, world_examples, tmp_path)
     list(trainer(vlm, world_examples, tmp_path / "one").run())
     taught = torch.load(tmp_path / "one" / STATE, weights_only=True)["heads"]
     run = trainer(vlm, world_examples, tmp_path / "other", taught=str(tmp_path / "one"))
-    assert taught["0"].any() and torch.equal(run.pupil.heads, taught["0"])
+    assert taught["0"].any() and torch.equal(run.objective.heads, taught["0"])
 
 
 def test_heads_that_another_run_did_not_have_are_new(vlm, world_examples, tmp_path):
     (tmp_path / "one").mkdir()
-    heads = trainer(vlm, world_examples, tmp_path / "none").pupil.heads + 1
+    heads = trainer(vlm, world_examples, tmp_path / "none").objective.heads + 1
     torch.save({"heads": {"0": heads}}, tmp_path / "one" / STATE)
-    pupil = trainer(vlm, world_examples, tmp_path / "other", taught=str(tmp_path / "one")).pupil
-    assert torch.equal(pupil.heads, heads) and not pupil.when.any()
+    student = trainer(vlm, world_examples, tmp_path / "other", taught=str(tmp_path / "one")).objective
+    assert torch.equal(student.heads, heads) and not student.when.any()
 
 
 def test_what_is_said_on_the_command_line_is_how_it_goes(tmp_path):

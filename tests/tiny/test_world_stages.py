@@ -18,7 +18,7 @@ from v2l.tiny.recipe.release import release
 from v2l.tiny.recipe.vision_stage import LABELS, PATCH_LABELS, VisionStage, frame_batch, train
 from v2l.tiny.world.scene import COLOURS, KINDS, WORDS, held_out_in
 from v2l.tiny.world.tokenizer import SPECIAL_TOKENS, VOCABULARY, train_tokenizer
-from v2l.training.packing import IGNORED, UNASKED, write_sheet
+from v2l.training.packing import IGNORED, UNASKED, pack_questions
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def test_the_folder_loads_as_any_model_does(folder):
     assert (roles.bos_token, roles.eos_token, roles.pad_token) == ("<|im_start|>", "<end_of_utterance>", "<|im_end|>")
     text = question_text("what is on the whiteboard?")
     assert roles(text, add_special_tokens=False).input_ids == vlm.tokenize(text).tolist()
-    assert vlm.see(torch.zeros(2, 3, 64, 64)).shape == (2, 4, 160)
+    assert vlm.encode_images(torch.zeros(2, 3, 64, 64)).shape == (2, 4, 160)
 
 
 def test_saving_leaves_the_weights_alone(tmp_path):
@@ -89,16 +89,16 @@ def test_the_loss_counts_answers_and_nothing_else(tokenizer):
     clip = sample_clip(random, 6)
     asked = [(each.prompt, each.answer) for each in clip_questions(clip, random)[:5]]
     for seen in (clip, None):
-        sheet = write_sheet(shown(seen), asked, tokenizer)
-        assert len(sheet.ids) == len(sheet.labels) == len(sheet.positions) == len(sheet.group)
-        counted = sheet.labels[sheet.labels != IGNORED].tolist()
+        sequence = pack_questions(shown(seen), asked, tokenizer)
+        assert len(sequence.ids) == len(sequence.labels) == len(sequence.positions) == len(sequence.group)
+        counted = sequence.labels[sequence.labels != IGNORED].tolist()
         text = tokenizer.decode(counted, skip_special_tokens=False)
         assert text == "".join(f" {answer}<end_of_utterance>" for _, answer in asked)
         for number, (prompt, answer) in enumerate(asked, 1):  # each as v2l itself would ask it
-            alone = (sheet.group == 0) | (sheet.group == number)
+            alone = (sequence.group == 0) | (sequence.group == number)
             whole = shown(seen).replace("\0", prompt) + f" {answer}<end_of_utterance>"
-            assert sheet.ids[alone].tolist() == tokenizer.encode(whole, add_special_tokens=False).ids
-            assert torch.equal(sheet.positions[alone], torch.arange(int(alone.sum())))
+            assert sequence.ids[alone].tolist() == tokenizer.encode(whole, add_special_tokens=False).ids
+            assert torch.equal(sequence.positions[alone], torch.arange(int(alone.sum())))
 
 
 def test_clips_are_of_many_kinds(tokenizer):
@@ -120,7 +120,7 @@ def test_questions_stand_in_rows_as_they_would_alone(tokenizer):
         asked = write_rows(clip, seen, questions, tokenizer)
         assert len(asked.kinds) > 8
         assert (asked.images is None, asked.looks is None) == (not seen, not seen)
-        whole = write_sheet(shown(clip if seen else None), [(q.prompt, q.answer) for q in questions], tokenizer)
+        whole = pack_questions(shown(clip if seen else None), [(q.prompt, q.answer) for q in questions], tokenizer)
         assert torch.equal(asked.ids, whole.ids[whole.group == 0])
         own = {tuple(whole.ids[whole.group == number + 1].tolist()) for number in range(len(questions))}
         for number in range(len(asked.kinds)):
@@ -138,7 +138,7 @@ def test_a_question_looks_at_the_frames_that_tell(tokenizer):
         labels = clip.labels()
         assert set(labels) == set(LOOKS)
         for question in clip_questions(clip, random):
-            asked = write_sheet(shown(clip), [(question.prompt, question.answer)], tokenizer)
+            asked = pack_questions(shown(clip), [(question.prompt, question.answer)], tokenizer)
             own = asked.group == 1
             ids, heard = asked.ids[own].tolist(), int((asked.labels[own] == IGNORED).sum())
             for pointer in pointers(clip, question, ids, heard, tokenizer):

@@ -34,7 +34,12 @@ def time(seconds):
 def scene(number, start, end, activities=3):
     described = [{"description": f"activity {number}.{place}"} for place in range(activities)]
     timestamps = {"start_timestamp": time(start), "end_timestamp": time(end)}
-    return {"sceneId": number + 1, "title": f"Scene {number}", "timestamps": timestamps, "activities": described}
+    return {
+        "sceneId": number + 1,
+        "title": f"AnnotatedScene {number}",
+        "timestamps": timestamps,
+        "activities": described,
+    }
 
 
 def annotation(*scenes, description="What the whole video shows."):
@@ -100,7 +105,7 @@ def test_the_pools_hold_every_scene_run_and_video(pools):
     assert run.target == "activity 1.0 activity 1.1 activity 1.2 activity 2.0"
     assert run.about["scene_indices"] == [1, 2, 3]
     assert run.about["scene_ids"] == [2, 3, 4]
-    assert run.about["title"] == "Scene 1 / Scene 2 / Scene 3"
+    assert run.about["title"] == "AnnotatedScene 1 / AnnotatedScene 2 / AnnotatedScene 3"
     full = spans["train-video 0-full"]
     assert (full.start, full.end, full.target) == (None, None, "What the whole video shows.")
     assert full.about["youtube_title"] == "A title"

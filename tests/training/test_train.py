@@ -24,7 +24,7 @@ from v2l.models.processor import question_text
 from v2l.models.smolvlm import Window
 from v2l.tiny.world.dataset import varied, write_dataset
 from v2l.tiny.world.scene import COLOURS, KINDS, WORDS, is_held_out
-from v2l.training.data import Lesson, Lessons, Reader, Unreadable, read_lesson, validation_split
+from v2l.training.data import MicroBatches, SampleReader, TrainingSample, UnreadableClip, read_sample, validation_split
 from v2l.training.resize import widened
 from v2l.training.teacher import NOTHING_SAID, taught
 from v2l.training.trainer import METRICS, SETTINGS, STATE, Trainer, sizes_for
@@ -43,7 +43,7 @@ def examples(videos):
 
 @pytest.fixture(scope="module")
 def reader(vlm):
-    return Reader(vlm.tokenizer, vlm.geometry, vlm.max_positions)
+    return SampleReader(vlm.tokenizer, vlm.geometry, vlm.max_positions)
 
 
 def trainer(vlm, examples, folder, training=TRAINING, hypernetwork=None, **options):
@@ -54,58 +54,58 @@ def trainer(vlm, examples, folder, training=TRAINING, hypernetwork=None, **optio
 
 
 def test_clips_are_met_whole_in_windows_and_in_segments(examples, reader):
-    lessons = Lessons(examples, reader, CURRICULUM, seed=1, steps=20, batch=3, together=2)
-    assert len(lessons) == 40
-    met = [lesson for number in range(40) for lesson in lessons.batch(number)]
+    samples = MicroBatches(examples, reader, CURRICULUM, seed=1, steps=20, batch=3, together=2)
+    assert len(samples) == 40
+    met = [sample for number in range(40) for sample in samples.batch(number)]
     assert len(met) == 60
-    ways = Counter((lesson.composed, len(lesson.parts)) for lesson in met)
+    ways = Counter((sample.composed, len(sample.parts)) for sample in met)
     assert ways[True, 2] > ways[True, 3]
     assert set(ways) == {(False, 1), (False, 2), (False, 3), (True, 2), (True, 3)}
-    assert len({sum(part.frames for part in lesson.parts) for lesson in met}) > 3
-    first, again = lessons.batch(7), lessons.batch(7)
+    assert len({sum(part.frames for part in sample.parts) for sample in met}) > 3
+    first, again = samples.batch(7), samples.batch(7)
     assert all(torch.equal(x.parts[0].images, y.parts[0].images) for x, y in zip(first, again, strict=True))
 
 
 def test_every_clip_has_its_turn(examples, reader):
-    lessons = Lessons(examples, reader, CURRICULUM, seed=1, steps=2, batch=3, together=3)
-    lengths = [sorted(len(lesson.in_context.ids) for lesson in lessons.batch(step)) for step in range(2)]
+    samples = MicroBatches(examples, reader, CURRICULUM, seed=1, steps=2, batch=3, together=3)
+    lengths = [sorted(len(sample.in_context.ids) for sample in samples.batch(step)) for step in range(2)]
     assert all(len(set(each)) == 3 for each in lengths)
 
 
 def test_processes_share_a_step(examples, reader):
-    def lessons(process, count):
-        shared = Lessons(examples, reader, CURRICULUM, 1, steps=1, batch=6, together=2, process=(process, count))
-        return [lesson for number in range(len(shared)) for lesson in shared.batch(number)]
+    def samples(process, count):
+        shared = MicroBatches(examples, reader, CURRICULUM, 1, steps=1, batch=6, together=2, process=(process, count))
+        return [sample for number in range(len(shared)) for sample in shared.batch(number)]
 
-    alone = [lesson.parts[0].images.sum().item() for lesson in lessons(0, 1)]
-    shared = [lesson.parts[0].images.sum().item() for process in (0, 1) for lesson in lessons(process, 2)]
+    alone = [sample.parts[0].images.sum().item() for sample in samples(0, 1)]
+    shared = [sample.parts[0].images.sum().item() for process in (0, 1) for sample in samples(process, 2)]
     assert sorted(alone) == sorted(shared)
 
 
 @pytest.mark.parametrize("marks_end", [False, True])
 def test_without_chance_a_clip_is_read_as_encoding_reads_it(examples, reader, vlm, videos, marks_end):
     curriculum = dataclasses.replace(CURRICULUM, frames=12, marks_end=marks_end)
-    lesson = read_lesson(examples[:3], reader, curriculum, None)
+    sample = read_sample(examples[:3], reader, curriculum, None)
     reading = fill_reading(
         v2l.Reading(frames=12), v2l.load_hypernetwork(vlm.folder.path).origin.trained_with, vlm.geometry
     )
-    seen = v2l.inference.preprocess.see_video(videos[0], vlm, reading)
-    (part,) = lesson.parts
-    assert torch.equal(vlm.see(part.images), seen.images)
+    seen = v2l.inference.preprocess.encode_video_images(videos[0], vlm, reading)
+    (part,) = sample.parts
+    assert torch.equal(vlm.encode_images(part.images), seen.images)
     assert torch.equal(part.ids, v2l.inference.preprocess.video_ids(seen, vlm, CURRICULUM.prompt, marks_end=marks_end))
 
 
 def test_what_does_not_fit_is_cut_as_encoding_cuts_it(examples, reader, vlm, videos):
     curriculum = dataclasses.replace(CURRICULUM, fps=8.0, longest=63)
-    seen = v2l.inference.preprocess.see_video(
+    seen = v2l.inference.preprocess.encode_video_images(
         videos[2], vlm, v2l.Reading(63, 8.0, None, None, vlm.geometry.longest_edge)
     )
     windows = v2l.inference.preprocess.cut_windows(seen, vlm, TrainedWith(window_frames=CURRICULUM.frames))
     assert len(windows) == 16
-    lesson = read_lesson(examples[6:9], reader, curriculum, None)
-    assert all(torch.equal(part.ids, window.input_ids) for part, window in zip(lesson.parts, windows, strict=True))
-    ways = [read_lesson(examples[6:9], reader, curriculum, np.random.default_rng(seed)) for seed in range(8)]
-    assert {(lesson.composed, len(lesson.parts)) for lesson in ways} == {(False, 16), (True, 3)}
+    sample = read_sample(examples[6:9], reader, curriculum, None)
+    assert all(torch.equal(part.ids, window.input_ids) for part, window in zip(sample.parts, windows, strict=True))
+    ways = [read_sample(examples[6:9], reader, curriculum, np.random.default_rng(seed)) for seed in range(8)]
+    assert {(sample.composed, len(sample.parts)) for sample in ways} == {(False, 16), (True, 3)}
 
 
 def test_the_end_of_the_video_is_marked_in_its_last_part_alone(examples, reader):
@@ -119,11 +119,11 @@ def test_the_end_of_the_video_is_marked_in_its_last_part_alone(examples, reader)
     ways = set()
     for last, clip in ended.items():
         for seed in range(8):
-            lesson = read_lesson(clip, reader, curriculum, np.random.default_rng(seed))
-            assert [marked(part.ids) for part in lesson.parts] == [False] * (len(lesson.parts) - 1) + [last]
-            assert lesson.edges[1] == last
-            assert not marked(lesson.in_context.ids)
-            ways.add((last, lesson.composed, len(lesson.parts) > 1))
+            sample = read_sample(clip, reader, curriculum, np.random.default_rng(seed))
+            assert [marked(part.ids) for part in sample.parts] == [False] * (len(sample.parts) - 1) + [last]
+            assert sample.edges[1] == last
+            assert not marked(sample.in_context.ids)
+            ways.add((last, sample.composed, len(sample.parts) > 1))
     assert len(ways) == 6
 
 
@@ -167,20 +167,20 @@ def test_one_clip_in_a_hundred_validates(examples):
 
 
 @pytest.fixture(scope="module")
-def lessons(examples, reader):
-    all_lessons = Lessons(examples, reader, CURRICULUM, seed=3, steps=8, batch=3, together=3)
-    return [lesson for number in range(8) for lesson in all_lessons.batch(number)]
+def samples(examples, reader):
+    all_lessons = MicroBatches(examples, reader, CURRICULUM, seed=3, steps=8, batch=3, together=3)
+    return [sample for number in range(8) for sample in all_lessons.batch(number)]
 
 
-def test_the_factors_of_a_batch_are_those_of_each_alone(vlm, examples, lessons, tmp_path):
+def test_the_factors_of_a_batch_are_those_of_each_alone(vlm, examples, samples, tmp_path):
     hypernetwork = lively(vlm)
     run = trainer(vlm, examples, tmp_path, hypernetwork=hypernetwork)
     with torch.no_grad():
-        together = run.pupil.factors(lessons, run.pupil.see(lessons))
+        together = run.objective.factors(samples, run.objective.encode_images(samples))
     rank = hypernetwork.config.rank
-    for place, lesson in enumerate(lessons):
-        windows = [Window(part.frames, part.ids, vlm.see(part.images)) for part in lesson.parts]
-        groups = [[window] for window in windows] if lesson.composed else [windows]
+    for place, sample in enumerate(samples):
+        windows = [Window(part.frames, part.ids, vlm.encode_images(part.images)) for part in sample.parts]
+        groups = [[window] for window in windows] if sample.composed else [windows]
         a, b = zip(*(generate_factors(group, vlm, hypernetwork) for group in groups), strict=True)
         for own, batched in ((a, 0), (b, 1)):
             wanted = torch.cat([*(each[:, :rank] for each in own), own[0][:, rank:]], dim=1)
@@ -189,16 +189,16 @@ def test_the_factors_of_a_batch_are_those_of_each_alone(vlm, examples, lessons, 
             assert not found[:, wanted.shape[1] :].any()
 
 
-def test_the_loss_is_the_mean_over_clips_of_questions_of_tokens(vlm, examples, lessons, tmp_path):
+def test_the_loss_is_the_mean_over_clips_of_questions_of_tokens(vlm, examples, samples, tmp_path):
     hypernetwork = lively(vlm)
     run = trainer(vlm, examples, tmp_path, hypernetwork=hypernetwork)
-    some = lessons[:3]
+    some = samples[:3]
     with torch.no_grad():
-        loss = run.pupil.loss(some).item()
-        factors = run.pupil.factors(some, run.pupil.see(some))
+        loss = run.objective.loss(some).item()
+        factors = run.objective.factors(some, run.objective.encode_images(some))
         wanted = 0.0
-        for place, lesson in enumerate(some):
-            asked = vlm.tokenizer.decode(lesson.sheet.ids.tolist(), skip_special_tokens=False)
+        for place, sample in enumerate(some):
+            asked = vlm.tokenizer.decode(sample.sequence.ids.tolist(), skip_special_tokens=False)
             means = []
             for prompt, answer in QUESTIONS:
                 assert prompt in asked
@@ -211,14 +211,14 @@ def test_the_loss_is_the_mean_over_clips_of_questions_of_tokens(vlm, examples, l
     assert loss == pytest.approx(wanted, rel=1e-5)
 
 
-def alone(vlm, lesson, number, images, factors):
+def alone(vlm, sample, number, images, factors):
     """One question in transformers' own pass: without the video, wearing factors, and in context. Returns for both the
     (N, vocabulary) log-probabilities of the answer and the hidden states of question and answer behind each layer."""
-    own = lesson.in_context.group == number
-    length = min(int(own.sum()), int((lesson.sheet.group == number).sum()))  # the first word's tokens may differ
-    said = int((lesson.in_context.labels[own] >= 0).sum())
-    text = lesson.sheet.ids[(lesson.sheet.group == 0) | (lesson.sheet.group == number)]
-    shown = lesson.in_context.ids[(lesson.in_context.group == 0) | own]
+    own = sample.in_context.group == number
+    length = min(int(own.sum()), int((sample.sequence.group == number).sum()))  # the first word's tokens may differ
+    said = int((sample.in_context.labels[own] >= 0).sum())
+    text = sample.sequence.ids[(sample.sequence.group == 0) | (sample.sequence.group == number)]
+    shown = sample.in_context.ids[(sample.in_context.group == 0) | own]
     zero = [(torch.zeros_like(a), torch.zeros_like(b)) for a, b in factors]
     found = []
     for embedded, worn in ((vlm.embed(text), factors), (vlm.embed(shown, images), zero)):
@@ -235,18 +235,18 @@ def unit(x):
 
 
 @pytest.mark.parametrize("weighted", ["kl_weight", "hidden_weight"])
-def test_the_teacher_is_the_same_model_with_the_video_in_context(vlm, examples, lessons, tmp_path, weighted):
+def test_the_teacher_is_the_same_model_with_the_video_in_context(vlm, examples, samples, tmp_path, weighted):
     hypernetwork = lively(vlm)
     run = trainer(vlm, examples, tmp_path / "a", dataclasses.replace(TRAINING, **{weighted: 0.5}), hypernetwork)
     plain = trainer(vlm, examples, tmp_path / "b", hypernetwork=hypernetwork)
-    some = [lesson for lesson in lessons if not lesson.composed][:3]
+    some = [sample for sample in samples if not sample.composed][:3]
     some[1] = dataclasses.replace(some[1], in_context=None)  # as of a clip that does not fit: it has no teacher
     with torch.no_grad():
-        added = run.pupil.loss(some).item() - plain.pupil.loss(some).item()
-        factors = run.pupil.factors(some, run.pupil.see(some))
+        added = run.objective.loss(some).item() - plain.student.loss(some).item()
+        factors = run.objective.factors(some, run.objective.encode_images(some))
     wanted = 0.0
     for place in (0, 2):
-        images = vlm.see(torch.cat([part.images for part in some[place].parts]))
+        images = vlm.encode_images(torch.cat([part.images for part in some[place].parts]))
         means = []
         for number in range(1, 4):
             worn = [(a[place], b[place]) for a, b in factors]
@@ -266,7 +266,7 @@ def test_micro_batches_change_nothing(vlm, examples, tmp_path):
 
     def gradients(together):
         run = trainer(vlm, examples, tmp_path / str(together), dataclasses.replace(TRAINING, together=together))
-        run._learn(iter([run.lessons.batch(number) for number in range(run.lessons.per_step)]))
+        run._learn(iter([run.samples.batch(number) for number in range(run.samples.per_step)]))
         return torch.cat([p.grad.ravel() for p in run.hypernetwork.parameters() if p.grad is not None])
 
     one, all_at_once = gradients(1), gradients(3)
@@ -329,10 +329,10 @@ def test_another_run_is_not_gone_on_with(finished, vlm, examples):
 def test_clips_that_cannot_be_read_are_passed_over(vlm, examples, reader, tmp_path):
     (tmp_path / "no.mp4").write_bytes(b"no video")
     broken = dataclasses.replace(examples[0], id="broken", video=tmp_path / "no.mp4")
-    lessons = Lessons([*examples, broken], reader, CURRICULUM, 0, steps=1, batch=4, together=4).batch(0)
-    assert sorted(isinstance(lesson, Lesson) for lesson in lessons) == [False, True, True, True]
-    (lesson,) = [lesson for lesson in lessons if isinstance(lesson, Unreadable)]
-    assert "no.mp4" in lesson.reason
+    samples = MicroBatches([*examples, broken], reader, CURRICULUM, 0, steps=1, batch=4, together=4).batch(0)
+    assert sorted(isinstance(sample, TrainingSample) for sample in samples) == [False, True, True, True]
+    (sample,) = [sample for sample in samples if isinstance(sample, UnreadableClip)]
+    assert "no.mp4" in sample.reason
     warnings = []
     run = trainer(vlm, [*examples, broken], tmp_path / "run", warn=warnings.append)
     list(run.run())
@@ -357,7 +357,7 @@ def test_sizes_that_make_no_network(vlm, sizes, complaint):
     assert sizes_for(vlm, {}).lora_alpha == 128.0
 
 
-def test_a_wider_hypernetwork_begins_as_what_it_was(vlm, examples, lessons, tmp_path):
+def test_a_wider_hypernetwork_begins_as_what_it_was(vlm, examples, samples, tmp_path):
     old = lively(vlm)
     wide = widened(old, sizes_for(vlm, {"rank": 8}, old.config))
     assert (wide.config.rank, wide.config.num_latents) == (8, 4)
@@ -391,27 +391,27 @@ def test_a_wider_hypernetwork_begins_as_what_it_was(vlm, examples, lessons, tmp_
 def test_what_was_seen_is_neither_decoded_nor_looked_at_again(vlm, examples, reader, tmp_path):
     same = dataclasses.replace(TRAINING, curriculum=dataclasses.replace(CURRICULUM, denser=1.0))
     run = trainer(vlm, examples, tmp_path, same, hypernetwork=lively(vlm))
-    first, again = (run.lessons.batch(0) for _ in range(2))
+    first, again = (run.samples.batch(0) for _ in range(2))
     with torch.no_grad():
-        loss = run.pupil.loss(first).item()
-        again = run.lessons.batch(0)
-        assert all(part.images is None for lesson in again for part in lesson.parts)
-        assert run.pupil.loss(again).item() == loss
-    assert set(run.pupil.seen) == {lesson.shows for lesson in first}
+        loss = run.objective.loss(first).item()
+        again = run.samples.batch(0)
+        assert all(part.images is None for sample in again for part in sample.parts)
+        assert run.objective.loss(again).item() == loss
+    assert set(run.objective.seen) == {sample.shows for sample in first}
 
 
 def test_frames_of_several_resolutions_are_met(examples, reader):
     several = dataclasses.replace(CURRICULUM, resolutions=(32, 64), segments=1, windows=1)
-    lessons = Lessons(examples, reader, several, seed=3, steps=8, batch=3, together=3)
-    met = [lesson for number in range(8) for lesson in lessons.batch(number)]
-    assert {lesson.shows[2] for lesson in met} == {32, 64}
-    assert all(part.count == len(part.images) for lesson in met for part in lesson.parts)
-    assert {part.count // part.frames for lesson in met for part in lesson.parts} > {1}
+    samples = MicroBatches(examples, reader, several, seed=3, steps=8, batch=3, together=3)
+    met = [sample for number in range(8) for sample in samples.batch(number)]
+    assert {sample.shows[2] for sample in met} == {32, 64}
+    assert all(part.count == len(part.images) for sample in met for part in sample.parts)
+    assert {part.count // part.frames for sample in met for part in sample.parts} > {1}
     rare = dataclasses.replace(several, at_first=0.9)
-    lessons.curriculum = rare
-    again = Counter(lesson.shows[2] for number in range(8) for lesson in lessons.batch(number))
-    assert 0 < again[64] < sum(lesson.shows[2] == 64 for lesson in met)
-    assert max(len(part.ids) for lesson in met for part in lesson.parts) <= reader.positions
+    samples.curriculum = rare
+    again = Counter(sample.shows[2] for number in range(8) for sample in samples.batch(number))
+    assert 0 < again[64] < sum(sample.shows[2] == 64 for sample in met)
+    assert max(len(part.ids) for sample in met for part in sample.parts) <= reader.positions
 
 
 def test_a_clip_that_tiles_would_make_too_long_is_read_at_the_first_resolution(examples, reader):
@@ -420,9 +420,9 @@ def test_a_clip_that_tiles_would_make_too_long_is_read_at_the_first_resolution(e
     met = {0: set(), 6: set()}
     for first, resolutions in met.items():
         for seed in range(12):
-            lesson = read_lesson(examples[first : first + 3], reader, tiled, np.random.default_rng(seed))
-            assert sum(part.count for part in lesson.parts) <= 38
-            resolutions.add(lesson.shows[2])
+            sample = read_sample(examples[first : first + 3], reader, tiled, np.random.default_rng(seed))
+            assert sum(part.count for part in sample.parts) <= 38
+            resolutions.add(sample.shows[2])
     assert met == {0: {32, 64}, 6: {32}}
 
 

@@ -13,9 +13,10 @@ from dataclasses import dataclass, replace
 import torch
 
 from v2l.errors import V2LError
-from v2l.io.files import FileIdentity, printable, unreadable
+from v2l.io.files import FileIdentity, unreadable
 from v2l.io.records import from_json, to_json
 from v2l.io.safetensors_file import MAX_HEADER_BYTES, content_sha256, damaged, read_tensors, write_tensors
+from v2l.io.text import printable
 from v2l.video.sampling import Reading
 
 VERSION = 1
@@ -37,7 +38,7 @@ class BaseModel:
 
 
 @dataclass(frozen=True)
-class Maker:
+class HypernetworkInfo:
     """The hypernetwork that made an adapter, and the most windows and segments that it saw together in training."""
 
     id: str
@@ -90,7 +91,7 @@ class Description:
     """All metadata of an adapter, in the order that people ask for it."""
 
     base_model: BaseModel
-    hypernetwork: Maker
+    hypernetwork: HypernetworkInfo
     segments: tuple[Segment, ...]
     blocks: tuple[Block, ...]
     bias_rank: int

@@ -19,7 +19,8 @@ from safetensors.torch import save
 
 from v2l.adapters.adapter import Adapter
 from v2l.errors import UsageError, V2LError
-from v2l.io.files import printable, unwritable, write_atomically, write_folder
+from v2l.io.files import unwritable, write_atomically, write_folder
+from v2l.io.text import printable
 from v2l.models.presets import EMBEDDED, RELEASE
 
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)

@@ -14,7 +14,7 @@ import torch
 
 from v2l.adapters.adapter import Adapter
 from v2l.errors import V2LError
-from v2l.io.files import printable
+from v2l.io.text import printable
 from v2l.models.smolvlm import FrozenVLM
 
 MERGED_ON = "cpu"

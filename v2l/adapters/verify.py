@@ -50,7 +50,7 @@ class Effect:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Verification:
     """on_model: against the model without any adapter; over_bias: against the adapter's learned bias alone, what the
     video itself brings; weights_sha256: of every weight of the model's language part"""
 
@@ -70,7 +70,7 @@ class Verdict:
         return None
 
 
-def verify(adapter: Adapter, vlm: FrozenVLM) -> Verdict:
+def verify(adapter: Adapter, vlm: FrozenVLM) -> Verification:
     """Wears the adapter, and its learned bias alone, on the model. Raises V2LError, with both names, where the adapter
     was made for another model."""
     check_fits(adapter, vlm)
@@ -79,7 +79,7 @@ def verify(adapter: Adapter, vlm: FrozenVLM) -> Verdict:
         worn = _logits(vlm)
     with applied(vlm, adapter.bias_alone(), merged=False):
         bias = _logits(vlm)
-    return Verdict(_effect(plain, worn), _effect(bias, worn), weights_sha256(vlm))
+    return Verification(_effect(plain, worn), _effect(bias, worn), weights_sha256(vlm))
 
 
 def _logits(vlm: FrozenVLM) -> torch.Tensor:

@@ -21,7 +21,7 @@ from v2l.adapters.adapter import Adapter
 from v2l.adapters.lora import applied
 from v2l.inference.ask import question_embeddings
 from v2l.inference.encode import encode_segments
-from v2l.inference.preprocess import SeenVideo, look, see_video, video_ids
+from v2l.inference.preprocess import EncodedFrames, encode_video_images, plan_frames, video_ids
 from v2l.models.hypernetwork import Hypernetwork
 from v2l.models.processor import QUESTIONS, video_text
 from v2l.models.smolvlm import FrozenVLM
@@ -75,7 +75,7 @@ class Ready:
 
 
 @dataclass(frozen=True)
-class Way:
+class Method:
     """name: as it stands in tables and files; in_context: whether the video is in the prompt
     prepare: does what is done once a video, but for encoding it where wears_adapter says that it is needed
     """
@@ -93,7 +93,7 @@ def cold(subject: Subject) -> Ready:
     """Keeps nothing: every question decodes, sees and reads the video again (the paper's baseline)."""
 
     def answer(question: str) -> Iterator[list[int]]:
-        return _in_context(subject, see_video(subject.video, subject.vlm, subject.reading), question)
+        return _in_context(subject, encode_video_images(subject.video, subject.vlm, subject.reading), question)
 
     return Ready(answer, 0)
 
@@ -105,24 +105,24 @@ def few_frames(subject: Subject) -> Ready:
 
 def decoded(subject: Subject) -> Ready:
     """Keeps the pixels as the vision tower takes them."""
-    looked = look(subject.video, subject.vlm, subject.reading)
-    images = torch.cat(list(looked.images)).to(subject.vlm.device)
+    plan = plan_frames(subject.video, subject.vlm, subject.reading)
+    images = torch.cat(list(plan.images)).to(subject.vlm.device)
 
     def answer(question: str) -> Iterator[list[int]]:
-        return _in_context(subject, SeenVideo(looked.video, looked.frames, subject.vlm.see(images)), question)
+        return _in_context(subject, EncodedFrames(plan.video, plan.frames, subject.vlm.encode_images(images)), question)
 
     return Ready(answer, images.nbytes)
 
 
 def features(subject: Subject) -> Ready:
     """Keeps what the vision tower made of the frames."""
-    seen = see_video(subject.video, subject.vlm, subject.reading)
+    seen = encode_video_images(subject.video, subject.vlm, subject.reading)
     return Ready(lambda question: _in_context(subject, seen, question), seen.images.nbytes)
 
 
 def kv_in_memory(subject: Subject) -> Ready:
     """Keeps the KV cache of the prompt up to the question, as prefix caching does."""
-    kept = _remember(subject)
+    kept = _prefill(subject)
     size = sum(tensor.nbytes for tensor in _tensors(kept.cache).values())
 
     def answer(question: str) -> Iterator[list[int]]:
@@ -134,7 +134,7 @@ def kv_in_memory(subject: Subject) -> Ready:
 
 def kv_on_disk(subject: Subject) -> Ready:
     """Keeps that cache in a file, from which every question restores it."""
-    kept = _remember(subject)
+    kept = _prefill(subject)
     path = subject.folder / "kv.safetensors"
     save_file(_tensors(kept.cache), path)
     kept.cache = None
@@ -180,18 +180,18 @@ def text_only(subject: Subject) -> Ready:
     return Ready(lambda question: _without_video(subject, question), 0)
 
 
-WAYS = (
-    Way("in context, cold", True, cold),
-    Way("in context, frames decoded", True, decoded),
-    Way("in context, features kept", True, features),
-    Way("in context, KV in memory", True, kv_in_memory),
-    Way("in context, KV on disk", True, kv_on_disk),
-    Way(f"in context, {FEW_FRAMES} frames, cold", True, few_frames),
-    Way("adapter, attached", False, attached_adapter, wears_adapter=True),
-    Way("adapter, on the side path", False, side_path_adapter, wears_adapter=True),
-    Way("adapter, merged", False, merged_adapter, wears_adapter=True),
-    Way("adapter, from disk", False, adapter_on_disk, wears_adapter=True),
-    Way("no video", False, text_only),
+METHODS = (
+    Method("in context, cold", True, cold),
+    Method("in context, frames decoded", True, decoded),
+    Method("in context, features kept", True, features),
+    Method("in context, KV in memory", True, kv_in_memory),
+    Method("in context, KV on disk", True, kv_on_disk),
+    Method(f"in context, {FEW_FRAMES} frames, cold", True, few_frames),
+    Method("adapter, attached", False, attached_adapter, wears_adapter=True),
+    Method("adapter, on the side path", False, side_path_adapter, wears_adapter=True),
+    Method("adapter, merged", False, merged_adapter, wears_adapter=True),
+    Method("adapter, from disk", False, adapter_on_disk, wears_adapter=True),
+    Method("no video", False, text_only),
 )
 """The attached adapter is one of the two after it."""
 
@@ -199,7 +199,7 @@ WAYS = (
 # Parts -------------------------------------------------------------------------------------------------------------
 
 
-def _in_context(subject: Subject, seen: SeenVideo, question: str) -> Iterator[list[int]]:
+def _in_context(subject: Subject, seen: EncodedFrames, question: str) -> Iterator[list[int]]:
     prompt = subject.vlm.embed(video_ids(seen, subject.vlm, question, answer=True), seen.images)
     yield from subject.vlm.greedy([prompt], subject.new_tokens, for_speed=True)
 
@@ -216,20 +216,20 @@ def _worn(subject: Subject, merged: bool | None) -> Ready:
     )
 
 
-def prompt_size(subject: Subject, way: Way) -> tuple[int, int]:
+def prompt_size(subject: Subject, way: Method) -> tuple[int, int]:
     """Tokens of a question's prompt, those that stand in a cache included, and how many of them are visual. Decodes
     nothing."""
     vlm = subject.vlm
     if not way.in_context:
         return len(question_embeddings(QUESTIONS[0], vlm)), 0
-    looked = look(subject.video, vlm, (subject.few() if way.prepare is few_frames else subject).reading)
-    text = video_text(looked.frames, looked.video.duration, QUESTIONS[0], vlm.geometry, generation_prompt=True)
+    plan = plan_frames(subject.video, vlm, (subject.few() if way.prepare is few_frames else subject).reading)
+    text = video_text(plan.frames, plan.video.duration, QUESTIONS[0], vlm.geometry, generation_prompt=True)
     ids = vlm.tokenize(text)
     return len(ids), int((ids == vlm.image_token_id).sum())
 
 
 @dataclass
-class _Remembered:
+class _Prefilled:
     """The KV cache of what all prompts about a video begin with, and how they go on.
 
     length: tokens in the cache before a question; tail: the ids that a question adds
@@ -240,8 +240,8 @@ class _Remembered:
     tail: Callable[[str], torch.Tensor]
 
 
-def _remember(subject: Subject) -> _Remembered:
-    vlm, seen = subject.vlm, see_video(subject.video, subject.vlm, subject.reading)
+def _prefill(subject: Subject) -> _Prefilled:
+    vlm, seen = subject.vlm, encode_video_images(subject.video, subject.vlm, subject.reading)
 
     def ids(question: str, first: int = 0) -> torch.Tensor:
         return video_ids(seen, vlm, question, first, answer=True)
@@ -249,8 +249,8 @@ def _remember(subject: Subject) -> _Remembered:
     whole = _common_beginning([ids(question) for question in QUESTIONS])
     # the last frame alone goes on in the same way, and is soon tokenized
     short = len(_common_beginning([ids(question, first=-1) for question in QUESTIONS]))
-    cache = vlm.remember(vlm.embed(whole, seen.images))
-    return _Remembered(cache, len(whole), lambda question: ids(question, first=-1)[short:])
+    cache = vlm.prefill(vlm.embed(whole, seen.images))
+    return _Prefilled(cache, len(whole), lambda question: ids(question, first=-1)[short:])
 
 
 def _go_on(subject: Subject, cache: Any, tail: torch.Tensor) -> Iterator[list[int]]:

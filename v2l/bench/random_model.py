@@ -15,9 +15,9 @@ from typing import Any
 import torch
 
 from v2l.errors import V2LError
-from v2l.io.files import printable
 from v2l.io.safetensors_file import canonical_json
-from v2l.models.checkpoint import with_origin
+from v2l.io.text import printable
+from v2l.models.checkpoint import with_provenance
 from v2l.models.hypernetwork import TARGET, Hypernetwork, HypernetworkConfig, TrainedWith
 from v2l.models.loading import choose_device, default_dtype, parts_of
 from v2l.models.presets import ModelFolder, find_model
@@ -154,7 +154,7 @@ def _hypernetwork(folder: ModelFolder, architecture: Architecture, device: torch
         hypernetwork.scaler_B[TARGET].fill_(1e-3)  # an untrained one is zero, and would write zeros
     trained_with = TrainedWith(resolution=architecture.resolution)
     origin = {"base_model": folder.id, "base_fingerprint": folder.fingerprint(), "trained_with": trained_with}
-    return with_origin(hypernetwork.to(device).eval().requires_grad_(False), id="random weights", **origin)
+    return with_provenance(hypernetwork.to(device).eval().requires_grad_(False), id="random weights", **origin)
 
 
 def _write_folder(architecture: Architecture, folder: Path) -> ModelFolder:

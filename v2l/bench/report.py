@@ -8,17 +8,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from v2l.bench.methods import WAYS
+from v2l.bench.methods import METHODS
 from v2l.bench.runner import Cell, Encoding
-from v2l.cli.display import amount
+from v2l.io.text import amount, duration
 
 Table = tuple[list[str], list[list[str]]]
-HEADLINE, FLOOR, COLD = "adapter, attached", WAYS[-1].name, WAYS[0].name
+HEADLINE, FLOOR, COLD = "adapter, attached", METHODS[-1].name, METHODS[0].name
 UNKNOWN = "-"
 
 
 @dataclass(frozen=True)
-class Comparison:
+class BenchSetting:
     """The cells of one number of frames at one resolution, and the encoding that its adapters cost; None where the
     budget did not reach it."""
 
@@ -68,21 +68,21 @@ class Comparison:
         return dataclasses.asdict(cell) | derived
 
 
-def compare(results: Sequence[Cell | Encoding]) -> list[Comparison]:
+def compare(results: Sequence[Cell | Encoding]) -> list[BenchSetting]:
     """One for every number of frames and resolution, in their order."""
     places = list(dict.fromkeys((result.frames, result.resolution) for result in results))
     found = []
     for place in places:
         here = [result for result in results if (result.frames, result.resolution) == place]
         encodings = [result for result in here if isinstance(result, Encoding)]
-        found.append(Comparison(tuple(r for r in here if isinstance(r, Cell)), encodings[0] if encodings else None))
+        found.append(BenchSetting(tuple(r for r in here if isinstance(r, Cell)), encodings[0] if encodings else None))
     return found
 
 
 # Tables ------------------------------------------------------------------------------------------------------------
 
 
-def token_load(comparison: Comparison) -> Table:
+def token_load(comparison: BenchSetting) -> Table:
     """What goes into the model for one question, and what is kept of the video for it."""
     header = ["token load", "visual tokens", "prompt tokens", "adapter has fewer", "kept of the video"]
     rows = []
@@ -93,7 +93,7 @@ def token_load(comparison: Comparison) -> Table:
     return header, rows
 
 
-def first_token(comparison: Comparison) -> Table:
+def first_token(comparison: BenchSetting) -> Table:
     """When the first token comes, and how fast the others follow."""
     header = ["time to first token", "median", "p95", "repeats", "adapter is faster", "tokens/s", "peak memory", ""]
     rows = []
@@ -116,7 +116,7 @@ def first_token(comparison: Comparison) -> Table:
     return header, rows
 
 
-def amortization(comparison: Comparison, questions: int) -> Table:
+def amortization(comparison: BenchSetting, questions: int) -> Table:
     """Seconds a question, preparation included, by the number of questions about one video."""
     counts = question_counts(questions)
     header = ["time per question", "once a video", *(f"of {count}" for count in counts), "adapter pays from"]
@@ -133,19 +133,19 @@ def amortization(comparison: Comparison, questions: int) -> Table:
     return header, rows
 
 
-def sweep(comparisons: Sequence[Comparison]) -> list[Table]:
+def sweep(comparisons: Sequence[BenchSetting]) -> list[Table]:
     """Frames by resolution: how much sooner the adapter's first token comes than in context, cold, and with how many
     times fewer tokens."""
     frames, resolutions = axes(comparisons)
     tables = []
-    for title, value in (("faster than cold", Comparison.speedup), ("fewer tokens", Comparison.fewer_tokens)):
+    for title, value in (("faster than cold", BenchSetting.speedup), ("fewer tokens", BenchSetting.fewer_tokens)):
         found = grid(comparisons, value)
         rows = [[str(count), *map(_times, line)] for count, line in zip(frames, found, strict=True)]
         tables.append(([f"adapter, {title}", *(f"{resolution} px" for resolution in resolutions)], rows))
     return tables
 
 
-def axes(comparisons: Sequence[Comparison]) -> tuple[list[int], list[int]]:
+def axes(comparisons: Sequence[BenchSetting]) -> tuple[list[int], list[int]]:
     """The numbers of frames and the resolutions of a sweep."""
     return (
         list(dict.fromkeys(comparison.frames for comparison in comparisons)),
@@ -153,7 +153,7 @@ def axes(comparisons: Sequence[Comparison]) -> tuple[list[int], list[int]]:
     )
 
 
-def grid(comparisons: Sequence[Comparison], value: Any) -> list[list[float | None]]:
+def grid(comparisons: Sequence[BenchSetting], value: Any) -> list[list[float | None]]:
     """value(comparison, its cold cell) by frames and resolution; None where that was not measured."""
     frames, resolutions = axes(comparisons)
     by_place = {(each.frames, each.resolution): each for each in comparisons}
@@ -183,15 +183,6 @@ def question_counts(most: int) -> list[int]:
 def per_question(cell: Cell, count: int) -> float:
     """Mean seconds to the first token over that many questions, preparation included."""
     return cell.prepare / count + cell.median
-
-
-def duration(seconds: float) -> str:
-    """Seconds as people read them, with three digits."""
-    if seconds >= 100:
-        return f"{seconds:,.0f} s"
-    if seconds >= 1:
-        return f"{seconds:.3g} s"
-    return f"{1000 * seconds:.3g} ms"
 
 
 def _times(factor: float | None) -> str:

@@ -16,14 +16,23 @@ from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
-from v2l.bench.estimate import prefill_bytes, prefill_work, vision_work
-from v2l.bench.machine import PeakMemory, describe_machine, free_bytes, synchronise
-from v2l.bench.methods import WAYS, Ready, Subject, Way, few_frames, prompt_size
+from v2l.bench.methods import METHODS, Method, Ready, Subject, few_frames, prompt_size
+from v2l.bench.resources import (
+    PeakMemory,
+    describe_machine,
+    free_bytes,
+    prefill_bytes,
+    prefill_work,
+    synchronise,
+    vision_work,
+)
 from v2l.errors import V2LError
-from v2l.inference.encode import check_belongs, generate_factors
-from v2l.inference.preprocess import cut_windows, fill_reading, see_video, segment_readings
-from v2l.io.files import identify, printable
+from v2l.inference.encode import generate_factors
+from v2l.inference.preprocess import cut_windows, encode_video_images, fill_reading, segment_readings
+from v2l.io.files import identify
 from v2l.io.journal import Journal
+from v2l.io.text import printable
+from v2l.models.checkpoint import check_belongs
 from v2l.models.hypernetwork import Hypernetwork
 from v2l.models.processor import QUESTIONS
 from v2l.models.smolvlm import FrozenVLM, Window
@@ -175,7 +184,7 @@ class Bench:
         )
         plan = self.plan
         subject = Subject(self.video, reading, self.vlm, self.hypernetwork, self.folder, plan.new_tokens, plan.segments)
-        ways = [way for way in WAYS if way.prepare is not few_frames or frames > 12]
+        ways = [way for way in METHODS if way.prepare is not few_frames or frames > 12]
         for way in ways:
             if way.in_context:
                 known = done.get((frames, resolution, way.name))
@@ -194,7 +203,7 @@ class Bench:
         if lacking:
             yield from self._without_video(lacking, subject, frames, resolution)
 
-    def _in_context(self, way: Way, subject: Subject, frames: int, resolution: int) -> Cell:
+    def _in_context(self, way: Method, subject: Subject, frames: int, resolution: int) -> Cell:
         prompt, visual = prompt_size(subject, way)
         cell = Cell(frames, resolution, way.name, True, "left out", "the budget is spent", prompt, visual)
         cell = dataclasses.replace(cell, beyond_positions=prompt + self.plan.new_tokens > self.vlm.max_positions)
@@ -217,7 +226,7 @@ class Bench:
         prepared = time.perf_counter() - start
         return self._filled_cell(cell, ready, prepared, *self._repeat([ready])[0], peak.bytes())
 
-    def _without_video(self, ways: Sequence[Way], subject: Subject, frames: int, resolution: int) -> Iterator[Cell]:
+    def _without_video(self, ways: Sequence[Method], subject: Subject, frames: int, resolution: int) -> Iterator[Cell]:
         """These are quick and alike, so their repeats take turns: a machine that slows down slows all of them."""
         if self._left() <= 0:
             why = "the budget is spent"
@@ -284,7 +293,7 @@ class Bench:
         readings = segment_readings(subject.video, subject.reading, subject.segments)
 
         def windows() -> list[list[Window]]:
-            return [cut_windows(see_video(subject.video, vlm, part), vlm, trained_with) for part in readings]
+            return [cut_windows(encode_video_images(subject.video, vlm, part), vlm, trained_with) for part in readings]
 
         def read_alone() -> None:
             for part in parts:
@@ -324,7 +333,7 @@ class Bench:
 
     def _learn_rate(self, cell: Cell, subject: Subject) -> None:
         """Arithmetic a second, from the cold way: what estimates are made with."""
-        if cell.status == "measured" and cell.way == WAYS[0].name:
+        if cell.status == "measured" and cell.way == METHODS[0].name:
             images = cell.visual_tokens // self.vlm.geometry.tokens_per_image
             work = vision_work(self.vlm, images) + prefill_work(self.vlm, cell.prompt_tokens)
             self._rate = work / cell.median

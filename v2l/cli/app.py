@@ -17,6 +17,7 @@ from v2l.cli.cli_bench import bench
 from v2l.cli.cli_eval import evaluate
 from v2l.cli.cli_learning import train
 from v2l.cli.cli_serving import export, pull, verify
+from v2l.cli.console import command
 from v2l.cli.options import (
     Debug,
     Device,
@@ -34,7 +35,6 @@ from v2l.cli.options import (
     check_above_zero,
     check_range,
 )
-from v2l.cli.running import command
 from v2l.errors import UsageError
 
 app = typer.Typer(
@@ -141,8 +141,7 @@ def encode(
         check_range(start, end)
         from v2l.cli import commands
         from v2l.inference.batch import EncodeOptions
-        from v2l.inference.shard import read_shard
-        from v2l.inference.targets import Destination
+        from v2l.inference.targets import Destination, read_shard
         from v2l.video.sampling import Reading
 
         reading = Reading(frames, fps, start, end, resolution, keep_damaged)
@@ -215,14 +214,14 @@ def ask(
         if not math.isfinite(strength):
             raise UsageError(f"--strength is {strength}; give a finite number, 1 for the adapter as made")
         from v2l.cli import chat, commands
-        from v2l.cli.session import Manner
+        from v2l.cli.session import AnswerOptions
         from v2l.video.sampling import Reading
 
         ok = chat.ask(
             [*(words or [])],
             [*(question or [])],
             [*(in_context or [])],
-            Manner(max_new_tokens, strength, whole, Reading(frames, fps, start, end, resolution), raw),
+            AnswerOptions(max_new_tokens, strength, whole, Reading(frames, fps, start, end, resolution), raw),
             commands.choice(model, hypernetwork, device, dtype),
             display,
             streaming=not no_stream,
@@ -253,9 +252,9 @@ def demo(
     """
     with command(as_json, quiet, debug) as display:
         from v2l.cli import commands
-        from v2l.inference.model_loader import Choice
+        from v2l.inference.model_loader import ModelLoader
 
-        commands.demonstrate(Choice("tiny", "option", device=device), output_dir, overwrite, display)
+        commands.demonstrate(ModelLoader("tiny", "option", device=device), output_dir, overwrite, display)
 
 
 @app.command(no_args_is_help=True)

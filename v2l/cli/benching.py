@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from v2l.bench.random_model import random_model
-from v2l.bench.report import Comparison, amortization, compare, encoding_line, first_token, sweep, token_load
+from v2l.bench.report import BenchSetting, amortization, compare, encoding_line, first_token, sweep, token_load
 from v2l.bench.runner import Bench, Cell, Encoding, Plan
-from v2l.cli.display import Display, shown
-from v2l.inference.model_loader import Choice
+from v2l.cli.console import Display, shown
+from v2l.inference.model_loader import ModelLoader
 from v2l.io.files import write_atomically
 from v2l.io.journal import Journal
 from v2l.models.hypernetwork import Hypernetwork
@@ -37,7 +37,7 @@ class Outputs:
     questions: int
 
 
-def bench(plan: Plan, choice: Choice, arch: str | None, outputs: Outputs, display: Display) -> None:
+def bench(plan: Plan, choice: ModelLoader, arch: str | None, outputs: Outputs, display: Display) -> None:
     """Measures, tells of each result as it comes, then prints the tables and writes the files."""
     if outputs.plot:
         from v2l.cli.plots import check_extra
@@ -65,7 +65,7 @@ def bench(plan: Plan, choice: Choice, arch: str | None, outputs: Outputs, displa
 
 
 @contextmanager
-def _models(choice: Choice, arch: str | None, folder: Path) -> Iterator[tuple[FrozenVLM, Hypernetwork]]:
+def _models(choice: ModelLoader, arch: str | None, folder: Path) -> Iterator[tuple[FrozenVLM, Hypernetwork]]:
     if arch is None:
         yield choice.load()
         return
@@ -114,7 +114,7 @@ def _about(header: dict[str, Any], run: Bench) -> str:
     )
 
 
-def _tables(comparisons: Sequence[Comparison], questions: int, title: str, display: Display) -> None:
+def _tables(comparisons: Sequence[BenchSetting], questions: int, title: str, display: Display) -> None:
     for comparison in comparisons:
         display.write(f"{comparison.frames:,} frames, {comparison.resolution} px; {title}\n")
         for table in (token_load(comparison), first_token(comparison), amortization(comparison, questions)):
@@ -128,7 +128,7 @@ def _tables(comparisons: Sequence[Comparison], questions: int, title: str, displ
             display.write("\n")
 
 
-def _write_files(comparisons: Sequence[Comparison], outputs: Outputs, title: str) -> None:
+def _write_files(comparisons: Sequence[BenchSetting], outputs: Outputs, title: str) -> None:
     if outputs.table:
         records = [each.record(cell) for each in comparisons for cell in each.cells]
         text = io.StringIO()

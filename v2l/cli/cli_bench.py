@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
+from v2l.cli.console import command
 from v2l.cli.options import (
-    LEAST_RESOLUTION,
     Arch,
     Debug,
     Device,
@@ -21,8 +21,8 @@ from v2l.cli.options import (
     check_plot,
     whole_numbers,
 )
-from v2l.cli.running import command
 from v2l.errors import UsageError
+from v2l.video.limits import LEAST_RESOLUTION
 
 
 def bench(

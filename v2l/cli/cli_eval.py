@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
+from v2l.cli.console import command
 from v2l.cli.options import (
-    LEAST_RESOLUTION,
     Ablation,
     Control,
     Debug,
@@ -28,9 +28,9 @@ from v2l.cli.options import (
     numbers_above_zero,
     whole_numbers,
 )
-from v2l.cli.running import command
 from v2l.errors import UsageError
-from v2l.evaluation.datasets import MAX_NEW_TOKENS, NAMES
+from v2l.evaluation.datasets.names import MAX_NEW_TOKENS, NAMES
+from v2l.video.limits import LEAST_RESOLUTION
 
 BenchmarkName = StrEnum("BenchmarkName", {name.replace("-", "_"): name for name in NAMES})
 
@@ -154,7 +154,7 @@ def evaluate(
         from v2l.evaluation.evaluate import CONDITIONS, Setting
         from v2l.evaluation.judge import Server
         from v2l.evaluation.judging import Grading
-        from v2l.evaluation.sweep import settings
+        from v2l.evaluation.report import settings
         from v2l.video.sampling import Reading
 
         grading = Grading(Server(judge, judge_model, judge_timeout, judge_jobs), rubric) if judge else None

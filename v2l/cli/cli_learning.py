@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
+from v2l.cli.console import command
 from v2l.cli.options import (
-    LEAST_RESOLUTION,
     Debug,
     Device,
     Fps,
@@ -23,7 +23,7 @@ from v2l.cli.options import (
     check_above_zero,
     whole_numbers,
 )
-from v2l.cli.running import command
+from v2l.video.limits import LEAST_RESOLUTION
 
 
 def train(
@@ -119,12 +119,12 @@ def train(
             check_above_zero(name, value)
         from v2l.cli import learning
         from v2l.cli.commands import choice
-        from v2l.training.data import Curriculum
+        from v2l.training.data import SamplingConfig
         from v2l.training.trainer import Training
 
-        curriculum = Curriculum(
-            frames or Curriculum.frames,
-            fps or Curriculum.fps,
+        curriculum = SamplingConfig(
+            frames or SamplingConfig.frames,
+            fps or SamplingConfig.fps,
             whole_numbers(resolution, "--resolution", LEAST_RESOLUTION),
             denser,
             windows,

@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
+from v2l.cli.console import command
 from v2l.cli.options import Arch as Preset
 from v2l.cli.options import Debug, Device, ExportFormat, Json, Model, NumberType, Quiet
-from v2l.cli.running import command
 
 Adapters = Annotated[list[Path], typer.Argument(readable=False, metavar="ADAPTER", help="Adapters.")]
 

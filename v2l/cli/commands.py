@@ -11,14 +11,13 @@ from pathlib import Path
 
 from v2l.adapters.adapter import Adapter
 from v2l.adapters.segments import compose as compose_adapters
-from v2l.cli.display import Display, amount, shown
-from v2l.cli.info import clock, describe
+from v2l.cli.console import Display, shown
+from v2l.cli.info import describe
 from v2l.errors import StdoutClosed, UsageError, V2LError
 from v2l.inference.batch import EncodeOptions, Outcome, encode_targets
-from v2l.inference.model_loader import Choice, choose_model
-from v2l.inference.shard import Shard
-from v2l.inference.targets import ADAPTER_SUFFIX, Destination, Nothing, Target, find_targets, read_names
-from v2l.io.files import printable
+from v2l.inference.model_loader import ModelLoader, choose_model
+from v2l.inference.targets import ADAPTER_SUFFIX, Destination, Nothing, Shard, Target, find_targets, read_names
+from v2l.io.text import amount, clock, printable
 from v2l.models.checkpoint import import_checkpoint
 
 DEMONSTRATION = (
@@ -27,13 +26,13 @@ DEMONSTRATION = (
 )
 
 
-def choice(model: str | None, hypernetwork: str | None, device: str | None, dtype: str | None) -> Choice:
+def choice(model: str | None, hypernetwork: str | None, device: str | None, dtype: str | None) -> ModelLoader:
     """The model that the options name, or that stands in where they name none."""
     name, chosen_by = choose_model(model)
-    return Choice(name, chosen_by, hypernetwork, device, dtype)
+    return ModelLoader(name, chosen_by, hypernetwork, device, dtype)
 
 
-def announce_fallback(chosen: Choice, display: Display) -> None:
+def announce_fallback(chosen: ModelLoader, display: Display) -> None:
     """Nobody chose the demonstration model: say that it is one, once it is known to be there."""
     if chosen.chosen_by == "fallback" and chosen.folder:
         display.warn(DEMONSTRATION)
@@ -64,7 +63,7 @@ def encode(
     inputs: Sequence[Path],
     destination: Destination,
     options: EncodeOptions,
-    choice: Choice,
+    choice: ModelLoader,
     display: Display,
     recursive: bool = False,
     fail_fast: bool = False,
@@ -92,7 +91,7 @@ def encode(
 
 
 def outcomes(
-    targets: Sequence[Target | Nothing], options: EncodeOptions, choice: Choice, display: Display
+    targets: Sequence[Target | Nothing], options: EncodeOptions, choice: ModelLoader, display: Display
 ) -> Iterator[Outcome]:
     """All targets' outcomes, with a bar: over videos where there are several, else over the one's steps."""
     several = len(targets) > 1
@@ -120,7 +119,7 @@ def _fewer_frames(adapter: Adapter, options: EncodeOptions) -> Iterator[str]:
             yield f"{len(segment.timestamps)} frames, {segment.reading.fps:g} a second; --fps takes more"
 
 
-def _tell(outcome: Outcome, options: EncodeOptions, choice: Choice, display: Display, listening: bool) -> None:
+def _tell(outcome: Outcome, options: EncodeOptions, choice: ModelLoader, display: Display, listening: bool) -> None:
     video, output = outcome.target.video, outcome.target.output
     model = {"model": choice.folder.id, "model_chosen_by": choice.chosen_by}
     record = {"command": "encode", "video": video, "adapter": output, "status": outcome.status, **model}
@@ -150,7 +149,7 @@ def _tell(outcome: Outcome, options: EncodeOptions, choice: Choice, display: Dis
 # demo --------------------------------------------------------------------------------------------------------------
 
 
-def demonstrate(choice: Choice, folder: Path, overwrite: bool, display: Display) -> None:
+def demonstrate(choice: ModelLoader, folder: Path, overwrite: bool, display: Display) -> None:
     """Prints the demonstration's answers, adapter and in context side by side."""
     from v2l.cli import demo
 

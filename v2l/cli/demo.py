@@ -13,9 +13,10 @@ from v2l.adapters.adapter import Adapter
 from v2l.errors import V2LError
 from v2l.inference.ask import Stream, stream, stream_in_context
 from v2l.inference.encode import encode_reading
-from v2l.inference.model_loader import Choice
+from v2l.inference.model_loader import ModelLoader
 from v2l.inference.targets import ADAPTER_SUFFIX
-from v2l.io.files import printable, unwritable, write_atomically
+from v2l.io.files import unwritable, write_atomically
+from v2l.io.text import printable
 from v2l.models.smolvlm import FrozenVLM
 from v2l.tiny.world.clip import ClipFormat, seen_times, write_clip
 from v2l.tiny.world.questions import Question, ask_about
@@ -30,7 +31,7 @@ ASKED = ("words", "word at", "word last", "colour", "place at", "motion")
 
 
 @dataclass(frozen=True)
-class Answer:
+class DemoAnswer:
     """A question answered in both ways.
 
     truth: what the clip shows; visual_tokens, first_token: (adapter, in context), first_token in seconds
@@ -67,7 +68,9 @@ def write_lecture(story: Story, path: Path, overwrite: bool) -> None:
     write_atomically(path, data)
 
 
-def run(choice: Choice, folder: Path, overwrite: bool, told: Callable[[str], None]) -> tuple[Path, Path, list[Answer]]:
+def run(
+    choice: ModelLoader, folder: Path, overwrite: bool, told: Callable[[str], None]
+) -> tuple[Path, Path, list[DemoAnswer]]:
     """Writes lecture.mp4 and its adapter into the folder and asks; returns their paths and the answers.
 
     told: hears what is being done
@@ -84,7 +87,7 @@ def run(choice: Choice, folder: Path, overwrite: bool, told: Callable[[str], Non
     return video, output, answers(adapter, video, questions, vlm)
 
 
-def answers(adapter: Adapter, video: Path, questions: Sequence[Question], vlm: FrozenVLM) -> list[Answer]:
+def answers(adapter: Adapter, video: Path, questions: Sequence[Question], vlm: FrozenVLM) -> list[DemoAnswer]:
     """All questions in both ways, from the same frames; the first of each is asked once unseen, to warm up."""
     (segment,) = adapter.description.segments
 
@@ -99,7 +102,7 @@ def answers(adapter: Adapter, video: Path, questions: Sequence[Question], vlm: F
     for question in questions:
         worn, text, shown, in_context = both(question.prompt)
         made.append(
-            Answer(
+            DemoAnswer(
                 question.prompt,
                 question.answer,
                 text,

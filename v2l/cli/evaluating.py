@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from v2l.cli.commands import announce_fallback
-from v2l.cli.display import Display, shown
+from v2l.cli.console import Display, shown
 from v2l.cli.options import Ablation
 from v2l.errors import UsageError, V2LError
 from v2l.evaluation.ablation import SEGMENT_IN_CONTEXT, ablations, layer_table, rank_table
@@ -17,11 +17,11 @@ from v2l.evaluation.evaluate import Evaluation, Result, Setting
 from v2l.evaluation.judging import Grading, judged, open_judge
 from v2l.evaluation.metrics import MARGINS, check_extras
 from v2l.evaluation.paper import Published, published
-from v2l.evaluation.report import summarise
-from v2l.evaluation.sweep import Run, output_of, place, table, told, varying
-from v2l.inference.model_loader import Choice
-from v2l.io.files import printable, write_atomically
+from v2l.evaluation.report import Run, output_of, place, summarise, table, told, varying
+from v2l.inference.model_loader import ModelLoader
+from v2l.io.files import write_atomically
 from v2l.io.manifest import read_manifest
+from v2l.io.text import printable
 from v2l.models.hypernetwork import Hypernetwork
 from v2l.models.smolvlm import FrozenVLM
 
@@ -62,7 +62,7 @@ def evaluate(
     settings: Sequence[Setting],
     ablation: Ablation | None,
     tables: Tables,
-    choice: Choice,
+    choice: ModelLoader,
     display: Display,
 ) -> bool:
     """Answers the questions in every way under every setting and prints how the ways compare; True where all were

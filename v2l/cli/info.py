@@ -11,17 +11,16 @@ from typing import Any
 
 import v2l
 from v2l.adapters.adapter import Adapter, Segment
-from v2l.cli.display import amount
 from v2l.errors import V2LError
 from v2l.inference.targets import ADAPTER_SUFFIX
-from v2l.io.files import printable
 from v2l.io.records import to_json
+from v2l.io.text import amount, clock, printable
 from v2l.models.checkpoint import load_hypernetwork
 
-Rows = list[tuple[str, str]]
+PackedRows = list[tuple[str, str]]
 
 
-def describe(path: Path) -> tuple[str, Rows, dict[str, Any]]:
+def describe(path: Path) -> tuple[str, PackedRows, dict[str, Any]]:
     """(what it is, rows for people, record) of an adapter or a hypernetwork. Raises V2LError where it is neither, or
     damaged."""
     size = os.stat(path).st_size if path.is_file() else 0
@@ -112,9 +111,3 @@ def _segment_rows(segment: Segment, title: str) -> Iterator[tuple[str, str]]:
 
 def _model(name: str, fingerprint: str | None) -> str:
     return printable(name) + (f" ({fingerprint[:12]})" if fingerprint else "")
-
-
-def clock(seconds: float) -> str:
-    """H:MM:SS.s of a time in seconds."""
-    minutes, rest = divmod(seconds, 60)
-    return f"{int(minutes // 60)}:{int(minutes % 60):02d}:{rest:04.1f}"

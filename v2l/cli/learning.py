@@ -9,13 +9,12 @@ from pathlib import Path
 import torch
 
 from v2l.cli.commands import announce_fallback
-from v2l.cli.display import Display, shown
+from v2l.cli.console import Display, shown
 from v2l.errors import UsageError
-from v2l.inference.encode import check_belongs, fits
-from v2l.inference.model_loader import Choice
-from v2l.io.files import printable
+from v2l.inference.model_loader import ModelLoader
 from v2l.io.manifest import Example, read_manifest
-from v2l.models.checkpoint import FILE_NAME, load_hypernetwork
+from v2l.io.text import printable
+from v2l.models.checkpoint import FILE_NAME, check_belongs, fits, load_hypernetwork
 from v2l.models.hypernetwork import Hypernetwork
 from v2l.models.smolvlm import FrozenVLM
 from v2l.training.common import Processes
@@ -53,13 +52,13 @@ def train(
     training: Training,
     sizes: dict[str, int | float],
     mark_end: bool | None,
-    choice: Choice,
+    choice: ModelLoader,
     folder: Path,
     display: Display,
 ) -> None:
     """Trains in `folder`, with a bar and a result for every validation, and prints where the best one stands.
 
-    mark_end: `Curriculum.marks_end`, None for what the weights to begin with were trained with
+    mark_end: `SamplingConfig.marks_end`, None for what the weights to begin with were trained with
     """
     learn, validate = _examples(material)
     processes = Processes()
@@ -126,7 +125,7 @@ def _taught(
 
 
 def _hypernetwork(
-    choice: Choice, vlm: FrozenVLM, sizes: dict[str, int | float], seed: int, display: Display
+    choice: ModelLoader, vlm: FrozenVLM, sizes: dict[str, int | float], seed: int, display: Display
 ) -> Hypernetwork:
     """The weights to begin with: those of a file, also one for another model of the same sizes, or fresh ones."""
     if choice.hypernetwork_source is None:

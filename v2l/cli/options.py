@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from v2l.errors import UsageError
+from v2l.video.limits import LEAST_RESOLUTION
 
 
 class Dtype(StrEnum):
@@ -89,10 +90,6 @@ def whole_numbers(text: str | None, option: str, least: int = 1) -> tuple[int, .
     if min(numbers) < least:
         raise UsageError(f"{option} {text!r}: give numbers of at least {least}")
     return tuple(dict.fromkeys(numbers))
-
-
-LEAST_RESOLUTION = 8
-"""Pixels of a frame's longest edge, below which there is nothing to see."""
 
 
 def check_plot(path: Path | None) -> None:

@@ -6,11 +6,10 @@ import io
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from v2l.bench.report import HEADLINE, Comparison, axes, grid, per_question
+from v2l.bench.report import HEADLINE, BenchSetting, axes, grid, per_question
 from v2l.errors import UsageError
 from v2l.evaluation.ablation import layer_means, rank_curves
-from v2l.evaluation.report import TITLES
-from v2l.evaluation.sweep import Run, varying
+from v2l.evaluation.report import TITLES, Run, varying
 
 Panel = Callable[[Any], None]
 """Draws into one place of a figure."""
@@ -24,15 +23,15 @@ def check_extra() -> None:
         raise UsageError("--plot draws with matplotlib, which is not installed: pip install 'v2l[plot]'") from error
 
 
-def plot_bench(comparisons: Sequence[Comparison], questions: int, title: str, form: str) -> bytes:
+def plot_bench(comparisons: Sequence[BenchSetting], questions: int, title: str, form: str) -> bytes:
     """An image file (form: png, svg or pdf): over frames and resolution how much sooner and with how many times fewer
     tokens the adapter answers than cold in context; the mean time of a question by the number of questions about one
     video, of the comparison with the most frames; and, of several, preparation and first token by the tokens of the
     video (paper figures 3 and 4)."""
     most = max(comparisons, key=lambda each: each.frames)
     panels: list[Panel] = [
-        lambda place: _times_map(place, comparisons, Comparison.speedup, "first token sooner than cold in context"),
-        lambda place: _times_map(place, comparisons, Comparison.fewer_tokens, "fewer prompt tokens than in context"),
+        lambda place: _times_map(place, comparisons, BenchSetting.speedup, "first token sooner than cold in context"),
+        lambda place: _times_map(place, comparisons, BenchSetting.fewer_tokens, "fewer prompt tokens than in context"),
         lambda place: _amortized(place, most, questions),
     ]
     if len(comparisons) > 1:
@@ -75,13 +74,13 @@ def _figure(panels: Sequence[Panel], title: str, form: str) -> bytes:
 # Of a bench --------------------------------------------------------------------------------------------------------
 
 
-def _times_map(place: Any, comparisons: Sequence[Comparison], value: Any, title: str) -> None:
+def _times_map(place: Any, comparisons: Sequence[BenchSetting], value: Any, title: str) -> None:
     frames, resolutions = axes(comparisons)
     places = [f"{resolution} px" for resolution in resolutions], [f"{count:,}" for count in frames]
     _heat_map(place, grid(comparisons, value), places, "{:.3g} x", title, norm="log", cmap="viridis")
 
 
-def _amortized(place: Any, comparison: Comparison, questions: int) -> None:
+def _amortized(place: Any, comparison: BenchSetting, questions: int) -> None:
     counts = range(1, questions + 1)
     for cell in comparison.cells:
         if cell.status == "measured":
@@ -94,7 +93,7 @@ def _amortized(place: Any, comparison: Comparison, questions: int) -> None:
     place.legend(fontsize=7)
 
 
-def _by_tokens(place: Any, comparisons: Sequence[Comparison], value: str, title: str) -> None:
+def _by_tokens(place: Any, comparisons: Sequence[BenchSetting], value: str, title: str) -> None:
     """A line for every way, over the visual tokens that a cold question has at that point of the sweep."""
     ordered = sorted(comparisons, key=lambda each: each.cells[0].visual_tokens)
     for way in dict.fromkeys(cell.way for comparison in ordered for cell in comparison.cells):

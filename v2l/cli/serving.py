@@ -10,18 +10,18 @@ from pathlib import Path
 
 from v2l.adapters.adapter import Adapter
 from v2l.adapters.export import export_gguf, export_peft, serving_command
-from v2l.adapters.verify import Effect, Verdict
+from v2l.adapters.verify import Effect, Verification
 from v2l.adapters.verify import verify as verify_adapter
 from v2l.cli.commands import announce_fallback, refuse_to_replace
-from v2l.cli.display import Display, amount, shown
+from v2l.cli.console import Display, shown
 from v2l.cli.session import subjects_of
 from v2l.errors import UsageError, V2LError
-from v2l.inference.model_loader import Choice
+from v2l.inference.model_loader import ModelLoader
 from v2l.inference.targets import ADAPTER_SUFFIX
-from v2l.io.files import printable
+from v2l.io.text import amount, printable
 
 
-def verify(paths: Sequence[Path], choice: Choice, display: Display) -> bool:
+def verify(paths: Sequence[Path], choice: ModelLoader, display: Display) -> bool:
     """Proves every adapter; True where all are sound."""
     ok = True
     for subject in subjects_of(paths, choice):
@@ -41,7 +41,9 @@ def verify(paths: Sequence[Path], choice: Choice, display: Display) -> bool:
     return ok
 
 
-def _tell(path: Path, adapter: Adapter | None, verdict: Verdict | None, trouble: str | None, display: Display) -> None:
+def _tell(
+    path: Path, adapter: Adapter | None, verdict: Verification | None, trouble: str | None, display: Display
+) -> None:
     record = {"command": "verify", "adapter": path, "sound": trouble is None, "error": trouble}
     if verdict is None:
         if display.as_json:
@@ -96,7 +98,7 @@ def pull(name: str, revision: str | None, make_default: bool, display: Display) 
     """Fetches a preset and says under which licences, and whether it is the default now."""
     from huggingface_hub.utils import disable_progress_bars
 
-    from v2l.models.lock import lock_path, read_lock
+    from v2l.models.presets import lock_path, read_lock
     from v2l.models.pull import pull as fetch
 
     if display.quiet or not sys.stderr.isatty():

@@ -10,10 +10,10 @@ from pathlib import Path
 from v2l.adapters.adapter import Adapter
 from v2l.errors import UsageError, V2LError
 from v2l.inference.ask import Answer, Stream, answer_each, stream, stream_in_context
-from v2l.inference.model_loader import Choice, choose_model_for
+from v2l.inference.model_loader import ModelLoader, choose_model_for
 from v2l.inference.preprocess import fill_reading
 from v2l.inference.targets import ADAPTER_SUFFIX, VIDEO_SUFFIXES, adapters_in
-from v2l.io.files import printable
+from v2l.io.text import printable
 from v2l.video.sampling import Reading
 
 ANSWERS_AT_ONCE, FACTOR_BYTES_AT_ONCE = 32, 2**30
@@ -65,16 +65,16 @@ def sort_words(words: Sequence[str]) -> Asked:
 
 
 @dataclass(frozen=True)
-class Subject:
+class AnswerSource:
     """Something to ask: an adapter with the model it is worn by, or a video in context."""
 
     path: Path
-    choice: Choice
+    choice: ModelLoader
     adapter: Adapter | None = None
 
 
 @dataclass(frozen=True)
-class Manner:
+class AnswerOptions:
     """How to answer.
 
     whole: from all segments of an adapter, whatever time is asked about
@@ -89,11 +89,11 @@ class Manner:
     raw: bool = False
 
 
-def subjects_of(adapters: Sequence[Path], choice: Choice) -> Iterator[Subject | tuple[Path, V2LError]]:
+def subjects_of(adapters: Sequence[Path], choice: ModelLoader) -> Iterator[AnswerSource | tuple[Path, V2LError]]:
     """The adapters loaded, those for one model together, in the order in which the models first appear; in place of
     one that cannot be read, its error. `choice` is what the user said; where that is nothing, adapters say."""
-    groups: dict[str, list[Subject | tuple[Path, V2LError]]] = {}
-    choices: dict[str, Choice] = {}
+    groups: dict[str, list[AnswerSource | tuple[Path, V2LError]]] = {}
+    choices: dict[str, ModelLoader] = {}
     for path in adapters:
         try:
             adapter = Adapter.load(path)
@@ -101,17 +101,17 @@ def subjects_of(adapters: Sequence[Path], choice: Choice) -> Iterator[Subject | 
             model, chosen_by = choose_model_for(adapter, option)
             known = (model, chosen_by) == (choice.model, choice.chosen_by)
             chosen = choices.setdefault(model, choice if known else _like(choice, model, chosen_by))
-            groups.setdefault(model, []).append(Subject(path, chosen, adapter))
+            groups.setdefault(model, []).append(AnswerSource(path, chosen, adapter))
         except V2LError as error:
             groups.setdefault("", []).append((path, error))
     for group in groups.values():
         yield from group
 
 
-def batches(subjects: Sequence[Subject], questions: Sequence[str]) -> Iterator[list[tuple[Subject, str]]]:
+def batches(subjects: Sequence[AnswerSource], questions: Sequence[str]) -> Iterator[list[tuple[AnswerSource, str]]]:
     """Every subject's every question, in order; consecutive adapters of one model together as far as their factors
     leave room, videos each alone."""
-    batch: list[tuple[Subject, str]] = []
+    batch: list[tuple[AnswerSource, str]] = []
     held = 0
     for subject in subjects:
         for question in questions:
@@ -126,23 +126,23 @@ def batches(subjects: Sequence[Subject], questions: Sequence[str]) -> Iterator[l
         yield batch
 
 
-def answer_batch(batch: Sequence[tuple[Subject, str]], manner: Manner) -> list[Answer]:
+def answer_batch(batch: Sequence[tuple[AnswerSource, str]], options: AnswerOptions) -> list[Answer]:
     """The answers to a batch of `batches` whose subjects are adapters, together. Raises V2LError as `stream` does."""
     adapters, questions = [subject.adapter for subject, _ in batch], [question for _, question in batch]
     model = batch[0][0].choice.language_model
-    return answer_each(adapters, questions, model, manner.max_new_tokens, manner.strength, manner.whole)
+    return answer_each(adapters, questions, model, options.max_new_tokens, options.strength, options.whole)
 
 
-def start_answer(subject: Subject, question: str, manner: Manner) -> Stream:
+def start_answer(subject: AnswerSource, question: str, options: AnswerOptions) -> Stream:
     """The answer to a question about a subject, not yet begun. Raises V2LError as `stream` does."""
     if subject.adapter is None:
-        reading = _comparable(manner.reading, subject.choice)
-        return stream_in_context(subject.path, question, subject.choice.vlm, reading, manner.max_new_tokens)
+        reading = _comparable(options.reading, subject.choice)
+        return stream_in_context(subject.path, question, subject.choice.vlm, reading, options.max_new_tokens)
     model = subject.choice.language_model
-    return stream(subject.adapter, question, model, manner.max_new_tokens, manner.strength, manner.whole)
+    return stream(subject.adapter, question, model, options.max_new_tokens, options.strength, options.whole)
 
 
-def _comparable(reading: Reading, choice: Choice) -> Reading:
+def _comparable(reading: Reading, choice: ModelLoader) -> Reading:
     """The reading that encoding would use, so that both see the same frames; as given where the model has no
     hypernetwork to say how."""
     try:
@@ -159,5 +159,5 @@ def check_plan(asked: Asked, in_context: Sequence[Path], interactive: bool) -> N
         raise UsageError("ask a question: after the adapter, with -q, or - for questions on standard input")
 
 
-def _like(choice: Choice, model: str, chosen_by: str) -> Choice:
-    return Choice(model, chosen_by, None, choice.device, choice.dtype)
+def _like(choice: ModelLoader, model: str, chosen_by: str) -> ModelLoader:
+    return ModelLoader(model, chosen_by, None, choice.device, choice.dtype)

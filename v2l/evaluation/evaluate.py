@@ -16,17 +16,17 @@ from pathlib import Path
 from typing import Any
 
 from v2l.adapters.adapter import Adapter
-from v2l.adapters.asked_time import segments_asked
-from v2l.adapters.segments import segments_alone
+from v2l.adapters.segments import segments_alone, segments_asked
 from v2l.errors import V2LError
 from v2l.evaluation.ablation import SEGMENT_IN_CONTEXT, WHOLE, ablated
 from v2l.evaluation.metrics import METRICS
 from v2l.inference.ask import ask_each, ask_each_in_context
-from v2l.inference.encode import check_belongs, encode_segments
+from v2l.inference.encode import encode_segments
 from v2l.inference.preprocess import fill_reading
 from v2l.io.journal import Journal
 from v2l.io.manifest import Example, group_by_clip
 from v2l.io.records import to_json
+from v2l.models.checkpoint import check_belongs
 from v2l.models.hypernetwork import Hypernetwork
 from v2l.models.smolvlm import FrozenVLM
 from v2l.video.sampling import Reading

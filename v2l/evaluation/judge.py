@@ -24,8 +24,8 @@ from typing import Any
 
 from v2l.errors import UsageError, V2LError
 from v2l.evaluation.rubric import LONGEST_REPLY, TOP, Item, Rubric, read_score
-from v2l.io.files import printable
 from v2l.io.journal import Journal
+from v2l.io.text import printable
 
 KEY = "V2L_JUDGE_KEY"
 """The environment variable with the server's key, which is sent to that server and goes nowhere else."""

@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from v2l.cli.display import Display
+from v2l.cli.console import Display
 from v2l.evaluation.evaluate import Result
 from v2l.evaluation.judge import Judge, Judgement, Server
 from v2l.evaluation.report import TITLES
 from v2l.evaluation.rubric import Item, read_rubric
-from v2l.io.files import printable
+from v2l.io.text import printable
 
 
 @dataclass(frozen=True)

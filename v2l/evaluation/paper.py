@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 
 from v2l.errors import UsageError
-from v2l.io.files import printable
+from v2l.io.text import printable
 
 TABLES = Path(__file__).with_name("paper.csv")
 METRICS = ("f1", "judge")

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from v2l.errors import UsageError
-from v2l.io.files import printable, unreadable
+from v2l.io.files import unreadable
+from v2l.io.text import printable
 
 RUBRIC = Path(__file__).with_name("rubric.md")
 TOP = 5

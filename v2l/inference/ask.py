@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import torch
 
 from v2l.adapters.adapter import Adapter
-from v2l.adapters.asked_time import worn_for
 from v2l.adapters.lora import applied, check_fits
+from v2l.adapters.segments import select_segments
 from v2l.errors import V2LError
-from v2l.inference.preprocess import fill_reading, see_video, video_ids
+from v2l.inference.preprocess import encode_video_images, fill_reading, video_ids
 from v2l.models.hypernetwork import TrainedWith
 from v2l.models.processor import question_text
 from v2l.models.smolvlm import FrozenVLM
@@ -100,7 +100,7 @@ def stream(
     clock = _Clock(asked=time.perf_counter())
     check_fits(adapter, vlm)
     prompt = question_embeddings(question, vlm, max_new_tokens)
-    worn = adapter if whole else worn_for(adapter, question)
+    worn = adapter if whole else select_segments(adapter, question)
     using = applied(vlm, worn, strength, merged=False)  # for one question merging would not pay
     pieces = _pieces(prompt, vlm, max_new_tokens, clock, using)
     return Stream(pieces, clock, len(prompt), visual_tokens=0)
@@ -121,7 +121,7 @@ def stream_in_context(
     """
     clock = _Clock(asked=time.perf_counter())
     question = vlm.check_user_text(question)
-    seen = see_video(path, vlm, fill_reading(reading or Reading(), TrainedWith(), vlm.geometry))
+    seen = encode_video_images(path, vlm, fill_reading(reading or Reading(), TrainedWith(), vlm.geometry))
     ids = video_ids(seen, vlm, question, answer=True)
     vlm.check_length(len(ids), max_new_tokens)
     prompt = vlm.embed(ids, seen.images)
@@ -200,7 +200,9 @@ def answer_each(
         using = vlm.exclusively("answering without a video")
     else:  # one and the same adapter is worn by the whole batch, not once a row
         if not whole:
-            adapters = [worn_for(adapter, question) for adapter, question in zip(adapters, questions, strict=True)]
+            adapters = [
+                select_segments(adapter, question) for adapter, question in zip(adapters, questions, strict=True)
+            ]
         worn = adapters[0] if all(adapter is adapters[0] for adapter in adapters) else adapters
         using = applied(vlm, worn, strength, merged=False)
     with using:
@@ -216,7 +218,7 @@ def ask_each_in_context(
 ) -> list[str]:
     """`ask_in_context` for several questions about one video, which is decoded and seen once."""
     questions = [vlm.check_user_text(question) for question in questions]
-    seen = see_video(path, vlm, fill_reading(reading or Reading(), TrainedWith(), vlm.geometry))
+    seen = encode_video_images(path, vlm, fill_reading(reading or Reading(), TrainedWith(), vlm.geometry))
     answers = []
     for start in range(0, len(questions), QUESTIONS_AT_ONCE):
         some = questions[start : start + QUESTIONS_AT_ONCE]

@@ -12,12 +12,13 @@ from typing import Any
 from v2l.adapters.adapter import Adapter, check_rank
 from v2l.adapters.segments import compose
 from v2l.errors import ModelError, V2LError, reason
-from v2l.inference.encode import Begun, begin, finish
-from v2l.inference.model_loader import Choice
+from v2l.inference.encode import PendingEncode, finish_encode, start_encode
+from v2l.inference.model_loader import ModelLoader
 from v2l.inference.preprocess import cut, fill_reading
 from v2l.inference.staleness import Wanted, judge
 from v2l.inference.targets import Nothing, Target
-from v2l.io.files import check_name, make_folder, printable
+from v2l.io.files import check_name, make_folder
+from v2l.io.text import printable
 from v2l.video.sampling import Reading
 
 
@@ -63,10 +64,10 @@ Watch = Callable[[Target, int, int], None]
 
 
 def encode_targets(
-    targets: Sequence[Target | Nothing], options: EncodeOptions, choice: Choice, watch: Watch
+    targets: Sequence[Target | Nothing], options: EncodeOptions, choice: ModelLoader, watch: Watch
 ) -> Iterator[Outcome]:
     """Each video's adapter, or one per segment and then, if asked for, the composed one; while one video is in the
-    model the next is looked at and decoded. Failures are outcomes, all but the ModelError that would meet every other
+    model the next is plan at and decoded. Failures are outcomes, all but the ModelError that would meet every other
     video too."""
     if options.segments is None and options.segment_seconds is None:
         yield from _one_after_another([(target, options) for target in targets], choice, watch)
@@ -76,7 +77,7 @@ def encode_targets(
 
 
 def _encode_segments(
-    target: Target | Nothing, options: EncodeOptions, choice: Choice, watch: Watch
+    target: Target | Nothing, options: EncodeOptions, choice: ModelLoader, watch: Watch
 ) -> Iterator[Outcome]:
     if isinstance(target, Nothing):
         yield _nothing(target)
@@ -102,9 +103,9 @@ def _encode_segments(
 
 
 def _one_after_another(
-    jobs: Sequence[tuple[Target | Nothing, EncodeOptions]], choice: Choice, watch: Watch
+    jobs: Sequence[tuple[Target | Nothing, EncodeOptions]], choice: ModelLoader, watch: Watch
 ) -> Iterator[Outcome]:
-    """The outcome of each; the next is begun, in a thread of its own, while one is finished."""
+    """The outcome of each; the next is pending, in a thread of its own, while one is finished."""
     coming = [_Coming(*job, choice) for job in jobs[:1]]
     for place, (target, _) in enumerate(jobs):
         found = coming[0].result()
@@ -116,14 +117,14 @@ def _one_after_another(
 
 
 class _Coming:
-    """One video judged, and begun where it must be encoded, in a thread of its own."""
+    """One video judged, and pending where it must be encoded, in a thread of its own."""
 
-    def __init__(self, target: Target | Nothing, options: EncodeOptions, choice: Choice):
-        self._found: list[Outcome | tuple[Target, Begun, str] | ModelError] = []
+    def __init__(self, target: Target | Nothing, options: EncodeOptions, choice: ModelLoader):
+        self._found: list[Outcome | tuple[Target, PendingEncode, str] | ModelError] = []
         self._thread = threading.Thread(target=self._run, args=(target, options, choice))
         self._thread.start()
 
-    def _run(self, target: Target | Nothing, options: EncodeOptions, choice: Choice) -> None:
+    def _run(self, target: Target | Nothing, options: EncodeOptions, choice: ModelLoader) -> None:
         if isinstance(target, Nothing):
             self._found.append(_nothing(target))
             return
@@ -132,7 +133,7 @@ class _Coming:
         except ModelError as error:
             self._found.append(error)
 
-    def result(self) -> Outcome | tuple[Target, Begun, str]:
+    def result(self) -> Outcome | tuple[Target, PendingEncode, str]:
         """Its outcome where nothing has to be done, else what `_finish_one` takes."""
         self._thread.join()
         (found,) = self._found
@@ -171,8 +172,10 @@ def _check_output(target: Target) -> None:
         check_name(target.output)
 
 
-def _begin_one(target: Target, options: EncodeOptions, choice: Choice) -> Outcome | tuple[Target, Begun, str]:
-    """What is to be done about a video: its outcome where that is nothing, else the video begun, and why."""
+def _begin_one(
+    target: Target, options: EncodeOptions, choice: ModelLoader
+) -> Outcome | tuple[Target, PendingEncode, str]:
+    """What is to be done about a video: its outcome where that is nothing, else the video pending, and why."""
     _check_output(target)
     reading = fill_reading(options.reading, choice.origin.trained_with, choice.folder.geometry)
     reason = ""
@@ -184,18 +187,20 @@ def _begin_one(target: Target, options: EncodeOptions, choice: Choice) -> Outcom
         if verdict.state == "foreign" and not options.replace_foreign:
             return Outcome(target, "kept", f"it was made for {verdict.reason}; --model replaces it")
         reason = f"it was made for {verdict.reason}" if verdict.state == "foreign" else verdict.reason
-    return target, begin(target.video, *choice.load(), reading), reason
+    return target, start_encode(target.video, *choice.load(), reading), reason
 
 
-def _finish_one(target: Target, begun: Begun, reason: str, choice: Choice, watch: Watch) -> Outcome:
+def _finish_one(target: Target, pending: PendingEncode, reason: str, choice: ModelLoader, watch: Watch) -> Outcome:
     started = time.perf_counter()
-    adapter = finish(begun, *choice.load(), lambda done, total: watch(target, done, total))
+    adapter = finish_encode(pending, *choice.load(), lambda done, total: watch(target, done, total))
     make_folder(target.output.parent)
     adapter.save(target.output)
     return Outcome(target, "encoded", reason, time.perf_counter() - started, adapter)
 
 
-def _compose_segments(target: Target, outcomes: Sequence[Outcome], options: EncodeOptions, choice: Choice) -> Outcome:
+def _compose_segments(
+    target: Target, outcomes: Sequence[Outcome], options: EncodeOptions, choice: ModelLoader
+) -> Outcome:
     if any(outcome.status in ("kept", "failed") for outcome in outcomes):
         return Outcome(target, "failed", "not composed: not all of its segments could be encoded for this model")
     parts = [outcome.adapter or Adapter.load(outcome.target.output) for outcome in outcomes]

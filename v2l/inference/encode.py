@@ -13,12 +13,22 @@ from dataclasses import dataclass, replace
 import torch
 
 from v2l import __version__
-from v2l.adapters.adapter import Adapter, BaseModel, Block, Description, Maker, Segment
+from v2l.adapters.adapter import Adapter, BaseModel, Block, Description, HypernetworkInfo, Segment
 from v2l.adapters.segments import compose
 from v2l.errors import V2LError, V2LWarning
-from v2l.inference.preprocess import Look, SeenVideo, cut_windows, fill_reading, look, see, segment_readings
-from v2l.io.files import FileIdentity, identify, printable, time_of_check, unreadable
-from v2l.models.hypernetwork import Hypernetwork, Origin
+from v2l.inference.preprocess import (
+    EncodedFrames,
+    FramePlan,
+    cut_windows,
+    encode_images,
+    fill_reading,
+    plan_frames,
+    segment_readings,
+)
+from v2l.io.files import FileIdentity, identify, time_of_check, unreadable
+from v2l.io.text import printable
+from v2l.models.checkpoint import check_belongs
+from v2l.models.hypernetwork import Hypernetwork
 from v2l.models.smolvlm import FrozenVLM, Window
 from v2l.video.decoding import decoder_version
 from v2l.video.sampling import Reading, decoded_by, frame_range
@@ -62,7 +72,7 @@ def encode_reading(
     progress: Progress = lambda done, total: None,
 ) -> Adapter:
     """`encode` with its settings as one value and a callback for those who wait."""
-    return finish(begin(path, vlm, hypernetwork, reading), vlm, hypernetwork, progress)
+    return finish_encode(start_encode(path, vlm, hypernetwork, reading), vlm, hypernetwork, progress)
 
 
 def encode_segments(
@@ -75,7 +85,7 @@ def encode_segments(
 
 
 @dataclass(frozen=True)
-class Begun:
+class PendingEncode:
     """A video whose first frames are being decoded, in a thread of their own.
 
     path: as it was given; status: of its file before anything was read
@@ -85,25 +95,27 @@ class Begun:
     reading: Reading
     status: tuple[int, int, int, int]
     source: FileIdentity
-    looked: Look
+    plan: FramePlan
 
 
-def begin(path: str | os.PathLike, vlm: FrozenVLM, hypernetwork: Hypernetwork, reading: Reading) -> Begun:
+def start_encode(
+    path: str | os.PathLike, vlm: FrozenVLM, hypernetwork: Hypernetwork, reading: Reading
+) -> PendingEncode:
     """The half of encoding that needs no model, so that it can be done while another video is in it."""
     origin = check_belongs(hypernetwork, vlm)
     reading = fill_reading(reading, origin.trained_with, vlm.geometry)
     before = _status(path)
     source = identify(path)
-    return Begun(path, reading, before, source, look(path, vlm, reading).ahead())
+    return PendingEncode(path, reading, before, source, plan_frames(path, vlm, reading).prefetch())
 
 
-def finish(
-    begun: Begun, vlm: FrozenVLM, hypernetwork: Hypernetwork, progress: Progress = lambda done, total: None
+def finish_encode(
+    pending: PendingEncode, vlm: FrozenVLM, hypernetwork: Hypernetwork, progress: Progress = lambda done, total: None
 ) -> Adapter:
     """The other half: the frames seen and read, and the factors made of them."""
-    path, reading, origin = begun.path, begun.reading, hypernetwork.origin
+    path, reading, origin = pending.path, pending.reading, hypernetwork.origin
     trained_with, layers = origin.trained_with, vlm.num_layers
-    seen = see(begun.looked, vlm, lambda done, frames: progress(done, frames + layers))
+    seen = encode_images(pending.plan, vlm, lambda done, frames: progress(done, frames + layers))
     windows = cut_windows(seen, vlm, trained_with)
     frames = len(seen.frames)
     a, b = generate_factors(windows, vlm, hypernetwork, lambda done, _: progress(frames + done, frames + layers))
@@ -112,11 +124,11 @@ def finish(
     for note in seen.notes:
         warnings.warn(f"{printable(path)}: {printable(note)}", V2LWarning, stacklevel=2)
     checked_ns = time_of_check()
-    if _changed(begun):
+    if _changed(pending):
         raise V2LError(f"{printable(path)} changed while it was being read; encode it again when it is complete")
     start, end = _span(seen, reading)
     segment = Segment(
-        source=begun.source,
+        source=pending.source,
         start=start,
         end=end,
         timestamps=tuple(frame.seconds for frame in seen.frames),
@@ -131,7 +143,7 @@ def finish(
     rank = hypernetwork.config.rank
     description = Description(
         base_model=BaseModel(vlm.id, vlm.revision, vlm.fingerprint),
-        hypernetwork=Maker(origin.id, origin.sha256, trained_with.windows, trained_with.segments),
+        hypernetwork=HypernetworkInfo(origin.id, origin.sha256, trained_with.windows, trained_with.segments),
         segments=(segment,),
         blocks=(Block(rank, segments=1, relative_error=0.0),),
         bias_rank=rank,
@@ -166,49 +178,18 @@ def generate_factors(
     return torch.cat(a).cpu(), torch.cat(b).cpu()
 
 
-def check_belongs(hypernetwork: Hypernetwork, vlm: FrozenVLM) -> Origin:
-    """The hypernetwork's origin. Raises V2LError, with both names, where it was trained for another model or stands
-    on another device."""
-    origin = hypernetwork.origin
-    if origin is None:
-        raise V2LError("this hypernetwork was not loaded from a file; adapters must say what made them")
-    if not fits(hypernetwork, vlm) or origin.base_fingerprint not in (None, vlm.fingerprint):
-        raise V2LError(
-            f"the hypernetwork {printable(origin.id)} was trained for {printable(origin.base_model)}, the model at "
-            f"hand is {printable(vlm.id)}; load the two that belong together"
-        )
-    if origin.base_fingerprint is None and origin.base_model.split("/")[-1] != vlm.id.split("/")[-1]:
-        warnings.warn(
-            f"the hypernetwork was trained for {printable(origin.base_model)} and the model at hand calls itself "
-            f"{printable(vlm.id)}; only their sizes are known to agree",
-            V2LWarning,
-            stacklevel=3,
-        )
-    device = hypernetwork.head.weight.device
-    if device.type != vlm.device.type:
-        raise V2LError(f"the hypernetwork is on {device}, the model on {vlm.device}; load both on one device")
-    return origin
-
-
-def fits(hypernetwork: Hypernetwork, vlm: FrozenVLM) -> bool:
-    """Whether the model has the sizes that the hypernetwork was made for."""
-    config, module = hypernetwork.config, vlm.down_projections[0]
-    sizes = (config.num_layers, config.intermediate_size, config.hidden_size)
-    return sizes == (vlm.num_layers, module.in_features, module.out_features)
-
-
-def _span(seen: SeenVideo, reading: Reading) -> tuple[float, float]:
+def _span(seen: EncodedFrames, reading: Reading) -> tuple[float, float]:
     """Seconds that the frames were chosen from, as far as the video goes."""
     frame_range(seen.video, reading.start, reading.end)
     end = seen.video.duration if reading.end is None else min(reading.end, seen.video.duration)
     return round(reading.start or 0.0, 6), round(end, 6)
 
 
-def _changed(begun: Begun) -> bool:
-    """Whether the video may be another than the one that was begun. Where all but the time of its last status change is
+def _changed(pending: PendingEncode) -> bool:
+    """Whether the video may be another than the one that was pending. Where all but the time of its last status change is
     the same, as after a chmod or where somebody set the modification time back, its content decides."""
-    now = _status(begun.path)
-    return now[:-1] != begun.status[:-1] or (now != begun.status and identify(begun.path) != begun.source)
+    now = _status(pending.path)
+    return now[:-1] != pending.status[:-1] or (now != pending.status and identify(pending.path) != pending.source)
 
 
 def _status(path: str | os.PathLike) -> tuple[int, int, int, int]:

@@ -10,19 +10,18 @@ import torch
 
 from v2l.adapters.adapter import Adapter
 from v2l.errors import ModelError, V2LError
-from v2l.io.files import printable
-from v2l.models.checkpoint import load_hypernetwork, read_origin
-from v2l.models.hypernetwork import Hypernetwork, Origin
+from v2l.io.text import printable
+from v2l.models.checkpoint import load_hypernetwork, read_provenance
+from v2l.models.hypernetwork import Hypernetwork, Provenance
 from v2l.models.loading import load_vlm
-from v2l.models.lock import lock_path, read_lock
-from v2l.models.presets import PRESETS, RELEASE, ModelFolder, find_model
+from v2l.models.presets import PRESETS, RELEASE, ModelFolder, find_model, lock_path, read_lock
 from v2l.models.smolvlm import FrozenVLM
 
 ENVIRONMENT = "V2L_MODEL"
 
 
 @dataclass
-class Choice:
+class ModelLoader:
     """A model by name, its hypernetwork's source, and how to load them.
 
     chosen_by: "option", "environment", "adapter", "default", which `v2l pull` recorded, or "fallback", the
@@ -46,9 +45,9 @@ class Choice:
         return self.folder.fingerprint()
 
     @cached_property
-    def origin(self) -> Origin:
+    def origin(self) -> Provenance:
         """What the hypernetwork's file says of it."""
-        return read_origin(self.hypernetwork_source or self.model)
+        return read_provenance(self.hypernetwork_source or self.model)
 
     @cached_property
     def vlm(self) -> FrozenVLM:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from v2l.errors import V2LError
-from v2l.io.files import printable
+from v2l.io.text import printable
 from v2l.models.hypernetwork import TrainedWith
 from v2l.models.processor import PromptFrame, VisionGeometry, frame_images, prompt_frames, tile_grid, video_text
 from v2l.models.smolvlm import IMAGES_AT_ONCE, FrozenVLM, Window
@@ -29,7 +29,7 @@ AHEAD = 2
 
 
 @dataclass(frozen=True)
-class SeenVideo:
+class EncodedFrames:
     """A video as the vision tower saw it.
 
     frames: time and tiles of each frame, in order
@@ -95,7 +95,7 @@ def segment_readings(path: str | os.PathLike, reading: Reading, segments: int) -
 
 
 @dataclass(frozen=True)
-class Look:
+class FramePlan:
     """What is about to be seen of a video.
 
     frames: time and tiles of each frame; images: (n, 3, S, S) uint8, a few at a time, decoded as they are asked for
@@ -109,12 +109,12 @@ class Look:
     notes: list[str]
     damage: list[str]
 
-    def ahead(self) -> Look:
+    def prefetch(self) -> FramePlan:
         """The same, its images decoded in a thread of their own from now on."""
-        return replace(self, images=Ahead(self.images))
+        return replace(self, images=Prefetcher(self.images))
 
 
-def look(path: str | os.PathLike, vlm: FrozenVLM, reading: Reading) -> Look:
+def plan_frames(path: str | os.PathLike, vlm: FrozenVLM, reading: Reading) -> FramePlan:
     """Chooses the frames that `reading` (filled) asks for. Raises V2LError where the video cannot be read."""
     video = probe(path)
     chosen = choose_frames(video, reading.frames, reading.fps, reading.start, reading.end)
@@ -129,29 +129,31 @@ def look(path: str | os.PathLike, vlm: FrozenVLM, reading: Reading) -> Look:
             yield from frame_images(frame.pixels, vlm.geometry, reading.resolution, grid)
 
     frames = tuple(prompt_frames(video, chosen, reading.end, grid))
-    return Look(video, frames, _batches(images()), notes, damage)
+    return FramePlan(video, frames, _batches(images()), notes, damage)
 
 
-def see_video(
+def encode_video_images(
     path: str | os.PathLike,
     vlm: FrozenVLM,
     reading: Reading,
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> SeenVideo:
+) -> EncodedFrames:
     """Decodes the frames that `reading` (filled) asks for and shows them to the vision tower a few at a time; the next
     few are decoded meanwhile, and pixels of no more than `AHEAD` micro-batches wait. `progress` hears of the frames
     seen and of their number. Raises V2LError where the video cannot be read."""
-    return see(look(path, vlm, reading).ahead(), vlm, progress)
+    return encode_images(plan_frames(path, vlm, reading).prefetch(), vlm, progress)
 
 
-def see(looked: Look, vlm: FrozenVLM, progress: Callable[[int, int], None] = lambda done, total: None) -> SeenVideo:
-    """Shows what is looked at to the vision tower."""
-    count, seen = len(looked.frames), []
-    images_each = looked.frames[0].rows * looked.frames[0].cols + 1
-    for batch in looked.images:
-        seen.append(vlm.see(batch))
+def encode_images(
+    plan: FramePlan, vlm: FrozenVLM, progress: Callable[[int, int], None] = lambda done, total: None
+) -> EncodedFrames:
+    """Shows what is plan at to the vision tower."""
+    count, seen = len(plan.frames), []
+    images_each = plan.frames[0].rows * plan.frames[0].cols + 1
+    for batch in plan.images:
+        seen.append(vlm.encode_images(batch))
         progress(sum(map(len, seen)) // images_each, count)
-    return SeenVideo(looked.video, looked.frames, torch.cat(seen), tuple(looked.notes), bool(looked.damage))
+    return EncodedFrames(plan.video, plan.frames, torch.cat(seen), tuple(plan.notes), bool(plan.damage))
 
 
 def _check_tiles(rows: int, cols: int, vlm: FrozenVLM, resolution: int) -> None:
@@ -181,7 +183,7 @@ def _batches(images: Iterator[np.ndarray]) -> Iterator[torch.Tensor]:
         yield torch.from_numpy(np.stack(held))
 
 
-class Ahead(Iterator[torch.Tensor]):
+class Prefetcher(Iterator[torch.Tensor]):
     """The same items, made in a thread of their own from now on, at most `AHEAD` before they are asked for; an error
     comes where the item would have."""
 
@@ -221,7 +223,7 @@ def _make(items: Iterator[torch.Tensor], made: queue.Queue, unwanted: threading.
         hand_over(end)
 
 
-def cut_windows(seen: SeenVideo, vlm: FrozenVLM, trained_with: TrainedWith) -> list[Window]:
+def cut_windows(seen: EncodedFrames, vlm: FrozenVLM, trained_with: TrainedWith) -> list[Window]:
     """The prompts that make up the video: one, as published, while that fits the model's positions; beyond them
     windows of `window_frames` frames (fewer where even those do not fit), each a complete prompt with its own intro
     line, absolute timestamps and positions from zero. Raises V2LError where a single frame does not fit."""
@@ -247,7 +249,7 @@ def cut_windows(seen: SeenVideo, vlm: FrozenVLM, trained_with: TrainedWith) -> l
 
 
 def video_ids(
-    seen: SeenVideo,
+    seen: EncodedFrames,
     vlm: FrozenVLM,
     prompt: str,
     start: int = 0,

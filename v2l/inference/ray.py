@@ -15,9 +15,9 @@ import numpy as np
 
 from v2l.errors import V2LError
 from v2l.inference.batch import EncodeOptions, Outcome, encode_targets
-from v2l.inference.model_loader import Choice
+from v2l.inference.model_loader import ModelLoader
 from v2l.inference.targets import Destination, Nothing, Target, find_targets
-from v2l.io.files import printable
+from v2l.io.text import printable
 from v2l.video.sampling import Reading
 
 
@@ -68,7 +68,7 @@ class Encode:
         Raises V2LError where they cannot be loaded: no video would fare better.
         """
         self.options = replace(options or EncodeOptions(Reading()), replace_foreign=True)
-        self.choice = Choice(model, "option", hypernetwork, device, dtype)
+        self.choice = ModelLoader(model, "option", hypernetwork, device, dtype)
         self.choice.load()
 
     def __call__(self, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

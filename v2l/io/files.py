@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from v2l.errors import V2LError
+from v2l.io.text import printable
 
 try:
     import fcntl
@@ -74,18 +75,6 @@ def open_regular(path: str | os.PathLike) -> BinaryIO:
 def unreadable(path: str | os.PathLike, error: OSError) -> V2LError:
     """The one line for a file that cannot be opened or read."""
     return V2LError(f"cannot read {printable(path)}: {error.strerror or error}; check the name and its permissions")
-
-
-def printable(text: object) -> str:
-    """A file name or a foreign string as it may stand in a message: control characters escaped, no more than 200
-    characters."""
-    shown = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in _text(text))
-    return shown if len(shown) <= 200 else shown[:197] + "..."
-
-
-def _text(value: object) -> str:
-    # undecodable bytes of a POSIX file name arrive as lone surrogates, which no stream would take
-    return str(value).encode("utf-8", "backslashreplace").decode()
 
 
 # Writing -----------------------------------------------------------------------------------------------------------

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from v2l.errors import V2LError
-from v2l.io.files import open_regular, printable, unreadable
+from v2l.io.files import open_regular, unreadable
+from v2l.io.text import printable
 
 MAX_JSON_BYTES = 4 << 20
 """Of a JSON file of a model folder. The published ones have at most 50 kB, their tokenizers aside."""

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from v2l.errors import V2LError
-from v2l.io.files import append_line, printable, unreadable, write_atomically
+from v2l.io.files import append_line, unreadable, write_atomically
+from v2l.io.text import printable
 
 
 class Journal:

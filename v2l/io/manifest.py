@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from v2l.errors import V2LError
-from v2l.io.files import printable, unreadable
+from v2l.io.files import unreadable
+from v2l.io.text import printable
 
 MAX_LINE = 1_000_000
 """Characters of one row; a longer line is no manifest's."""

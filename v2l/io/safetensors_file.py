@@ -17,8 +17,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from v2l.errors import V2LError
-from v2l.io.files import open_regular, printable, unreadable, write_atomically
+from v2l.io.files import open_regular, unreadable, write_atomically
 from v2l.io.foreign import shown
+from v2l.io.text import printable
 
 METADATA_KEY = "v2l"
 MAX_HEADER_BYTES = 1_000_000

@@ -7,20 +7,22 @@ it belongs to and what it was trained with.
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from v2l.errors import V2LError
-from v2l.io.files import printable
+from v2l.errors import V2LError, V2LWarning
 from v2l.io.records import from_json, to_json
 from v2l.io.safetensors_file import content_sha256, damaged, read_metadata, read_tensors, write_tensors
-from v2l.models.hypernetwork import TARGET, Hypernetwork, HypernetworkConfig, Origin, TrainedWith
+from v2l.io.text import printable
+from v2l.models.hypernetwork import TARGET, Hypernetwork, HypernetworkConfig, Provenance, TrainedWith
 from v2l.models.loading import choose_device
 from v2l.models.presets import EMBEDDED, PRESETS, cached_hypernetwork
 from v2l.models.published import PublishedCheckpoint, read_published
+from v2l.models.smolvlm import FrozenVLM
 
 VERSION = 1
 MAX_SIZE = 2**18
@@ -68,7 +70,7 @@ def load_hypernetwork(source: str | os.PathLike, device: str | torch.device | No
     return hypernetwork.to(device).eval()
 
 
-def read_origin(source: str | os.PathLike) -> Origin:
+def read_provenance(source: str | os.PathLike) -> Provenance:
     """What a hypernetwork's file says of itself, without its weights; a published .pt is read whole.
 
     source: as for `load_hypernetwork`. Raises V2LError as that does.
@@ -83,33 +85,12 @@ def save_hypernetwork(hypernetwork: Hypernetwork, path: str | os.PathLike) -> No
     """Writes v2l's own file, whole or not at all: same weights and origin, same bytes. Raises V2LError for an origin
     that could not be read again."""
     if hypernetwork.origin is None:
-        raise V2LError("this hypernetwork has no origin to record; set one with with_origin() before saving it")
+        raise V2LError("this hypernetwork has no origin to record; set one with with_provenance() before saving it")
     try:
         hypernetwork.origin.check()
     except ValueError as error:
         raise V2LError(f"cannot write {printable(path)}: {error}; train with other settings") from error
-    write_tensors(path, hypernetwork.state_dict(), _metadata(hypernetwork.config, hypernetwork.origin))
-
-
-SIGNIFICANT_BITS = 5
-"""Of each weight of the embedded model: what git keeps for ever packs to two thirds, and one answer in a hundred
-changes (docs/tiny.md)."""
-
-
-def few_bits(weights: torch.Tensor) -> torch.Tensor:
-    """Matrices rounded to `SIGNIFICANT_BITS`, in float16; vectors, which are few, in float16 as they are."""
-    if weights.ndim < 2:
-        return weights.half()
-    mantissa, exponent = torch.frexp(weights.float())
-    steps = 2**SIGNIFICANT_BITS
-    return torch.ldexp((mantissa * steps).round() / steps, exponent).half()
-
-
-def save_half(hypernetwork: Hypernetwork, path: str | os.PathLike) -> None:
-    """Writes its weights rounded by `few_bits`, in half the bytes: another hypernetwork, with a sha256 of its own. Read
-    back it computes in float32 like any other."""
-    halves = {name: few_bits(tensor) for name, tensor in hypernetwork.state_dict().items()}
-    write_tensors(path, halves, _metadata(hypernetwork.config, hypernetwork.origin))
+    write_tensors(path, hypernetwork.state_dict(), file_metadata(hypernetwork.config, hypernetwork.origin))
 
 
 def import_checkpoint(checkpoint: str | os.PathLike, output: str | os.PathLike) -> Hypernetwork:
@@ -124,13 +105,13 @@ def import_checkpoint(checkpoint: str | os.PathLike, output: str | os.PathLike) 
     return hypernetwork
 
 
-def with_origin(
+def with_provenance(
     hypernetwork: Hypernetwork, id: str, base_model: str, base_fingerprint: str | None, trained_with: TrainedWith
 ) -> Hypernetwork:
     """The same hypernetwork, told where it comes from; the sha256 of its weights as they are is taken here."""
-    unsealed = Origin(id, base_model, base_fingerprint, trained_with, sha256="")
-    sha256 = content_sha256(_metadata(hypernetwork.config, unsealed), hypernetwork.state_dict())
-    hypernetwork.origin = Origin(id, base_model, base_fingerprint, trained_with, sha256)
+    unsealed = Provenance(id, base_model, base_fingerprint, trained_with, sha256="")
+    sha256 = content_sha256(file_metadata(hypernetwork.config, unsealed), hypernetwork.state_dict())
+    hypernetwork.origin = Provenance(id, base_model, base_fingerprint, trained_with, sha256)
     return hypernetwork
 
 
@@ -153,7 +134,7 @@ def _locate(source: str) -> Path:
 # v2l's own file ----------------------------------------------------------------------------------------------------
 
 
-def _metadata(config: HypernetworkConfig, origin: Origin) -> dict[str, Any]:
+def file_metadata(config: HypernetworkConfig, origin: Provenance) -> dict[str, Any]:
     """Everything in the file's metadata but the sha256, which seals it and the weights."""
     described = to_json(origin)
     described.pop("sha256")
@@ -171,10 +152,10 @@ def _from_safetensors(path: Path) -> Hypernetwork:
     return hypernetwork
 
 
-def _described(metadata: dict[str, Any], path: Path) -> tuple[HypernetworkConfig, Origin]:
+def _described(metadata: dict[str, Any], path: Path) -> tuple[HypernetworkConfig, Provenance]:
     try:
         config = from_json(HypernetworkConfig, metadata.pop("config", None), "config")
-        origin = from_json(Origin, metadata, "metadata")
+        origin = from_json(Provenance, metadata, "metadata")
         origin.check()
         return config, origin
     except ValueError as error:
@@ -219,7 +200,9 @@ def _from_published(published: PublishedCheckpoint, path: Path) -> Hypernetwork:
         ) from error
     key = (published.base_model, config.num_layers, config.hidden_size, config.rank)
     trained_with = PUBLISHED_TRAINING.get(key, TrainedWith())
-    return with_origin(hypernetwork, f"frames2lora {published.base_model}", published.base_model, None, trained_with)
+    return with_provenance(
+        hypernetwork, f"frames2lora {published.base_model}", published.base_model, None, trained_with
+    )
 
 
 def _published_config(published: PublishedCheckpoint) -> HypernetworkConfig:
@@ -250,3 +233,34 @@ def _published_config(published: PublishedCheckpoint) -> HypernetworkConfig:
     }
     defaults = to_json(HypernetworkConfig(1, 1, 1))
     return from_json(HypernetworkConfig, {**defaults, **sizes}, "hypernet_config")
+
+
+def check_belongs(hypernetwork: Hypernetwork, vlm: FrozenVLM) -> Provenance:
+    """The hypernetwork's origin. Raises V2LError, with both names, where it was trained for another model or stands
+    on another device."""
+    origin = hypernetwork.origin
+    if origin is None:
+        raise V2LError("this hypernetwork was not loaded from a file; adapters must say what made them")
+    if not fits(hypernetwork, vlm) or origin.base_fingerprint not in (None, vlm.fingerprint):
+        raise V2LError(
+            f"the hypernetwork {printable(origin.id)} was trained for {printable(origin.base_model)}, the model at "
+            f"hand is {printable(vlm.id)}; load the two that belong together"
+        )
+    if origin.base_fingerprint is None and origin.base_model.split("/")[-1] != vlm.id.split("/")[-1]:
+        warnings.warn(
+            f"the hypernetwork was trained for {printable(origin.base_model)} and the model at hand calls itself "
+            f"{printable(vlm.id)}; only their sizes are known to agree",
+            V2LWarning,
+            stacklevel=3,
+        )
+    device = hypernetwork.head.weight.device
+    if device.type != vlm.device.type:
+        raise V2LError(f"the hypernetwork is on {device}, the model on {vlm.device}; load both on one device")
+    return origin
+
+
+def fits(hypernetwork: Hypernetwork, vlm: FrozenVLM) -> bool:
+    """Whether the model has the sizes that the hypernetwork was made for."""
+    config, module = hypernetwork.config, vlm.down_projections[0]
+    sizes = (config.num_layers, config.intermediate_size, config.hidden_size)
+    return sizes == (vlm.num_layers, module.in_features, module.out_features)

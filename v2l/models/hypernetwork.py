@@ -98,7 +98,7 @@ _TRAINING_LIMITS = {
 
 
 @dataclass(frozen=True)
-class Origin:
+class Provenance:
     """Where a hypernetwork's weights come from.
 
     base_model: public name of the frozen model it was trained for
@@ -127,7 +127,7 @@ class Hypernetwork(nn.Module):
     origin: None until the weights come from a file
     """
 
-    origin: Origin | None = None
+    origin: Provenance | None = None
 
     def __init__(self, config: HypernetworkConfig):
         super().__init__()

@@ -8,8 +8,8 @@ import torch
 from safetensors import SafetensorError
 
 from v2l.errors import V2LError
-from v2l.io.files import printable
 from v2l.io.safetensors_file import all_finite
+from v2l.io.text import printable
 from v2l.models.config import quiet_transformers
 from v2l.models.presets import ModelFolder, find_model
 from v2l.models.smolvlm import FrozenVLM

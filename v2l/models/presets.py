@@ -5,8 +5,11 @@ Nothing here reaches the network: presets other than `tiny` are looked up in the
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+import json
 import os
+import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from v2l.errors import ModelError, V2LError
-from v2l.io.files import printable
+from v2l.io.files import make_folder, open_regular, write_atomically
 from v2l.io.foreign import read_json, shown
 from v2l.io.safetensors_file import canonical_json
+from v2l.io.text import printable
 from v2l.models.config import MAX_FRAME_SIZE, read_config, tensor_shapes
-from v2l.models.lock import read_lock
 from v2l.models.processor import VisionGeometry
 from v2l.models.weights import StoredTensor, check_tensors, open_tensors, stored_tensors
 
@@ -244,3 +247,93 @@ def _edge(settings: Mapping[str, Any], key: str) -> int | None:
             f"{MAX_FRAME_SIZE:,}"
         )
     return value
+
+
+LARGEST = 1_000_000
+"""Bytes of a lock file; a preset takes about 2 kB."""
+
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._+-]{0,98}[A-Za-z0-9])?")
+
+
+def is_commit(value: object) -> bool:
+    """Return whether the value is a commit id or a git object id: exactly 40 lower-case hexadecimal digits."""
+    return isinstance(value, str) and re.fullmatch("[0-9a-f]{40}", value) is not None
+
+
+def is_sha256(value: object) -> bool:
+    """Return whether the value is a sha256: exactly 64 lower-case hexadecimal digits."""
+    return isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None
+
+
+def is_plain_name(value: object) -> bool:
+    """Return whether the value is a file name without a folder: 1 to 100 ASCII letters, digits and `._+-`, with a
+    letter or digit at both ends and without `..`."""
+    return isinstance(value, str) and _PLAIN_NAME.fullmatch(value) is not None and ".." not in value
+
+
+@dataclass(frozen=True)
+class LockedRepo:
+    """revision: the branch, tag or commit that was asked for; commit: what it was; files: name to sha256"""
+
+    revision: str
+    commit: str
+    files: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Lock:
+    """repos: by the hub's name; default: the preset that stands in where no model is named"""
+
+    repos: dict[str, LockedRepo] = field(default_factory=dict)
+    default: str | None = None
+
+
+def lock_path() -> Path:
+    """Where it stands; HF_HOME is obeyed."""
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HOME) / "v2l.lock.json"
+
+
+def read_lock() -> Lock:
+    """Read the lock file. Return an empty lock if the file is missing. Raise V2LError if it is not understood, or if
+    it holds a commit, hash or file name that is none."""
+    path = lock_path()
+    try:
+        with open_regular(path) as file:
+            data = file.read(LARGEST + 1)
+        if len(data) > LARGEST:
+            raise ValueError(f"more than {LARGEST} bytes")
+        values = json.loads(data.decode())
+        if values["v2l"] != 1:
+            raise ValueError(f"version {values['v2l']!r}")
+        repos = {name: _locked_repo(**repo) for name, repo in values["repos"].items()}
+        if values["default"] is not None and not is_plain_name(values["default"]):
+            raise ValueError("the default is no preset's name")
+        return Lock(repos, values["default"])
+    except FileNotFoundError:
+        return Lock()
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise V2LError(
+            f"cannot read {printable(path)} ({printable(error)}); move it away, and v2l pull writes it anew"
+        ) from error
+
+
+def write_lock(lock: Lock) -> None:
+    """Puts it there. Raises V2LError where that is impossible."""
+    text = json.dumps({"v2l": 1, **dataclasses.asdict(lock)}, indent=1, sort_keys=True) + "\n"
+    make_folder(lock_path().parent)
+    write_atomically(lock_path(), text.encode())
+
+
+def _locked_repo(revision: Any, commit: Any, files: Any) -> LockedRepo:
+    if not isinstance(revision, str):
+        raise ValueError("a revision is no text")
+    if not is_commit(commit):
+        raise ValueError(f"{commit!r} is no commit of 40 hexadecimal digits")
+    for name, sha256 in files.items():
+        if not is_plain_name(name):
+            raise ValueError(f"{name!r} is no plain file name")
+        if not is_sha256(sha256):
+            raise ValueError(f"the sha256 of {name} is none")
+    return LockedRepo(revision, commit, dict(files))

@@ -20,13 +20,12 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from v2l.errors import V2LError
-from v2l.inference.encode import check_belongs
-from v2l.io.files import open_regular, printable, unreadable
-from v2l.models.checkpoint import load_hypernetwork
+from v2l.io.files import open_regular, unreadable
+from v2l.io.text import printable
+from v2l.models.checkpoint import check_belongs, load_hypernetwork
 from v2l.models.hub import HubFile, NotThere, download, list_files
 from v2l.models.loading import load_vlm
-from v2l.models.lock import Lock, LockedRepo, is_commit, lock_path, read_lock, write_lock
-from v2l.models.presets import PRESETS, Preset
+from v2l.models.presets import PRESETS, Lock, LockedRepo, Preset, is_commit, lock_path, read_lock, write_lock
 
 MODEL_FILES = re.compile(r"[^/]+\.(json|jinja|safetensors)|LICENSE[^/]*")
 """Of the model's repository: what stands at its top, weights as safetensors only."""

@@ -17,7 +17,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from v2l.errors import V2LError
-from v2l.io.files import printable
+from v2l.io.text import printable
 from v2l.models.presets import ModelFolder
 from v2l.models.processor import END_OF_TURN, PIXEL_MEAN, PIXEL_STD
 
@@ -132,7 +132,7 @@ class FrozenVLM:
     # Seeing and reading ----------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def see(self, images: torch.Tensor) -> torch.Tensor:
+    def encode_images(self, images: torch.Tensor) -> torch.Tensor:
         """Images to what the language model gets in the place of their `<image>` tokens.
 
         images: (N, 3, S, S) uint8, or float as the vision tower takes them (-1 to 1). Returns (N, tokens, D).
@@ -214,7 +214,7 @@ class FrozenVLM:
         return DynamicCache(config=self.text_model.config)
 
     @torch.no_grad()
-    def remember(self, prompt: torch.Tensor) -> Any:
+    def prefill(self, prompt: torch.Tensor) -> Any:
         """The KV cache of a prompt's beginning, (T, D), for questions that go on from it."""
         cache = self.new_cache()
         self.text_model(inputs_embeds=prompt[None], past_key_values=cache, use_cache=True)

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from v2l.errors import V2LError
-from v2l.io.files import open_regular, printable, unreadable
+from v2l.io.files import open_regular, unreadable
 from v2l.io.foreign import read_json, shown
+from v2l.io.text import printable
 
 SINGLE_FILE = "model.safetensors"
 INDEX = "model.safetensors.index.json"

@@ -31,13 +31,13 @@ from v2l.models.processor import (
 )
 from v2l.models.processor import question_text as asked
 from v2l.training.common import Steps
-from v2l.training.packing import PLACE, Sheet, write_sheet
+from v2l.training.packing import PLACE, PackedSequence, pack_questions
 from v2l.video.decoding import probe, read_frames
 from v2l.video.sampling import Video, choose_frames
 
 
 @dataclass(frozen=True)
-class Curriculum:
+class SamplingConfig:
     """How clips are met in training.
 
     frames, fps: of a clip, or of each segment, at most this many frames at this rate, as encoding will take them
@@ -66,7 +66,7 @@ class Curriculum:
 
 
 @dataclass(frozen=True)
-class Reader:
+class SampleReader:
     """What turns a video into prompts: the frozen model's tokenizer, image geometry and number of positions."""
 
     tokenizer: Tokenizer
@@ -105,13 +105,13 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Lesson:
+class TrainingSample:
     """One clip in one step.
 
     composed: whether each part becomes an adapter of its own
     edges: whether the video begins with the first of its frames, and ends with the last
     shows: the video, the numbers of its frames and their resolution
-    sheet: questions and answers, without the video
+    sequence: questions and answers, without the video
     in_context: the same behind the whole video, where that fits the model's positions
     """
 
@@ -119,19 +119,19 @@ class Lesson:
     composed: bool
     edges: tuple[bool, bool]
     shows: tuple[str, tuple[int, ...], int | None]
-    sheet: Sheet
-    in_context: Sheet | None
+    sequence: PackedSequence
+    in_context: PackedSequence | None
 
 
 @dataclass(frozen=True)
-class Unreadable:
+class UnreadableClip:
     """A clip that could not be read, and why."""
 
     video: Path
     reason: str
 
 
-class Lessons(Steps):
+class MicroBatches(Steps):
     """The micro-batches of one process, in order: `per_step` of them make its share of a step.
 
     batch: clips in a step, over all processes; together: at most this many of them in a micro-batch
@@ -141,8 +141,8 @@ class Lessons(Steps):
     def __init__(
         self,
         examples: Sequence[Example],
-        reader: Reader,
-        curriculum: Curriculum,
+        reader: SampleReader,
+        curriculum: SamplingConfig,
         seed: int,
         steps: int,
         batch: int,
@@ -155,37 +155,37 @@ class Lessons(Steps):
         self.process, self.processes = process
         self.per_step = math.ceil(batch / self.processes / together)
         self.seen: Container = ()
-        """What `Lesson.shows` of lessons whose images nobody needs again."""
+        """What `TrainingSample.shows` of samples whose images nobody needs again."""
 
     def __len__(self) -> int:
         return self.steps * self.per_step
 
-    def batch(self, step: int) -> list[Lesson | Unreadable]:
-        """The lessons of micro-batch number `step`."""
+    def batch(self, step: int) -> list[TrainingSample | UnreadableClip]:
+        """The samples of micro-batch number `step`."""
         step, part = divmod(step, self.per_step)
         mine = range(self.process, self.clips_in_step, self.processes)
         chosen = mine[part * self.together : (part + 1) * self.together]
-        return [self.lesson(step * self.clips_in_step + place) for place in chosen]
+        return [self.sample(step * self.clips_in_step + place) for place in chosen]
 
-    def lesson(self, number: int) -> Lesson | Unreadable:
-        """The number-th lesson since training began: each clip once, in random order, then each once more."""
+    def sample(self, number: int) -> TrainingSample | UnreadableClip:
+        """The number-th sample since training began: each clip once, in random order, then each once more."""
         turn, place = divmod(number, len(self.clips))
         clip = self.clips[_shuffled(self.seed, turn, len(self.clips))[place]]
         random = np.random.default_rng([self.seed, number, 1])
         try:
-            return read_lesson(clip, self.reader, self.curriculum, random, self.seen)
+            return read_sample(clip, self.reader, self.curriculum, random, self.seen)
         except V2LError as error:
-            return Unreadable(clip[0].video, str(error))
+            return UnreadableClip(clip[0].video, str(error))
 
 
-def read_lesson(
+def read_sample(
     clip: Sequence[Example],
-    reader: Reader,
-    curriculum: Curriculum,
+    reader: SampleReader,
+    curriculum: SamplingConfig,
     random: np.random.Generator | None,
     seen: Container = (),
-) -> Lesson:
-    """One clip as a lesson; without `random` as encoding would read it, whole where that fits, and asked from the
+) -> TrainingSample:
+    """One clip as a sample; without `random` as encoding would read it, whole where that fits, and asked from the
     first question on. Of what stands in `seen` no image is decoded. Raises V2LError where the video cannot be read or a
     part of it does not fit."""
     video = _probe(str(clip[0].video))
@@ -202,7 +202,7 @@ def read_lesson(
     order = np.arange(len(clip)) if random is None else random.permutation(len(clip))
     questions = [(clip[place].prompt, clip[place].target) for place in order[: curriculum.questions]]
     text = video_text(frames, video.duration, PLACE, reader.geometry, generation_prompt=True)
-    in_context = write_sheet(text, questions, reader.tokenizer)
+    in_context = pack_questions(text, questions, reader.tokenizer)
 
     def heard(part: Sequence[PromptFrame]) -> torch.Tensor:
         text = video_text(part, video.duration, curriculum.prompt, reader.geometry, marks_end=curriculum.marks_end)
@@ -227,17 +227,17 @@ def read_lesson(
         if count > len(frames):
             raise V2LError(f"{video.path}: one frame does not fit the model's {reader.positions:,} positions")
         parts = read_in(count)
-    return Lesson(
+    return TrainingSample(
         tuple(parts),
         composed,
         (int(chosen[0]) == 0, frames[-1].last),
         shows,
-        write_sheet(asked(PLACE), questions, reader.tokenizer),
+        pack_questions(asked(PLACE), questions, reader.tokenizer),
         in_context if int(in_context.positions.max()) < reader.positions else None,
     )
 
 
-def _frames(video: Video, clip: Example, curriculum: Curriculum, random: np.random.Generator | None) -> list[int]:
+def _frames(video: Video, clip: Example, curriculum: SamplingConfig, random: np.random.Generator | None) -> list[int]:
     """The frames that all parts together show."""
     most = curriculum.longest or curriculum.frames * max(curriculum.windows, curriculum.segments)
     if random is None:
@@ -251,7 +251,7 @@ def _frames(video: Video, clip: Example, curriculum: Curriculum, random: np.rand
 
 
 def _resolution(
-    video: Video, frames: int, geometry: VisionGeometry, curriculum: Curriculum, random: np.random.Generator | None
+    video: Video, frames: int, geometry: VisionGeometry, curriculum: SamplingConfig, random: np.random.Generator | None
 ) -> int | None:
     """The one that so many frames are met at."""
     if not curriculum.resolutions:
@@ -264,7 +264,7 @@ def _resolution(
     return drawn if frames * (rows * cols + 1) <= (curriculum.longest or math.inf) else first
 
 
-def _cut(frames: int, fewest: int, curriculum: Curriculum, random: np.random.Generator | None) -> tuple[bool, int]:
+def _cut(frames: int, fewest: int, curriculum: SamplingConfig, random: np.random.Generator | None) -> tuple[bool, int]:
     """Whether the parts are composed, and how many there are: a third of the clips stay whole where that fits, a third
     are read in joint windows, a third are composed, of few segments more often than of many: of a second or two each
     no user cuts them."""

@@ -19,11 +19,11 @@ from typing import Annotated, Any
 
 import typer
 
-from v2l.cli.display import Display, shown
+from v2l.cli.console import Display, command, shown
 from v2l.cli.options import Debug, Quiet
-from v2l.cli.running import command
 from v2l.errors import UsageError, V2LError
-from v2l.io.files import part_of, printable, sweep, write_atomically
+from v2l.io.files import part_of, sweep, write_atomically
+from v2l.io.text import printable
 from v2l.training.finevideo_annotations import Span, read_split
 
 PROMPTS = {
@@ -159,7 +159,7 @@ def build(
     manifest: Annotated[Path, typer.Argument(metavar="MANIFEST", help="Where the rows go, one JSON object a line.")],
     split: Annotated[Split, typer.Option("--split", help="Which of the two, and its mixture.")] = Split.train,
     target: Annotated[
-        int | None, typer.Option("--target", metavar="N", help="Rows; else all that can be, 1,152 to validate.")
+        int | None, typer.Option("--target", metavar="N", help="PackedRows; else all that can be, 1,152 to validate.")
     ] = None,
     seed: Annotated[int, typer.Option("--seed", metavar="N", help="Of the draw.")] = 42,
     clips: Annotated[

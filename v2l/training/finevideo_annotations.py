@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from v2l.errors import V2LError
-from v2l.io.files import open_regular, printable, unreadable
+from v2l.io.files import open_regular, unreadable
+from v2l.io.text import printable
 from v2l.video.decoding import probe
 from v2l.video.sampling import Video, frame_range
 
@@ -51,7 +52,7 @@ class Span:
 
 
 @dataclass(frozen=True)
-class Scene:
+class AnnotatedScene:
     """A scene whose bounds are sound. number: its place in the annotation, from 0"""
 
     number: int
@@ -104,7 +105,7 @@ def read_pair(path: Path, split: str) -> tuple[list[Span], list[str]]:
     video = probe(place)
     spans: list[Span] = []
     faults: list[str] = []
-    scenes: list[Scene | None] = []
+    scenes: list[AnnotatedScene | None] = []
     given = described.get("scenes")
     if not isinstance(given, list) or not given:
         given = []
@@ -186,7 +187,7 @@ def _text(value: object) -> str | None:
     return value.encode("utf-8", "replace").decode().strip()
 
 
-def _scene(given: object, number: int, video: Video) -> Scene:
+def _scene(given: object, number: int, video: Video) -> AnnotatedScene:
     scene = _object({"it": given}, "it")
     times = _object(scene, "timestamps")
     start, end = (_seconds(times.get(f"{side}_timestamp")) for side in ("start", "end"))
@@ -199,7 +200,7 @@ def _scene(given: object, number: int, video: Video) -> Scene:
     activities = [each for each in told if isinstance(each, dict)] if isinstance(told, list) else []
     texts = (_text(each.get("description")) for each in activities)
     identity = scene.get("sceneId")
-    return Scene(
+    return AnnotatedScene(
         number,
         identity if isinstance(identity, int) else None,
         _text(scene.get("title")),
@@ -217,21 +218,21 @@ def _seconds(value: object) -> float:
     return 3600 * int(hours) + 60 * int(minutes) + float(seconds)
 
 
-def _bounds(scenes: Sequence[Scene]) -> tuple[float, float]:
+def _bounds(scenes: Sequence[AnnotatedScene]) -> tuple[float, float]:
     starts = [scene.start for scene in scenes]
     if starts != sorted(starts):
         raise ValueError("its scenes do not follow one another")
     return starts[0], max(scene.end for scene in scenes)
 
 
-def _told(scenes: Sequence[Scene], most: int) -> str:
+def _told(scenes: Sequence[AnnotatedScene], most: int) -> str:
     activities = [text for scene in scenes for text in scene.activities]
     if not activities:
         raise ValueError("no activity is described")
     return " ".join(activities[:most])
 
 
-def _about(scenes: Sequence[Scene]) -> dict[str, Any]:
+def _about(scenes: Sequence[AnnotatedScene]) -> dict[str, Any]:
     return {
         "scene_indices": [scene.number for scene in scenes],
         "scene_ids": [scene.id for scene in scenes],

@@ -1,4 +1,4 @@
-"""A batch of lessons to its loss: what the frozen model and the hypernetwork make of clips and of questions about them.
+"""A batch of samples to its loss: what the frozen model and the hypernetwork make of clips and of questions about them.
 
 The frozen model reads a clip's windows, the hypernetwork turns what it reads into factors, and the same frozen model,
 wearing them, is asked about the clip without seeing it (paper section 4).
@@ -16,11 +16,10 @@ from torch.nn.utils.rnn import pad_sequence
 
 from v2l.adapters.lora import Factors
 from v2l.models.hypernetwork import Hypernetwork
+from v2l.models.perceiver import Resampler, ResamplerAttention
 from v2l.models.smolvlm import FrozenVLM, Window
-from v2l.training.data import NO_END, Lesson
-from v2l.training.packing import IGNORED, Rows, Sheet, mean_by_question
-from v2l.training.side_by_side import read_side_by_side
-from v2l.training.steering import Steering
+from v2l.training.data import NO_END, TrainingSample
+from v2l.training.packing import IGNORED, PackedRows, PackedSequence, mean_by_question, read_side_by_side
 
 LONGER = 2.0
 """The longest of what is read together, against the shortest."""
@@ -30,7 +29,7 @@ SEEN_BYTES = 2**30
 
 @dataclass(frozen=True)
 class Heard:
-    """What the model made of the questions of some lessons, question after question.
+    """What the model made of the questions of some samples, question after question.
 
     logits: (N, vocabulary) for the N tokens that the loss counts, or None where they are not compared; wanted,
         question: (N,) int64, those tokens and the number of each one's question
@@ -47,7 +46,7 @@ class Heard:
     fired: list[torch.Tensor]
 
 
-class Pupil:
+class TrainingObjective:
     """The hypernetwork as it learns, beside its frozen model.
 
     kl_weight, hidden_weight: of how far its answers, and its hidden states, are from those of the same model with the
@@ -55,7 +54,7 @@ class Pupil:
     steering: None, or what tells how far the hypernetwork's attention is from the ends of frames, which is then counted
         beside the cross-entropy, too; its weight is steer_weight
     learners: what learns, by name
-    seen: image embeddings, (N, tokens, D), by `Lesson.shows`
+    seen: image embeddings, (N, tokens, D), by `TrainingSample.shows`
     """
 
     def __init__(
@@ -70,46 +69,48 @@ class Pupil:
         self.learners: dict[str, nn.Module] = {"hypernetwork": hypernetwork}
         self.kl_weight, self.hidden_weight, self.steer_weight = kl_weight, hidden_weight, steer_weight
         reader = hypernetwork.aggregator["perceiver"]
-        self.steering = Steering(reader.encoder, reader.decoder, vlm.num_layers) if steer_weight else None
+        self.guidance = AttentionGuidance(reader.encoder, reader.decoder, vlm.num_layers) if steer_weight else None
         self.seen: dict[tuple, torch.Tensor] = {}
         self.seen_bytes = 0
 
-    def loss(self, lessons: Sequence[Lesson]) -> torch.Tensor:
-        """The sum over the lessons of each one's loss: of a clip the mean over its questions, of a question the mean
+    def loss(self, samples: Sequence[TrainingSample]) -> torch.Tensor:
+        """The sum over the samples of each one's loss: of a clip the mean over its questions, of a question the mean
         over its answer's tokens of the cross-entropy, and what it lacks of its teacher where that has a weight."""
-        images = self.see(lessons)
-        factors, beside = self._factors(lessons, images)
-        own = self._hear([lesson.sheet for lesson in lessons], None, factors)
-        loss = _sum_by_clip(F.cross_entropy(own.logits, own.wanted, reduction="none"), own.question, lessons)
+        images = self.encode_images(samples)
+        factors, beside = self._factors(samples, images)
+        own = self._hear([sample.sequence for sample in samples], None, factors)
+        loss = _sum_by_clip(F.cross_entropy(own.logits, own.wanted, reduction="none"), own.question, samples)
         if self.kl_weight or self.hidden_weight:
-            loss = loss + self._difference(lessons, images, own)
-        return loss + beside + self._of_hearing(lessons, own)
+            loss = loss + self._difference(samples, images, own)
+        return loss + beside + self._of_hearing(samples, own)
 
-    def losses(self, lessons: Sequence[Lesson]) -> torch.Tensor:
+    def losses(self, samples: Sequence[TrainingSample]) -> torch.Tensor:
         """Each question's cross-entropy, (Q,), the mean over its answer's tokens."""
-        own = self._hear([lesson.sheet for lesson in lessons], None, self.factors(lessons, self.see(lessons)))
+        own = self._hear(
+            [sample.sequence for sample in samples], None, self.factors(samples, self.encode_images(samples))
+        )
         return mean_by_question(F.cross_entropy(own.logits, own.wanted, reduction="none"), own.question)
 
-    def factors(self, lessons: Sequence[Lesson], images: Sequence[torch.Tensor]) -> Factors:
-        """Per layer a (C, R, d_in) and b (C, R, d_out) of C lessons, shorter ranks filled with zeros. A composed
-        lesson's generated ranks stand one after the other and the learned bias stands once (paper section 3.4).
+    def factors(self, samples: Sequence[TrainingSample], images: Sequence[torch.Tensor]) -> Factors:
+        """Per layer a (C, R, d_in) and b (C, R, d_out) of C samples, shorter ranks filled with zeros. A composed
+        sample's generated ranks stand one after the other and the learned bias stands once (paper section 3.4).
 
-        images: (N, tokens, D) embeddings, of each part of each lesson
+        images: (N, tokens, D) embeddings, of each part of each sample
         """
-        return self._factors(lessons, images)[0]
+        return self._factors(samples, images)[0]
 
     def _factors(
-        self, lessons: Sequence[Lesson], images: Sequence[torch.Tensor]
+        self, samples: Sequence[TrainingSample], images: Sequence[torch.Tensor]
     ) -> tuple[Factors, torch.Tensor | float]:
         """`factors`, and what is added to the loss for how they were made, summed over all adapters."""
-        parts = [part for lesson in lessons for part in lesson.parts]
+        parts = [part for sample in samples for part in sample.parts]
         windows = [
             Window(part.frames, part.ids.to(self.vlm.device), seen) for part, seen in zip(parts, images, strict=True)
         ]
         hidden = self._read(windows)
-        rows = [by_row(lessons, layer) for layer in hidden]
-        generated, beside = self._generate(rows, by_row(lessons, [part.ends for part in parts]))
-        adapters = [len(_rows(lesson)) for lesson in lessons]
+        rows = [by_row(samples, layer) for layer in hidden]
+        generated, beside = self._generate(rows, by_row(samples, [part.ends for part in parts]))
+        adapters = [len(_rows(sample)) for sample in samples]
         return [(_composed(a, adapters), _composed(b, adapters)) for a, b in generated], beside
 
     def _read(self, windows: Sequence[Window]) -> list[list[torch.Tensor]]:
@@ -153,27 +154,31 @@ class Pupil:
 
         rows: U numbers among all; ends: (U, T), `Part.ends` of each
         """
-        return 0.0 if self.steering is None else self.steer_weight * self.steering.distance(ends)
+        return 0.0 if self.guidance is None else self.steer_weight * self.guidance.distance(ends)
 
-    def see(self, lessons: Sequence[Lesson]) -> list[torch.Tensor]:
-        """The image embeddings, (N, tokens, D), of each part of each lesson; those of frames that were looked at before
+    def encode_images(self, samples: Sequence[TrainingSample]) -> list[torch.Tensor]:
+        """The image embeddings, (N, tokens, D), of each part of each sample; those of frames that were looked at before
         are remembered, as far as `SEEN_BYTES` reach."""
         parts = []
-        for lesson in lessons:
-            embeddings = self.seen.get(lesson.shows)
-            if embeddings is None:  # each lesson alone, so that an interrupted run sees the same to the bit
-                embeddings = self.vlm.see(torch.cat([part.images for part in lesson.parts]))
+        for sample in samples:
+            embeddings = self.seen.get(sample.shows)
+            if embeddings is None:  # each sample alone, so that an interrupted run sees the same to the bit
+                embeddings = self.vlm.encode_images(torch.cat([part.images for part in sample.parts]))
                 if self.seen_bytes + embeddings.nbytes <= SEEN_BYTES:
-                    self.seen[lesson.shows] = embeddings
+                    self.seen[sample.shows] = embeddings
                     self.seen_bytes += embeddings.nbytes
-            parts += embeddings.split([part.count for part in lesson.parts])
+            parts += embeddings.split([part.count for part in sample.parts])
         return parts
 
     def _hear(
-        self, sheets: Sequence[Sheet], images: torch.Tensor | None, factors: Factors | None, told: bool = True
+        self,
+        sequences: Sequence[PackedSequence],
+        images: torch.Tensor | None,
+        factors: Factors | None,
+        told: bool = True,
     ) -> Heard:
         """told: whether logits are wanted"""
-        rows = Rows.stack(sheets, self.vlm.device)
+        rows = PackedRows.stack(sequences, self.vlm.device)
         opening = self.vlm.embed(rows.opening.flatten(), images).view(*rows.opening.shape, -1)
         asked = self.vlm.text_model.embed_tokens(rows.ids)
         read = read_side_by_side(
@@ -190,26 +195,28 @@ class Pupil:
             [rows.in_order(ranks) for ranks in read.fired],
         )
 
-    def _of_hearing(self, lessons: Sequence[Lesson], own: Heard) -> torch.Tensor | float:
-        """What is added to the loss for how the questions were heard, summed over the lessons."""
+    def _of_hearing(self, samples: Sequence[TrainingSample], own: Heard) -> torch.Tensor | float:
+        """What is added to the loss for how the questions were heard, summed over the samples."""
         return 0.0
 
-    def _difference(self, lessons: Sequence[Lesson], images: Sequence[torch.Tensor], own: Heard) -> torch.Tensor:
-        """What separates the pupil from the same model with the video in context, weighted, summed over the lessons as
-        `loss` is: KL(teacher || pupil) of every token that the loss counts, and of every token of questions and answers
+    def _difference(
+        self, samples: Sequence[TrainingSample], images: Sequence[torch.Tensor], own: Heard
+    ) -> torch.Tensor:
+        """What separates the student from the same model with the video in context, weighted, summed over the samples as
+        `loss` is: KL(teacher || student) of every token that the loss counts, and of every token of questions and answers
         the squared difference of its hidden states behind each layer, which are brought to unit root mean square.
-        Lessons that do not fit the teacher's context are left out.
+        MicroBatches that do not fit the teacher's context are left out.
         """
         total = own.logits.new_zeros(())
-        taught = [lesson.in_context is not None for lesson in lessons]
+        taught = [sample.in_context is not None for sample in samples]
         if not any(taught):
             return total
-        chosen = [lesson for lesson, fits in zip(lessons, taught, strict=True) if fits]
-        shown = _take(images, [len(lesson.parts) for lesson in lessons])
+        chosen = [sample for sample, fits in zip(samples, taught, strict=True) if fits]
+        shown = _take(images, [len(sample.parts) for sample in samples])
         seen = torch.cat([each for group, fits in zip(shown, taught, strict=True) if fits for each in group])
         with torch.no_grad():
-            teacher = self._hear([lesson.in_context for lesson in chosen], seen, None, told=self.kl_weight > 0)
-        fits = torch.tensor(taught, device=self.vlm.device)[_clip_of_question(lessons, self.vlm.device)]  # (Q,)
+            teacher = self._hear([sample.in_context for sample in chosen], seen, None, told=self.kl_weight > 0)
+        fits = torch.tensor(taught, device=self.vlm.device)[_clip_of_question(samples, self.vlm.device)]  # (Q,)
         if self.kl_weight:
             student = own.logits[fits[own.question]].log_softmax(-1)
             divergence = F.kl_div(student, teacher.logits.log_softmax(-1), log_target=True, reduction="none").sum(-1)
@@ -220,21 +227,21 @@ class Pupil:
             mine, its = _shared(number[own.of_question[here]], teacher.of_question)
             place = here.nonzero().flatten()[mine]
             pairs = [
-                (_unit(pupil[place]), _unit(state[its]))
-                for pupil, state in zip(own.hidden, teacher.hidden, strict=True)
+                (_unit(student[place]), _unit(state[its]))
+                for student, state in zip(own.hidden, teacher.hidden, strict=True)
             ]
-            distance = torch.stack([(pupil - state).square().mean(-1) for pupil, state in pairs]).mean(0)
+            distance = torch.stack([(student - state).square().mean(-1) for student, state in pairs]).mean(0)
             total = total + self.hidden_weight * _sum_by_clip(distance, teacher.of_question[its], chosen)
-            total = total + self._beside_teacher(lessons, place, pairs)
+            total = total + self._beside_teacher(samples, place, pairs)
         return total
 
     def _beside_teacher(
-        self, lessons: Sequence[Lesson], place: torch.Tensor, pairs: Sequence[tuple[torch.Tensor, torch.Tensor]]
+        self, samples: Sequence[TrainingSample], place: torch.Tensor, pairs: Sequence[tuple[torch.Tensor, torch.Tensor]]
     ) -> torch.Tensor | float:
-        """What else is added to the loss for what separates the pupil from its teacher, summed over the lessons.
+        """What else is added to the loss for what separates the student from its teacher, summed over the samples.
 
-        place: (N,) int64, tokens among all of the lessons' questions and answers that stand in the teacher's, too
-        pairs: behind each layer the pupil's and the teacher's hidden states of these, (N, D), of unit root mean square
+        place: (N,) int64, tokens among all of the samples' questions and answers that stand in the teacher's, too
+        pairs: behind each layer the student's and the teacher's hidden states of these, (N, D), of unit root mean square
         """
         return 0.0
 
@@ -256,26 +263,26 @@ def _shared(own: torch.Tensor, other: torch.Tensor) -> tuple[torch.Tensor, torch
     return kept(own, lengths[0]), kept(other, lengths[1])
 
 
-def _clip_of_question(lessons: Sequence[Lesson], device: torch.device) -> torch.Tensor:
-    """(Q,): the lesson of each question."""
-    counts = torch.tensor([int(lesson.sheet.group.max()) for lesson in lessons])
-    return torch.arange(len(lessons)).repeat_interleave(counts).to(device)
+def _clip_of_question(samples: Sequence[TrainingSample], device: torch.device) -> torch.Tensor:
+    """(Q,): the sample of each question."""
+    counts = torch.tensor([int(sample.sequence.group.max()) for sample in samples])
+    return torch.arange(len(samples)).repeat_interleave(counts).to(device)
 
 
-def _sum_by_clip(losses: torch.Tensor, question: torch.Tensor, lessons: Sequence[Lesson]) -> torch.Tensor:
-    """(N,) losses of tokens to the sum over lessons of the mean over a lesson's questions of a question's mean."""
-    return mean_by_question(mean_by_question(losses, question), _clip_of_question(lessons, losses.device)).sum()
+def _sum_by_clip(losses: torch.Tensor, question: torch.Tensor, samples: Sequence[TrainingSample]) -> torch.Tensor:
+    """(N,) losses of tokens to the sum over samples of the mean over a sample's questions of a question's mean."""
+    return mean_by_question(mean_by_question(losses, question), _clip_of_question(samples, losses.device)).sum()
 
 
-def by_row(lessons: Sequence[Lesson], parts: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """Of what stands for each part of each lesson what stands for each row that the hypernetwork reads: a part that is
-    composed, or all parts of a lesson that are not."""
-    return [torch.cat(list(row)) for row in _take(parts, [size for lesson in lessons for size in _rows(lesson)])]
+def by_row(samples: Sequence[TrainingSample], parts: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Of what stands for each part of each sample what stands for each row that the hypernetwork reads: a part that is
+    composed, or all parts of a sample that are not."""
+    return [torch.cat(list(row)) for row in _take(parts, [size for sample in samples for size in _rows(sample)])]
 
 
-def _rows(lesson: Lesson) -> list[int]:
-    """How many parts each of the lesson's adapters is made from."""
-    return [1] * len(lesson.parts) if lesson.composed else [len(lesson.parts)]
+def _rows(sample: TrainingSample) -> list[int]:
+    """How many parts each of the sample's adapters is made from."""
+    return [1] * len(sample.parts) if sample.composed else [len(sample.parts)]
 
 
 def _alike(lengths: Sequence[int]) -> list[list[int]]:
@@ -303,3 +310,58 @@ def _composed(factors: torch.Tensor, adapters: Sequence[int]) -> torch.Tensor:
     rank = factors.shape[1] // 2
     clips = [torch.cat([group[:, :rank].flatten(0, 1), group[0, rank:]]) for group in factors.split(list(adapters))]
     return pad_sequence(clips, batch_first=True)
+
+
+FAINT = 1e-5
+"""Added to a weight before its logarithm is taken."""
+
+
+class AttentionGuidance:
+    """Keeps what the attentions of a hypernetwork's two resamplers were called with, so that `distance` can tell where
+    they looked.
+
+    layers: L, of the frozen model; the resamplers read (U * L, T, W), all layers of a row side by side
+    """
+
+    def __init__(self, encoder: Resampler, decoder: Resampler, layers: int):
+        self.layers = layers
+        self.of_encoder: list[tuple] = []
+        self.of_decoder: list[tuple] = []
+        for resampler, calls in ((encoder, self.of_encoder), (decoder, self.of_decoder)):
+            for block in resampler.layers:
+                block.self_attn.register_forward_pre_hook(
+                    lambda module, inputs, kept=calls: kept.append((module, inputs))
+                )
+
+    def distance(self, ends: torch.Tensor) -> torch.Tensor:
+        """How far the attentions of the one pass since the last call were from where they shall look: summed over U
+        rows, the mean over blocks, layers, heads and latents of the negative logarithm of a weight.
+
+        Latent n of N shall look at the ends of frames at the seconds n, n + N, n + 2N, ...; where there is none it is
+        free. Rank n shall look at the latent n, or n - N where there are more ranks. The first decoder layer's inputs,
+        in which no token knows of another, are left out.
+
+        ends: (U, T), `Part.ends` of what each row reads
+        """
+        missed = []
+        for calls, of_encoder in ((self.of_encoder, True), (self.of_decoder, False)):
+            for attention, inputs in calls:
+                weights = self._weights(attention, inputs)  # (U, L-1, H, N, T)
+                count, length = weights.shape[-2:]
+                number = torch.arange(count, device=ends.device)[:, None]
+                if of_encoder:
+                    own = (ends[:, None] != NO_END) & (ends[:, None] % count == number)  # (U, N, T)
+                else:
+                    own = (number % length == torch.arange(length, device=ends.device)).expand(len(ends), -1, -1)
+                looked = (weights * own[:, None, None]).sum(-1)
+                wanted = own.any(-1)  # (U, N)
+                of_latent = -(looked + FAINT).log().mean((1, 2))
+                missed.append((of_latent * wanted).sum(-1) / wanted.sum(-1))
+            calls.clear()
+        return torch.stack(missed).mean(0).sum()
+
+    def _weights(self, attention: ResamplerAttention, inputs: tuple) -> torch.Tensor:
+        """Of each layer but the first how much each latent reads of the context, (U, L-1, H, N, T)."""
+        latents, context, gain, mask = inputs
+        weights = attention.weights(latents.float(), context.float(), gain, mask)[..., : context.shape[1]]
+        return weights.view(-1, self.layers, attention.heads, latents.shape[1], context.shape[1])[:, 1:]

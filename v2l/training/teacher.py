@@ -12,9 +12,9 @@ from pathlib import Path
 
 from v2l.errors import V2LError
 from v2l.inference.ask import ask_in_context
-from v2l.io.files import printable
 from v2l.io.journal import Journal
 from v2l.io.manifest import Example
+from v2l.io.text import printable
 from v2l.models.smolvlm import FrozenVLM
 from v2l.video.sampling import Reading
 

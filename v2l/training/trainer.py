@@ -16,16 +16,17 @@ from pathlib import Path
 import torch
 
 from v2l.errors import V2LError
-from v2l.io.files import make_folder, printable, write_atomically
+from v2l.io.files import make_folder, write_atomically
 from v2l.io.manifest import Example, group_by_clip
 from v2l.io.records import to_json
 from v2l.io.safetensors_file import canonical_json
-from v2l.models.checkpoint import FILE_NAME, save_hypernetwork, with_origin
+from v2l.io.text import printable
+from v2l.models.checkpoint import FILE_NAME, save_hypernetwork, with_provenance
 from v2l.models.hypernetwork import Hypernetwork, HypernetworkConfig, TrainedWith
 from v2l.models.smolvlm import FrozenVLM
 from v2l.training.common import Processes, keep, prepared, record, restore, warm_cosine
-from v2l.training.data import Curriculum, Lesson, Lessons, Reader, Unreadable, read_lesson
-from v2l.training.losses import Pupil
+from v2l.training.data import MicroBatches, SampleReader, SamplingConfig, TrainingSample, UnreadableClip, read_sample
+from v2l.training.losses import TrainingObjective
 
 STATE, METRICS, SETTINGS = "state.pt", "metrics.jsonl", "training.json"
 """What stands in the output folder beside the best hypernetwork."""
@@ -44,7 +45,7 @@ class Training:
     save_every: steps between states to go on from; workers: processes that read clips ahead
     """
 
-    curriculum: Curriculum = field(default_factory=Curriculum)
+    curriculum: SamplingConfig = field(default_factory=SamplingConfig)
     steps: int = 9000
     batch: int = 384
     together: int = 8
@@ -121,9 +122,9 @@ class Trainer:
         self.processes = processes or Processes()
         if training.batch % self.processes.count:
             raise V2LError(f"a batch of {training.batch} cannot be shared by {self.processes.count} processes evenly")
-        self.reader = Reader(vlm.tokenizer, vlm.geometry, vlm.max_positions)
+        self.reader = SampleReader(vlm.tokenizer, vlm.geometry, vlm.max_positions)
         learn, validate = examples
-        self.lessons = Lessons(
+        self.samples = MicroBatches(
             learn,
             self.reader,
             training.curriculum,
@@ -135,8 +136,8 @@ class Trainer:
         )
         self.validation_clips = group_by_clip(validate)[: training.validation_clips]
         self.hypernetwork.train().requires_grad_(True)
-        self.pupil = self.new_pupil()
-        self.parameters = [each for learner in self.pupil.learners.values() for each in learner.parameters()]
+        self.objective = self.new_objective()
+        self.parameters = [each for learner in self.objective.learners.values() for each in learner.parameters()]
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=training.learning_rate, weight_decay=training.weight_decay
         )
@@ -144,26 +145,28 @@ class Trainer:
         self.schedule = warm_cosine(self.optimizer, training.steps, warmup)
         self.best = Best()
         if not training.workers:  # others do not know what it has seen
-            self.lessons.seen = self.pupil.seen
+            self.samples.seen = self.objective.seen
         self.parts = {
-            **self.pupil.learners,
+            **self.objective.learners,
             "optimizer": self.optimizer,
             "schedule": self.schedule,
             "best": self.best,
         }
         self.step = self._begin_or_go_on()
 
-    def new_pupil(self) -> Pupil:
-        """What turns lessons into a loss; subclasses may count more."""
+    def new_objective(self) -> TrainingObjective:
+        """What turns samples into a loss; subclasses may count more."""
         training = self.training
-        return Pupil(self.vlm, self.hypernetwork, training.kl_weight, training.hidden_weight, training.steer_weight)
+        return TrainingObjective(
+            self.vlm, self.hypernetwork, training.kl_weight, training.hidden_weight, training.steer_weight
+        )
 
     def _begin_or_go_on(self) -> int:
         settings = {
             "v2l": 1,
             "model": self.vlm.fingerprint,
             "sizes": to_json(self.hypernetwork.config),
-            "clips": [len(self.lessons.clips), len(self.validation_clips)],
+            "clips": [len(self.samples.clips), len(self.validation_clips)],
             **{name: value for name, value in dataclasses.asdict(self.training).items() if name != "workers"},
         }
         make_folder(self.folder)
@@ -180,7 +183,7 @@ class Trainer:
         validation. The best hypernetwork so far stands in the folder."""
         training, first = self.training, self.step
         started, losses = time.perf_counter(), []
-        batches = prepared(self.lessons, first * self.lessons.per_step, training.workers)
+        batches = prepared(self.samples, first * self.samples.per_step, training.workers)
         for step in range(first, training.steps):
             rate = self.schedule.get_last_lr()[0]
             losses.append(self._learn(batches))
@@ -201,16 +204,16 @@ class Trainer:
                     record(self.folder / METRICS, dataclasses.asdict(progress))
                 yield progress
 
-    def _learn(self, batches: Iterator[list[Lesson | Unreadable]]) -> float:
+    def _learn(self, batches: Iterator[list[TrainingSample | UnreadableClip]]) -> float:
         """One optimisation step; returns its loss, a mean over the step's clips."""
         self.optimizer.zero_grad()
         total, read = 0.0, 0
-        for _ in range(self.lessons.per_step):
-            lessons = self._readable(next(batches))
-            if lessons:
-                loss = self.pupil.loss(lessons) / self.training.batch
+        for _ in range(self.samples.per_step):
+            samples = self._readable(next(batches))
+            if samples:
+                loss = self.objective.loss(samples) / self.training.batch
                 loss.backward()
-                total, read = total + loss.item(), read + len(lessons)
+                total, read = total + loss.item(), read + len(samples)
         total, read = self.processes.sum(total), self.processes.sum(read)
         if not read:
             raise V2LError("not one clip of a whole step could be read; see the warnings above")
@@ -220,11 +223,11 @@ class Trainer:
         self.schedule.step()
         return total * self.training.batch / read
 
-    def _readable(self, lessons: Sequence[Lesson | Unreadable]) -> list[Lesson]:
-        for lesson in lessons:
-            if isinstance(lesson, Unreadable):
-                self.warn(f"a clip is passed over: {lesson.reason}")
-        return [lesson for lesson in lessons if isinstance(lesson, Lesson)]
+    def _readable(self, samples: Sequence[TrainingSample | UnreadableClip]) -> list[TrainingSample]:
+        for sample in samples:
+            if isinstance(sample, UnreadableClip):
+                self.warn(f"a clip is passed over: {sample.reason}")
+        return [sample for sample in samples if isinstance(sample, TrainingSample)]
 
     @torch.no_grad()
     def validate(self) -> float:
@@ -233,14 +236,14 @@ class Trainer:
         mine = self.validation_clips[self.processes.index :: self.processes.count]
         total, read = 0.0, 0
         for start in range(0, len(mine), self.training.together):
-            lessons = []
+            samples = []
             for clip in mine[start : start + self.training.together]:
                 try:
-                    lessons.append(read_lesson(clip, self.reader, curriculum, None, self.lessons.seen))
+                    samples.append(read_sample(clip, self.reader, curriculum, None, self.samples.seen))
                 except V2LError as error:
                     self.warn(f"a validation clip is passed over: {error}")
-            if lessons:
-                losses = self.pupil.losses(lessons)
+            if samples:
+                losses = self.objective.losses(samples)
                 total, read = total + losses.sum().item(), read + len(losses)
         total, read = self.processes.sum(total), self.processes.sum(read)
         if not read:
@@ -264,7 +267,7 @@ class Trainer:
                 marks_end=curriculum.marks_end,
             )
             name = os.path.basename(os.path.abspath(self.folder))
-            with_origin(self.hypernetwork, name, self.vlm.id, self.vlm.fingerprint, trained_with)
+            with_provenance(self.hypernetwork, name, self.vlm.id, self.vlm.fingerprint, trained_with)
             save_hypernetwork(self.hypernetwork, self.folder / FILE_NAME)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from v2l.errors import V2LError
+from v2l.io.text import clock
 from v2l.video.container import Source, take_errors
 from v2l.video.packets import PacketReader
 from v2l.video.picture import Converter
@@ -279,10 +280,3 @@ def _with_end(frames: Iterator[Any]) -> Iterator[Any]:
     """The frames, and a None behind the last one."""
     yield from frames
     yield None
-
-
-def clock(seconds: float) -> str:
-    """A time for messages: M:SS.s, with hours from the first on."""
-    minutes, rest = divmod(max(seconds, 0.0), 60)
-    hours, minutes = divmod(int(minutes), 60)
-    return f"{hours}:{minutes:02d}:{rest:04.1f}" if hours else f"{minutes}:{rest:04.1f}"

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from v2l.errors import V2LError
-from v2l.io.files import printable
+from v2l.io.text import printable
 from v2l.video.probe import Frame
 from v2l.video.sampling import Video
 from v2l.video.worker import SIZES, send, video_from_json, video_to_json

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from v2l.evaluation.datasets.annotations import Folder, Question, Row, Unit, ask
+from v2l.evaluation.datasets.annotations import BenchmarkQuestion, Folder, Row, Unit, ask
 
 VIDEOS = ("videos", "v1-2/val", "v1-2/test", "v1-3/train_val", "v1-3/test", "all_test", "")
 
@@ -26,7 +26,7 @@ def read_captions(folder: Folder) -> Iterator[Unit]:
     """One unit a video of the first validation file."""
     for key, row in folder.objects("val_1.json", "captions/val_1.json"):
         video = Row({"video": key}, row.where).video("video")
-        question = Question(
+        question = BenchmarkQuestion(
             key, "activitynet-captions", "Describe what is happening in this video.", " ".join(row.texts("sentences"))
         )
         yield Unit(key, (video,), (question,))
@@ -41,5 +41,5 @@ def read_qa(folder: Folder) -> Iterator[Unit]:
         key = row.id("question_id")
         if key not in answers:
             raise row.wrong(f"asks {key}, which test_a.json does not answer")
-        question = Question(key, "activitynet-qa", ask(row.text("question")), answers[key])
+        question = BenchmarkQuestion(key, "activitynet-qa", ask(row.text("question")), answers[key])
         yield Unit(key, (f"v_{row.video('video_name')}",), (question,))

@@ -17,7 +17,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from v2l.errors import V2LError
-from v2l.io.files import open_regular, printable, unreadable
+from v2l.io.files import open_regular, unreadable
+from v2l.io.text import printable
 
 MAX_BYTES = 512 << 20
 """Of one annotation file; the largest published one has a few megabytes."""
@@ -27,7 +28,7 @@ IN_ONE_SENTENCE = "Answer only the question, in one sentence."
 
 
 @dataclass(frozen=True)
-class Question:
+class BenchmarkQuestion:
     """id: unique in its benchmark; kind: a style or subset, else the benchmark's name; target: the one reference"""
 
     id: str
@@ -47,7 +48,7 @@ class Unit:
 
     key: str
     videos: tuple[str, ...]
-    questions: tuple[Question, ...]
+    questions: tuple[BenchmarkQuestion, ...]
     start: float | None = None
     end: float | None = None
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from v2l.evaluation.datasets.annotations import Folder, Question, Unit
+from v2l.evaluation.datasets.annotations import BenchmarkQuestion, Folder, Unit
 
 VIDEOS = ("videos", "")
 PROMPTS = {
@@ -36,7 +36,7 @@ def read(folder: Folder) -> Iterator[Unit]:
     for row in folder.entries("json/metadata.json", "metadata.json"):
         video = row.video("video")
         questions = [
-            Question(f"{video}/{subset}", subset, prompt, "; ".join(row.texts(subset)))
+            BenchmarkQuestion(f"{video}/{subset}", subset, prompt, "; ".join(row.texts(subset)))
             for subset, prompt in PROMPTS.items()
         ]
         yield Unit(video, (video,), tuple(questions))

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from v2l.evaluation.datasets.annotations import Folder, Question, Row, Unit, ask
+from v2l.evaluation.datasets.annotations import BenchmarkQuestion, Folder, Row, Unit, ask
 
 VIDEOS = ("NExTVideo", "videos", "video", "")
 PLACES = ("", "dataset/nextqa/", "nextqa/")
@@ -27,5 +27,5 @@ def read(folder: Folder) -> Iterator[Unit]:
         video = row.video("video")
         mapped = Row({"video": places[video]}, row.where).video("video") if video in places else video
         key = f"{video}_{row.id('qid')}"
-        question = Question(key, "nextqa", ask(row.text("question")), row.text("answer"))
+        question = BenchmarkQuestion(key, "nextqa", ask(row.text("question")), row.text("answer"))
         yield Unit(key, (mapped, video), (question,))

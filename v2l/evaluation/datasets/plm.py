@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from v2l.evaluation.datasets.annotations import Folder, Question, Unit, ask
+from v2l.evaluation.datasets.annotations import BenchmarkQuestion, Folder, Unit, ask
 
 SAV_VIDEOS = ("videos", "videos_fps_6", "videos/videos_fps_6", "videos/sav", "")
 SGQA_VIDEOS = ("videos/sgqa", "sgqa/videos", "videos", "")
@@ -31,7 +31,7 @@ def read_rdcap(folder: Folder) -> Iterator[Unit]:
         key = row.id("uid")
         events = sorted(row.rows("dense_captions"), key=lambda event: event.number("start_frame"))
         target = " ".join(event.text("caption") for event in events).strip()
-        question = Question(key, "plm-rdcap", "Describe what happens in this video.", target)
+        question = BenchmarkQuestion(key, "plm-rdcap", "Describe what happens in this video.", target)
         yield Unit(key, (row.video("video"),), (question,))
 
 
@@ -42,7 +42,7 @@ def read_rcap(folder: Folder) -> Iterator[Unit]:
         first, last = row.number("start_frame"), row.number("end_frame")
         if last < first:
             raise row.wrong("ends before it starts")
-        question = Question(key, "plm-rcap", "Describe what happens in this video clip.", row.text("caption"))
+        question = BenchmarkQuestion(key, "plm-rcap", "Describe what happens in this video clip.", row.text("caption"))
         start, end = first / FRAMES_A_SECOND, (last + 1) / FRAMES_A_SECOND
         yield Unit(key, (row.video("video"),), (question,), start, end)
 
@@ -51,5 +51,5 @@ def read_sgqa(folder: Folder) -> Iterator[Unit]:
     """One unit a question that the wearer of the glasses asks."""
     for row in folder.lines("sgqa/plm_sgqa_test.jsonl", "plm_sgqa_test.jsonl"):
         key = row.id("uid")
-        question = Question(key, "plm-sgqa", ask(row.text("question")), row.text("answer"))
+        question = BenchmarkQuestion(key, "plm-sgqa", ask(row.text("question")), row.text("answer"))
         yield Unit(key, (row.video("video"),), (question,))

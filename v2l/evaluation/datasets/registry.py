@@ -14,9 +14,9 @@ from typing import Any
 
 from v2l.errors import V2LError
 from v2l.evaluation.datasets import activitynet, carebench, nextqa, plm, vdc, vidcapbench
-from v2l.evaluation.datasets.annotations import Folder, Question, Unit
-from v2l.io.files import printable
+from v2l.evaluation.datasets.annotations import BenchmarkQuestion, Folder, Unit
 from v2l.io.manifest import Example
+from v2l.io.text import printable
 
 SEED = 0
 
@@ -112,5 +112,5 @@ def _answerable(name: str, units: Iterator[Unit]) -> tuple[list[Unit], int]:
     return list(kept.values()), unanswerable
 
 
-def _example(question: Question, unit: Unit, video: Path, task: str) -> Example:
+def _example(question: BenchmarkQuestion, unit: Unit, video: Path, task: str) -> Example:
     return Example(question.id, video, task, question.kind, question.prompt, question.target, unit.start, unit.end)

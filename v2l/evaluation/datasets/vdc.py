@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from v2l.evaluation.datasets.annotations import Folder, Question, Unit
+from v2l.evaluation.datasets.annotations import BenchmarkQuestion, Folder, Unit
 
 VIDEOS = ("videos", "videos/videos", *(f"{place}videos_{n}" for place in ("videos/", "") for n in (1, 2, 3)), "")
 PROMPTS = {
@@ -29,6 +29,7 @@ def read(folder: Folder) -> Iterator[Unit]:
     for row in folder.lines("VDC_1k.jsonl"):
         key = row.id("video_id")
         questions = [
-            Question(f"{key}/{style}", style, prompt, row.text(f"{style}_caption")) for style, prompt in PROMPTS.items()
+            BenchmarkQuestion(f"{key}/{style}", style, prompt, row.text(f"{style}_caption"))
+            for style, prompt in PROMPTS.items()
         ]
         yield Unit(key, (row.video("video_name"),), tuple(questions))

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import PurePosixPath
 
-from v2l.evaluation.datasets.annotations import Folder, Question, Row, Unit, ask
+from v2l.evaluation.datasets.annotations import BenchmarkQuestion, Folder, Row, Unit, ask
 
 VIDEOS = ("videos", "")
 
@@ -24,7 +24,7 @@ def read(folder: Folder) -> Iterator[Unit]:
         name = PurePosixPath(row.id("video_dir")).name
         video = Row({"video_dir": name}, row.where).video("video_dir")
         questions = [
-            Question(f"{video}/{number}", "vidcapbench", ask(pair.text("question")), pair.text("answer"))
+            BenchmarkQuestion(f"{video}/{number}", "vidcapbench", ask(pair.text("question")), pair.text("answer"))
             for number, pair in enumerate(row.rows("QA_pairs"), start=1)
         ]
         yield Unit(video, (video,), tuple(questions))

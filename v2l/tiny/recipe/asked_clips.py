@@ -20,7 +20,7 @@ from v2l.tiny.recipe.vision_stage import GEOMETRY, LABELS, frame_labels
 from v2l.tiny.world.draw import draw
 from v2l.tiny.world.questions import EASY, PHRASINGS, Question, ask_about, caption, clock
 from v2l.tiny.world.scene import SHAPES, WORDS, Story, sample_story
-from v2l.training.packing import IGNORED, PLACE, UNASKED, place_in_rows, write_sheet
+from v2l.training.packing import IGNORED, PLACE, UNASKED, pack_questions, place_in_rows
 
 BEFORE = "word a frame before"
 LOOKS = LABELS | {"second": 60, "minute": 60, BEFORE: len(WORDS) + 1}
@@ -29,7 +29,7 @@ the frame before it showed."""
 LONGEST_SECONDS = 3000.0
 """Clips begin up to that far into the video that they are cut out of."""
 ROWS, ROW = 5, 64
-"""Rows of questions behind a clip, and tokens in each."""
+"""PackedRows of questions behind a clip, and tokens in each."""
 ASKED = ("caption", *PHRASINGS)
 """Kinds of question."""
 FIRST = ("caption", "words", "word before")
@@ -185,7 +185,7 @@ class AskedClip:
 
 def write_rows(clip: SeenClip, seen: bool, questions: Sequence[Question], tokenizer: Tokenizer) -> AskedClip:
     """Questions about a clip in rows, in their order, as many as find room."""
-    sheet = write_sheet(
+    sequence = pack_questions(
         shown(clip if seen else None), [(question.prompt, question.answer) for question in questions], tokenizer
     )
     columns = {
@@ -200,17 +200,17 @@ def write_rows(clip: SeenClip, seen: bool, questions: Sequence[Question], tokeni
         "refers": torch.full((ROWS, ROW), IGNORED),
     }
     kinds: list[int] = []
-    places, _ = place_in_rows(torch.bincount(sheet.group)[1:].tolist(), ROW)
+    places, _ = place_in_rows(torch.bincount(sequence.group)[1:].tolist(), ROW)
     for number, (question, (row, place)) in enumerate(zip(questions, places, strict=True), 1):
         if row >= ROWS:
             continue
-        own = sheet.group == number
-        columns["rows"][row, place] = sheet.ids[own]
-        columns["labels"][row, place] = sheet.labels[own]
-        columns["positions"][row, place] = sheet.positions[own]
+        own = sequence.group == number
+        columns["rows"][row, place] = sequence.ids[own]
+        columns["labels"][row, place] = sequence.labels[own]
+        columns["positions"][row, place] = sequence.positions[own]
         columns["question"][row, place] = len(kinds)
-        heard = int((sheet.labels[own] == IGNORED).sum())
-        for pointer in pointers(clip, question, sheet.ids[own].tolist(), heard, tokenizer) if seen else ():
+        heard = int((sequence.labels[own] == IGNORED).sum())
+        for pointer in pointers(clip, question, sequence.ids[own].tolist(), heard, tokenizer) if seen else ():
             token = row, place.start + pointer.place
             columns["points"][token] = sum(1 << frame for frame in pointer.frames)
             columns["finds"][token] = WORDS.index(pointer.word)
@@ -218,7 +218,7 @@ def write_rows(clip: SeenClip, seen: bool, questions: Sequence[Question], tokeni
             columns["refers"][row, [place.start + answer for answer in pointer.answers]] = token[1]
         kinds.append(ASKED.index(question.kind))
     return AskedClip(
-        sheet.ids[sheet.group == 0],
+        sequence.ids[sequence.group == 0],
         **columns,
         kinds=torch.tensor(kinds),
         images=torch.from_numpy(clip.images) if seen else None,

@@ -26,8 +26,8 @@ from v2l.models.smolvlm import FrozenVLM
 from v2l.tiny.recipe.language_stage import REFERRING
 from v2l.tiny.world.questions import PHRASINGS, clock
 from v2l.tiny.world.scene import WORDS
-from v2l.training.data import NO_END, Lesson
-from v2l.training.packing import IGNORED, Sheet
+from v2l.training.data import NO_END, TrainingSample
+from v2l.training.packing import IGNORED, PackedSequence
 
 FIRST_LAYER = 2
 """The first decoder layer in whose inputs the end of a frame knows what the frame shows."""
@@ -65,25 +65,25 @@ class Binding:
         self.edges = {_token(tokenizer, " first"): FIRST, _token(tokenizer, " last"): LAST}
 
     def lacked(
-        self, lessons: Sequence[Lesson], known: Sequence[Sequence[torch.Tensor]], fired: Sequence[torch.Tensor]
+        self, samples: Sequence[TrainingSample], known: Sequence[Sequence[torch.Tensor]], fired: Sequence[torch.Tensor]
     ) -> torch.Tensor:
-        """Summed over the lessons and over times, words that ask for the next, words that ask for the one before, and
+        """Summed over the samples and over times, words that ask for the next, words that ask for the one before, and
         ends, the mean over those that are named. Of all but what comes before, the negative logarithm of the share that
         the ranks which know the fact have of all generated ranks' squared firing, itself a mean over layers and tokens.
         What comes before the same ranks shall tell by firing the other way round; there it is the negative logarithm of
         ((1 + cosine) / 2)^4, of the cosine to that, which near 1 is the same. Only the layers count up to the one in
         which the frozen model reads the frame that it is asked for.
 
-        known: of each lesson what is known of the frames of each part, (F, 5), word, word before and others
+        known: of each sample what is known of the frames of each part, (F, 5), word, word before and others
         fired: of each layer, (M, R), as `Heard.fired`
         """
         every = torch.stack(list(fired[FIRST_LAYER:REFERRING])).float()  # (L, M, R)
-        lengths = [_tokens(lesson) for lesson in lessons]
+        lengths = [_tokens(sample) for sample in samples]
         total, forward, backward = every.new_zeros(()), every.new_zeros(len(every), 1), []
-        for lesson, frames, own in zip(lessons, known, every.split(lengths, dim=1), strict=True):
-            own = own[..., : self.rank * (len(lesson.parts) if lesson.composed else 1)]
+        for sample, frames, own in zip(samples, known, every.split(lengths, dim=1), strict=True):
+            own = own[..., : self.rank * (len(sample.parts) if sample.composed else 1)]
             own = F.normalize(own, dim=-1)
-            for way, spans in self.asked(lesson, frames).items():
+            for way, spans in self.asked(sample, frames).items():
                 tokens, ranks = own.new_zeros(len(spans), own.shape[1]), own.new_zeros(len(spans), own.shape[2])
                 for place, (start, end, _, knowing) in enumerate(spans):
                     tokens[place, start:end] = 1 / (end - start)
@@ -98,38 +98,38 @@ class Binding:
             total = total - 4 * ((1 - (forward.sign() * cosine).mean(0)) / 2 + FAINT).log().mean()
         return total
 
-    def asked(self, lesson: Lesson, frames: Sequence[torch.Tensor]) -> dict[int, list[Asked]]:
+    def asked(self, sample: TrainingSample, frames: Sequence[torch.Tensor]) -> dict[int, list[Asked]]:
         """What is asked for at a TIME, at words that ask for the one AFTER them, at those that ask for the one BEFORE
         and at an EDGE of the video, as far as there are any and ranks know it. What comes before is named in few
         answers, and would be lost among the others.
 
         frames: what is known of the frames of each part, (F, 5)
         """
-        knowing = self.ranks(lesson, frames)
+        knowing = self.ranks(sample, frames)
         asked: dict[int, list[Asked]] = defaultdict(list)
-        parts = _seconds(lesson)
+        parts = _seconds(sample)
         ends = (FIRST, (0, parts[0][0])), (LAST, (len(parts) - 1, parts[-1][-1]))
-        edges = {fact: end for (fact, end), there in zip(ends, lesson.edges, strict=True) if there}
-        for start, end, fact in self.named(lesson.sheet):
+        edges = {fact: end for (fact, end), there in zip(ends, sample.edges, strict=True) if there}
+        for start, end, fact in self.named(sample.sequence):
             if fact in edges:  # whatever else that rank reads, no other one knows it
                 part, second = edges[fact]
-                asked[EDGE].append((start, end, (second,), [self._reader(lesson, part, second)]))
+                asked[EDGE].append((start, end, (second,), [self._reader(sample, part, second)]))
             elif fact in knowing:
                 asked[TIME if len(fact) == 1 else AFTER].append((start, end, fact, knowing[fact]))
             elif fact[::-1] in knowing:
                 asked[BEFORE].append((start, end, fact, knowing[fact[::-1]]))
         return asked
 
-    def told(self, lesson: Lesson, frames: Sequence[torch.Tensor]) -> torch.Tensor:
+    def told(self, sample: TrainingSample, frames: Sequence[torch.Tensor]) -> torch.Tensor:
         """What is found where each token of the questions and answers asks for it, in the columns of `frames`, by
         WAYS, (4, T, 5) int64: at a TIME and at an EDGE all that the frame shows, else a word alone; IGNORED where
         nothing is asked, or where no rank knows it.
 
         frames: what is known of the frames of each part, (F, 5)
         """
-        shown, seconds = torch.cat(list(frames)), [second for part in _seconds(lesson) for second in part]
-        told = torch.full((len(WAYS), _tokens(lesson), shown.shape[1]), IGNORED)
-        for way, spans in self.asked(lesson, frames).items():
+        shown, seconds = torch.cat(list(frames)), [second for part in _seconds(sample) for second in part]
+        told = torch.full((len(WAYS), _tokens(sample), shown.shape[1]), IGNORED)
+        for way, spans in self.asked(sample, frames).items():
             for start, _, fact, _ in spans:
                 if way in (TIME, EDGE):
                     told[way, start] = shown[seconds.index(fact[0])]
@@ -138,14 +138,14 @@ class Binding:
                     told[way, start, 0] = fact[1]
         return told
 
-    def ranks(self, lesson: Lesson, frames: Sequence[torch.Tensor]) -> dict[Fact, list[int]]:
-        """Which of the lesson's generated ranks know a fact; of those that read two frames nothing is asked.
+    def ranks(self, sample: TrainingSample, frames: Sequence[torch.Tensor]) -> dict[Fact, list[int]]:
+        """Which of the sample's generated ranks know a fact; of those that read two frames nothing is asked.
 
         frames: what is known of the frames of each part, (F, 5)
         """
         reads = [
-            (second, self._reader(lesson, number, second))
-            for number, part in enumerate(_seconds(lesson))
+            (second, self._reader(sample, number, second))
+            for number, part in enumerate(_seconds(sample))
             for second in part
         ]
         readers = Counter(rank for _, rank in reads)
@@ -158,15 +158,15 @@ class Binding:
                 knowing.setdefault((before, word), []).append(rank)
         return knowing
 
-    def _reader(self, lesson: Lesson, part: int, second: int) -> int:
+    def _reader(self, sample: TrainingSample, part: int, second: int) -> int:
         """The generated rank that reads that second of that part."""
-        return second % self.rank + (part * self.rank if lesson.composed else 0)
+        return second % self.rank + (part * self.rank if sample.composed else 0)
 
-    def named(self, sheet: Sheet) -> Iterator[tuple[int, int, Fact]]:
+    def named(self, sequence: PackedSequence) -> Iterator[tuple[int, int, Fact]]:
         """What the questions and answers name, and from which to before which of their tokens it counts: a time, FIRST
         or LAST, or a word and the one that is told of it, which comes after or before."""
-        there = sheet.group > 0
-        ids, labels, groups = (column[there].tolist() for column in (sheet.ids, sheet.labels, sheet.group))
+        there = sequence.group > 0
+        ids, labels, groups = (column[there].tolist() for column in (sequence.ids, sequence.labels, sequence.group))
         words = [place for place, token in enumerate(ids) if token in self.words]
         for one, other in pairwise(words):
             if groups[one] == groups[other]:
@@ -230,14 +230,14 @@ class TimeKeys:
         return total / len(self.keys)
 
 
-def _seconds(lesson: Lesson) -> list[list[int]]:
+def _seconds(sample: TrainingSample) -> list[list[int]]:
     """Of each part's frames the whole seconds that they are announced at."""
-    return [part.ends[part.ends != NO_END].tolist() for part in lesson.parts]
+    return [part.ends[part.ends != NO_END].tolist() for part in sample.parts]
 
 
-def _tokens(lesson: Lesson) -> int:
+def _tokens(sample: TrainingSample) -> int:
     """How many tokens the questions and answers have."""
-    return int((lesson.sheet.group > 0).sum())
+    return int((sample.sequence.group > 0).sum())
 
 
 def _token(tokenizer: Tokenizer, text: str) -> int:

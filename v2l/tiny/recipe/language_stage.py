@@ -37,8 +37,7 @@ from v2l.tiny.recipe.vision_stage import GEOMETRY, LABELS
 from v2l.tiny.world.scene import SHAPES
 from v2l.tiny.world.tokenizer import IMAGE, train_tokenizer
 from v2l.training.common import Steps, keep, kept_in, mixed, prepared, record, restore, warm_cosine
-from v2l.training.packing import IGNORED
-from v2l.training.side_by_side import read_side_by_side
+from v2l.training.packing import IGNORED, read_side_by_side
 
 LOOKING, POINTING, REFERRING = 3, 3, 4
 """The layer whose inputs the heads read; the layer of which a head looks from a question at frames; and the next one,
@@ -137,7 +136,7 @@ class Losses:
     right: torch.Tensor
 
 
-class Trainer:
+class LanguageTrainer:
     """The model as stage 1 left it (start is its checkpoint) or as an earlier release is (start is its folder), and
     everything that a checkpoint keeps."""
 
@@ -366,5 +365,5 @@ if __name__ == "__main__":
     stage = FURTHER if given.start.is_dir() else LanguageStage()
     changes = {name: getattr(given, name) for name in ("steps", "seed") if getattr(given, name) is not None}
     with errors_in_one_line():
-        for line in Trainer(replace(stage, **changes), given.start, given.output).train():
+        for line in LanguageTrainer(replace(stage, **changes), given.start, given.output).train():
             print(line, flush=True)

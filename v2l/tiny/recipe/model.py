@@ -9,12 +9,25 @@ from pathlib import Path
 import torch
 from transformers import SmolVLMConfig, SmolVLMForConditionalGeneration
 
-from v2l.models.checkpoint import few_bits
 from v2l.models.processor import END_OF_TURN, IMAGE, START
 from v2l.tiny.world.tokenizer import PAD, SPECIAL_TOKENS, VOCABULARY, save_tokenizer, train_tokenizer
 
 IMAGE_SIZE = 64
 POSITIONS = 512
+
+
+SIGNIFICANT_BITS = 5
+"""Of each weight of the embedded model: what git keeps for ever packs to two thirds, and one answer in a hundred
+changes (docs/tiny.md)."""
+
+
+def few_bits(weights: torch.Tensor) -> torch.Tensor:
+    """Matrices rounded to `SIGNIFICANT_BITS`, in float16; vectors, which are few, in float16 as they are."""
+    if weights.ndim < 2:
+        return weights.half()
+    mantissa, exponent = torch.frexp(weights.float())
+    steps = 2**SIGNIFICANT_BITS
+    return torch.ldexp((mantissa * steps).round() / steps, exponent).half()
 
 
 def tiny_config() -> SmolVLMConfig:

@@ -29,7 +29,7 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from v2l.adapters.lora import Factors
-from v2l.cli.options import LEAST_RESOLUTION, whole_numbers
+from v2l.cli.options import whole_numbers
 from v2l.errors import errors_in_one_line
 from v2l.io.manifest import read_manifest
 from v2l.models.checkpoint import load_hypernetwork
@@ -42,11 +42,12 @@ from v2l.tiny.recipe.vision_stage import COLOUR_NAMES, PLACE_NAMES
 from v2l.tiny.world.dataset import FILMINGS, story_of
 from v2l.tiny.world.scene import KINDS, WORDS, place_name
 from v2l.training.common import Processes, kept_in
-from v2l.training.data import NO_END, Curriculum, Lesson
-from v2l.training.losses import Heard, Pupil, by_row
+from v2l.training.data import NO_END, SamplingConfig, TrainingSample
+from v2l.training.losses import Heard, TrainingObjective, by_row
 from v2l.training.packing import IGNORED
 from v2l.training.trainer import STATE, Trainer, Training
 from v2l.video.decoding import probe
+from v2l.video.limits import LEAST_RESOLUTION
 
 ASKED = {
     "word": len(WORDS),
@@ -84,19 +85,19 @@ def frames_show(path: str, frames: tuple[int, ...]) -> torch.Tensor:
     return torch.tensor(shown)
 
 
-def known_of_frames(lesson: Lesson) -> list[torch.Tensor]:
+def known_of_frames(sample: TrainingSample) -> list[torch.Tensor]:
     """What the frozen model can know of the frames of each part, (F, 5), as `frames_show` tells it: it reads each part
     alone and does not know the frame before the part's first."""
-    parts = frames_show(*lesson.shows[:2]).clone().split([part.frames for part in lesson.parts])
+    parts = frames_show(*sample.shows[:2]).clone().split([part.frames for part in sample.parts])
     for part in parts:
         part[0, 1] = IGNORED
     return list(parts)
 
 
-def edges_of(lesson: Lesson) -> list[torch.Tensor]:
+def edges_of(sample: TrainingSample) -> list[torch.Tensor]:
     """What EDGES ask of the frames of each part, (F, 2) int64: 1 or 0, or IGNORED of a frame in the midst of a part."""
-    parts = [torch.full((part.frames, len(EDGES)), IGNORED) for part in lesson.parts]
-    begins, ends = lesson.edges
+    parts = [torch.full((part.frames, len(EDGES)), IGNORED) for part in sample.parts]
+    begins, ends = sample.edges
     for number, part in enumerate(parts, 1):
         part[0, 0], part[-1, 1] = int(begins and number == 1), int(ends and number == len(parts))
     return parts
@@ -129,8 +130,8 @@ class ReadingTraining(Training):
     taught: str | None = None
 
 
-class ReadingPupil(Pupil):
-    """A pupil that is also asked what its ranks hold."""
+class ReadingObjective(TrainingObjective):
+    """A student that is also asked what its ranks hold."""
 
     def __init__(self, vlm: FrozenVLM, hypernetwork: Hypernetwork, training: ReadingTraining):
         super().__init__(vlm, hypernetwork, training.kl_weight, training.hidden_weight, training.steer_weight)
@@ -145,7 +146,7 @@ class ReadingPupil(Pupil):
         binds = training.bind_weight or training.found_weight or training.key_weight
         self.binding = Binding(vlm.tokenizer, sizes.rank) if binds else None
         self.keys = TimeKeys(vlm, self.binding) if training.key_weight else None
-        self.known: list[list[torch.Tensor]] = []  # what is known of frames: of each lesson's parts,
+        self.known: list[list[torch.Tensor]] = []  # what is known of frames: of each sample's parts,
         self.shown: list[torch.Tensor] = []  # and of each row that the hypernetwork reads,
         self.edged: list[torch.Tensor] = []  # as what EDGES ask of it
         self.by_row = 0.0  # what each row counts
@@ -163,15 +164,15 @@ class ReadingPupil(Pupil):
         self.learners[name] = nn.ParameterList([heads])
         return heads
 
-    def loss(self, lessons: Sequence[Lesson]) -> torch.Tensor:
-        """As of any pupil, and what the heads do not know: of a lesson the mean over its adapters and their frames."""
-        self.known = [known_of_frames(lesson) for lesson in lessons]
-        self.shown = by_row(lessons, [part for parts in self.known for part in parts])
-        self.edged = by_row(lessons, [part for lesson in lessons for part in edges_of(lesson)])
-        self.by_row = len(lessons) / len(self.shown)
+    def loss(self, samples: Sequence[TrainingSample]) -> torch.Tensor:
+        """As of any student, and what the heads do not know: of a sample the mean over its adapters and their frames."""
+        self.known = [known_of_frames(sample) for sample in samples]
+        self.shown = by_row(samples, [part for parts in self.known for part in parts])
+        self.edged = by_row(samples, [part for sample in samples for part in edges_of(sample)])
+        self.by_row = len(samples) / len(self.shown)
         if self.training.answers:
-            return super().loss(lessons)
-        return self._factors(lessons, self.see(lessons))[1]
+            return super().loss(samples)
+        return self._factors(samples, self.encode_images(samples))[1]
 
     def _beside(self, rows: Sequence[int], ends: torch.Tensor) -> torch.Tensor | float:
         beside = super()._beside(rows, ends)
@@ -211,28 +212,28 @@ class ReadingPupil(Pupil):
         beside = beside + self.training.key_weight * self.by_row * (missed / frames).sum()
         return factors, beside
 
-    def _of_hearing(self, lessons: Sequence[Lesson], own: Heard) -> torch.Tensor | float:
+    def _of_hearing(self, samples: Sequence[TrainingSample], own: Heard) -> torch.Tensor | float:
         if not self.training.bind_weight:
-            return super()._of_hearing(lessons, own)
-        return self.training.bind_weight * self.binding.lacked(lessons, self.known, own.fired)
+            return super()._of_hearing(samples, own)
+        return self.training.bind_weight * self.binding.lacked(samples, self.known, own.fired)
 
     def _beside_teacher(
-        self, lessons: Sequence[Lesson], place: torch.Tensor, pairs: Sequence[tuple[torch.Tensor, torch.Tensor]]
+        self, samples: Sequence[TrainingSample], place: torch.Tensor, pairs: Sequence[tuple[torch.Tensor, torch.Tensor]]
     ) -> torch.Tensor | float:
-        """A head learns from the teacher how what a question's token found is written there; the pupil shall write it
+        """A head learns from the teacher how what a question's token found is written there; the student shall write it
         so, too."""
         if not self.training.found_weight:
-            return super()._beside_teacher(lessons, place, pairs)
-        told = [self.binding.told(lesson, known) for lesson, known in zip(lessons, self.known, strict=True)]
+            return super()._beside_teacher(samples, place, pairs)
+        told = [self.binding.told(sample, known) for sample, known in zip(samples, self.known, strict=True)]
         head = torch.cat([self.found.weight.T, self.found.bias[None]])[None]
         lacked = 0.0
         for way in torch.cat(told, dim=1).to(place.device)[:, place]:  # (N, 5)
             asks = (way != IGNORED).any(1)
             if asks.any():
-                pupil, teacher = (state[asks][:, None] for state in pairs[POINTING])
-                missed = _missed(head, teacher, way[asks], ASKED) + _missed(head.detach(), pupil, way[asks], ASKED)
+                student, teacher = (state[asks][:, None] for state in pairs[POINTING])
+                missed = _missed(head, teacher, way[asks], ASKED) + _missed(head.detach(), student, way[asks], ASKED)
                 lacked = lacked + missed.sum() / (way != IGNORED).sum()
-        return self.training.found_weight * len(lessons) * lacked
+        return self.training.found_weight * len(samples) * lacked
 
 
 def _alone(reader: torch.Tensor) -> torch.Tensor:
@@ -267,14 +268,14 @@ def _missed(
 class ReadingTrainer(Trainer):
     """A run of this stage, of a `ReadingTraining`."""
 
-    def new_pupil(self) -> ReadingPupil:
+    def new_objective(self) -> ReadingObjective:
         """One with heads."""
-        pupil = ReadingPupil(self.vlm, self.hypernetwork, self.training)
+        student = ReadingObjective(self.vlm, self.hypernetwork, self.training)
         if self.training.taught:
             known = kept_in(Path(self.training.taught) / STATE)
-            for name in known.keys() & pupil.learners.keys() - {"hypernetwork"}:
-                pupil.learners[name].load_state_dict(known[name])
-        return pupil
+            for name in known.keys() & student.learners.keys() - {"hypernetwork"}:
+                student.learners[name].load_state_dict(known[name])
+        return student
 
 
 if __name__ == "__main__":
@@ -292,7 +293,9 @@ if __name__ == "__main__":
         metavar="PIXELS,...",
         help="of a frame's longest edge: of some clips the first, else any of them",
     )
-    parser.add_argument("--at-first", type=float, default=Curriculum.at_first, metavar="SHARE", help="of those clips")
+    parser.add_argument(
+        "--at-first", type=float, default=SamplingConfig.at_first, metavar="SHARE", help="of those clips"
+    )
     parser.add_argument("--reading-weight", type=float, default=ReadingTraining.reading_weight)
     parser.add_argument("--before-weight", type=float, default=ReadingTraining.before_weight)
     parser.add_argument("--when-weight", type=float, default=ReadingTraining.when_weight)
@@ -311,7 +314,7 @@ if __name__ == "__main__":
     with errors_in_one_line():
         resolutions = whole_numbers(given.resolution, "--resolution", LEAST_RESOLUTION)
     processes = Processes()
-    curriculum = Curriculum(
+    curriculum = SamplingConfig(
         denser=1.0,
         windows=min(2, given.segments),
         segments=given.segments,

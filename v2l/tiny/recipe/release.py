@@ -6,13 +6,19 @@ frozen model that is there stays, and its adapters stay valid. With FOLDER they 
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from pathlib import Path
 
 from v2l.errors import V2LError, errors_in_one_line
-from v2l.models.checkpoint import FILE_NAME, load_hypernetwork, save_half
+from v2l.io.safetensors_file import (
+    write_tensors,
+)
+from v2l.models.checkpoint import FILE_NAME, file_metadata, load_hypernetwork
+from v2l.models.hypernetwork import Hypernetwork
 from v2l.models.presets import EMBEDDED, find_model
+from v2l.tiny.recipe.model import few_bits
 
 
 def release(model: Path | str, hypernetwork: Path, folder: Path = EMBEDDED) -> None:
@@ -25,6 +31,13 @@ def release(model: Path | str, hypernetwork: Path, folder: Path = EMBEDDED) -> N
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(base.path, folder, ignore=shutil.ignore_patterns(FILE_NAME))
     save_half(trained, folder / FILE_NAME)
+
+
+def save_half(hypernetwork: Hypernetwork, path: str | os.PathLike) -> None:
+    """Writes its weights rounded by `few_bits`, in half the bytes: another hypernetwork, with a sha256 of its own. Read
+    back it computes in float32 like any other."""
+    halves = {name: few_bits(tensor) for name, tensor in hypernetwork.state_dict().items()}
+    write_tensors(path, halves, file_metadata(hypernetwork.config, hypernetwork.origin))
 
 
 if __name__ == "__main__":

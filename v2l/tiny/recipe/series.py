@@ -20,8 +20,9 @@ from pathlib import Path
 import torch
 
 from v2l.errors import V2LError, errors_in_one_line
-from v2l.io.files import make_folder, printable
+from v2l.io.files import make_folder
 from v2l.io.journal import Journal
+from v2l.io.text import printable
 
 DONE = "series.jsonl"
 """Its stages and their commands, and a line for each time that one ran: its minutes and whether it came to its end."""

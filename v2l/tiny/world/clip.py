@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from v2l.errors import V2LError
-from v2l.io.files import printable, unwritable
+from v2l.io.files import unwritable
+from v2l.io.text import printable
 from v2l.tiny.world.draw import draw
 from v2l.tiny.world.opencv import cv2
 from v2l.tiny.world.scene import Story

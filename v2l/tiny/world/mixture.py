@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from v2l.errors import V2LError, errors_in_one_line
-from v2l.io.files import printable, unreadable, write_atomically
+from v2l.io.files import unreadable, write_atomically
+from v2l.io.text import printable
 
 ENDS = "word first", "word last"
 """Kinds of question about the first and the last word."""

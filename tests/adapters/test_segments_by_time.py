@@ -7,8 +7,7 @@ import torch
 from terminal import run
 
 import v2l
-from v2l.adapters.asked_time import asked_time, segments_asked, worn_for
-from v2l.adapters.segments import segments_alone
+from v2l.adapters.segments import asked_time, segments_alone, segments_asked, select_segments
 from v2l.cli.options import Ablation
 from v2l.evaluation.ablation import ablated, ablations
 from v2l.evaluation.evaluate import Evaluation, Setting
@@ -81,19 +80,19 @@ def test_segments_that_were_reduced_together_stay_together(segments):
 
 def test_a_time_is_answered_by_the_segments_that_show_it(segments):
     composed = v2l.compose(segments)
-    assert same(worn_for(composed, "what is there at 00:01?"), segments[0])
-    assert same(worn_for(composed, "what is there at 00:07?"), segments[2])
-    assert same(worn_for(composed, LATE), v2l.compose(segments[1:]))  # second 5 is cut at its half
+    assert same(select_segments(composed, "what is there at 00:01?"), segments[0])
+    assert same(select_segments(composed, "what is there at 00:07?"), segments[2])
+    assert same(select_segments(composed, LATE), v2l.compose(segments[1:]))  # second 5 is cut at its half
     assert segments_asked(composed, LATE) == (1, 2)
     for question in ("what is there at 00:08?", "what is there?", "what comes after 00:05?"):
-        assert worn_for(composed, question) is composed
-    assert worn_for(segments[0], "what is there at 00:07?") is segments[0]  # there is nothing to choose from
+        assert select_segments(composed, question) is composed
+    assert select_segments(segments[0], "what is there at 00:07?") is segments[0]  # there is nothing to choose from
 
 
 def test_every_video_that_shows_the_time_answers(segments, adapters):
     composed = v2l.compose([adapters[0], *segments])  # of four seconds
-    assert same(worn_for(composed, "what is there at 00:01?"), v2l.compose([adapters[0], segments[0]]))
-    assert same(worn_for(composed, "what is there at 00:07?"), segments[2])
+    assert same(select_segments(composed, "what is there at 00:01?"), v2l.compose([adapters[0], segments[0]]))
+    assert same(select_segments(composed, "what is there at 00:07?"), segments[2])
 
 
 def test_answers_come_from_them(segments, vlm):

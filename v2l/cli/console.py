@@ -6,14 +6,18 @@ import contextlib
 import json
 import math
 import os
+import signal
 import sys
-import unicodedata
-from collections.abc import Iterable, Mapping
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import TYPE_CHECKING, Any
 
-from v2l.errors import StdoutClosed, V2LError
-from v2l.io.files import printable
+import typer
+
+from v2l.errors import StdoutClosed, UsageError, V2LError, V2LWarning, reason
+from v2l.io.text import escape, printable
 
 JSON_VERSION = 1
 
@@ -63,7 +67,7 @@ class Display:
         rows = list(rows)
         if _plain():
             width = max(len(name) for name, _ in rows)
-            self.write("".join(f"{name:<{width}}  {_one_line(value)}\n" for name, value in rows))
+            self.write("".join(f"{name:<{width}}  {escape(value)}\n" for name, value in rows))
             return
         from rich.console import Console
         from rich.panel import Panel
@@ -72,13 +76,13 @@ class Display:
 
         table = Table.grid(padding=(0, 2))
         for name, value in rows:
-            table.add_row(Text(name, style="bold"), Text(_one_line(value), overflow="fold"))
+            table.add_row(Text(name, style="bold"), Text(escape(value), overflow="fold"))
         Console().print(Panel(table, title=Text(title), title_align="left", expand=False))
 
     def table(self, header: list[str], rows: list[list[str]]) -> None:
         """A table with numbers to the right on a terminal, tab-separated lines in a pipe."""
         if _plain():
-            self.write("".join("\t".join(map(_one_line, row)) + "\n" for row in [header, *rows]))
+            self.write("".join("\t".join(map(escape, row)) + "\n" for row in [header, *rows]))
             return
         from rich.box import SIMPLE_HEAD
         from rich.console import Console
@@ -89,7 +93,7 @@ class Display:
         for place, name in enumerate(header):
             table.add_column(name, justify="right" if place else "left", overflow="fold")  # nothing is left out
         for row in rows:
-            table.add_row(*(Text(_one_line(cell)) for cell in row))
+            table.add_row(*(Text(escape(cell)) for cell in row))
         Console().print(table)
 
     # Notes -----------------------------------------------------------------------------------------------------
@@ -111,7 +115,7 @@ class Display:
         if self._bar is not None:
             self._bar.clear()
         with contextlib.suppress(OSError):  # no reader or a full disk: nobody listens, and the work goes on
-            print(_one_line(text), file=sys.stderr, flush=True)
+            print(escape(text), file=sys.stderr, flush=True)
         if self._bar is not None:
             self._bar.refresh()
 
@@ -153,35 +157,6 @@ def shown(path: str | os.PathLike) -> str:
     return printable(path) if sys.stdout.isatty() else os.fspath(path)
 
 
-def inert(text: str) -> str:
-    """Text that someone else wrote, without what could control a terminal: control and format characters escaped, but
-    for line ends, tabs and the joiners that scripts and emoji need."""
-    return "".join(char if _is_inert(char) else ascii(char)[1:-1] for char in text)
-
-
-def _is_inert(char: str) -> bool:
-    # str.isprintable denies other spaces than the common one, which French and Japanese text is full of
-    return char.isprintable() or char in "\n\t\u200c\u200d" or unicodedata.category(char) == "Zs"
-
-
-def _one_line(text: str) -> str:
-    """The same, line ends and tabs escaped too: for what must stay one line, whoever wrote it."""
-    return inert(text).replace("\n", "\\n").replace("\t", "\\t")
-
-
-def tab_separated(*fields: str) -> str:
-    """Fields on one line; backslashes, tabs and line ends inside them escaped."""
-    escaped = (
-        field.replace("\\", "\\\\").replace("\t", "\\t").replace("\n", "\\n").replace("\r", "\\r") for field in fields
-    )
-    return "\t".join(escaped)
-
-
-def amount(number: int) -> str:
-    """Bytes as people read them."""
-    return f"{number / 1e6:.1f} MB" if number >= 1e5 else f"{number / 1e3:.1f} kB"
-
-
 def _finite(value: Any) -> Any:
     """The same with None in the place of NaN and infinities, for which JSON has no words."""
     if isinstance(value, float):
@@ -195,3 +170,70 @@ def _jsonable(value: Any) -> Any:
     if isinstance(value, Path):
         return os.fspath(value)
     raise TypeError(f"{type(value)} is no JSON")
+
+
+if TYPE_CHECKING:
+    from v2l.cli.console import Display
+
+
+@contextlib.contextmanager
+def command(as_json: bool, quiet: bool, debug: bool) -> Iterator[Display]:
+    """What all commands share: errors become one line and an exit code, warnings notes, SIGTERM a clean end."""
+    from v2l.cli.console import Display
+
+    display = Display(as_json, quiet)
+    signal.signal(signal.SIGTERM, _terminate)
+    if hasattr(signal, "SIGCHLD"):
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # inherited as ignored, it would hide how the decoder ended
+    warnings.showwarning = _warn_through(display)
+    try:
+        _check_working_folder()
+        yield display
+    except typer.Exit:  # a RuntimeError to Python
+        raise
+    except V2LError as error:
+        _fail(display, error, debug, code=2 if isinstance(error, UsageError) else 1)
+    except StdoutClosed:
+        raise typer.Exit(0) from None
+    except KeyboardInterrupt:
+        display.end_progress()
+        display.note("interrupted; what was finished is kept")
+        raise typer.Exit(130) from None
+    except Exception as error:
+        _fail(display, error, debug, code=1)
+    finally:
+        display.end_progress()
+
+
+def _check_working_folder() -> None:
+    """Raises V2LError if the current working directory was deleted. The libraries below torch end the process there."""
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise V2LError("the folder that this was started in is not there any more; cd to one that is") from error
+
+
+def _fail(display: Display, error: Exception, debug: bool, code: int) -> None:
+    display.end_progress()
+    if debug:
+        import traceback
+
+        traceback.print_exception(error)
+
+    expected = isinstance(error, V2LError)
+    display.error(str(error) if expected else f"{printable(reason(error))}; --debug shows where")
+    raise typer.Exit(code) from None
+
+
+def _terminate(_signal: int, _frame: FrameType | None) -> None:
+    sys.exit(128 + signal.SIGTERM)
+
+
+def _warn_through(display: Display) -> Callable[..., None]:
+    """V2LWarnings become notes; what the libraries below have to say to programmers is left out."""
+
+    def show(message: Warning | str, category: type[Warning], *_: object) -> None:
+        if issubclass(category, V2LWarning):
+            display.warn(f"warning: {message}")
+
+    return show

@@ -9,12 +9,11 @@ from training_runs import TRAINING, fresh, lively
 from v2l.io.manifest import Example
 from v2l.models.processor import IMAGE, IMAGE_EDGE
 from v2l.models.smolvlm import Window
-from v2l.training.data import NO_END, Curriculum, Reader, read_lesson
-from v2l.training.losses import Pupil
-from v2l.training.steering import FAINT
+from v2l.training.data import NO_END, SampleReader, SamplingConfig, read_sample
+from v2l.training.losses import FAINT, TrainingObjective
 from v2l.training.trainer import Trainer
 
-CURRICULUM = Curriculum(frames=6, windows=1, segments=1, questions=1)
+CURRICULUM = SamplingConfig(frames=6, windows=1, segments=1, questions=1)
 
 
 @pytest.fixture(scope="module")
@@ -24,13 +23,13 @@ def examples(videos):
 
 @pytest.fixture(scope="module")
 def reader(vlm):
-    return Reader(vlm.tokenizer, vlm.geometry, vlm.max_positions)
+    return SampleReader(vlm.tokenizer, vlm.geometry, vlm.max_positions)
 
 
 @pytest.mark.parametrize("tiles", [1, 2])
 def test_the_end_of_a_frame_is_the_token_behind_its_last_image(examples, reader, vlm, tiles):
     curriculum = dataclasses.replace(CURRICULUM, frames=2, resolutions=(tiles * vlm.geometry.image_size,))
-    (part,) = read_lesson(examples[:1], reader, curriculum, None).parts
+    (part,) = read_sample(examples[:1], reader, curriculum, None).parts
     assert part.count == (part.frames if tiles == 1 else 5 * part.frames)
     tokens = [vlm.tokenizer.id_to_token(number) for number in part.ids.tolist()]
     ends = (part.ends != NO_END).nonzero().flatten().tolist()
@@ -47,15 +46,15 @@ def test_the_end_of_a_frame_is_the_token_behind_its_last_image(examples, reader,
 def test_the_distance_is_the_mean_over_what_should_look_somewhere(examples, reader, vlm):
     """Of two rows of unlike lengths in one pass, against each alone, weight by weight."""
     hypernetwork = lively(vlm)
-    lessons = [read_lesson([example], reader, CURRICULUM, None) for example in examples[:2]]
-    lessons[1] = read_lesson([examples[1]], reader, dataclasses.replace(CURRICULUM, frames=2), None)
-    pupil = Pupil(vlm, hypernetwork, steer_weight=1.0)
-    images = pupil.see(lessons)
+    samples = [read_sample([example], reader, CURRICULUM, None) for example in examples[:2]]
+    samples[1] = read_sample([examples[1]], reader, dataclasses.replace(CURRICULUM, frames=2), None)
+    student = TrainingObjective(vlm, hypernetwork, steer_weight=1.0)
+    images = student.encode_images(samples)
     with torch.no_grad():
-        _, strayed = pupil._factors(lessons, images)
+        _, strayed = student._factors(samples, images)
         wanted = 0.0
-        for lesson, seen in zip(lessons, images, strict=True):
-            (part,) = lesson.parts
+        for sample, seen in zip(samples, images, strict=True):
+            (part,) = sample.parts
             read = vlm.read_layers([Window(part.frames, part.ids, seen)])
             hidden = torch.stack([torch.cat(list(pieces), dim=1) for pieces in read], dim=1)
             hypernetwork.generate(hidden)
@@ -64,15 +63,15 @@ def test_the_distance_is_the_mean_over_what_should_look_somewhere(examples, read
                 for latent in range(4)
             ]
             found = []
-            for attention, inputs in pupil.steering.of_encoder:
+            for attention, inputs in student.steering.of_encoder:
                 weights = attention.weights(*inputs).view(vlm.num_layers, attention.heads, 4, -1)[1:]
                 found.append(
                     [-(weights[:, :, n, own].sum(-1) + FAINT).log().mean() for n, own in enumerate(frames) if own]
                 )
-            ((attention, inputs),) = pupil.steering.of_decoder
+            ((attention, inputs),) = student.steering.of_decoder
             weights = attention.weights(*inputs).view(vlm.num_layers, attention.heads, 4, -1)[1:]
             found.append([-(weights[:, :, n, n] + FAINT).log().mean() for n in range(4)])
-            pupil.steering.of_encoder.clear(), pupil.steering.of_decoder.clear()
+            student.steering.of_encoder.clear(), student.steering.of_decoder.clear()
             wanted += torch.stack([torch.stack(each).mean() for each in found]).mean().item()
     assert strayed.item() == pytest.approx(wanted, rel=1e-4)
 
@@ -80,12 +79,12 @@ def test_the_distance_is_the_mean_over_what_should_look_somewhere(examples, read
 def test_steered_latents_learn_where_to_look(examples, vlm, tmp_path):
     training = dataclasses.replace(TRAINING, steps=40, validate_every=40, save_every=40, steer_weight=1.0)
     run = Trainer(vlm, fresh(vlm), (examples, examples[:2]), training, tmp_path)
-    lessons = run.lessons.batch(0)
-    images = run.pupil.see(lessons)
+    samples = run.samples.batch(0)
+    images = run.objective.encode_images(samples)
 
     @torch.no_grad()
     def strayed():
-        return run.pupil._factors(lessons, images)[1].item()
+        return run.objective._factors(samples, images)[1].item()
 
     before = strayed()
     list(run.run())

@@ -11,7 +11,7 @@ from terminal import run
 
 import v2l
 from v2l.inference.encode import encode_reading
-from v2l.inference.misread import misread
+from v2l.inference.staleness import misread
 from v2l.io.files import identify
 from v2l.video.sampling import READING_REVISION, Reading, decoded_by, revision_of
 

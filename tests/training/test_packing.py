@@ -5,16 +5,15 @@ import pytest
 import torch
 
 from v2l.adapters.lora import attached
-from v2l.training.packing import IGNORED, UNASKED, Rows, place_in_rows, write_sheet
-from v2l.training.side_by_side import read_side_by_side
+from v2l.training.packing import IGNORED, UNASKED, PackedRows, pack_questions, place_in_rows, read_side_by_side
 
 QUESTIONS = (("what is on the whiteboard?", "a square"), ("where?", "left"), ("what moves at last?", "nothing at all"))
 SHOWN = ("a video of a square \0\nAssistant:", "\0\nAssistant:", "another, longer video, of things \0\nAssistant:")
 
 
 @pytest.fixture(scope="module")
-def sheets(vlm):
-    return [write_sheet(shown, QUESTIONS[: 3 - number], vlm.tokenizer) for number, shown in enumerate(SHOWN)]
+def sequences(vlm):
+    return [pack_questions(shown, QUESTIONS[: 3 - number], vlm.tokenizer) for number, shown in enumerate(SHOWN)]
 
 
 @pytest.fixture(scope="module")
@@ -25,8 +24,8 @@ def factors(vlm):
 
 
 @pytest.fixture(scope="module")
-def rows(sheets):
-    return Rows.stack(sheets, torch.device("cpu"))
+def rows(sequences):
+    return PackedRows.stack(sequences, torch.device("cpu"))
 
 
 @torch.no_grad()
@@ -44,15 +43,17 @@ def read(vlm, rows, factors=None, pointing=()):
     )
 
 
-def test_questions_stand_in_rows_once_each(sheets, rows):
+def test_questions_stand_in_rows_once_each(sequences, rows):
     assert rows.question.max() == 5
     for number, (clip, own) in enumerate([(0, 1), (0, 2), (0, 3), (1, 1), (1, 2), (2, 1)]):
-        there, here = sheets[clip].group == own, rows.question[clip] == number
+        there, here = sequences[clip].group == own, rows.question[clip] == number
         for name in ("ids", "labels", "positions"):
-            assert torch.equal(getattr(rows, name)[clip][here], getattr(sheets[clip], name)[there])
+            assert torch.equal(getattr(rows, name)[clip][here], getattr(sequences[clip], name)[there])
     assert (rows.labels[rows.question == UNASKED] == IGNORED).all()
     pairs = [(0, 1), (0, 2), (0, 3), (1, 1), (1, 2), (2, 1)]
-    assert torch.equal(rows.in_order(rows.ids), torch.cat([sheets[c].ids[sheets[c].group == g] for c, g in pairs]))
+    assert torch.equal(
+        rows.in_order(rows.ids), torch.cat([sequences[c].ids[sequences[c].group == g] for c, g in pairs])
+    )
     assert torch.equal(rows.in_order(rows.question), rows.question[rows.question != UNASKED].sort().values)
 
 
@@ -63,19 +64,19 @@ def test_a_row_takes_the_next_that_fits():
 
 
 @pytest.mark.parametrize("adapted", [False, True])
-def test_it_is_the_models_own_forward_pass(vlm, sheets, rows, factors, adapted, request):
+def test_it_is_the_models_own_forward_pass(vlm, sequences, rows, factors, adapted, request):
     found = read(vlm, rows, factors if adapted else None)
     number, inner = 0, []
     for module in vlm.down_projections:
         request.addfinalizer(module.register_forward_pre_hook(lambda _, inputs: inner.append(inputs[0])).remove)
-    for clip, sheet in enumerate(sheets):
-        for own in range(1, int(sheet.group.max()) + 1):
-            ids = sheet.ids[(sheet.group == 0) | (sheet.group == own)][None]
+    for clip, sequence in enumerate(sequences):
+        for own in range(1, int(sequence.group.max()) + 1):
+            ids = sequence.ids[(sequence.group == 0) | (sequence.group == own)][None]
             worn = [(a[clip], b[clip] if adapted else 0 * b[clip]) for a, b in factors]
             inner.clear()
             with torch.no_grad(), attached(vlm.down_projections, worn):
                 alone = vlm.text_model(input_ids=ids, output_hidden_states=True)
-            first = int((sheet.group == 0).sum())
+            first = int((sequence.group == 0).sum())
             here = rows.question[clip] == number
             assert torch.allclose(found.rows[clip][here], alone.last_hidden_state[0, first:], atol=2e-5)
             for layer, inputs in enumerate(found.clip):

@@ -1,0 +1,62 @@
+"""Text that is safe to print, whoever wrote it, and numbers as people read them."""
+
+from __future__ import annotations
+
+import unicodedata
+
+MAX_SHOWN = 200
+"""Characters of a foreign string in a message."""
+
+
+def escape(text: str, keep: str = "") -> str:
+    """Replace every character that could control a terminal by its Python escape sequence.
+
+    Printable characters, spaces of every width, the zero-width joiners of scripts and emoji, and the characters of
+    `keep` stay. Undecodable bytes of a POSIX file name, which Python holds as lone surrogates, are escaped too.
+    """
+    return "".join(char if char in keep or _is_harmless(char) else ascii(char)[1:-1] for char in text)
+
+
+def _is_harmless(char: str) -> bool:
+    # str.isprintable() denies every space but the common one; French and Japanese text is full of others
+    return char.isprintable() or char in "\u200c\u200d" or unicodedata.category(char) == "Zs"
+
+
+def inert(text: str) -> str:
+    """Escape text of several lines; newlines and tabs stay."""
+    return escape(text, keep="\n\t")
+
+
+def printable(value: object) -> str:
+    """Escape a file name or a foreign string for a message, cut to `MAX_SHOWN` characters."""
+    shown = escape(str(value))
+    return shown if len(shown) <= MAX_SHOWN else shown[: MAX_SHOWN - 3] + "..."
+
+
+def tab_separated(*fields: str) -> str:
+    """Join fields to one line; backslashes, tabs and line ends inside them are escaped, so that a reader can undo it."""
+    escaped = (
+        field.replace("\\", "\\\\").replace("\t", "\\t").replace("\n", "\\n").replace("\r", "\\r") for field in fields
+    )
+    return "\t".join(escaped)
+
+
+def amount(number: int) -> str:
+    """Format a number of bytes: `"14.4 MB"`, or `"3.2 kB"` below 100,000."""
+    return f"{number / 1e6:.1f} MB" if number >= 1e5 else f"{number / 1e3:.1f} kB"
+
+
+def duration(seconds: float) -> str:
+    """Format a time span with three digits: `"1,234 s"`, `"12.3 s"`, `"4.56 ms"`."""
+    if seconds >= 100:
+        return f"{seconds:,.0f} s"
+    if seconds >= 1:
+        return f"{seconds:.3g} s"
+    return f"{1000 * seconds:.3g} ms"
+
+
+def clock(seconds: float) -> str:
+    """Format a time in a video: `"M:SS.s"`, with hours from the first hour on."""
+    minutes, rest = divmod(max(seconds, 0.0), 60)
+    hours, minutes = divmod(int(minutes), 60)
+    return f"{hours}:{minutes:02d}:{rest:04.1f}" if hours else f"{minutes}:{rest:04.1f}"
