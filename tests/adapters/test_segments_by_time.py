@@ -8,8 +8,8 @@ from terminal import run
 
 import v2l
 from v2l.adapters.segments import asked_time, segments_alone, segments_asked, select_segments
-from v2l.cli.options import Ablation
 from v2l.evaluation.ablation import ablated, ablations
+from v2l.evaluation.conditions import Ablation
 from v2l.evaluation.evaluate import Evaluation, Setting
 from v2l.evaluation.report import summarise
 from v2l.inference.ask import answer_each

@@ -7,9 +7,9 @@ import torch
 from terminal import run
 
 import v2l
-from v2l.cli.options import Ablation
 from v2l.cli.plots import plot_eval
 from v2l.evaluation.ablation import ablated, ablations, layer_table, rank_order, rank_table
+from v2l.evaluation.conditions import Ablation
 from v2l.evaluation.evaluate import Evaluation, Setting
 from v2l.evaluation.report import Run, output_of, settings, summarise, table, varying
 from v2l.io.manifest import Example

@@ -10,8 +10,6 @@ import typer
 
 from v2l.cli.console import command
 from v2l.cli.options import (
-    Ablation,
-    Control,
     Debug,
     Device,
     Fps,
@@ -29,6 +27,7 @@ from v2l.cli.options import (
     whole_numbers,
 )
 from v2l.errors import UsageError
+from v2l.evaluation.conditions import Ablation, Control
 from v2l.evaluation.datasets.names import MAX_NEW_TOKENS, NAMES
 from v2l.video.limits import LEAST_RESOLUTION
 

@@ -9,9 +9,9 @@ from typing import Any
 
 from v2l.cli.commands import announce_fallback
 from v2l.cli.console import Display, shown
-from v2l.cli.options import Ablation
 from v2l.errors import UsageError, V2LError
 from v2l.evaluation.ablation import SEGMENT_IN_CONTEXT, ablations, layer_table, rank_table
+from v2l.evaluation.conditions import Ablation
 from v2l.evaluation.datasets.registry import SEED, Chosen, read_benchmark
 from v2l.evaluation.evaluate import Evaluation, Result, Setting
 from v2l.evaluation.judging import Grading, judged, open_judge

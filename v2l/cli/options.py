@@ -50,23 +50,6 @@ class PaperModel(StrEnum):
     of_2_2b = "2.2b"
 
 
-class Ablation(StrEnum):
-    """What can be taken away of an adapter, see ablation.py."""
-
-    ranks = "ranks"
-    layers = "layers"
-    times = "times"
-
-
-class Control(StrEnum):
-    """What an evaluation can leave out: all but the adapter."""
-
-    in_context = "in_context"
-    nothing = "nothing"
-    bias = "bias"
-    other_clip = "other_clip"
-
-
 def seconds(text: str) -> float:
     """A time as seconds or as [H:]MM:SS[.s]. Raises BadParameter."""
     try:

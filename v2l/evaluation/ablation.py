@@ -12,7 +12,7 @@ from dataclasses import replace
 import torch
 
 from v2l.adapters.adapter import Adapter
-from v2l.cli.options import Ablation
+from v2l.evaluation.conditions import Ablation
 
 WHOLE = "whole"
 """The condition under which all segments answer, whatever time a question asks about."""
