@@ -103,7 +103,7 @@ class Provenance:
 
     base_model: public name of the frozen model it was trained for
     base_fingerprint: that model's fingerprint, or None in published checkpoints, which do not know it
-    sha256: of configuration, origin and weights
+    sha256: of configuration, provenance and weights
     """
 
     id: str
@@ -124,10 +124,10 @@ class Provenance:
 class Hypernetwork(nn.Module):
     """The published network with the published names: its `state_dict` loads strictly from their checkpoints.
 
-    origin: None until the weights come from a file
+    provenance: None until the weights come from a file
     """
 
-    origin: Provenance | None = None
+    provenance: Provenance | None = None
 
     def __init__(self, config: HypernetworkConfig):
         super().__init__()
