@@ -25,7 +25,7 @@ QUICK = {"repeats": 2, "new_tokens": 3}
 
 @pytest.fixture(scope="module")
 def subject(vlm, hypernetwork, videos, tmp_path_factory):
-    reading = fill_reading(Reading(frames=8), hypernetwork.origin.trained_with, vlm.geometry)
+    reading = fill_reading(Reading(frames=8), hypernetwork.provenance.trained_with, vlm.geometry)
     folder = tmp_path_factory.mktemp("kept")
     made = Subject(videos[2], reading, vlm, hypernetwork, folder, new_tokens=4).encoded()
     # so strong that the greedy answers of random weights change

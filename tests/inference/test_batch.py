@@ -129,12 +129,12 @@ def test_a_model_that_cannot_be_loaded_ends_the_batch(target, tmp_path):
 
 def test_the_verdict_names_what_changed(target, choice):
     made(target, choice)
-    reading = fill_reading(Reading(), choice.origin.trained_with, choice.folder.geometry)
-    wanted = Wanted(target.video, reading, choice.fingerprint, choice.origin)
+    reading = fill_reading(Reading(), choice.provenance.trained_with, choice.folder.geometry)
+    wanted = Wanted(target.video, reading, choice.fingerprint, choice.provenance)
     assert judge(target.output, wanted).state == "current"
     changed = dataclasses.replace(wanted, reading=dataclasses.replace(reading, frames=3))
     assert judge(target.output, changed).reason == "frames was 8 and is 3"
-    another = dataclasses.replace(wanted, origin=dataclasses.replace(choice.origin, sha256="0" * 64))
+    another = dataclasses.replace(wanted, provenance=dataclasses.replace(choice.provenance, sha256="0" * 64))
     assert judge(target.output, another).reason == "it was made by another hypernetwork"
     target.output.write_bytes(b"damaged")
     assert judge(target.output, wanted).state == "stale"

@@ -34,7 +34,7 @@ def segment(adapter: v2l.Adapter):
 def test_an_adapter_says_what_it_was_made_from(videos, vlm, hypernetwork, adapters):
     description = adapters[0].description
     assert description.base_model.fingerprint == vlm.fingerprint
-    assert description.hypernetwork.sha256 == hypernetwork.origin.sha256
+    assert description.hypernetwork.sha256 == hypernetwork.provenance.sha256
     assert [(block.rank, block.segments) for block in description.blocks] == [(4, 1)]
     assert description.bias_rank == 4
     only = segment(adapters[0])
@@ -330,8 +330,8 @@ def test_a_resolution_no_prompt_could_hold_is_refused_before_decoding(videos, vl
 
 
 def test_a_hypernetwork_that_only_fits_by_size_is_one_warning(videos, vlm, hypernetwork, monkeypatch):
-    strange = dataclasses.replace(hypernetwork.origin, base_model="someone/other", base_fingerprint=None)
-    monkeypatch.setattr(hypernetwork, "origin", strange)
+    strange = dataclasses.replace(hypernetwork.provenance, base_model="someone/other", base_fingerprint=None)
+    monkeypatch.setattr(hypernetwork, "provenance", strange)
     with pytest.warns(v2l.V2LWarning, match=r"trained for someone/other .* calls itself small"):
         v2l.encode(videos[0], vlm, hypernetwork)
 

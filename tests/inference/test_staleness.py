@@ -50,8 +50,8 @@ class Desk:
             clock.touch()
 
     def judged(self, **how):
-        reading = fill_reading(Reading(), self.choice.origin.trained_with, self.choice.folder.geometry)
-        return judge(self.output, Wanted(self.video, reading, self.choice.fingerprint, self.choice.origin), **how)
+        reading = fill_reading(Reading(), self.choice.provenance.trained_with, self.choice.folder.geometry)
+        return judge(self.output, Wanted(self.video, reading, self.choice.fingerprint, self.choice.provenance), **how)
 
     def is_noticed(self):
         verdict = self.judged()

@@ -26,7 +26,7 @@ def same(one: Hypernetwork, other: Hypernetwork) -> bool:
     states = one.state_dict(), other.state_dict()
     return (
         one.config == other.config
-        and one.origin == other.origin
+        and one.provenance == other.provenance
         and list(states[0]) == list(states[1])
         and all(torch.equal(states[0][name], states[1][name]) for name in states[0])
     )
@@ -38,7 +38,7 @@ def test_an_import_is_the_same_network(tmp_path):
     published, own = v2l.load_hypernetwork(OFFICIAL), v2l.load_hypernetwork(output)
     assert same(imported, published)
     assert same(own, published)
-    assert v2l.load_hypernetwork(tmp_path).origin == own.origin
+    assert v2l.load_hypernetwork(tmp_path).provenance == own.provenance
     first = output.read_bytes()
     v2l.import_checkpoint(OFFICIAL, output)
     assert output.read_bytes() == first
@@ -49,7 +49,7 @@ def test_settings_of_a_published_checkpoint():
     assert hypernetwork.config == HypernetworkConfig(
         num_layers=3, hidden_size=48, intermediate_size=96, rank=4, lora_alpha=16.0, latent_size=32, num_blocks=3
     )
-    trained_with = hypernetwork.origin.trained_with
+    trained_with = hypernetwork.provenance.trained_with
     assert trained_with == TrainedWith()
     assert (trained_with.frames, trained_with.fps, trained_with.window_frames) == (12, 1.0, 12)
     assert trained_with.prompt == INTERNALIZATION_PROMPT == "Internalize this video for later captioning."
@@ -62,7 +62,7 @@ def test_own_files_round_trip(model_folder, tmp_path):
     save_hypernetwork(hypernetwork, tmp_path / "h.safetensors")
     again = v2l.load_hypernetwork(tmp_path / "h.safetensors")
     assert same(again, hypernetwork)
-    assert again.origin.trained_with == settings
+    assert again.provenance.trained_with == settings
 
 
 def test_a_file_says_that_the_end_was_marked_where_it_was(model_folder, tmp_path):
@@ -79,12 +79,12 @@ def test_a_file_says_that_the_end_was_marked_where_it_was(model_folder, tmp_path
 
 def test_a_hypernetwork_must_say_where_it_comes_from(tmp_path, videos, vlm):
     hypernetwork = Hypernetwork(HypernetworkConfig(3, 48, 96, rank=2, latent_size=16, num_blocks=1))
-    with pytest.raises(v2l.V2LError, match="no origin"):
+    with pytest.raises(v2l.V2LError, match="no provenance"):
         save_hypernetwork(hypernetwork, tmp_path / "h.safetensors")
     with pytest.raises(v2l.V2LError, match="not loaded from a file"):
         v2l.encode(videos[0], vlm, hypernetwork)
     named = with_provenance(hypernetwork, "mine", "small", None, TrainedWith())
-    assert len(named.origin.sha256) == 64
+    assert len(named.provenance.sha256) == 64
 
 
 def test_every_truncation_and_flipped_bits_are_refused(model_folder, tmp_path):
@@ -164,8 +164,8 @@ def test_half_precision_is_read_as_float32(hypernetwork, tmp_path):
     save_hypernetwork(hypernetwork, whole)
     assert path.stat().st_size < 0.6 * whole.stat().st_size
     read = v2l.load_hypernetwork(path, device="cpu")
-    assert read.origin.sha256 != hypernetwork.origin.sha256
-    assert read.origin.trained_with == hypernetwork.origin.trained_with
+    assert read.provenance.sha256 != hypernetwork.provenance.sha256
+    assert read.provenance.trained_with == hypernetwork.provenance.trained_with
     for name, tensor in read.state_dict().items():
         assert tensor.dtype == torch.float32
         own = hypernetwork.state_dict()[name]

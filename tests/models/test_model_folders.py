@@ -138,9 +138,9 @@ def test_a_hypernetwork_cannot_be_of_impossible_training(sound, tmp_path, change
 
 
 def test_a_hypernetworks_hashes_are_hashes(hypernetwork, tmp_path):
-    origin = hypernetwork.origin
+    provenance = hypernetwork.provenance
     strange = small.small_hypernetwork(EMBEDDED, latent_size=8, num_blocks=1)
-    with_provenance(strange, "mine", "small", EVIL, origin.trained_with)
+    with_provenance(strange, "mine", "small", EVIL, provenance.trained_with)
     with pytest.raises(v2l.V2LError, match="base_fingerprint is not 64 hex digits"):
         save_hypernetwork(strange, tmp_path / "h.safetensors")
 

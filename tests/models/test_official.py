@@ -59,7 +59,7 @@ def as_adapter(a, b, vlm, hypernetwork, segments=1) -> Adapter:
     segment = Segment(FileIdentity("a.mp4", 1, "0" * 64), 0.0, 1.0, (0.0,), 32, 32, (1,), 12, Reading(), "", "")
     description = Description(
         BaseModel(vlm.id, None, vlm.fingerprint),
-        HypernetworkInfo(hypernetwork.origin.id, hypernetwork.origin.sha256, 1, 1),
+        HypernetworkInfo(hypernetwork.provenance.id, hypernetwork.provenance.sha256, 1, 1),
         (segment,) * segments,
         (Block(rank, 1, 0.0),) * segments,
         rank,
@@ -116,4 +116,4 @@ def test_two_segments(vlm, hypernetwork, expected):
 
 def test_the_checkpoint_states_its_multiplier(hypernetwork):
     assert hypernetwork.config.lora_alpha == 16.0
-    assert hypernetwork.origin.base_model == "fixture/smolvlm-a"
+    assert hypernetwork.provenance.base_model == "fixture/smolvlm-a"

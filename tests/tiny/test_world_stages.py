@@ -219,8 +219,8 @@ def test_a_release_is_the_two_that_belong_together(folder, tmp_path):
     release(tmp_path / "released", model, tmp_path / "released")
     assert (tmp_path / "released" / "model.safetensors").stat().st_mtime_ns == frozen
     vlm, hypernetwork = v2l.load_vlm(tmp_path / "released"), v2l.load_hypernetwork(tmp_path / "released")
-    assert hypernetwork.origin.base_model == "tiny-9"
-    assert hypernetwork.origin.base_fingerprint == vlm.fingerprint
+    assert hypernetwork.provenance.base_model == "tiny-9"
+    assert hypernetwork.provenance.base_fingerprint == vlm.fingerprint
     other = small.write_model(tmp_path / "other")
     with pytest.raises(V2LError, match="was not trained for"):
         release(other, model, tmp_path / "wrong")

@@ -87,7 +87,7 @@ def test_without_chance_a_clip_is_read_as_encoding_reads_it(examples, reader, vl
     curriculum = dataclasses.replace(CURRICULUM, frames=12, marks_end=marks_end)
     sample = read_sample(examples[:3], reader, curriculum, None)
     reading = fill_reading(
-        v2l.Reading(frames=12), v2l.load_hypernetwork(vlm.folder.path).origin.trained_with, vlm.geometry
+        v2l.Reading(frames=12), v2l.load_hypernetwork(vlm.folder.path).provenance.trained_with, vlm.geometry
     )
     seen = v2l.inference.preprocess.encode_video_images(videos[0], vlm, reading)
     (part,) = sample.parts
@@ -316,8 +316,8 @@ def test_a_run_keeps_the_best_and_its_figures(finished):
     lines = [json.loads(line) for line in (folder / METRICS).read_text().splitlines()]
     assert [line["validation"] for line in lines] == [each.validation for each in progress]
     assert json.loads((folder / SETTINGS).read_text())["steps"] == 4
-    origin = v2l.load_hypernetwork(folder).origin
-    assert (origin.id, origin.trained_with.frames, origin.trained_with.windows) == ("whole", 4, 3)
+    provenance = v2l.load_hypernetwork(folder).provenance
+    assert (provenance.id, provenance.trained_with.frames, provenance.trained_with.windows) == ("whole", 4, 3)
 
 
 def test_another_run_is_not_gone_on_with(finished, vlm, examples):
@@ -431,7 +431,7 @@ def test_a_clip_that_tiles_would_make_too_long_is_read_at_the_first_resolution(e
 
 def test_the_teacher_speaks_once(vlm, hypernetwork, examples, tmp_path):
     cache = tmp_path / "teacher.jsonl"
-    reading = fill_reading(v2l.Reading(frames=3), hypernetwork.origin.trained_with, vlm.geometry)
+    reading = fill_reading(v2l.Reading(frames=3), hypernetwork.provenance.trained_with, vlm.geometry)
     asked = examples[:4]
     answered = taught(asked, vlm, reading, cache)
     for before, after in zip(asked, answered, strict=True):
@@ -447,7 +447,7 @@ def test_the_teacher_speaks_once(vlm, hypernetwork, examples, tmp_path):
 
 
 def test_what_the_teacher_cannot_read_is_left_out(vlm, hypernetwork, examples, tmp_path):
-    reading = fill_reading(v2l.Reading(), hypernetwork.origin.trained_with, vlm.geometry)
+    reading = fill_reading(v2l.Reading(), hypernetwork.provenance.trained_with, vlm.geometry)
     lost = dataclasses.replace(examples[0], video=tmp_path / "lost.mp4")
     warnings = []
     kept = taught([lost, examples[0]], vlm, reading, tmp_path / "t.jsonl", warn=warnings.append)
@@ -522,7 +522,7 @@ def test_the_end_is_marked_where_that_is_said_or_was_before(workplace):
     def marks(folder, *words):
         run = launch(workplace, "v2l", "train", *options(folder, 1), *words)
         assert run.returncode == 0, run.stderr
-        told = v2l.load_hypernetwork(workplace / folder).origin.trained_with.marks_end
+        told = v2l.load_hypernetwork(workplace / folder).provenance.trained_with.marks_end
         assert json.loads((workplace / folder / SETTINGS).read_text())["curriculum"]["marks_end"] == told
         return told
 

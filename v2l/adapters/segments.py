@@ -48,7 +48,7 @@ def compose(adapters: Sequence[Adapter], rank: int | None = None) -> Adapter:
     return Adapter(torch.cat([a, bias_a], dim=1), torch.cat([b, bias_b], dim=1), description, oldest)
 
 
-def segments_alone(adapter: Adapter, numbers: Collection[int]) -> Adapter:
+def keep_segments(adapter: Adapter, numbers: Collection[int]) -> Adapter:
     """The adapter of some of the segments that an adapter carries, in its order: their ranks and the learned bias.
     Segments that were reduced together cannot be told apart and stay together. The adapter itself where nothing is left
     out.
@@ -140,7 +140,7 @@ _ELSEWHERE = re.compile(
 """Words with which the answer may stand elsewhere than at the time, or the time be another clock's."""
 
 
-def asked_time(question: str) -> int | None:
+def time_in_question(question: str) -> int | None:
     """The whole second of a video that a question asks about, as in "what is on the board at 12:30?"; None where it
     names no time, several, one without "at" before it, or one beside a word with which the answer may stand elsewhere
     ("what comes after the word at 12:30?")."""
@@ -152,10 +152,10 @@ def asked_time(question: str) -> int | None:
     return seconds.pop() if alone else None
 
 
-def segments_asked(adapter: Adapter, question: str) -> tuple[int, ...]:
+def segments_for(adapter: Adapter, question: str) -> tuple[int, ...]:
     """Which of an adapter's segments answer a question, from 0: those that show some of the second that it asks about;
     all of them where it asks about none, or one that the adapter does not show."""
-    second, segments = asked_time(question), adapter.description.segments
+    second, segments = time_in_question(question), adapter.description.segments
     every = range(len(segments))
     if second is None:
         return tuple(every)
@@ -164,4 +164,4 @@ def segments_asked(adapter: Adapter, question: str) -> tuple[int, ...]:
 
 def select_segments(adapter: Adapter, question: str) -> Adapter:
     """What of an adapter answers a question."""
-    return segments_alone(adapter, segments_asked(adapter, question))
+    return keep_segments(adapter, segments_for(adapter, question))

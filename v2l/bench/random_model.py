@@ -153,8 +153,8 @@ def _hypernetwork(folder: ModelFolder, architecture: Architecture, device: torch
     with torch.no_grad():
         hypernetwork.scaler_B[TARGET].fill_(1e-3)  # an untrained one is zero, and would write zeros
     trained_with = TrainedWith(resolution=architecture.resolution)
-    origin = {"base_model": folder.id, "base_fingerprint": folder.fingerprint(), "trained_with": trained_with}
-    return with_provenance(hypernetwork.to(device).eval().requires_grad_(False), id="random weights", **origin)
+    provenance = {"base_model": folder.id, "base_fingerprint": folder.fingerprint(), "trained_with": trained_with}
+    return with_provenance(hypernetwork.to(device).eval().requires_grad_(False), id="random weights", **provenance)
 
 
 def _write_folder(architecture: Architecture, folder: Path) -> ModelFolder:

@@ -134,7 +134,7 @@ class Bench:
     def __init__(self, vlm: FrozenVLM, hypernetwork: Hypernetwork, plan: Plan, folder: Path):
         if min(plan.frames) < plan.segments:
             raise V2LError(f"{min(plan.frames):,} frames cannot make {plan.segments:,} segments; give a frame for each")
-        self.origin = check_belongs(hypernetwork, vlm)
+        self.provenance = check_belongs(hypernetwork, vlm)
         self.vlm, self.hypernetwork, self.plan, self.folder = vlm, hypernetwork, plan, folder
         self.resolutions = tuple(self._filled(resolution) for resolution in plan.resolutions)
         self.video = plan.video or drawn_video(max(plan.frames), max(self.resolutions), folder)
@@ -156,7 +156,7 @@ class Bench:
             "v2l": 1,
             "bench": self.vlm.id,
             "model": self.vlm.fingerprint,
-            "hypernetwork": self.origin.sha256,
+            "hypernetwork": self.provenance.sha256,
             "dtype": str(self.vlm.dtype).removeprefix("torch."),
             "machine": describe_machine(self.vlm.device),
             "video": identify(self.video).sha256,
@@ -180,7 +180,7 @@ class Bench:
     def _measure(self, frames: int, resolution: int, done: dict[tuple, Cell | Encoding]) -> Iterator[Cell | Encoding]:
         rate = frames / self.probed.duration
         reading = fill_reading(
-            Reading(frames, rate, None, None, resolution), self.origin.trained_with, self.vlm.geometry
+            Reading(frames, rate, None, None, resolution), self.provenance.trained_with, self.vlm.geometry
         )
         plan = self.plan
         subject = Subject(self.video, reading, self.vlm, self.hypernetwork, self.folder, plan.new_tokens, plan.segments)
@@ -289,7 +289,7 @@ class Bench:
 
     def _encoding(self, subject: Subject, frames: int, resolution: int) -> Encoding:
         """Each part alone, after a run of the whole to warm up."""
-        vlm, trained_with = self.vlm, self.origin.trained_with
+        vlm, trained_with = self.vlm, self.provenance.trained_with
         readings = segment_readings(subject.video, subject.reading, subject.segments)
 
         def windows() -> list[list[Window]]:
@@ -324,7 +324,7 @@ class Bench:
 
     def _filled(self, resolution: int | None) -> int:
         return fill_reading(
-            Reading(1, 1.0, None, None, resolution), self.origin.trained_with, self.vlm.geometry
+            Reading(1, 1.0, None, None, resolution), self.provenance.trained_with, self.vlm.geometry
         ).resolution
 
     def _left(self) -> float:

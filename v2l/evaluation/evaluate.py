@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from v2l.adapters.adapter import Adapter
-from v2l.adapters.segments import segments_alone, segments_asked
+from v2l.adapters.segments import keep_segments, segments_for
 from v2l.errors import V2LError
 from v2l.evaluation.ablation import SEGMENT_IN_CONTEXT, WHOLE, ablated
 from v2l.evaluation.metrics import METRICS
@@ -92,7 +92,7 @@ class Evaluation:
         """record: which choice of which benchmark the examples are, written into `output`; a manifest has none
         in_context: answers that evaluations of other settings share, by video, reading, question and length
         """
-        origin = check_belongs(hypernetwork, vlm)
+        provenance = check_belongs(hypernetwork, vlm)
         self.vlm, self.hypernetwork, self.setting = vlm, hypernetwork, setting
         self.clips = {asked[0].clip: asked for asked in group_by_clip(examples)}
         if len(self.clips) < 2:
@@ -100,7 +100,7 @@ class Evaluation:
         header = {
             "v2l": 1,
             "model": vlm.fingerprint,
-            "hypernetwork": origin.sha256,
+            "hypernetwork": provenance.sha256,
             "dtype": str(vlm.dtype),
             **to_json(setting),
             **({"times": "chosen"} if setting.segments > 1 else {}),  # which segments answer; before, all did
@@ -169,7 +169,7 @@ class Evaluation:
     ) -> list[str]:
         prompts = [example.prompt for example in examples]
         longest = self.setting.max_new_tokens
-        chosen = [segments_asked(adapter, prompt) for prompt in prompts]
+        chosen = [segments_for(adapter, prompt) for prompt in prompts]
         if condition == "nothing":
             return ask_each(None, prompts, self.vlm, longest)
         if condition == "in_context":
@@ -193,7 +193,7 @@ class Evaluation:
     def _reading(self, example: Example, adapter: Adapter | None = None, numbers: Sequence[int] = ()) -> Reading:
         """What of an example's clip stands in context: all of it, or what some segments of its adapter show."""
         reading = dataclasses.replace(self.setting.reading, start=example.start, end=example.end)
-        reading = fill_reading(reading, self.hypernetwork.origin.trained_with, self.vlm.geometry)
+        reading = fill_reading(reading, self.hypernetwork.provenance.trained_with, self.vlm.geometry)
         if self.setting.in_context_frames:
             reading = dataclasses.replace(reading, frames=self.setting.in_context_frames)
         if adapter is None or len(numbers) == len(adapter.description.segments):
@@ -223,7 +223,7 @@ class Evaluation:
 def _part(adapter: Adapter, numbers: Sequence[int]) -> Adapter:
     """Some segments of an adapter, which may be another clip's that has fewer; all where it has none of those."""
     every = range(len(adapter.description.segments))
-    return segments_alone(adapter, [number for number in numbers if number in every] or every)
+    return keep_segments(adapter, [number for number in numbers if number in every] or every)
 
 
 def _result(example: Example, clip: int, answers: dict[str, str], error: str | None = None) -> Result:

@@ -177,10 +177,10 @@ def _begin_one(
 ) -> Outcome | tuple[Target, PendingEncode, str]:
     """What is to be done about a video: its outcome where that is nothing, else the video pending, and why."""
     _check_output(target)
-    reading = fill_reading(options.reading, choice.origin.trained_with, choice.folder.geometry)
+    reading = fill_reading(options.reading, choice.provenance.trained_with, choice.folder.geometry)
     reason = ""
     if not options.overwrite:
-        wanted = Wanted(target.video, reading, choice.fingerprint, choice.origin)
+        wanted = Wanted(target.video, reading, choice.fingerprint, choice.provenance)
         verdict = judge(target.output, wanted, options.check_hash, options.any_reading)
         if verdict.state == "current":
             return Outcome(target, "current")

@@ -102,8 +102,8 @@ def start_encode(
     path: str | os.PathLike, vlm: FrozenVLM, hypernetwork: Hypernetwork, reading: Reading
 ) -> PendingEncode:
     """The half of encoding that needs no model, so that it can be done while another video is in it."""
-    origin = check_belongs(hypernetwork, vlm)
-    reading = fill_reading(reading, origin.trained_with, vlm.geometry)
+    provenance = check_belongs(hypernetwork, vlm)
+    reading = fill_reading(reading, provenance.trained_with, vlm.geometry)
     before = _status(path)
     source = identify(path)
     return PendingEncode(path, reading, before, source, plan_frames(path, vlm, reading).prefetch())
@@ -113,8 +113,8 @@ def finish_encode(
     pending: PendingEncode, vlm: FrozenVLM, hypernetwork: Hypernetwork, progress: Progress = lambda done, total: None
 ) -> Adapter:
     """The other half: the frames seen and read, and the factors made of them."""
-    path, reading, origin = pending.path, pending.reading, hypernetwork.origin
-    trained_with, layers = origin.trained_with, vlm.num_layers
+    path, reading, provenance = pending.path, pending.reading, hypernetwork.provenance
+    trained_with, layers = provenance.trained_with, vlm.num_layers
     seen = encode_images(pending.plan, vlm, lambda done, frames: progress(done, frames + layers))
     windows = cut_windows(seen, vlm, trained_with)
     frames = len(seen.frames)
@@ -143,7 +143,7 @@ def finish_encode(
     rank = hypernetwork.config.rank
     description = Description(
         base_model=BaseModel(vlm.id, vlm.revision, vlm.fingerprint),
-        hypernetwork=HypernetworkInfo(origin.id, origin.sha256, trained_with.windows, trained_with.segments),
+        hypernetwork=HypernetworkInfo(provenance.id, provenance.sha256, trained_with.windows, trained_with.segments),
         segments=(segment,),
         blocks=(Block(rank, segments=1, relative_error=0.0),),
         bias_rank=rank,

@@ -45,7 +45,7 @@ class ModelLoader:
         return self.folder.fingerprint()
 
     @cached_property
-    def origin(self) -> Provenance:
+    def provenance(self) -> Provenance:
         """What the hypernetwork's file says of it."""
         return read_provenance(self.hypernetwork_source or self.model)
 
@@ -71,7 +71,7 @@ class ModelLoader:
 
     def check(self) -> None:
         """Raises V2LError where the model or its hypernetwork is not there; loads neither."""
-        _ = self.fingerprint, self.origin
+        _ = self.fingerprint, self.provenance
 
     def load(self) -> tuple[FrozenVLM, Hypernetwork]:
         """Both, for encoding. Raises ModelError where one cannot be loaded: no other video would fare better."""

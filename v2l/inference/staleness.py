@@ -24,7 +24,7 @@ class Wanted:
     video: Path
     reading: Reading
     fingerprint: str
-    origin: Provenance
+    provenance: Provenance
 
 
 @dataclass(frozen=True)
@@ -52,18 +52,18 @@ def judge(output: Path, wanted: Wanted, check_hash: bool = False, any_reading: b
     made = adapter.description
     if made.base_model.fingerprint != wanted.fingerprint:
         return Staleness("foreign", f"{printable(made.base_model.id)} ({made.base_model.fingerprint[:12]})")
-    if made.hypernetwork.sha256 != wanted.origin.sha256:
+    if made.hypernetwork.sha256 != wanted.provenance.sha256:
         return Staleness("stale", "it was made by another hypernetwork")
     segment = made.segments[0]
     if any_reading:
         return _judge_source(output, adapter, wanted.video, check_hash)
     if len(made.segments) != 1:
         return Staleness("stale", f"it holds {len(made.segments)} segments")
-    now = {**asdict(wanted.reading), "window_frames": wanted.origin.trained_with.window_frames}
+    now = {**asdict(wanted.reading), "window_frames": wanted.provenance.trained_with.window_frames}
     then = {**asdict(segment.reading), "window_frames": segment.window_frames}
     kept, keep = then.pop("keep_damaged"), now.pop("keep_damaged")
     changed = [f"{name} was {then[name]} and is {now[name]}" for name in now if now[name] != then[name]]
-    if segment.prompt != wanted.origin.trained_with.prompt:
+    if segment.prompt != wanted.provenance.trained_with.prompt:
         changed.append("the internalization prompt changed")
     if kept and not keep:
         changed.append("it was made from damaged frames and --keep-damaged was not given")

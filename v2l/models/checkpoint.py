@@ -77,20 +77,20 @@ def read_provenance(source: str | os.PathLike) -> Provenance:
     """
     path = _locate(os.fspath(source))
     if path.suffix == ".pt":
-        return _from_published(read_published(path), path).origin
+        return _from_published(read_published(path), path).provenance
     return _described(read_metadata(path, "hypernetwork", VERSION, MAX_FILE_BYTES), path)[1]
 
 
 def save_hypernetwork(hypernetwork: Hypernetwork, path: str | os.PathLike) -> None:
-    """Writes v2l's own file, whole or not at all: same weights and origin, same bytes. Raises V2LError for an origin
+    """Writes v2l's own file, whole or not at all: same weights and provenance, same bytes. Raises V2LError for an provenance
     that could not be read again."""
-    if hypernetwork.origin is None:
-        raise V2LError("this hypernetwork has no origin to record; set one with with_provenance() before saving it")
+    if hypernetwork.provenance is None:
+        raise V2LError("this hypernetwork has no provenance to record; set it with with_provenance() before saving")
     try:
-        hypernetwork.origin.check()
+        hypernetwork.provenance.check()
     except ValueError as error:
         raise V2LError(f"cannot write {printable(path)}: {error}; train with other settings") from error
-    write_tensors(path, hypernetwork.state_dict(), file_metadata(hypernetwork.config, hypernetwork.origin))
+    write_tensors(path, hypernetwork.state_dict(), file_metadata(hypernetwork.config, hypernetwork.provenance))
 
 
 def import_checkpoint(checkpoint: str | os.PathLike, output: str | os.PathLike) -> Hypernetwork:
@@ -111,7 +111,7 @@ def with_provenance(
     """The same hypernetwork, told where it comes from; the sha256 of its weights as they are is taken here."""
     unsealed = Provenance(id, base_model, base_fingerprint, trained_with, sha256="")
     sha256 = content_sha256(file_metadata(hypernetwork.config, unsealed), hypernetwork.state_dict())
-    hypernetwork.origin = Provenance(id, base_model, base_fingerprint, trained_with, sha256)
+    hypernetwork.provenance = Provenance(id, base_model, base_fingerprint, trained_with, sha256)
     return hypernetwork
 
 
@@ -134,30 +134,30 @@ def _locate(source: str) -> Path:
 # v2l's own file ----------------------------------------------------------------------------------------------------
 
 
-def file_metadata(config: HypernetworkConfig, origin: Provenance) -> dict[str, Any]:
+def file_metadata(config: HypernetworkConfig, provenance: Provenance) -> dict[str, Any]:
     """Everything in the file's metadata but the sha256, which seals it and the weights."""
-    described = to_json(origin)
+    described = to_json(provenance)
     described.pop("sha256")
     return {"format": "v2l-hypernetwork", "version": VERSION, "config": to_json(config), **described}
 
 
 def _from_safetensors(path: Path) -> Hypernetwork:
     tensors, metadata = read_tensors(path, "hypernetwork", VERSION, MAX_FILE_BYTES)
-    config, origin = _described(metadata, path)
+    config, provenance = _described(metadata, path)
     try:
         hypernetwork = _filled(config, tensors)
     except ValueError as error:
         raise damaged(path, "hypernetwork", printable(error)) from error
-    hypernetwork.origin = origin
+    hypernetwork.provenance = provenance
     return hypernetwork
 
 
 def _described(metadata: dict[str, Any], path: Path) -> tuple[HypernetworkConfig, Provenance]:
     try:
         config = from_json(HypernetworkConfig, metadata.pop("config", None), "config")
-        origin = from_json(Provenance, metadata, "metadata")
-        origin.check()
-        return config, origin
+        provenance = from_json(Provenance, metadata, "metadata")
+        provenance.check()
+        return config, provenance
     except ValueError as error:
         raise damaged(path, "hypernetwork", printable(error)) from error
 
@@ -236,19 +236,19 @@ def _published_config(published: PublishedCheckpoint) -> HypernetworkConfig:
 
 
 def check_belongs(hypernetwork: Hypernetwork, vlm: FrozenVLM) -> Provenance:
-    """The hypernetwork's origin. Raises V2LError, with both names, where it was trained for another model or stands
+    """The hypernetwork's provenance. Raises V2LError, with both names, where it was trained for another model or stands
     on another device."""
-    origin = hypernetwork.origin
-    if origin is None:
+    provenance = hypernetwork.provenance
+    if provenance is None:
         raise V2LError("this hypernetwork was not loaded from a file; adapters must say what made them")
-    if not fits(hypernetwork, vlm) or origin.base_fingerprint not in (None, vlm.fingerprint):
+    if not fits(hypernetwork, vlm) or provenance.base_fingerprint not in (None, vlm.fingerprint):
         raise V2LError(
-            f"the hypernetwork {printable(origin.id)} was trained for {printable(origin.base_model)}, the model at "
+            f"the hypernetwork {printable(provenance.id)} was trained for {printable(provenance.base_model)}, the model at "
             f"hand is {printable(vlm.id)}; load the two that belong together"
         )
-    if origin.base_fingerprint is None and origin.base_model.split("/")[-1] != vlm.id.split("/")[-1]:
+    if provenance.base_fingerprint is None and provenance.base_model.split("/")[-1] != vlm.id.split("/")[-1]:
         warnings.warn(
-            f"the hypernetwork was trained for {printable(origin.base_model)} and the model at hand calls itself "
+            f"the hypernetwork was trained for {printable(provenance.base_model)} and the model at hand calls itself "
             f"{printable(vlm.id)}; only their sizes are known to agree",
             V2LWarning,
             stacklevel=3,
@@ -256,7 +256,7 @@ def check_belongs(hypernetwork: Hypernetwork, vlm: FrozenVLM) -> Provenance:
     device = hypernetwork.head.weight.device
     if device.type != vlm.device.type:
         raise V2LError(f"the hypernetwork is on {device}, the model on {vlm.device}; load both on one device")
-    return origin
+    return provenance
 
 
 def fits(hypernetwork: Hypernetwork, vlm: FrozenVLM) -> bool:

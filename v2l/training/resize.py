@@ -51,5 +51,5 @@ def widened(hypernetwork: Hypernetwork, config: HypernetworkConfig) -> Hypernetw
         state[f"scaler_{factor}.{TARGET}"] = state[f"scaler_{factor}.{TARGET}"].repeat(1, 1, times, 1)
     state[f"scaler_B.{TARGET}"][:, :, old.rank :] = 0
     wide.load_state_dict(state)
-    wide.origin = hypernetwork.origin
+    wide.provenance = hypernetwork.provenance
     return wide

@@ -116,7 +116,7 @@ def run(
     for part in ("answers", "results"):
         for name in {test.name.partition("/")[0] for test in tests}:
             make_folder(folder / part / name)
-    weights = load_hypernetwork(model, device="cpu").origin.sha256
+    weights = load_hypernetwork(model, device="cpu").provenance.sha256
     header = {"v2l": 1, "model": str(model), "weights": weights, "share": share}
     with Journal(folder / DONE, header, "figures", "model or share") as journal, ThreadPoolExecutor(jobs) as pool:
         done = {each["test"] for each in journal.rows}

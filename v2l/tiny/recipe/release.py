@@ -25,8 +25,8 @@ def release(model: Path | str, hypernetwork: Path, folder: Path = EMBEDDED) -> N
     """Writes `folder` anew, but for a model that is there already. Raises V2LError where the two do not belong together
     or are no model."""
     trained, base = load_hypernetwork(hypernetwork, device="cpu"), find_model(model)
-    if trained.origin.base_fingerprint != base.fingerprint():
-        raise V2LError(f"{trained.origin.id} was not trained for the model in {model}; name the one it was")
+    if trained.provenance.base_fingerprint != base.fingerprint():
+        raise V2LError(f"{trained.provenance.id} was not trained for the model in {model}; name the one it was")
     if base.path.resolve() != folder.resolve():
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(base.path, folder, ignore=shutil.ignore_patterns(FILE_NAME))
@@ -37,7 +37,7 @@ def save_half(hypernetwork: Hypernetwork, path: str | os.PathLike) -> None:
     """Writes its weights rounded by `few_bits`, in half the bytes: another hypernetwork, with a sha256 of its own. Read
     back it computes in float32 like any other."""
     halves = {name: few_bits(tensor) for name, tensor in hypernetwork.state_dict().items()}
-    write_tensors(path, halves, file_metadata(hypernetwork.config, hypernetwork.origin))
+    write_tensors(path, halves, file_metadata(hypernetwork.config, hypernetwork.provenance))
 
 
 if __name__ == "__main__":
