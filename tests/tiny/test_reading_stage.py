@@ -157,7 +157,7 @@ def test_an_interrupted_run_goes_on_exactly(vlm, world_examples, tmp_path):
     list(trainer(vlm, world_examples, tmp_path / "whole").run())
     run = trainer(vlm, world_examples, tmp_path / "parts")
     for _ in range(2):
-        run._learn(run.samples.batch(number) for number in range(run.step, 99))
+        run._train_step(run.samples.batch(number) for number in range(run.step, 99))
         run.step += 1
     keep(run.parts, run.step, tmp_path / "parts" / STATE)
     list(trainer(vlm, world_examples, tmp_path / "parts").run())

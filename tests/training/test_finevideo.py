@@ -18,7 +18,7 @@ from v2l.errors import UsageError, V2LError
 from v2l.io.manifest import read_manifest
 from v2l.training.finevideo import PROMPTS, draw, prompt_for, row
 from v2l.training.finevideo_annotations import read_split
-from v2l.training.teacher import taught
+from v2l.training.teacher import with_teacher_answers
 from v2l.video.probe import probe
 from v2l.video.sampling import Reading
 
@@ -314,13 +314,13 @@ def test_a_teachers_words_go_into_the_manifest_as_documented(folder, tmp_path, v
     monkeypatch.chdir(tmp_path)
     assert build(folder, "val.jsonl", "--split", "val", "--target", 3, cwd=tmp_path).returncode == 0
     reading = Reading(2, 1.0, None, None, 32)
-    told = taught(read_manifest("val.jsonl"), vlm, reading, Path("val.teacher.jsonl"))
+    answered = with_teacher_answers(read_manifest("val.jsonl"), vlm, reading, Path("val.teacher.jsonl"))
     page = (ROOT / "docs" / "training.md").read_text()
     (script,) = re.findall(r"^```python\n(# taught\.py\n.*?)^```", page, re.MULTILINE | re.DOTALL)
     monkeypatch.setattr(sys, "argv", ["taught.py", "val.jsonl", "val.teacher.jsonl", "val-taught.jsonl"])
     exec(compile(script, "taught.py", "exec"), {})
-    assert read_manifest("val-taught.jsonl") == told
-    assert told != read_manifest("val.jsonl")
+    assert read_manifest("val-taught.jsonl") == answered
+    assert answered != read_manifest("val.jsonl")
 
 
 def test_a_row_has_the_published_fields(pools, folder):

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from v2l.adapters.lora import attached
-from v2l.training.packing import IGNORED, UNASKED, PackedRows, pack_questions, place_in_rows, read_side_by_side
+from v2l.training.packing import IGNORED, UNASKED, PackedRows, pack_questions, packed_forward, place_in_rows
 
 QUESTIONS = (("what is on the whiteboard?", "a square"), ("where?", "left"), ("what moves at last?", "nothing at all"))
 SHOWN = ("a video of a square \0\nAssistant:", "\0\nAssistant:", "another, longer video, of things \0\nAssistant:")
@@ -29,9 +29,9 @@ def rows(sequences):
 
 
 @torch.no_grad()
-def read(vlm, rows, factors=None, pointing=()):
+def read(vlm, rows, factors=None, attention_layers=()):
     embed = vlm.text_model.embed_tokens
-    return read_side_by_side(
+    return packed_forward(
         vlm.text_model,
         embed(rows.opening),
         rows.there,
@@ -39,7 +39,7 @@ def read(vlm, rows, factors=None, pointing=()):
         rows.positions,
         rows.question,
         factors,
-        pointing,
+        attention_layers,
     )
 
 
@@ -82,15 +82,15 @@ def test_it_is_the_models_own_forward_pass(vlm, sequences, rows, factors, adapte
             for layer, inputs in enumerate(found.clip):
                 assert torch.allclose(inputs[clip, :first], alone.hidden_states[layer][0, :first], atol=2e-5)
                 assert torch.allclose(found.asked[layer][clip][here], alone.hidden_states[layer][0, first:], atol=2e-5)
-            for ranks, inputs, (a, _) in zip(found.fired, inner, worn, strict=True) if adapted else ():
+            for ranks, inputs, (a, _) in zip(found.activations, inner, worn, strict=True) if adapted else ():
                 assert torch.allclose(ranks[clip][here], inputs[0, first:] @ a.T, atol=2e-5)
             number += 1
-    assert len(found.fired) == (vlm.num_layers if adapted else 0)
+    assert len(found.activations) == (vlm.num_layers if adapted else 0)
 
 
 def test_attention_sees_the_clip_and_ones_own_question(vlm, rows):
     last = vlm.num_layers - 1
-    attention = read(vlm, rows, pointing=(last,)).attention[0][:, 0]
+    attention = read(vlm, rows, attention_layers=(last,)).attention[0][:, 0]
     clip, row, token = (rows.question != UNASKED).nonzero().T
     assert torch.allclose(attention[clip, row, token].sum(-1), torch.ones(len(clip)), atol=1e-6)
     length = rows.opening.shape[1]
@@ -105,7 +105,7 @@ def test_attention_sees_the_clip_and_ones_own_question(vlm, rows):
 def test_gradients_reach_the_factors(vlm, rows, factors):
     learned = [(a.clone().requires_grad_(), b.clone().requires_grad_()) for a, b in factors]
     embed = vlm.text_model.embed_tokens
-    found = read_side_by_side(
+    found = packed_forward(
         vlm.text_model, embed(rows.opening), rows.there, embed(rows.ids), rows.positions, rows.question, learned
     )
     found.rows.square().sum().backward()

@@ -26,7 +26,7 @@ from v2l.tiny.world.dataset import varied, write_dataset
 from v2l.tiny.world.scene import COLOURS, KINDS, WORDS, is_held_out
 from v2l.training.data import MicroBatches, SampleReader, TrainingSample, UnreadableClip, read_sample, validation_split
 from v2l.training.resize import widened
-from v2l.training.teacher import NOTHING_SAID, taught
+from v2l.training.teacher import EMPTY_ANSWER, with_teacher_answers
 from v2l.training.trainer import METRICS, SETTINGS, STATE, Trainer, sizes_for
 
 QUESTIONS = (("what is on the whiteboard?", "a square"), ("where is it?", "left"), ("what moves?", "nothing at all"))
@@ -242,7 +242,7 @@ def test_the_teacher_is_the_same_model_with_the_video_in_context(vlm, examples, 
     some = [sample for sample in samples if not sample.composed][:3]
     some[1] = dataclasses.replace(some[1], in_context=None)  # as of a clip that does not fit: it has no teacher
     with torch.no_grad():
-        added = run.objective.loss(some).item() - plain.student.loss(some).item()
+        added = run.objective.loss(some).item() - plain.objective.loss(some).item()
         factors = run.objective.factors(some, run.objective.encode_images(some))
     wanted = 0.0
     for place in (0, 2):
@@ -266,7 +266,7 @@ def test_micro_batches_change_nothing(vlm, examples, tmp_path):
 
     def gradients(together):
         run = trainer(vlm, examples, tmp_path / str(together), dataclasses.replace(TRAINING, together=together))
-        run._learn(iter([run.samples.batch(number) for number in range(run.samples.per_step)]))
+        run._train_step(iter([run.samples.batch(number) for number in range(run.samples.per_step)]))
         return torch.cat([p.grad.ravel() for p in run.hypernetwork.parameters() if p.grad is not None])
 
     one, all_at_once = gradients(1), gradients(3)
@@ -397,7 +397,7 @@ def test_what_was_seen_is_neither_decoded_nor_looked_at_again(vlm, examples, rea
         again = run.samples.batch(0)
         assert all(part.images is None for sample in again for part in sample.parts)
         assert run.objective.loss(again).item() == loss
-    assert set(run.objective.seen) == {sample.shows for sample in first}
+    assert set(run.objective.image_cache) == {sample.shows for sample in first}
 
 
 def test_frames_of_several_resolutions_are_met(examples, reader):
@@ -408,7 +408,7 @@ def test_frames_of_several_resolutions_are_met(examples, reader):
     assert all(part.count == len(part.images) for sample in met for part in sample.parts)
     assert {part.count // part.frames for sample in met for part in sample.parts} > {1}
     rare = dataclasses.replace(several, at_first=0.9)
-    samples.curriculum = rare
+    samples.sampling = rare
     again = Counter(sample.shows[2] for number in range(8) for sample in samples.batch(number))
     assert 0 < again[64] < sum(sample.shows[2] == 64 for sample in met)
     assert max(len(part.ids) for sample in met for part in sample.parts) <= reader.positions
@@ -433,28 +433,28 @@ def test_the_teacher_speaks_once(vlm, hypernetwork, examples, tmp_path):
     cache = tmp_path / "teacher.jsonl"
     reading = fill_reading(v2l.Reading(frames=3), hypernetwork.origin.trained_with, vlm.geometry)
     asked = examples[:4]
-    answered = taught(asked, vlm, reading, cache)
+    answered = with_teacher_answers(asked, vlm, reading, cache)
     for before, after in zip(asked, answered, strict=True):
         said = v2l.ask_in_context(before.video, before.prompt, vlm, reading, 64)
-        assert after == dataclasses.replace(before, target=said or NOTHING_SAID)
+        assert after == dataclasses.replace(before, target=said or EMPTY_ANSWER)
     lines = cache.read_text().splitlines()
     changed = [lines[0], *(json.dumps({**json.loads(line), "text": "kept"}) for line in lines[1:-1])]
     cache.write_text("\n".join(changed) + "\n" + lines[-1][:9])  # the last line was cut short
-    again = taught(asked, vlm, reading, cache)
+    again = with_teacher_answers(asked, vlm, reading, cache)
     assert [each.target for each in again] == ["kept"] * 3 + [answered[3].target]
     with pytest.raises(V2LError, match="another reading"):
-        taught(asked, vlm, dataclasses.replace(reading, frames=2), cache)
+        with_teacher_answers(asked, vlm, dataclasses.replace(reading, frames=2), cache)
 
 
 def test_what_the_teacher_cannot_read_is_left_out(vlm, hypernetwork, examples, tmp_path):
     reading = fill_reading(v2l.Reading(), hypernetwork.origin.trained_with, vlm.geometry)
     lost = dataclasses.replace(examples[0], video=tmp_path / "lost.mp4")
     warnings = []
-    kept = taught([lost, examples[0]], vlm, reading, tmp_path / "t.jsonl", warn=warnings.append)
+    kept = with_teacher_answers([lost, examples[0]], vlm, reading, tmp_path / "t.jsonl", warn=warnings.append)
     assert [example.id for example in kept] == [examples[0].id]
     assert "lost.mp4" in warnings[0]
     with pytest.raises(V2LError, match="none of the manifest's videos"):
-        taught([lost], vlm, reading, tmp_path / "t.jsonl")
+        with_teacher_answers([lost], vlm, reading, tmp_path / "t.jsonl")
 
 
 # The command -------------------------------------------------------------------------------------------------------
