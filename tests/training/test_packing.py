@@ -1,4 +1,4 @@
-"""Clips and questions side by side: the same numbers as transformers' own forward pass, one sequence at a time."""
+"""Packed clips and questions: the same results as transformers' own forward pass, one sequence at a time."""
 
 import numpy as np
 import pytest
@@ -43,7 +43,7 @@ def read(vlm, rows, factors=None, attention_layers=()):
     )
 
 
-def test_questions_stand_in_rows_once_each(sequences, rows):
+def test_every_question_is_in_one_row(sequences, rows):
     assert rows.question.max() == 5
     for number, (clip, own) in enumerate([(0, 1), (0, 2), (0, 3), (1, 1), (1, 2), (2, 1)]):
         there, here = sequences[clip].group == own, rows.question[clip] == number
@@ -57,7 +57,7 @@ def test_questions_stand_in_rows_once_each(sequences, rows):
     assert torch.equal(rows.in_order(rows.question), rows.question[rows.question != UNASKED].sort().values)
 
 
-def test_a_row_takes_the_next_that_fits():
+def test_a_question_goes_to_the_first_row_with_room():
     places, rows = place_in_rows([5, 4, 3, 2, 1], 6)
     assert places == [(0, slice(0, 5)), (1, slice(0, 4)), (2, slice(0, 3)), (1, slice(4, 6)), (0, slice(5, 6))]
     assert rows == 3
@@ -72,9 +72,9 @@ def test_it_is_the_models_own_forward_pass(vlm, sequences, rows, factors, adapte
     for clip, sequence in enumerate(sequences):
         for own in range(1, int(sequence.group.max()) + 1):
             ids = sequence.ids[(sequence.group == 0) | (sequence.group == own)][None]
-            worn = [(a[clip], b[clip] if adapted else 0 * b[clip]) for a, b in factors]
+            applied = [(a[clip], b[clip] if adapted else 0 * b[clip]) for a, b in factors]
             inner.clear()
-            with torch.no_grad(), attached(vlm.down_projections, worn):
+            with torch.no_grad(), attached(vlm.down_projections, applied):
                 alone = vlm.text_model(input_ids=ids, output_hidden_states=True)
             first = int((sequence.group == 0).sum())
             here = rows.question[clip] == number
@@ -82,13 +82,13 @@ def test_it_is_the_models_own_forward_pass(vlm, sequences, rows, factors, adapte
             for layer, inputs in enumerate(found.clip):
                 assert torch.allclose(inputs[clip, :first], alone.hidden_states[layer][0, :first], atol=2e-5)
                 assert torch.allclose(found.asked[layer][clip][here], alone.hidden_states[layer][0, first:], atol=2e-5)
-            for ranks, inputs, (a, _) in zip(found.activations, inner, worn, strict=True) if adapted else ():
+            for ranks, inputs, (a, _) in zip(found.activations, inner, applied, strict=True) if adapted else ():
                 assert torch.allclose(ranks[clip][here], inputs[0, first:] @ a.T, atol=2e-5)
             number += 1
     assert len(found.activations) == (vlm.num_layers if adapted else 0)
 
 
-def test_attention_sees_the_clip_and_ones_own_question(vlm, rows):
+def test_a_token_attends_to_its_clip_and_its_own_question(vlm, rows):
     last = vlm.num_layers - 1
     attention = read(vlm, rows, attention_layers=(last,)).attention[0][:, 0]
     clip, row, token = (rows.question != UNASKED).nonzero().T

@@ -129,7 +129,9 @@ class SampleReader:
 
     def ends(self, ids: torch.Tensor, seconds: Sequence[float]) -> torch.Tensor:
         """`Part.ends` of a prompt, (T,), for frames at those seconds."""
-        images = torch.eq(ids, self.tokenizer.token_to_id(IMAGE)).nonzero().flatten()
+        image = self.tokenizer.token_to_id(IMAGE)
+        assert image is not None  # every SmolVLM tokenizer has it
+        images = (ids == image).nonzero().flatten()
         ends = torch.full_like(ids, NO_END)
         ends[images.view(len(seconds), -1)[:, -1] + 1] = torch.tensor([math.floor(second) for second in seconds])
         return ends
