@@ -38,7 +38,8 @@ class AnswerPass:
 
 
 class AuxiliaryLoss:
-    """Terms added to the loss. Subclasses override the points that they need; each returns a sum over its batch.
+    """Terms added to the training loss. Subclasses override the methods that they need; each term is a sum over its
+    batch. None of the methods is called in validation.
 
     modules: trained, saved and restored with the hypernetwork, by name
     answers: if False, the loss consists of `rows_loss` and `factors_loss` alone and no question is asked
@@ -48,7 +49,7 @@ class AuxiliaryLoss:
     answers: bool = True
 
     def begin(self, samples: Sequence[TrainingSample]) -> None:
-        """Prepare for the loss of these samples. Not called for validation."""
+        """Prepare for the loss of these samples. Called first for each batch."""
 
     def rows_loss(self, rows: Sequence[int], ends: torch.Tensor) -> torch.Tensor | float:
         """Term for the U rows that the hypernetwork has just read, called after each of its forward passes.

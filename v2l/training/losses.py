@@ -104,7 +104,8 @@ class TrainingObjective:
     def factors_and_loss(
         self, samples: Sequence[TrainingSample], images: Sequence[torch.Tensor]
     ) -> tuple[Factors, torch.Tensor]:
-        """Generate `factors`, and sum the guidance and auxiliary terms for them over all adapters."""
+        """Generate `factors`, and sum the guidance and auxiliary terms for them over all adapters. Auxiliary terms need
+        gradients and are left out without."""
         # Read every part with the frozen model
         parts = [part for sample in samples for part in sample.parts]
         windows = [
@@ -116,7 +117,8 @@ class TrainingObjective:
 
         # Generate the factors of every row, then compose those of one sample
         generated, loss = self._generate(rows, ends)
-        loss = loss + self.auxiliary.factors_loss(generated, ends)
+        if torch.is_grad_enabled():
+            loss = loss + self.auxiliary.factors_loss(generated, ends)
         adapters = [len(_row_sizes(sample)) for sample in samples]
         return [(_composed(a, adapters), _composed(b, adapters)) for a, b in generated], loss
 
@@ -150,7 +152,8 @@ class TrainingObjective:
             own = own.to(self.vlm.device)
             if self.guidance is not None:
                 loss = loss + self.steer_weight * self.guidance.loss(own)
-            loss = loss + self.auxiliary.rows_loss(group, own)
+            if torch.is_grad_enabled():
+                loss = loss + self.auxiliary.rows_loss(group, own)
 
         # Restore the order of the rows
         order = torch.tensor([index for group in groups for index in group], device=self.vlm.device).argsort()

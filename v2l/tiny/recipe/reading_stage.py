@@ -200,8 +200,6 @@ class ReadingLoss(AuxiliaryLoss):
 
     def rows_loss(self, rows: Sequence[int], ends: torch.Tensor) -> torch.Tensor | float:
         """The heads' cross-entropy on the hidden states of the rows."""
-        if not torch.is_grad_enabled():
-            return 0.0
         # The K frames of all rows and their targets
         row, token = (ends != NO_END).nonzero(as_tuple=True)
         second = ends[row, token]
@@ -229,7 +227,7 @@ class ReadingLoss(AuxiliaryLoss):
 
     def factors_loss(self, factors: Factors, ends: Sequence[torch.Tensor]) -> torch.Tensor | float:
         """The loss of the ranks' rows of A over all times."""
-        if self.keys is None or not torch.is_grad_enabled():
+        if self.keys is None:
             return 0.0
         rank = self.sizes.rank
         padded = pad_sequence(list(ends), batch_first=True, padding_value=NO_END).to(self.vlm.device)
