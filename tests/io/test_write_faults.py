@@ -97,7 +97,7 @@ class Kit:
 
     def keep(self, step):
         torch.manual_seed(0)
-        common.keep({"part": torch.nn.Linear(30, 20)}, step, self.place / "state.pt")
+        common.save_state({"part": torch.nn.Linear(30, 20)}, step, self.place / "state.pt")
 
     def manifest(self):
         write_dataset(self.place, "test", 1)
@@ -154,8 +154,8 @@ WRITERS = {  # what stands there before; the write that fails, which returns its
     ),
     "training's state": (lambda kit: kit.keep(1), lambda kit: library(lambda: kit.keep(2))),
     "training's figures": (
-        lambda kit: common.record(kit.place / FIGURES, {"step": 10}),
-        lambda kit: library(lambda: common.record(kit.place / FIGURES, {"step": 20})),
+        lambda kit: common.append_metrics(kit.place / FIGURES, {"step": 10}),
+        lambda kit: library(lambda: common.append_metrics(kit.place / FIGURES, {"step": 20})),
     ),
     "a manifest": (lambda kit: [kit.manifest(), kit.old("test.jsonl")], lambda kit: library(kit.manifest)),
     "a drawn clip": (lambda kit: kit.old("x.mp4"), lambda kit: library(kit.clip)),

@@ -20,7 +20,7 @@ from v2l.models.smolvlm import FrozenVLM
 from v2l.training.common import Processes
 from v2l.training.data import validation_split
 from v2l.training.resize import widened
-from v2l.training.teacher import taught
+from v2l.training.teacher import with_teacher_answers
 from v2l.training.trainer import Trainer, Training, sizes_for
 from v2l.video.sampling import Reading
 
@@ -119,7 +119,9 @@ def _taught(
     reading = Reading(curriculum.frames, curriculum.fps, None, None, resolution)
     display.start_progress(len(examples), "answer")
     cache = material.manifest.with_suffix(".teacher.jsonl")
-    answered = taught(examples, vlm, reading, cache, lambda done, of: display.progress(done, of), display.warn)
+    answered = with_teacher_answers(
+        examples, vlm, reading, cache, lambda done, of: display.progress(done, of), display.warn
+    )
     display.end_progress()
     return answered
 

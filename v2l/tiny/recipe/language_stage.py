@@ -36,8 +36,17 @@ from v2l.tiny.recipe.model import new_model, save_model
 from v2l.tiny.recipe.vision_stage import GEOMETRY, LABELS
 from v2l.tiny.world.scene import SHAPES
 from v2l.tiny.world.tokenizer import IMAGE, train_tokenizer
-from v2l.training.common import Steps, keep, kept_in, mixed, prepared, record, restore, warm_cosine
-from v2l.training.packing import IGNORED, read_side_by_side
+from v2l.training.common import (
+    Steps,
+    append_metrics,
+    load_state,
+    mixed_precision,
+    prefetch,
+    restore,
+    save_state,
+    warm_cosine,
+)
+from v2l.training.packing import IGNORED, packed_forward
 
 LOOKING, POINTING, REFERRING = 3, 3, 4
 """The layer whose inputs the heads read; the layer of which a head looks from a question at frames; and the next one,
@@ -155,7 +164,7 @@ class LanguageTrainer:
         if start.is_dir():
             self._go_on_from(start)
         else:
-            reader = kept_in(start)["reader"]
+            reader = load_state(start)["reader"]
             self._load_part(self.model.model.vision_model, reader, "tower.")
             self._load_part(self.model.model.connector, reader, "connector.")
         self.eyes = nn.ModuleList([self.model.model.vision_model, self.model.model.connector])
@@ -178,7 +187,7 @@ class LanguageTrainer:
         }
         # one and a half times as fast where there is a compiler, and the first step of each size a minute slower
         compiled = stage.steps >= 500 and shutil.which("g++")
-        self.read = torch.compile(read_side_by_side) if compiled else read_side_by_side
+        self.read = torch.compile(packed_forward) if compiled else packed_forward
 
     def train(self) -> Iterator[dict[str, object]]:
         """Trains, going on from the last checkpoint; yields and appends to metrics.jsonl a record at each, and leaves
@@ -188,8 +197,8 @@ class LanguageTrainer:
         first = restore(self.parts, self.output / "language.pt")
         started, losses, clips = time.perf_counter(), [], 0
         right = torch.zeros(len(ASKED), 2)
-        for step, batch in enumerate(prepared(self.batches, first, stage.workers), first):
-            with mixed(self.device):
+        for step, batch in enumerate(prefetch(self.batches, first, stage.workers), first):
+            with mixed_precision(self.device):
                 found = self.losses(batch, self.batches.size(step))
                 loss = found.answers + stage.looking * found.looks + stage.pointing * (found.points + found.finds)
             self.optimizer.zero_grad()
@@ -201,7 +210,7 @@ class LanguageTrainer:
             right += found.right
             clips += len(batch)
             if (step + 1) % stage.save_every == 0 or step + 1 == stage.steps:
-                keep(self.parts, step + 1, self.output / "language.pt")
+                save_state(self.parts, step + 1, self.output / "language.pt")
                 save_model(self.model, self.output / "model")
                 rate = clips / (time.perf_counter() - started)
                 means = np.mean(losses, axis=0).round(4).tolist()
@@ -209,7 +218,7 @@ class LanguageTrainer:
                 shares = (right[:, 1] / right[:, 0]).tolist()
                 told = {name: round(share, 3) for name, share in zip(ASKED, shares, strict=True) if share == share}
                 values = {"step": step + 1, **names, "clips_per_second": round(rate, 1), "right": told}
-                record(self.output / "metrics.jsonl", values)
+                append_metrics(self.output / "metrics.jsonl", values)
                 losses.clear()
                 right.zero_()
                 yield values

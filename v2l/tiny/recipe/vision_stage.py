@@ -24,7 +24,16 @@ from v2l.models.processor import PIXEL_MEAN, PIXEL_STD, VisionGeometry, frame_im
 from v2l.tiny.recipe.model import IMAGE_SIZE, new_model
 from v2l.tiny.world.draw import draw
 from v2l.tiny.world.scene import COLOURS, KINDS, PLACES, WORDS, Scene, place_name, sample_story
-from v2l.training.common import Steps, keep, kept_in, mixed, prepared, record, restore, warm_cosine
+from v2l.training.common import (
+    Steps,
+    append_metrics,
+    load_state,
+    mixed_precision,
+    prefetch,
+    restore,
+    save_state,
+    warm_cosine,
+)
 
 GEOMETRY = VisionGeometry(IMAGE_SIZE, 4, IMAGE_SIZE)
 COLOUR_NAMES = tuple(COLOURS)
@@ -154,7 +163,7 @@ def train(stage: VisionStage, output: Path, start: Path | None = None) -> Iterat
     device = choose_device(None)
     reader = FrameReader(stage.seed, stage.pooled).to(device)
     if start is not None:
-        known = kept_in(start)["reader"]
+        known = load_state(start)["reader"]
         kept = {name: tensor for name, tensor in known.items() if not name.startswith("heads.")}
         reader.load_state_dict(kept, strict=False)
     optimizer = torch.optim.AdamW(reader.parameters(), lr=stage.learning_rate, weight_decay=stage.weight_decay)
@@ -162,8 +171,8 @@ def train(stage: VisionStage, output: Path, start: Path | None = None) -> Iterat
     parts = {"reader": reader, "optimizer": optimizer, "schedule": schedule}
     first = restore(parts, output / "vision.pt")
     started, losses = time.perf_counter(), []
-    for step, (images, labels) in enumerate(prepared(FrameBatches(stage), first, stage.workers), first):
-        with mixed(device):
+    for step, (images, labels) in enumerate(prefetch(FrameBatches(stage), first, stage.workers), first):
+        with mixed_precision(device):
             logits = reader(images.to(device))
         loss = sum(_loss(name, logits[name], labels[name].to(device)) for name in logits)
         optimizer.zero_grad()
@@ -173,7 +182,7 @@ def train(stage: VisionStage, output: Path, start: Path | None = None) -> Iterat
         schedule.step()
         losses.append(loss.item())
         if (step + 1) % stage.save_every == 0 or step + 1 == stage.steps:
-            keep(parts, step + 1, output / "vision.pt")
+            save_state(parts, step + 1, output / "vision.pt")
             rate = (step + 1 - first) * stage.batch / (time.perf_counter() - started)
             values = {
                 "step": step + 1,
@@ -181,7 +190,7 @@ def train(stage: VisionStage, output: Path, start: Path | None = None) -> Iterat
                 "frames_per_second": round(rate, 1),
                 **measure(reader, stage.measured),
             }
-            record(output / "metrics.jsonl", values)
+            append_metrics(output / "metrics.jsonl", values)
             yield values
 
 
