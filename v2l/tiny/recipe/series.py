@@ -123,9 +123,7 @@ def _run(stage: Stage, folder: Path, journal: Journal) -> float:
         minutes = (time.monotonic() - started) / 60
         journal.add({"stage": stage.name, "minutes": round(minutes, 2), "done": code == 0})
     if code:
-        raise V2LError(
-            f"stage {stage.name!r} failed with exit code {code}; see above, run the same command to retry"
-        )
+        raise V2LError(f"stage {stage.name!r} failed with exit code {code}; see above, run the same command to retry")
     return minutes
 
 
