@@ -120,7 +120,7 @@ def test_a_journal_is_gone_on_from_and_belongs_to_its_machine(vlm, hypernetwork,
     with pytest.raises(v2l.V2LError, match="made with another model, machine or setting"):
         results_of(vlm, hypernetwork, tmp_path, path, frames=(4,), new_tokens=5)
     (tmp_path / "poem.jsonl").write_text("no bench\n")
-    with pytest.raises(v2l.V2LError, match="no bench to go on from"):
+    with pytest.raises(v2l.V2LError, match="not a resumable bench"):
         results_of(vlm, hypernetwork, tmp_path, tmp_path / "poem.jsonl", frames=(4,))
     assert (tmp_path / "poem.jsonl").read_text() == "no bench\n"
 

@@ -105,11 +105,11 @@ def shown(path: Path, way: str) -> tuple[int, int]:
 
 def wrong(path: Path, first: int, last: int) -> str:
     """What is wrong with how v2l reads a part; empty where it is right."""
-    from v2l.video import decoding
+    from v2l.video import client
 
     try:
-        video = decoding.probe(path)
-        frames = list(decoding.read_frames(video, range(video.frame_count)))
+        video = client.probe(path)
+        frames = list(client.read_frames(video, range(video.frame_count)))
     except V2LError as error:
         return f"refused: {error}"
     except Exception as error:

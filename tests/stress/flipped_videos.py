@@ -93,12 +93,12 @@ def make(folder: Path, count: int, only: str):
 def outcome(path: Path, sound: dict[int, np.ndarray]) -> tuple[str, str, list[int]]:
     """One of refused, same, changed and crashed; the message or the greatest difference in levels; the changed frames'
     numbers."""
-    from v2l.video import decoding
+    from v2l.video import client
 
     try:
-        video = decoding.probe(path)
+        video = client.probe(path)
         changed = {}
-        for frame in decoding.read_frames(video, choose_frames(video, 12)):
+        for frame in client.read_frames(video, choose_frames(video, 12)):
             number = round(float(frame.seconds) * RATE)
             expected = sound.get(number, np.zeros(0))
             if expected.shape != frame.pixels.shape:
@@ -107,7 +107,7 @@ def outcome(path: Path, sound: dict[int, np.ndarray]) -> tuple[str, str, list[in
                 changed[number] = int(np.abs(expected.astype(int) - frame.pixels).max())
         return ("changed", f"by up to {max(changed.values())} of 255", list(changed)) if changed else ("same", "", [])
     except V2LError as error:
-        kind = "crashed" if "crashed the decoder" in str(error) or "hang" in str(error) else "refused"
+        kind = "crashed" if "crashed the decoder" in str(error) or "hung the decoder" in str(error) else "refused"
         return kind, str(error), []
     except Exception as error:  # no file may raise anything else
         return "crashed", repr(error), []
@@ -158,10 +158,10 @@ def reported_before(path: Path, numbers: list[int]) -> str:
 
 def every_frame(path: Path) -> dict[int, np.ndarray]:
     """The pixels of a sound clip by the number of the frame."""
-    from v2l.video import decoding
+    from v2l.video import client
 
-    video = decoding.probe(path)
-    return {round(float(f.seconds) * RATE): f.pixels for f in decoding.read_frames(video, range(video.frame_count))}
+    video = client.probe(path)
+    return {round(float(f.seconds) * RATE): f.pixels for f in client.read_frames(video, range(video.frame_count))}
 
 
 def main() -> int:

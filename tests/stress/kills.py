@@ -28,7 +28,7 @@ from v2l.cli import commands, console
 from v2l.inference import batch
 from v2l.inference.model_loader import ModelLoader
 from v2l.inference.targets import Destination
-from v2l.video import decoding
+from v2l.video import client
 from v2l.video.sampling import Reading
 
 VIDEOS = 6
@@ -54,7 +54,7 @@ def in_child(work: Callable[[], object], within: float = math.inf) -> int:
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # until the process ends
             code = 0 if work() else 1
         finally:
-            decoding.the_worker().close()
+            client.shared_worker().close()
             os._exit(code)
     late = time.perf_counter() + within
     while time.perf_counter() < late:

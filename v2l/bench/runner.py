@@ -36,7 +36,7 @@ from v2l.models.checkpoint import check_belongs
 from v2l.models.hypernetwork import Hypernetwork
 from v2l.models.processor import QUESTIONS
 from v2l.models.smolvlm import FrozenVLM, Window
-from v2l.video.decoding import probe
+from v2l.video.client import probe
 from v2l.video.sampling import Reading
 
 QUICK_SECONDS, QUICK_REPEATS, SLOW_REPEATS = 1.0, 30, 5

@@ -56,7 +56,7 @@ def versions() -> dict[str, str]:
     for name in ("torch", "transformers", "safetensors", "av", "opencv-python", "opencv-python-headless"):
         with contextlib.suppress(PackageNotFoundError):  # either OpenCV will do
             found[name] = version(name)
-    from v2l.video.decoding import library_versions
+    from v2l.video.client import library_versions
 
     try:
         return {**found, "FFmpeg avcodec": library_versions()["libavcodec"]}

@@ -30,7 +30,7 @@ from v2l.io.text import printable
 from v2l.models.checkpoint import check_belongs
 from v2l.models.hypernetwork import Hypernetwork
 from v2l.models.smolvlm import FrozenVLM, Window
-from v2l.video.decoding import decoder_version
+from v2l.video.client import decoder_version
 from v2l.video.sampling import Reading, decoded_by, frame_range
 
 TOKENS_OF_ALL_LAYERS = 8192

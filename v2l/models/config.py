@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from v2l.errors import V2LError
-from v2l.io.foreign import read_json, shown
 from v2l.io.text import printable
+from v2l.io.untrusted import read_json, shown
 
 MAX_IMAGE_SIZE = 2048
 """Pixels of a side of the vision tower's image; the published models have 384 and 512."""

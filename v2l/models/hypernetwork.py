@@ -19,7 +19,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from v2l.errors import V2LError
-from v2l.io.records import later
+from v2l.io.records import added_later
 from v2l.models.config import MAX_FRAME_SIZE
 from v2l.models.perceiver import GatedMLP, Resampler, unit_context
 from v2l.models.processor import INTERNALIZATION_PROMPT
@@ -75,7 +75,7 @@ class TrainedWith:
     window_frames: int = 12
     windows: int = 1
     segments: int = 1
-    marks_end: bool = later(False)
+    marks_end: bool = added_later(False)
 
     def check(self) -> None:
         """Raise ValueError for a value that v2l cannot encode with."""

@@ -18,9 +18,9 @@ from typing import Any
 
 from v2l.errors import ModelError, V2LError
 from v2l.io.files import make_folder, open_regular, write_atomically
-from v2l.io.foreign import read_json, shown
 from v2l.io.safetensors_file import canonical_json
 from v2l.io.text import printable
+from v2l.io.untrusted import read_json, shown
 from v2l.models.config import MAX_FRAME_SIZE, read_config, tensor_shapes
 from v2l.models.processor import VisionGeometry
 from v2l.models.weights import StoredTensor, check_tensors, open_tensors, stored_tensors

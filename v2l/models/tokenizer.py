@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from v2l.errors import V2LError, V2LWarning
-from v2l.io.foreign import read_json, read_limited, shown
 from v2l.io.text import printable
+from v2l.io.untrusted import read_json, read_limited, shown
 from v2l.models.presets import ModelFolder
 from v2l.models.processor import END_OF_TURN, GLOBAL_VIEW, IMAGE, IMAGE_EDGE, START
 

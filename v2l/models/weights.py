@@ -12,8 +12,8 @@ from typing import Any
 
 from v2l.errors import V2LError
 from v2l.io.files import open_regular, unreadable
-from v2l.io.foreign import read_json, shown
 from v2l.io.text import printable
+from v2l.io.untrusted import read_json, shown
 
 SINGLE_FILE = "model.safetensors"
 INDEX = "model.safetensors.index.json"

@@ -32,7 +32,7 @@ from v2l.models.processor import (
 )
 from v2l.training.common import Steps
 from v2l.training.packing import PLACE, PackedSequence, pack_questions
-from v2l.video.decoding import probe, read_frames
+from v2l.video.client import probe, read_frames
 from v2l.video.sampling import Video, choose_frames
 
 VALIDATION_INTERVAL = 100

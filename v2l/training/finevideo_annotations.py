@@ -19,7 +19,7 @@ from typing import Any
 from v2l.errors import V2LError
 from v2l.io.files import open_regular, unreadable
 from v2l.io.text import printable
-from v2l.video.decoding import probe
+from v2l.video.client import probe
 from v2l.video.sampling import Video, frame_range
 
 KINDS = ("scene", "adjacent", "full")

@@ -48,7 +48,7 @@ from v2l.training.data import NO_END, SamplingConfig, TrainingSample
 from v2l.training.losses import by_row, resampler
 from v2l.training.packing import IGNORED
 from v2l.training.trainer import STATE, Trainer, Training
-from v2l.video.decoding import probe
+from v2l.video.client import probe
 from v2l.video.limits import LEAST_RESOLUTION
 
 FRAME_FACTS = {
