@@ -169,7 +169,9 @@ def accuracy() -> None:
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_xlabel("frames of the video")
-    axes.set_title("exact answers, mean over kinds of question (tiny, 300 drawn videos per length)", fontsize=10.5, loc="left")
+    axes.set_title(
+        "exact answers, mean over kinds of question (tiny, 300 drawn videos per length)", fontsize=10.5, loc="left"
+    )
     save(figure, "accuracy")
 
 

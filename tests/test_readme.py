@@ -25,7 +25,9 @@ def command_lines(page: Path) -> list[str]:
     spans = re.findall(r"`([^`]+)`", re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL))
     code = [line for block in blocks for line in block.splitlines()] + [" ".join(span.split()) for span in spans]
     known = "|".join(COMMANDS)
-    found = [re.search(rf"(?:^|^\$ |&& |-m )(?:\S*/)?v2l ((?:{known})\b[^&;|]*)", line) for line in code]
+    found = [
+        re.search(rf"(?:^|^\$ |&& |-m |^\w+=\S+ )(?:\S*/)?v2l ((?:{known})\b[^&;|]*)", line.strip()) for line in code
+    ]
     return [match[1] for match in found if match]
 
 
@@ -35,7 +37,9 @@ def test_commands_and_options_exist(page):
         return  # records of commands as they were at the time
     for line in command_lines(page):
         command, *words = shlex.split(line, comments=True)
-        options = {name for parameter in COMMANDS[command].params for name in (*parameter.opts, *parameter.secondary_opts)}
+        options = {
+            name for parameter in COMMANDS[command].params for name in (*parameter.opts, *parameter.secondary_opts)
+        }
         given = {word.split("=")[0] for word in words if re.match(r"--?[a-z]", word)}
         assert given <= options | {"--help", "-h"}, line
 
@@ -116,5 +120,7 @@ def is_empty(path: Path) -> bool:
 def test_paths_exist(page):
     if "history" in page.parts:
         return
-    named = re.findall(r"\b((?:v2l|tests|docs|completions)/[\w./-]*\w/?)", page.read_text())
+    named = re.findall(r"\b(?<!/)((?:v2l|tests|docs|completions)/[\w./-]*\w/?)", page.read_text())
     assert [path for path in named if not (ROOT / path).exists()] == []
+    tests = {path.name for path in (ROOT / "tests").rglob("*.py")}
+    assert set(re.findall(r"`(test_\w+\.py)`", page.read_text())) <= tests
