@@ -178,7 +178,7 @@ def test_what_cannot_be_fetched_is_one_line(hub, pull, tmp_path):
     hub.repos[MODEL].files["model.safetensors"] = b"x"
     refused["the hub has the hypernetwork under none of its names"] = pull()
     del hub.repos[MODEL]
-    refused[f"the hub has no {MODEL}"] = pull()
+    refused[f"the hub does not have {MODEL}"] = pull()
     for says, done in refused.items():
         assert done.code == 1 and says in done.err
         assert sum(line.startswith("v2l: error:") for line in done.notes) == 1
