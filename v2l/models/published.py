@@ -1,7 +1,7 @@
 """Read a published Frames2LoRA checkpoint, a PyTorch zip file with a pickle, as plain data.
 
-`torch.load(weights_only=True)` with stand-ins for the classes would lose the limits on memory and time: it calls torch's
-own safe globals, so a file of 1 kB allocates 2 GB through `bytearray`, and nested tuples as keys hash for ever.
+`torch.load(weights_only=True)` with stand-ins for the classes would lose the limits on memory and time: a file of 1 kB
+allocates 2 GB through `bytearray`, one of torch's own safe globals, and keys of nested tuples take exponential time.
 
 A pickle is a program. Here neither torch nor an unpickler loads it: the few opcodes that such a file contains are
 interpreted on inert values, so nothing that the file names is imported or called. Work and memory are bounded in
@@ -212,7 +212,7 @@ class _Global:
 
 @dataclass(eq=False)
 class _Record:
-    """An instance of an allowed class, without behaviour: the full name of the class, and its fields once they are set."""
+    """An instance of an allowed class, without behaviour: the full name of the class, and its fields once set."""
 
     name: str
     fields: dict[str, object] | None = None
