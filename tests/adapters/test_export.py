@@ -41,7 +41,7 @@ def test_a_folder_that_is_something_else_is_left_alone(strong, tmp_path):
         export_peft(strong, tmp_path / "a")
     export_peft(strong, tmp_path / "a", overwrite=True)
     (tmp_path / "a" / "mine.txt").write_text("mine")
-    with pytest.raises(v2l.V2LError, match="is no exported adapter"):
+    with pytest.raises(v2l.V2LError, match="is not an exported adapter"):
         export_peft(strong, tmp_path / "a", overwrite=True)
     with pytest.raises(v2l.V2LError, match="cannot write"):
         export_peft(strong, tmp_path / "nowhere" / "a")

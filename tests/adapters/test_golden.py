@@ -1,7 +1,7 @@
 """The adapter format, version 1, to the byte: every file that was ever committed here stays readable for ever.
 
-`python tests/adapters/test_golden.py` writes the files anew; a difference in git means that the format has changed, and then the
-version must, too.
+`python tests/adapters/test_golden.py` writes the files anew. A difference in git means that the format has changed, and
+then the version must change, too.
 """
 
 import json

@@ -36,7 +36,7 @@ def test_the_effect_is_what_the_definition_says(vlm, strong):
 def test_an_adapter_that_does_nothing_is_found_out(vlm, strong):
     silent = dataclasses.replace(strong, b=torch.zeros_like(strong.b))
     assert "changes nothing" in verify(silent, vlm).trouble
-    assert "carries nothing of its video" in verify(strong.bias_alone(), vlm).trouble
+    assert "contains nothing of its video" in verify(strong.bias_alone(), vlm).trouble
 
 
 def test_verify_says_what_it_found(saved, strong, model_folder, tmp_path):

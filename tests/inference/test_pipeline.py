@@ -332,7 +332,7 @@ def test_a_resolution_no_prompt_could_hold_is_refused_before_decoding(videos, vl
 def test_a_hypernetwork_that_only_fits_by_size_is_one_warning(videos, vlm, hypernetwork, monkeypatch):
     strange = dataclasses.replace(hypernetwork.provenance, base_model="someone/other", base_fingerprint=None)
     monkeypatch.setattr(hypernetwork, "provenance", strange)
-    with pytest.warns(v2l.V2LWarning, match=r"trained for someone/other .* calls itself small"):
+    with pytest.warns(v2l.V2LWarning, match=r"trained for someone/other .* is named small"):
         v2l.encode(videos[0], vlm, hypernetwork)
 
 

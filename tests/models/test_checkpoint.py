@@ -81,7 +81,7 @@ def test_a_hypernetwork_must_say_where_it_comes_from(tmp_path, videos, vlm):
     hypernetwork = Hypernetwork(HypernetworkConfig(3, 48, 96, rank=2, latent_size=16, num_blocks=1))
     with pytest.raises(v2l.V2LError, match="no provenance"):
         save_hypernetwork(hypernetwork, tmp_path / "h.safetensors")
-    with pytest.raises(v2l.V2LError, match="not loaded from a file"):
+    with pytest.raises(v2l.V2LError, match="has no provenance"):
         v2l.encode(videos[0], vlm, hypernetwork)
     named = with_provenance(hypernetwork, "mine", "small", None, TrainedWith())
     assert len(named.provenance.sha256) == 64
@@ -138,7 +138,7 @@ def test_what_is_not_a_hypernetwork(tmp_path, model_folder, monkeypatch):
         tmp_path / "empty": "cannot read",
         tmp_path / "model.safetensors": "not a sound v2l hypernetwork",
         tmp_path / "bare.safetensors": "metadata",
-        tmp_path / "notes.txt": "is no hypernetwork",
+        tmp_path / "notes.txt": "is not a hypernetwork",
         tmp_path / "missing.pt": "cannot read",
         "smolvlm2-2.2b": "v2l pull gets it",
     }.items():
@@ -150,7 +150,7 @@ def test_what_is_not_a_hypernetwork(tmp_path, model_folder, monkeypatch):
 
 def test_a_hypernetwork_for_another_model_is_refused(videos, vlm, tmp_path):
     other = small.write_model(tmp_path / "other", seed=3)
-    with pytest.raises(v2l.V2LError, match="trained for other, the model at hand is small"):
+    with pytest.raises(v2l.V2LError, match="trained for other and does not fit small"):
         v2l.encode(videos[0], vlm, small.small_hypernetwork(other))
     larger = small.write_model(tmp_path / "larger", config=small.small_config(num_hidden_layers=2))
     with pytest.raises(v2l.V2LError, match="trained for larger"):

@@ -48,7 +48,7 @@ SLOW = 2
 UP = "../" * 16
 ESCAPE = "\x1b]0;owned\x07\x1b[2J\x9b31m"
 
-NOT_UNDERSTOOD = "the hub's answer about .* is not understood"
+INVALID = "the hub's listing of .* is invalid"
 NOTHING_COMES = "fewer than 1000 bytes a second in 2 s"
 LINK = "is a link out of the cache"
 
@@ -263,7 +263,7 @@ def _(scene: Scene) -> None:
     scene.hub.lies["LICENSE"] = told
 
 
-@scenario("gated", "must be asked for on the hub first; then set HF_TOKEN")
+@scenario("gated", "requires access; request it on the hub, then set HF_TOKEN")
 def _(scene: Scene) -> None:
     scene.hub.token = "secret"
 
@@ -272,7 +272,7 @@ def _(scene: Scene) -> None:
 
 listings(
     "commit",
-    NOT_UNDERSTOOD,
+    INVALID,
     leads_to_bashrc=lambda scene: scene.says(sha=f"{UP}{scene.home}/.bashrc"),
     is_a_path=lambda scene: scene.says(sha=f"{scene.home}/.bashrc"),
     is_dots=lambda scene: scene.says(sha=".."),
@@ -288,7 +288,7 @@ listings(
 )
 
 
-@scenario("commit-of-the-record-moved", "answers with commit cccccccccccc of .* where aaaaaaaaaaaa was asked for")
+@scenario("commit-of-the-record-moved", "answers with commit cccccccccccc of .* instead of aaaaaaaaaaaa")
 def _(scene: Scene) -> None:
     record(scene, commit="a" * 40)
     scene.says(sha="c" * 40)
@@ -296,7 +296,7 @@ def _(scene: Scene) -> None:
 
 listings(
     "hash",
-    NOT_UNDERSTOOD,
+    INVALID,
     leads_out=lambda scene: scene.lists(entry("config.json", blobId=f"{UP}{scene.victim}"), instead=True),
     is_a_pattern=lambda scene: scene.lists(entry("config.json", blobId="*"), instead=True),
     of_lfs_leads_out=lambda scene: scene.lists(entry("a.safetensors", lfs={"sha256": f"{UP}{scene.victim}"})),
@@ -317,7 +317,7 @@ scenario("etag-names-a-file", "has the hash")(lambda scene: etag(scene, f"{UP}{s
 scenario("commit-of-a-file-leads-out", None)(
     file(lambda scene: answer(scene.hub.repos[MODEL].files["config.json"], X_Repo_Commit=f"{UP}{scene.home}/.bashrc"))
 )
-scenario("missing-file-with-a-commit-that-leads-out", "the hub has no .*, or not its file")(
+scenario("missing-file-with-a-commit-that-leads-out", "the hub does not have .*, or a file of it")(
     file(lambda scene: answer(b"", 404, X_Error_Code="EntryNotFound", X_Repo_Commit=f"{UP}{scene.home}/.bashrc"))
 )
 
@@ -338,12 +338,12 @@ ODD_NAMES = (
     "\0.safetensors",
 )
 scenario("odd-names-are-left-out", None)(lambda scene: scene.lists(*map(entry, ODD_NAMES)))
-scenario("no-name-but-odd-ones", "has none of the files that are needed")(
+scenario("no-name-but-odd-ones", "has none of the required files")(
     lambda scene: scene.lists(*map(entry, ODD_NAMES), instead=True)
 )
 
 
-@scenario("hypernetwork-leads-out", "none of the names of its hypernetwork is there")
+@scenario("hypernetwork-leads-out", "the hub has the hypernetwork under none of its names")
 def _(scene: Scene) -> None:
     for name in HYPERNETWORKS:
         scene.hub.repos[name] = Repo({f"{UP}{scene.home}/.ssh/x-500m.pt": b"evil", "a/x-500m.pt": b"evil"}, "b" * 40)
@@ -353,7 +353,7 @@ def _(scene: Scene) -> None:
 
 listings(
     "listing",
-    NOT_UNDERSTOOD,
+    INVALID,
     a_list=body(b"[]"),
     null=body(b"null"),
     number=body(b"5"),
@@ -398,7 +398,7 @@ scenario("listing-gzip-bomb", "compresses its answer")(
     listing(lambda scene: answer(gzip.compress(bytes(300 * 2**20)), Content_Encoding="gzip"))
 )
 scenario("listing-in-brotli", "compresses its answer")(listing(lambda scene: answer(b"\x8b", Content_Encoding="br")))
-scenario("file-endless", "sends more than the [0-9]+ bytes that it states for config.json; nothing of it is kept")(
+scenario("file-endless", "sends more than the [0-9]+ bytes that it states for config.json; the file was discarded")(
     file(lambda scene: scene.endless(head(), b"x" * 2**20))
 )
 scenario("file-longer-than-stated", "sends more than the")(
@@ -480,16 +480,16 @@ def _(scene: Scene) -> None:
 
 # Wrong content and wrong answers
 
-scenario("file-is-another", "config.json has the hash .* it was thrown away")(
+scenario("file-is-another", "config.json has the hash .* it was discarded")(
     lambda scene: scene.hub.served.update({"config.json": scene.hub.repos[MODEL].files["config.json"][:-2] + b"!!"})
 )
-scenario("weights-are-others", "model.safetensors has the hash .* it was thrown away")(
+scenario("weights-are-others", "model.safetensors has the hash .* it was discarded")(
     lambda scene: scene.hub.served.update(
         {"model.safetensors": bytes(len(scene.hub.repos[MODEL].files["model.safetensors"]))}
     )
 )
 scenario("file-is-shorter", "it ends after 2 of [0-9]+ bytes")(file(lambda scene: answer(b"{}")))
-scenario("file-is-missing", "the hub has no .*, or not its file")(
+scenario("file-is-missing", "the hub does not have .*, or a file of it")(
     file(lambda scene: answer(b"", 404, X_Error_Code="EntryNotFound"))
 )
 scenario("file-is-empty-success", "it answers 204")(file(lambda scene: answer(b"", 204)))
@@ -535,7 +535,7 @@ scenario("redirect-without-a-place", "it answers 302")(file(lambda scene: answer
 
 for where in ("pipe", "terminal"):
     more = {"terminal": where == "terminal"}
-    scenario(f"escapes-in-the-commit-{where}", NOT_UNDERSTOOD, **more)(lambda scene: scene.says(sha=ESCAPE))
+    scenario(f"escapes-in-the-commit-{where}", INVALID, **more)(lambda scene: scene.says(sha=ESCAPE))
     scenario(f"escapes-in-the-licence-{where}", None, **more)(lambda scene: scene.says(cardData={"license": ESCAPE}))
     scenario(f"escapes-in-an-error-{where}", "it answers 403", **more)(
         listing(lambda scene: answer(b"", 403, X_Error_Message="\x9b2J no \xa0 \x85 " + "x" * 3000))
@@ -599,12 +599,12 @@ def config_blob(scene: Scene) -> str:
     return git_blob(scene.hub.repos[MODEL].files["config.json"])
 
 
-@scenario("pointer-leads-to-a-file", "config.json has the hash .* it was thrown away")
+@scenario("pointer-leads-to-a-file", "config.json has the hash .* it was discarded")
 def _(scene: Scene) -> None:
     scene.place(scene.repo / "snapshots" / ("a" * 40) / "config.json").symlink_to(scene.victim)
 
 
-@scenario("content-leads-to-a-file", "config.json has the hash .* it was thrown away")
+@scenario("content-leads-to-a-file", "config.json has the hash .* it was discarded")
 def _(scene: Scene) -> None:
     scene.place(scene.repo / "blobs" / config_blob(scene)).symlink_to(scene.victim)
 
@@ -648,12 +648,12 @@ def _(scene: Scene) -> None:
     os.mkfifo(scene.place(scene.repo / "blobs" / f"{config_blob(scene)}.incomplete"))
 
 
-@scenario("part-is-of-another", "config.json has the hash .* it was thrown away")
+@scenario("part-is-of-another", "config.json has the hash .* it was discarded")
 def _(scene: Scene) -> None:
     scene.place(scene.repo / "blobs" / f"{config_blob(scene)}.incomplete").write_bytes(b"XXXX")
 
 
-@scenario("content-is-of-another", "config.json has the hash .* it was thrown away")
+@scenario("content-is-of-another", "config.json has the hash .* it was discarded")
 def _(scene: Scene) -> None:
     scene.place(scene.repo / "blobs" / config_blob(scene)).write_bytes(b"XXXX")
 
@@ -683,7 +683,7 @@ scenario("record-is-long", RECORD)(lambda scene: scene.place(scene.cache / "v2l.
 scenario("record-is-a-pipe", "is a device, pipe or socket")(
     lambda scene: os.mkfifo(scene.place(scene.cache / "v2l.lock.json"))
 )
-scenario("record-disagrees", "is another file of the same commit than was recorded")(
+scenario("record-disagrees", "differs from the file that was recorded for this commit")(
     lambda scene: record(scene, files={"config.json": "a" * 64})
 )
 

@@ -49,7 +49,8 @@ def unit_context(context: torch.Tensor) -> torch.Tensor:
 
 
 class ResamplerAttention(nn.Module):
-    """Grouped-query cross-attention from the latents to [context; latents]: no positions, not causal, float32 softmax."""
+    """Grouped-query cross-attention from the latents to [context; latents], without positions or a causal mask; the
+    softmax is in float32."""
 
     def __init__(self, width: int, heads: int, kv_heads: int, head_dim: int):
         super().__init__()

@@ -230,7 +230,7 @@ class FrozenVLM:
 
     @torch.no_grad()
     def prefill(self, prompt: torch.Tensor) -> Any:
-        """Return the KV cache of the first part of a prompt, embeddings of shape (T, D), for questions that continue it."""
+        """Return the KV cache of the first part of a prompt, embeddings of shape (T, D)."""
         cache = self.new_cache()
         self.text_model(inputs_embeds=prompt[None], past_key_values=cache, use_cache=True)
         return cache
