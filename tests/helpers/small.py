@@ -117,7 +117,7 @@ def write_model(
 
 
 def small_hypernetwork(base: Path, seed: int = 0, trained_with: TrainedWith | None = None, **sizes) -> Hypernetwork:
-    """Return a random hypernetwork for the model in `base`, with non-zero scalers so that its adapters have an effect."""
+    """Return a random hypernetwork for the model in `base`, with scalers that make its adapters effective."""
     folder = find_model(base)
     text = folder.config.text_config
     config = HypernetworkConfig(

@@ -59,18 +59,14 @@ ROUNDING_NS = 2 * 10**9
 
 
 def time_of_check() -> int:
-    """Return the time, in nanoseconds, to record for a check of a file that starts now.
-
-    Every later change of the file has a later time, however the file system rounds it.
-    """
+    """Return the nanoseconds to record for a check of a file that starts now. Later changes of it have later times,
+    however the file system rounds them."""
     return time.time_ns() - ROUNDING_NS
 
 
 def open_regular(path: str | os.PathLike) -> io.BufferedReader:
-    """Open a regular file for reading, without blocking on a pipe that has no writer.
-
-    Raises OSError if it cannot be opened, and V2LError if it is not a regular file.
-    """
+    """Open a regular file for reading; does not block on a pipe without a writer. Raises OSError if that fails, and
+    V2LError if it is not a regular file."""
     nonblocking = getattr(os, "O_NONBLOCK", 0)
     file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | nonblocking))  # noqa: SIM115
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
@@ -345,10 +341,8 @@ def _lock_folder(folder: Path) -> Iterator[None]:
 
 
 def sweep(folder: Path) -> None:
-    """Remove the temporary files that killed processes of this machine left in a folder: those that nobody has locked.
-
-    Runs once per process and folder. Ignores files that cannot be locked or removed.
-    """
+    """Remove the unlocked temporary files of this machine from a folder: those that killed processes left. Runs once
+    per process and folder. Ignores files that cannot be locked or removed."""
     absolute = os.path.abspath(folder)
     if absolute in _swept or not HAS_LOCKS:
         return

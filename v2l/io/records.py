@@ -11,12 +11,16 @@ from __future__ import annotations
 import dataclasses
 import math
 from types import NoneType, UnionType
-from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Protocol, TypeVar, get_args, get_origin, get_type_hints
 
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
 
-Record = TypeVar("Record", bound="DataclassInstance")
+class Dataclass(Protocol):
+    """Any dataclass, for type checkers."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+
+Record = TypeVar("Record", bound=Dataclass)
 MAX_TEXT = 4096
 """Limit of characters of one string."""
 MAX_INT = 2**63 - 1
@@ -28,7 +32,7 @@ def added_later(default: Any) -> Any:
     return dataclasses.field(default=default, metadata={"added_later": True})
 
 
-def to_json(record: DataclassInstance) -> dict[str, Any]:
+def to_json(record: Dataclass) -> dict[str, Any]:
     """Convert a record to plain JSON values."""
     return {
         field.name: _write(getattr(record, field.name))
