@@ -133,7 +133,7 @@ class Scene:
 
         return told
 
-    def signal_when_begun(self, number: int) -> None:
+    def signal_when_started(self, number: int) -> None:
         """Send a signal to the command during the response."""
 
         def wait() -> None:
@@ -721,7 +721,7 @@ for name, number, code, says in (
             lambda scene, number=number: (
                 scene.hub.lies.update({LISTING: scene.stall()}),
                 scene.environment.update(HF_HUB_DOWNLOAD_TIMEOUT="100"),
-                scene.signal_when_begun(number),
+                scene.signal_when_started(number),
             )
         )
 
