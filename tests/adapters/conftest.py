@@ -9,7 +9,7 @@ import v2l
 
 @pytest.fixture(scope="module")
 def strong(adapters) -> v2l.Adapter:
-    """Enough of an adapter to change the greedy answers of random weights."""
+    """An adapter strong enough to change the greedy answers of random weights."""
     return dataclasses.replace(adapters[0], b=adapters[0].b * 100)
 
 

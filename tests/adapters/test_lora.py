@@ -1,4 +1,4 @@
-"""Attached inside the block, gone after it, and the same change on every path."""
+"""Adapters are applied inside the block and removed after it, with the same change on every path."""
 
 import contextlib
 import dataclasses
@@ -57,7 +57,7 @@ def test_the_change_is_x_a_b(vlm, adapters):
 
 
 def test_each_row_of_a_batch_wears_its_own(vlm, adapters, ids):
-    """Ranks differ: a composed adapter beside single ones."""
+    """Adapters of different ranks in one batch: a composed one and single ones."""
     worn = [adapters[0], v2l.compose(adapters), adapters[1]]
     with v2l.applied(vlm, worn):
         rows = vlm.logits(ids.expand(3, -1))
@@ -94,7 +94,7 @@ def test_a_batch_has_one_row_for_each_adapter(vlm, adapters, ids):
 
 
 def test_two_threads_do_not_mix(vlm, adapters, videos, hypernetwork):
-    """Whoever comes second is refused; nobody gets an adapter read through another."""
+    """The second thread gets an error; no video is read while an adapter is applied."""
     expected = adapters[0].sha256()
     stop = threading.Event()
 

@@ -1,4 +1,4 @@
-"""The time that a question names, and which segments of a composed adapter answer it."""
+"""The time that a question names, and the segments of a composed adapter that answer it."""
 
 import json
 
@@ -18,7 +18,7 @@ from v2l.io.manifest import Example
 
 LATE = "what is there at 00:05?"
 LOUD = 15.0
-"""A strength at which random segments say different things."""
+"""A strength at which random segments give different answers."""
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_the_second_that_a_question_asks_about(question, second):
 
 @pytest.fixture(scope="module")
 def segments(videos, vlm, hypernetwork):
-    """Of a clip of eight seconds: to 2.5, to 5.5, and the rest."""
+    """Three segments of a clip of eight seconds: up to 2.5, up to 5.5, and the rest."""
     borders = (0.0, 2.5, 5.5, 8.0)
     return [v2l.encode(videos[2], vlm, hypernetwork, start=borders[n], end=borders[n + 1]) for n in range(3)]
 
@@ -121,7 +121,7 @@ def test_the_command_asks_them_and_all_on_request(segments, model_folder, vlm, t
 
 @pytest.fixture(scope="module")
 def loud(model_folder):
-    """A random hypernetwork whose adapters say different things."""
+    """A random hypernetwork whose adapters give different answers."""
     hypernetwork = v2l.load_hypernetwork(model_folder)
     with torch.no_grad():
         hypernetwork.head.weight.mul_(LOUD)

@@ -22,7 +22,7 @@ def test_a_sound_adapter_moves_its_model_further_than_its_bias(vlm, strong, adap
 
 
 def test_the_effect_is_what_the_definition_says(vlm, strong):
-    """Of one probe after the other, counted by hand."""
+    """Compare with the divergence computed probe by probe in float64."""
     divergences = []
     for probe in PROBES:
         ids = vlm.tokenize(question_text(probe))

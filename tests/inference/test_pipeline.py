@@ -397,7 +397,7 @@ def test_real_clips(name, vlm, hypernetwork, tmp_path):
 
 
 def test_public_names():
-    for name in v2l._HOME:
+    for name in v2l._MODULES:
         assert getattr(v2l, name).__name__ == name
     assert v2l.load_hypernetwork(DATA / "official-a" / "hypernet.pt").config.rank == 4
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):

@@ -1,4 +1,4 @@
-"""Hypernetwork files: the published pickle and v2l's safetensors are one network; anything else is refused."""
+"""Hypernetwork files: a published pickle and v2l's safetensors load as the same network; other files are refused."""
 
 import json
 import random
@@ -66,7 +66,7 @@ def test_own_files_round_trip(model_folder, tmp_path):
 
 
 def test_a_file_says_that_the_end_was_marked_where_it_was(model_folder, tmp_path):
-    """And of others it says nothing: what was written before this could be said keeps its bytes and its sha256."""
+    """The field is omitted if it is False, so files written before it existed keep their bytes and sha256."""
     for marks in (False, True):
         hypernetwork = small.small_hypernetwork(model_folder, trained_with=TrainedWith(marks_end=marks))
         save_hypernetwork(hypernetwork, tmp_path / "h.safetensors")

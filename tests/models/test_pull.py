@@ -1,5 +1,5 @@
-"""`v2l pull` with the real client against a hub on this machine: what arrives is proven, recorded and tried, and a hub
-that lies gets nowhere. `tests/stress/hubs.py` tries more such hubs."""
+"""`v2l pull` with the real client against a local hub: files are verified, recorded and tested, and a hostile hub gains
+nothing. `tests/stress/hubs.py` has more such hubs."""
 
 import errno
 import gzip
@@ -31,7 +31,7 @@ HYPERNETWORK = PRESETS["smolvlm2-500m"].file
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A small model whose images take as many tokens as the preset's."""
+    """A small model with as many tokens per image as the preset."""
     config = small.small_config()
     config.vision_config.image_size, config.scale_factor = 64, 1
     folder = small.write_model(tmp_path_factory.mktemp("hub") / "model", config=config)
@@ -59,7 +59,7 @@ def pull(hub, tmp_path):
 
 @pytest.fixture
 def fetch(hub, tmp_path, monkeypatch):
-    """The same in this process; returns what was pulled."""
+    """Pull in this process. Returns the downloaded repositories."""
     home = tmp_path / "home"
     where = {"ENDPOINT": hub.address, "HF_HOME": str(home), "HF_HUB_CACHE": str(home / "hub")}
     for name, value in {**where, "HF_HUB_OFFLINE": False, "HF_HUB_DOWNLOAD_TIMEOUT": 1}.items():
@@ -69,7 +69,7 @@ def fetch(hub, tmp_path, monkeypatch):
 
 @pytest.fixture
 def victim(tmp_path):
-    """A file of the user's, near the cache and not in it."""
+    """A file of the user outside the cache."""
     path = tmp_path / "precious.txt"
     path.write_text("the user's")
     return path
@@ -195,7 +195,7 @@ def test_a_model_that_is_not_the_one_expected_fails_its_test(hub, pull, tmp_path
 
 
 def test_a_full_disk_is_one_line(hub, tmp_path):
-    """A limit on the size of files stands in for the disk: the same refusal in the middle of a write."""
+    """A limit on the size of files replaces a full disk: the write fails half-way in the same manner."""
     where = {"HF_ENDPOINT": hub.address, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
 
     def small_files_only():
@@ -231,7 +231,7 @@ def test_a_disk_that_fails_at_any_step_is_one_line_and_nothing_half_written_is_t
 
 
 def answer(body, status=200, **headers):
-    """Says this in the hub's place."""
+    """Return these responses instead of the hub."""
 
     def told(request):
         request.send_response(status)
@@ -244,7 +244,7 @@ def answer(body, status=200, **headers):
 
 
 def endless(hub, head, piece, pause=0, status="200 OK"):
-    """Goes on until nobody listens."""
+    """Send until the client closes the connection."""
 
     def told(request):
         request.close_connection = True
@@ -257,7 +257,7 @@ def endless(hub, head, piece, pause=0, status="200 OK"):
 
 
 def says(hub, **changes):
-    """The model's listing with other values."""
+    """Return the listing of the model with other values."""
     hub.lies.clear()
     hub.lies[LISTING] = answer(json.dumps(json.loads(hub.listing(MODEL)) | changes).encode())
 

@@ -1,4 +1,4 @@
-"""The hostile and broken model folders that tests/stress/model_folders.py tries: what is changed in a sound one."""
+"""The hostile and broken model folders of tests/stress/model_folders.py, as changes of a sound folder."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ KNOWN_TEMPLATE = (
     "{% elif line['type'] == 'image' %}{{ '<image>' }}{% endif %}{% endfor %}<end_of_utterance>\n{% endfor %}"
     "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
 )
-"""Of the published models."""
+"""The chat template of the published models."""
 ENDLESS_TEMPLATE = (
     "{% set held = namespace(text='x') %}"
     "{% for a in range(99999) %}{% for b in range(99999) %}{% set held.text = held.text ~ held.text %}{% endfor %}"
@@ -38,7 +38,7 @@ Change = Callable[[Path], None]
 
 @dataclass(frozen=True)
 class Case:
-    """change: what is done to a sound folder; outcome: LOADS, WARNS, or a regular expression of the refusal's words"""
+    """change: modifies a sound folder; outcome: LOADS, WARNS, or a regular expression for the error"""
 
     change: Change
     outcome: str
@@ -48,7 +48,7 @@ CASES: dict[str, Case] = {}
 
 
 def case(name: str, outcome: str, change: Change) -> None:
-    """Adds a case."""
+    """Add a case."""
     assert name not in CASES, name
     CASES[name] = Case(change, outcome)
 
@@ -112,7 +112,7 @@ def in_turn(*changes: Change) -> Change:
 
 
 def stated(file: str, *keys: str | int, value: Any) -> Change:
-    """A value of a JSON file replaced or added."""
+    """Replace or add a value of a JSON file."""
 
     def change(folder: Path) -> None:
         path = folder / file
@@ -127,7 +127,7 @@ def stated(file: str, *keys: str | int, value: Any) -> Change:
 
 
 def raw(file: str, key: str, text: str) -> Change:
-    """A value of a JSON file replaced by text that Python would not write."""
+    """Replace a value of a JSON file by text that Python would not write."""
 
     def change(folder: Path) -> None:
         path = folder / file
@@ -139,7 +139,7 @@ def raw(file: str, key: str, text: str) -> Change:
 
 
 def tensors(change_all: Callable[[dict[str, torch.Tensor]], Any]) -> Change:
-    """Other weights."""
+    """Change the weights."""
 
     def change(folder: Path) -> None:
         weights = load_file(folder / "model.safetensors")
@@ -159,7 +159,7 @@ def of_bytes(name: str, change_data: Callable[[bytes], bytes]) -> Change:
 
 
 class Evil:
-    """Unpickled, it leaves a file behind in the working folder."""
+    """Creates a file in the working folder when it is unpickled."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return open, ("EXECUTED", "w")
@@ -173,7 +173,7 @@ def pickled(name: str) -> Change:
 
 
 def sharded(index: Callable[[dict[str, str]], Any] = lambda shards: {"metadata": {}, "weight_map": shards}) -> Change:
-    """The weights in two files, and the index that `index` makes of name -> file."""
+    """Store the weights in two files, with an index that `index` makes from name -> file."""
 
     def change(folder: Path) -> None:
         weights = load_file(folder / "model.safetensors")
@@ -189,12 +189,12 @@ def sharded(index: Callable[[dict[str, str]], Any] = lambda shards: {"metadata":
 
 
 def one_shard(name: Any) -> Change:
-    """The index with another file for the norm."""
+    """Return an index with another file for the norm."""
     return sharded(lambda shards: {"weight_map": shards | {NORM: name}})
 
 
 def snapshot(folder: Path) -> None:
-    """The folder as the Hugging Face cache has it: a snapshot of links to blobs, which takes the folder's place."""
+    """Replace the folder by a snapshot of the Hugging Face cache: links to blobs."""
     sharded()(folder)
     cache = folder.with_name(f"{folder.name}-cache") / "models--someone--model"
     place, blobs = cache / "snapshots" / ("a" * 40), cache / "blobs"
@@ -208,7 +208,7 @@ def snapshot(folder: Path) -> None:
 
 
 def relinked(folder: Path) -> None:
-    """One of two shards under the name of a link to it."""
+    """Name one of two shards by a link to it."""
     sharded()(folder)
     (folder / "l.safetensors").symlink_to("one.safetensors")
     index = folder / "model.safetensors.index.json"
@@ -698,7 +698,7 @@ case("no tokenizer", LOADS, removed(TOKENIZER))
 
 
 def metadata(*keys: str, value: Any) -> Change:
-    """Another value in the hypernetwork's metadata, sealed as its maker would."""
+    """Change a value in the metadata of the hypernetwork, with a valid sha256."""
 
     def change(folder: Path) -> None:
         data = (folder / HYPERNETWORK).read_bytes()

@@ -1,7 +1,7 @@
 """Apply adapters to a frozen model for the length of a `with` block.
 
-The output of a layer becomes W x + (x a^T) b. By default the second term is computed in float32 and added to the
-output of the layer (the side path), as in the published code. If merged, it is folded into a copy of W.
+The output of a layer becomes W x + (x a^T) b. The side path computes the second term in float32 and adds it to the
+output of the layer, as the published code does. Merging folds it into a copy of W.
 """
 
 from __future__ import annotations
