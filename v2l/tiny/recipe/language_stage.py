@@ -49,8 +49,6 @@ from v2l.training.common import (
 )
 from v2l.training.packing import IGNORED, packed_forward
 
-ROW_COLUMNS = "rows", "labels", "positions", "question", "points", "finds", "whole", "back", "refers"
-"""Fields of AskedClip with R rows of W tokens."""
 LOOKING, POINTING, REFERRING = 3, 3, 4
 """Layer whose inputs the frame heads read, layer of the attention from questions to frames, and layer of the attention
 from answers to questions."""
@@ -241,9 +239,11 @@ class LanguageTrainer:
         ids = pad_sequence([clip.ids for clip in clips], batch_first=True)
         ids = F.pad(ids, (0, size.tokens - ids.shape[1])).to(self.device)
         valid = torch.arange(size.tokens).lt(torch.tensor([len(clip.ids) for clip in clips])[:, None])
-        rows, labels, positions, question, points, finds, whole, back, refers = (
-            torch.stack([getattr(clip, name) for clip in clips]).to(self.device) for name in ROW_COLUMNS
+        rows, labels, positions, question, points, finds, whole, back = (
+            torch.stack([getattr(clip, name) for clip in clips]).to(self.device)
+            for name in ("rows", "labels", "positions", "question", "points", "finds", "whole", "back")
         )
+        refers = torch.stack([clip.refers for clip in clips]).to(self.device)
         # Embed the prompt and insert the image tokens.
         embedded = text.embed_tokens(ids)
         images = [clip.images for clip in clips if clip.images is not None]
