@@ -38,7 +38,7 @@ class Kind:
     `PARTS` or `NofWxH.rgb`, N raw numbered frames. edit: makes the bytes of the file from those of the inputs `of`.
     refused: pattern that the error must match; empty for a file that must be read.
     numbers: number encoded in each frame, (N,). times: seconds from the container's start, (N,). within: tolerance of
-    the times in seconds, half a frame. size: (width, height) as shown. sizes: the same for each frame where it varies.
+    the times in seconds, half a frame. size: (width, height) as shown. sizes: the same for each frame if it varies.
     upright: restores the source's orientation of pixels (H, W, 3). levels: tolerance of the cells' colours in
     0 .. 255, None if the codec distorts them. like: ffmpeg's output options for the reference pixels, None to skip
     this. most: greatest difference from that reference in levels; decibels: least PSNR, used instead if given.

@@ -29,7 +29,7 @@ AT_START = ("HF_", "PYTHON", "OMP_", "LD_", "PATH", "HOME", "LC_", "LANG")
 
 V2L = str(Path(sys.executable).with_name("v2l"))
 SUFFIX = ".v2l.safetensors"
-PATIENCE = 120
+PATIENCE = 600
 """Seconds after which a process counts as hung, even on a busy machine."""
 
 TRACEBACK = "Traceback (most recent"

@@ -118,7 +118,7 @@ def sample_indices(
 def frame_range(video: Video, start: float | None = None, end: float | None = None) -> tuple[int, int]:
     """Return (first, stop), the range of frames with start <= presentation time in seconds < end.
 
-    None stands for the first and the last frame. An `end` after the end of the video is accepted. Raises V2LError if a
+    None means the first and the last frame. An `end` after the end of the video is accepted. Raises V2LError if a
     time is negative or not finite, start >= end, start is after the end of the video, or the range has no frame.
     """
     for name, time in (("start", start), ("end", end)):
