@@ -12,8 +12,8 @@ from terminal import LIBGL_MISSING, SUFFIX, Running, Terminal, fill, nobody_read
 
 import v2l
 from v2l.adapters.adapter import BaseModel
-from v2l.cli import session
-from v2l.cli.session import AnswerSource, batches
+from v2l.cli import sources
+from v2l.cli.sources import AnswerSource, batches
 from v2l.inference.model_loader import ModelLoader
 from v2l.io.text import inert, tab_separated
 from v2l.models.presets import PRESETS
@@ -251,7 +251,7 @@ def test_bytes_that_are_no_text_are_one_line(shelf, speaker):
 def test_a_chat_remembers_its_lines_and_ends_with_ctrl_d_and_a_table_comes_whole(shelf, speaker):
     folder, answer = shelf
     terminal = Terminal("ask", ONE, *TOKENS, cwd=folder, model=speaker[0], columns=200, env={"NO_COLOR": "1"})
-    words = ["ask", "more", QUESTION, "--no-stream", *TOKENS]
+    words = ["ask", "more", QUESTION, *TOKENS]
     whole = Terminal(*words, cwd=folder, model=speaker[0], columns=40)
     assert "Ctrl-D" in terminal.read_until("> ")
     said = inert(answer(ONE, QUESTION)) + "\n"
@@ -266,7 +266,7 @@ def test_a_chat_remembers_its_lines_and_ends_with_ctrl_d_and_a_table_comes_whole
     assert code == 0
     assert plain(rest).strip() == ""
 
-    code, screen = whole.end()  # no streaming, and a table: whole, and nothing in it can move the cursor
+    code, screen = whole.end()  # a table is printed whole, and nothing in it can move the cursor
     assert code == 0
     rows = (tab_separated(name, QUESTION, answer(name, QUESTION)) for name in (B, C))
     assert plain(screen) == "".join(inert(row) + "\n" for row in rows)
@@ -297,15 +297,15 @@ def test_a_video_that_fails_does_not_keep_back_the_one_answer(adapters, model_fo
 
 def test_batches_hold_adapters_of_one_model_and_no_more_than_fit(adapters, monkeypatch):
     one, other = ModelLoader("one", "option"), ModelLoader("other", "option")
-    worn = [AnswerSource(Path(f"{n}"), one if n < 5 else other, adapters[0]) for n in range(7)]
-    subjects = [*worn, AnswerSource(Path("a.mp4"), other), worn[0]]
+    encoded = [AnswerSource(Path(f"{n}"), one if n < 5 else other, adapters[0]) for n in range(7)]
+    subjects = [*encoded, AnswerSource(Path("a.mp4"), other), encoded[0]]
 
     def sizes():
         return [len(batch) for batch in batches(subjects, ["what?", "where?"])]
 
     assert sizes() == [10, 4, 1, 1, 2]
-    monkeypatch.setattr(session, "ANSWERS_AT_ONCE", 4)
+    monkeypatch.setattr(sources, "ANSWERS_AT_ONCE", 4)
     assert sizes() == [4, 4, 2, 4, 1, 1, 2]
-    monkeypatch.setattr(session, "FACTOR_BYTES_AT_ONCE", 3 * (adapters[0].a.nbytes + adapters[0].b.nbytes))
+    monkeypatch.setattr(sources, "FACTOR_BYTES_AT_ONCE", 3 * (adapters[0].a.nbytes + adapters[0].b.nbytes))
     assert sizes() == [3, 3, 3, 1, 3, 1, 1, 1, 2]
     assert [pair for batch in batches(subjects, ["what?"]) for pair in batch] == [(each, "what?") for each in subjects]

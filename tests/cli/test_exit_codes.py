@@ -51,11 +51,11 @@ WORDS = {  # command -> {exit code: words that end so}
     "eval": {
         0: [f"good.jsonl {MODEL} --frames 2 --max-new-tokens 1 --without in_context"],
         1: ["bad.jsonl", "gone.jsonl", f"good.jsonl {MODEL} -o bad.jsonl"],
-        2: [f"good.jsonl {MODEL} -o good.jsonl", "good.jsonl --margin 0", "good.jsonl --metric nosuch"],
+        2: [f"good.jsonl {MODEL} -o good.jsonl", "good.jsonl --set margin=0", "good.jsonl --metric nosuch"],
     },
     "train": {
         1: ["bad.jsonl -o run", "gone.jsonl -o run", "good.jsonl -o talk.mp4 --model MODEL"],
-        2: ["good.jsonl", "good.jsonl -o run --sizes rank", "good.jsonl -o run --steps 0"],
+        2: ["good.jsonl", "good.jsonl -o run --set rank", "good.jsonl -o run --set nosuch=1", "good.jsonl -o run --steps 0"],
     },
     "bench": {
         1: [f"gone.mp4 {MODEL}", f"empty.mp4 {MODEL}"],

@@ -164,7 +164,7 @@ def test_manifests_and_what_is_measured(terminal, tmp_path, videos, model_folder
     check(terminal("train", f"{EVIL}9.jsonl", "-o", "run"), code=1)
     manifest.write_text(json.dumps(rows[0] | {"video_path": 3, "id": EVIL}) + "\n")
     check(terminal("train", manifest, "-o", "run"), code=1)
-    check(terminal("train", manifest, "-o", "run", "--sizes", EVIL), code=2)
+    check(terminal("train", manifest, "-o", "run", "--set", EVIL), code=2)
     check(terminal("bench", f"{EVIL}9.mp4", "--model", model_folder), code=1)
     check(terminal("bench", "--plot", EVIL), code=2)
     check(terminal("pull", EVIL), code=2)

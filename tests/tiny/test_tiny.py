@@ -7,7 +7,7 @@ import pytest
 from terminal import run
 
 import v2l
-from v2l.cli.demo import ASKED, FORM, SECONDS, sample_lecture
+from v2l.tiny.demo import ASKED, FORM, SECONDS, sample_lecture
 from v2l.evaluation.metrics import METRICS
 from v2l.models.presets import EMBEDDED, RELEASE
 from v2l.tiny.world.clip import seen_times, write_clip

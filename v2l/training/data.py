@@ -21,7 +21,6 @@ from v2l.errors import V2LError
 from v2l.io.manifest import Example, group_by_clip
 from v2l.models.processor import (
     IMAGE,
-    INTERNALIZATION_PROMPT,
     PromptFrame,
     VisionGeometry,
     frame_images,
@@ -32,37 +31,9 @@ from v2l.models.processor import (
 from v2l.models.processor import question_text as asked
 from v2l.training.common import Steps
 from v2l.training.packing import PLACE, PackedSequence, pack_questions
+from v2l.training.settings import SamplingConfig
 from v2l.video.decoding import probe, read_frames
 from v2l.video.sampling import Video, choose_frames
-
-
-@dataclass(frozen=True)
-class SamplingConfig:
-    """How clips are met in training.
-
-    frames, fps: of a clip, or of each segment, at most this many frames at this rate, as encoding will take them
-    resolutions: pixels of a frame's longest edge: of encoding and of a share of the clips, `at_first`, the first, of
-        the others any of them; none for the frozen model's own
-    denser: frames are taken up to this many times as densely, from a random offset; 1 takes the same ones always
-    windows, segments: at most this many joint windows, and composed segments; 1 for none
-    longest: at most this many frames of a clip, which is met at the first resolution where tiles would make more
-        images of it; None for as many frames as make up those windows or segments
-    questions: at most this many of a clip at a time
-    prompt: what the frozen model hears after the video; marks_end: whether the frame that the video ends with is
-        announced as the last one
-    """
-
-    frames: int = 12
-    fps: float = 1.0
-    resolutions: tuple[int, ...] = ()
-    denser: float = 1.5
-    windows: int = 8
-    segments: int = 8
-    questions: int = 4
-    prompt: str = INTERNALIZATION_PROMPT
-    marks_end: bool = False
-    longest: int | None = None
-    at_first: float = 0.5
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import dataclasses
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -25,42 +25,12 @@ from v2l.models.checkpoint import FILE_NAME, save_hypernetwork, with_provenance
 from v2l.models.hypernetwork import Hypernetwork, HypernetworkConfig, TrainedWith
 from v2l.models.smolvlm import FrozenVLM
 from v2l.training.common import Processes, keep, prepared, record, restore, warm_cosine
-from v2l.training.data import MicroBatches, SampleReader, SamplingConfig, TrainingSample, UnreadableClip, read_sample
+from v2l.training.data import MicroBatches, SampleReader, TrainingSample, UnreadableClip, read_sample
 from v2l.training.losses import TrainingObjective
+from v2l.training.settings import Training
 
 STATE, METRICS, SETTINGS = "state.pt", "metrics.jsonl", "training.json"
 """What stands in the output folder beside the best hypernetwork."""
-
-
-@dataclass(frozen=True)
-class Training:
-    """The settings of a run; the defaults are the published ones where those are known (method section 5.2).
-
-    batch: clips in a step, over all processes and micro-batches; together: clips in a micro-batch
-    warmup: share of the steps over which the learning rate rises; clip_norm: what the gradient is clipped to
-    kl_weight, hidden_weight: of the divergence from the same model with the video in context, and of the distance from
-        its hidden states, beside the cross-entropy; steer_weight: of how far the hypernetwork's attention is from the
-        ends of frames
-    validate_every, validation_clips: steps between looks at at most that many clips
-    save_every: steps between states to go on from; workers: processes that read clips ahead
-    """
-
-    curriculum: SamplingConfig = field(default_factory=SamplingConfig)
-    steps: int = 9000
-    batch: int = 384
-    together: int = 8
-    learning_rate: float = 1e-4
-    weight_decay: float = 0.01
-    warmup: float = 0.03
-    clip_norm: float = 1.0
-    kl_weight: float = 0.0
-    hidden_weight: float = 0.0
-    steer_weight: float = 0.0
-    validate_every: int = 1000
-    validation_clips: int = 128
-    save_every: int = 100
-    workers: int = 0
-    seed: int = 42
 
 
 @dataclass(frozen=True)
