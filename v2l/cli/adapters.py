@@ -156,7 +156,9 @@ def timeline_notes(adapter: Adapter) -> Iterator[str]:
 def info(
     files: Annotated[
         list[Path],
-        typer.Argument(readable=False, metavar="FILE", help="Describe these adapters and hypernetworks.", rich_help_panel=READ),
+        typer.Argument(
+            readable=False, metavar="FILE", help="Describe these adapters and hypernetworks.", rich_help_panel=READ
+        ),
     ],
     as_json: Json = False,
     quiet: Quiet = False,
@@ -194,7 +196,8 @@ def describe_all(files: Sequence[Path], display: Display) -> bool:
 
 def verify(
     adapters: Annotated[
-        list[Path], typer.Argument(readable=False, metavar="ADAPTER", help="Check these adapters.", rich_help_panel=READ)
+        list[Path],
+        typer.Argument(readable=False, metavar="ADAPTER", help="Check these adapters.", rich_help_panel=READ),
     ],
     model: Model = None,
     device: Device = None,

@@ -95,7 +95,10 @@ def evaluate(
     manifest: Annotated[
         Path | None,
         typer.Argument(
-            readable=False, metavar="MANIFEST", help="Read the examples from MANIFEST, one JSON object per line.", rich_help_panel=READ
+            readable=False,
+            metavar="MANIFEST",
+            help="Read the examples from MANIFEST, one JSON object per line.",
+            rich_help_panel=READ,
         ),
     ] = None,
     benchmark: Annotated[

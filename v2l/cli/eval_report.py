@@ -1,4 +1,4 @@
-"""What `v2l eval` prints while it answers and judges, and its tables."""
+"""The output of `v2l eval`: progress, errors and tables."""
 
 from __future__ import annotations
 

@@ -83,7 +83,9 @@ def pull_preset(name: str, revision: str | None, make_default: bool, display: Di
 def import_checkpoint(
     checkpoint: Annotated[
         Path,
-        typer.Argument(readable=False, metavar="CHECKPOINT.pt", help="Convert this published hypernetwork.", rich_help_panel=READ),
+        typer.Argument(
+            readable=False, metavar="CHECKPOINT.pt", help="Convert this published hypernetwork.", rich_help_panel=READ
+        ),
     ],
     output: Annotated[
         Path,

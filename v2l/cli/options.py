@@ -204,7 +204,10 @@ Resolutions = Annotated[
 Manifest = Annotated[
     Path,
     typer.Argument(
-        readable=False, metavar="MANIFEST", help="Read the examples from MANIFEST, one JSON object per line.", rich_help_panel=READ
+        readable=False,
+        metavar="MANIFEST",
+        help="Read the examples from MANIFEST, one JSON object per line.",
+        rich_help_panel=READ,
     ),
 ]
 Root = Annotated[
