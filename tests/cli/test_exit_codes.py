@@ -1,5 +1,5 @@
-"""The exit codes of every command: 0 all done, 1 something failed, 2 wrong usage, 130 interrupted, 143 terminated; existing
-files are unchanged."""
+"""The exit codes of every command: 0 all done, 1 something failed, 2 wrong usage, 130 interrupted, 143 terminated.
+Existing files are unchanged."""
 
 import builtins
 import io

@@ -1,4 +1,4 @@
-"""Foreign names and metadata are escaped: none of their control bytes reaches a terminal, and nothing is read as markup."""
+"""Foreign names and metadata are escaped: no control byte reaches a terminal, and nothing is read as markup."""
 
 import dataclasses
 import io

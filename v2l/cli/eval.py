@@ -218,11 +218,11 @@ def evaluate(
         if bool(judge) != bool(judge_model):
             raise UsageError("--judge and --judge-model belong together: give the address and the name there")
         if judge and metric not in (None, Metric.judge):
-            raise UsageError(f"--judge gives its own scores, not {metric}; leave out one of them")
+            raise UsageError(f"--judge gives its own scores, not {metric}; leave one of them out")
         if not judge and ("rubric" in named or metric == Metric.judge):
             raise UsageError("--metric judge and --set rubric need --judge URL and --judge-model NAME")
         if paper and Control.in_context in (without or []):
-            raise UsageError("--paper compares with the video in context; leave out --without in_context")
+            raise UsageError("--paper compares with the video in context; leave --without in_context out")
         check_plot(plot)
         axes: dict[str, Sequence[int]] = {
             "frames": whole_numbers(frames, "--frames"),
