@@ -1,5 +1,6 @@
 """docs/cli.md: current, and complete."""
 
+import re
 import subprocess
 import sys
 
@@ -7,6 +8,8 @@ import typer
 from places import ROOT
 
 from v2l.cli.app import app
+from v2l.cli.eval import EvalCommand
+from v2l.cli.train import TrainCommand
 
 
 def test_the_page_is_current():
@@ -25,3 +28,10 @@ def test_every_command_has_an_example_and_every_option_a_group_and_a_sentence():
         for option, text in (row for rows in sections.values() for row in rows):
             assert "<" not in option
             assert text.split("  [")[0].endswith("."), (name, option, text)
+
+
+def test_settings_named_in_the_docs_exist():
+    known = {each.name for command in (EvalCommand, TrainCommand) for each in command.named_settings()}
+    pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+    named = {name for page in pages for name in re.findall(r"--set ([a-z_]+)\b", page.read_text(encoding="utf-8"))}
+    assert named <= known

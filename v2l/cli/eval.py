@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from v2l.cli.console import Display, announce_fallback, command, shown
+from v2l.cli.console import Display, announce_fallback, command
 from v2l.cli.help import GroupedCommand
 from v2l.cli.options import (
     READ,
@@ -320,7 +320,7 @@ def run(
     display: Display,
 ) -> bool:
     """Answer the questions under every setting and print the tables; True if all were answered, and judged."""
-    from v2l.cli.eval_report import answer, judge_answers, note_missing, print_run
+    from v2l.cli.eval_report import answer, judge_answers, note_missing, print_run, write_plot
     from v2l.evaluation.evaluate import Evaluation
     from v2l.evaluation.metrics import MARGINS, check_extras
     from v2l.evaluation.report import Run, output_of, summarise, table, told, varying
@@ -356,7 +356,7 @@ def run(
     if len(runs) > 1 and not display.as_json:
         display.table(*table(runs))
     if runs and outputs.plot:
-        _plot(runs, models, outputs.metric, len(asked.examples), outputs.plot, display)
+        write_plot(runs, models, outputs.metric, len(asked.examples), outputs.plot, display)
     return len(runs) == len(settings) and not any(run.report.failed for run in runs)
 
 
@@ -387,16 +387,3 @@ def _with_ablation(setting: Setting, ablation: Ablation | None, vlm: FrozenVLM, 
     if Control.in_context not in setting.conditions:
         more = tuple(name for name in more if name != SEGMENT_IN_CONTEXT)
     return replace(setting, conditions=(*setting.conditions, *more))
-
-
-def _plot(
-    runs: Sequence[Run], models: tuple[FrozenVLM, Hypernetwork], metric: str, count: int, path: Path, display: Display
-) -> None:
-    from v2l.cli.plots import plot_eval
-    from v2l.io.files import write_atomically
-
-    vlm, hypernetwork = models
-    assert hypernetwork.origin is not None, "a hypernetwork that was loaded has its provenance"
-    title = f"{vlm.id}, {hypernetwork.origin.id}, {metric}, {count} questions"
-    write_atomically(path, plot_eval(runs, title, path.suffix[1:]))
-    display.note(f"wrote {shown(path)}")

@@ -8,7 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from v2l.cli.console import Display
+from v2l.cli.console import Display, shown
+from v2l.cli.plots import plot_eval
 from v2l.evaluation.ablation import layer_table, rank_table
 from v2l.evaluation.datasets.registry import Chosen
 from v2l.evaluation.evaluate import Evaluation, Result
@@ -16,7 +17,10 @@ from v2l.evaluation.grading import cost_of, prepare
 from v2l.evaluation.judge import Judge, Judgement
 from v2l.evaluation.paper import Published
 from v2l.evaluation.report import Run, place
+from v2l.io.files import write_atomically
 from v2l.io.text import printable
+from v2l.models.hypernetwork import Hypernetwork
+from v2l.models.smolvlm import FrozenVLM
 
 
 def note_missing(asked: Chosen, display: Display) -> None:
@@ -112,3 +116,14 @@ def print_run(
             display.write("\n")
     if by_kind:
         display.write(f"{report.summary()}\n")
+
+
+def write_plot(
+    runs: Sequence[Run], models: tuple[FrozenVLM, Hypernetwork], metric: str, count: int, path: Path, display: Display
+) -> None:
+    """Write an image of all runs. count: of the questions"""
+    vlm, hypernetwork = models
+    assert hypernetwork.origin is not None, "a hypernetwork that was loaded has its provenance"
+    title = f"{vlm.id}, {hypernetwork.origin.id}, {metric}, {count} questions"
+    write_atomically(path, plot_eval(runs, title, path.suffix[1:]))
+    display.note(f"wrote {shown(path)}")

@@ -78,7 +78,9 @@ def stages(share: float = 1.0) -> Iterator[Stage]:
         "where to look",
         f"v2l train train.jsonl --validation validation-varied.jsonl --model again/model -o look "
         f"--steps {of(200)} --batch 16 --learning-rate 1e-3 --dtype bfloat16 --seed 0 {_sets(SIZES)} "
-        + _sets(f"questions=10,segments=8,windows=2,denser=1,hidden_weight=1,steer_weight=0.5,validate_every={of(200)}"),
+        + _sets(
+            f"questions=10,segments=8,windows=2,denser=1,hidden_weight=1,steer_weight=0.5,validate_every={of(200)}"
+        ),
         shared=True,
     )
     yield Stage("what to hold", f"{reading} look/hypernetwork.safetensors hold --steps {of(300)} --seed 1", shared=True)
