@@ -18,6 +18,7 @@ from v2l.cli.encode import encode_with_progress, note_reason
 from v2l.cli.help import GroupedCommand
 from v2l.cli.options import (
     READ,
+    AdapterModel,
     Debug,
     Device,
     End,
@@ -25,7 +26,6 @@ from v2l.cli.options import (
     Frames,
     HypernetworkFile,
     Json,
-    Model,
     NumberType,
     Quiet,
     Resolution,
@@ -115,7 +115,7 @@ def ask(
         bool,
         typer.Option("--raw", help="Print control characters in answers without escaping.", rich_help_panel=ANSWER),
     ] = False,
-    model: Model = None,
+    model: AdapterModel = None,
     hypernetwork: HypernetworkFile = None,
     device: Device = None,
     dtype: NumberType = None,

@@ -61,7 +61,7 @@ def encode(
     ] = None,
     recursive: Annotated[
         bool,
-        typer.Option("--recursive", "-r", help="Search the folders of folders as well.", rich_help_panel=READ),
+        typer.Option("--recursive", "-r", help="Search subfolders as well.", rich_help_panel=READ),
     ] = False,
     files_from: Annotated[
         str | None,
@@ -134,7 +134,7 @@ def encode(
     ] = False,
     overwrite: Annotated[
         bool,
-        typer.Option("--overwrite", help="Encode videos again whose adapters are up to date.", rich_help_panel=WRITE),
+        typer.Option("--overwrite", help="Encode again, even if an adapter is up to date.", rich_help_panel=WRITE),
     ] = False,
     fail_fast: Annotated[
         bool, typer.Option("--fail-fast", help="Stop at the first video that fails.", rich_help_panel=WRITE)

@@ -240,6 +240,17 @@ Model = Annotated[
         rich_help_panel=MODEL,
     ),
 ]
+AdapterModel = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        "-m",
+        metavar="NAME|FOLDER",
+        help="Use this preset or model folder.",
+        show_default="V2L_MODEL, else the model that an adapter names",
+        rich_help_panel=MODEL,
+    ),
+]
 HypernetworkFile = Annotated[
     str | None,
     typer.Option(
