@@ -1,7 +1,7 @@
-"""Writes the completion files of bash, zsh and fish beside this script, from the command line's own definition.
+"""Write the completion files of bash, zsh and fish beside this script, from the definition of the command line.
 
-They are static, so that pressing TAB costs no Python: `python completions/generate.py` writes them, with `--check` it
-only says whether they are current.
+The files are static, so that completion starts no Python. `python completions/generate.py` writes them; with `--check`
+it only reports whether they are current.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from v2l.inference.targets import ADAPTER_SUFFIX, VIDEO_SUFFIXES
 from v2l.models.presets import PRESETS
 
 Parameter = typer.core.TyperOption | typer.core.TyperArgument
-HEADER = "# Completion of v2l's command line in {shell}. Written by completions/generate.py, which changes it."
+HEADER = "# Completion of v2l's command line in {shell}. Written by completions/generate.py; change that file instead."
 
 
 @dataclass(frozen=True)
 class Kind:
-    """What may stand somewhere on the command line.
+    """The candidates at a place of the command line.
 
-    words: offered as they are
-    suffixes: of the files that are offered, in upper and lower case; an empty one allows any file
-    paths: offer folders, in which those files may lie
+    words: candidates themselves
+    suffixes: of the files to offer, in upper and lower case; an empty one allows any file
+    paths: offer folders, too
     """
 
     words: tuple[str, ...] = ()
@@ -64,15 +64,13 @@ KINDS = {
     "weights": Kind(suffixes=(".pt", ".safetensors")),
 }
 FREE = ""
-"""The kind of a number, a time or a question: nothing can be offered for it."""
+"""The kind of a number, a time or a question, which have no candidates."""
 
 PARAMETERS = {
     **dict.fromkeys("frames fps start end resolution segments segment_seconds".split(), FREE),
     **dict.fromkeys("max_new_tokens strength question rank".split(), FREE),
-    **dict.fromkeys("kl_weight hidden_weight steer_weight learning_rate".split(), FREE),
-    **dict.fromkeys("sizes steps batch together questions windows denser".split(), FREE),
-    **dict.fromkeys("in_context_frames validate_every save_every workers seed".split(), FREE),
-    **dict.fromkeys("repeats warmup new_tokens budget shard".split(), FREE),
+    **dict.fromkeys("learning_rate steps batch seed settings".split(), FREE),
+    **dict.fromkeys("questions repeats new_tokens budget shard".split(), FREE),
     "inputs": "videos",
     "video": "videos",
     "arch": "architectures",
@@ -105,18 +103,16 @@ PARAMETERS = {
     "metric": "metrics",
     "without": "controls",
     "paper": "papers",
-    "rubric": "files",
-    **dict.fromkeys("margin judge judge_model judge_timeout judge_jobs".split(), FREE),
+    **dict.fromkeys("judge judge_model".split(), FREE),
     "ablate": "ablations",
     "benchmark": "benchmarks",
-    "samples": FREE,
 }
-"""A parameter's name, after its command's where it means something else there, to the kind of its values."""
+"""The kind of the values of each parameter; `command parameter` overrides the parameter alone."""
 
 
 @dataclass(frozen=True)
 class Option:
-    """An option as it is typed, its long name first. kind: of its value, None where it takes none."""
+    """An option, its long name first. kind: of its value, None for a flag."""
 
     name: str
     flags: tuple[str, ...]
@@ -127,7 +123,7 @@ class Option:
 
 @dataclass(frozen=True)
 class Words:
-    """What a command takes besides options: one word of a kind, or several of it."""
+    """The argument of a command, a single one or several."""
 
     kind: str = FREE
     help: str = ""
@@ -136,7 +132,7 @@ class Words:
 
 @dataclass(frozen=True)
 class Command:
-    """A command as it is typed."""
+    """A command, its options and its argument."""
 
     name: str
     help: str
@@ -145,7 +141,7 @@ class Command:
 
 
 def read_commands() -> tuple[Command, ...]:
-    """The root, whose name is empty, and its commands."""
+    """Return the root, whose name is empty, and its commands."""
     root = typer.main.get_command(app)
     context = typer.Context(root, info_name=app.info.name, **root.context_settings)
     found = [Command("", "", _options("", root.get_params(context)), Words())]
@@ -156,7 +152,7 @@ def read_commands() -> tuple[Command, ...]:
 
 
 def _options(command: str, parameters: Sequence[Parameter]) -> tuple[Option, ...]:
-    """Sorts each option's names: those of --help come out of a set, in another order every time."""
+    """Return the options with their names sorted: those of --help come from a set, in any order."""
     return tuple(
         Option(
             parameter.name.replace("_", " "),
@@ -174,7 +170,7 @@ def _words(command: str, parameters: Sequence[Parameter]) -> Words:
     arguments = [parameter for parameter in parameters if parameter.param_type_name == "argument"]
     if not arguments:
         return Words()
-    (argument,) = arguments  # more than one would have to be counted while completing
+    (argument,) = arguments  # several would have to be counted during completion
     return Words(_kind(command, argument.name), _first_sentence(argument.help), argument.nargs == -1)
 
 
@@ -182,11 +178,11 @@ def _kind(command: str, parameter: str) -> str:
     for name in (f"{command} {parameter}", parameter):
         if name in PARAMETERS:
             return PARAMETERS[name]
-    raise SystemExit(f"{parameter} of v2l {command} is new: say in PARAMETERS of {__file__} what completes it")
+    raise SystemExit(f"{parameter} of v2l {command} is new: add its kind to PARAMETERS in {__file__}")
 
 
 def _first_sentence(help: str | None) -> str:
-    """In one line and without its full stop, as completion menus show it."""
+    """Return the first sentence on one line, without its full stop."""
     line = " ".join((help or "").split("\n\n")[0].split())
     return line.partition(". ")[0].removesuffix(".")
 
@@ -264,7 +260,7 @@ complete -F _v2l v2l
 
 
 def bash_file(commands: tuple[Command, ...]) -> str:
-    """The text of v2l.bash."""
+    """Return the text of v2l.bash."""
     parts = {
         "offers": _lines(8, (f"{name}) {'; '.join(_bash_offers(kind))} ;;" for name, kind in KINDS.items())),
         "values": _lines(8, _bash_values(commands)),
@@ -283,7 +279,7 @@ def _bash_offers(kind: Kind) -> Iterator[str]:
 
 
 def _bash_values(commands: tuple[Command, ...]) -> Iterator[str]:
-    """Case patterns, one line for all options whose values are of one kind."""
+    """Yield a line of case patterns for each kind of value."""
     for kind in (*KINDS, FREE):
         patterns = [
             f"'{command.name} {flag}'"
@@ -332,7 +328,7 @@ _v2l "$@"
 
 
 def zsh_file(commands: tuple[Command, ...]) -> str:
-    """The text of _v2l."""
+    """Return the text of _v2l."""
     root, *others = commands
     names = (_quoted(f"{command.name}:{command.help}") for command in others)
     parts = {
@@ -345,7 +341,7 @@ def zsh_file(commands: tuple[Command, ...]) -> str:
 
 
 def _zsh_offers(name: str, kind: Kind) -> str:
-    """The body of a function that _arguments hands a description to."""
+    """Return the body of a function that _arguments calls."""
     words = " ".join(kind.words)
     if not kind.paths:
         return f'compadd "$@" -- {words};'
@@ -368,8 +364,8 @@ def _zsh_command(command: Command) -> str:
 
 
 def _zsh_specs(command: Command) -> Iterator[str]:
-    """One for each way to write each option. `(-o --output)` keeps an option that was given from being offered again;
-    `=` and `+` say that its value may be joined to it."""
+    """Yield a spec for each name of each option. `(-o --output)` excludes an option that was given already; `=` and `+`
+    allow its value to be joined to it."""
     for option in command.options:
         for flag in option.flags:
             again = "*" if option.repeats else f"({' '.join(option.flags)})"
@@ -416,7 +412,7 @@ complete -c v2l -f
 
 
 def fish_file(commands: tuple[Command, ...]) -> str:
-    """The text of v2l.fish."""
+    """Return the text of v2l.fish."""
     root, *others = commands
     parts = {
         "kinds": "\n\n".join(_fish_function(name, kind) for name, kind in KINDS.items()),
@@ -458,7 +454,7 @@ def _fish_quoted(text: str) -> str:
 
 
 def _quoted(text: str) -> str:
-    """One word to bash and zsh. shlex.quote does the same, but leaves some words bare, and columns ragged."""
+    """Quote a word for bash and zsh; unlike shlex.quote, always, so that columns are aligned."""
     return "'" + text.replace("'", "'\\''") + "'"
 
 
@@ -473,7 +469,7 @@ def _filled(template: str, parts: Mapping[str, str]) -> str:
 
 
 def generate() -> dict[Path, str]:
-    """Each completion file's place and text."""
+    """Return the path and the text of each completion file."""
     folder, commands = Path(__file__).parent, read_commands()
     return {
         folder / "v2l.bash": bash_file(commands),
@@ -483,7 +479,7 @@ def generate() -> dict[Path, str]:
 
 
 def main() -> None:
-    """Writes the files, or exits with 1 where `--check` finds one that is not current."""
+    """Write the files; with `--check`, exit with 1 if one is not current."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if a file is not current")
     check = parser.parse_args().check

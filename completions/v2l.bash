@@ -1,4 +1,4 @@
-# Completion of v2l's command line in bash, 4 or later. Written by completions/generate.py, which changes it.
+# Completion of v2l's command line in bash, 4 or later. Written by completions/generate.py; change that file instead.
 
 # Candidates are added to COMPREPLY line by line, so that spaces and wildcards in names stay what they are.
 _v2l_words() {
@@ -53,22 +53,22 @@ _v2l_option() {
         'encode --output' | 'encode -o' | 'compose --output' | 'compose -o') kind='adapters' ;;
         'bench --arch') kind='architectures' ;;
         'eval --benchmark') kind='benchmarks' ;;
-        'encode --device' | 'ask --device' | 'bench --device' | 'eval --device' | 'train --device' | 'demo --device' | 'verify --device') kind='devices' ;;
-        'encode --dtype' | 'ask --dtype' | 'bench --dtype' | 'eval --dtype' | 'train --dtype' | 'verify --dtype') kind='dtypes' ;;
-        'encode --files-from' | 'eval --rubric' | 'export --output' | 'export -o') kind='files' ;;
+        'encode --device' | 'ask --device' | 'demo --device' | 'verify --device' | 'bench --device' | 'eval --device' | 'train --device') kind='devices' ;;
+        'encode --dtype' | 'ask --dtype' | 'verify --dtype' | 'bench --dtype' | 'eval --dtype' | 'train --dtype') kind='dtypes' ;;
+        'encode --files-from' | 'export --output' | 'export -o') kind='files' ;;
         'export --format') kind='formats' ;;
-        'encode --output-dir' | 'eval --root' | 'train --output' | 'train -o' | 'train --root' | 'demo --output-dir') kind='folders' ;;
+        'encode --output-dir' | 'demo --output-dir' | 'eval --root' | 'train --output' | 'train -o' | 'train --root') kind='folders' ;;
         'bench --plot' | 'eval --plot') kind='images' ;;
         'eval --without') kind='controls' ;;
         'bench --output' | 'bench -o' | 'eval --output' | 'eval -o' | 'train --validation') kind='manifests' ;;
         'eval --metric') kind='metrics' ;;
-        'encode --model' | 'encode -m' | 'ask --model' | 'ask -m' | 'bench --model' | 'bench -m' | 'eval --model' | 'eval -m' | 'train --model' | 'train -m' | 'verify --model' | 'verify -m') kind='models' ;;
+        'encode --model' | 'encode -m' | 'ask --model' | 'ask -m' | 'verify --model' | 'verify -m' | 'bench --model' | 'bench -m' | 'eval --model' | 'eval -m' | 'train --model' | 'train -m') kind='models' ;;
         'eval --paper') kind='papers' ;;
         'import --output' | 'import -o') kind='safetensors' ;;
         'bench --csv') kind='tables' ;;
         'ask --in-context') kind='videos' ;;
         'encode --hypernetwork' | 'ask --hypernetwork' | 'bench --hypernetwork' | 'eval --hypernetwork' | 'train --hypernetwork') kind='weights' ;;
-        'encode --frames' | 'encode --fps' | 'encode --start' | 'encode --end' | 'encode --resolution' | 'encode --segments' | 'encode --segment-seconds' | 'encode --shard' | 'ask --question' | 'ask -q' | 'ask --frames' | 'ask --fps' | 'ask --start' | 'ask --end' | 'ask --resolution' | 'ask --max-new-tokens' | 'ask --strength' | 'bench --frames' | 'bench --resolution' | 'bench --segments' | 'bench --questions' | 'bench --repeats' | 'bench --warmup' | 'bench --new-tokens' | 'bench --budget' | 'eval --samples' | 'eval --seed' | 'eval --margin' | 'eval --judge' | 'eval --judge-model' | 'eval --judge-timeout' | 'eval --judge-jobs' | 'eval --frames' | 'eval --fps' | 'eval --resolution' | 'eval --segments' | 'eval --in-context-frames' | 'eval --max-new-tokens' | 'train --sizes' | 'train --kl-weight' | 'train --hidden-weight' | 'train --steer-weight' | 'train --steps' | 'train --batch' | 'train --together' | 'train --learning-rate' | 'train --questions' | 'train --segments' | 'train --windows' | 'train --denser' | 'train --frames' | 'train --fps' | 'train --resolution' | 'train --validate-every' | 'train --save-every' | 'train --workers' | 'train --seed' | 'compose --rank' | 'pull --revision') kind='' ;;
+        'encode --frames' | 'encode --fps' | 'encode --start' | 'encode --end' | 'encode --resolution' | 'encode --shard' | 'encode --segments' | 'encode --segment-seconds' | 'ask --question' | 'ask -q' | 'ask --frames' | 'ask --fps' | 'ask --start' | 'ask --end' | 'ask --resolution' | 'ask --max-new-tokens' | 'ask --strength' | 'compose --rank' | 'pull --revision' | 'bench --frames' | 'bench --resolution' | 'bench --segments' | 'bench --questions' | 'bench --repeats' | 'bench --new-tokens' | 'bench --budget' | 'eval --frames' | 'eval --resolution' | 'eval --segments' | 'eval --max-new-tokens' | 'eval --judge' | 'eval --judge-model' | 'eval --set' | 'train --frames' | 'train --fps' | 'train --resolution' | 'train --steps' | 'train --batch' | 'train --learning-rate' | 'train --seed' | 'train --set') kind='' ;;
         *) return 1 ;;
     esac
 }
@@ -94,25 +94,25 @@ _v2l() {
     fi
     case $command in
         '') words='' options='--version --json --help -h' ;;
-        'encode') words='videos' options='--recursive -r --files-from --frames --fps --start --end --resolution --segments --segment-seconds --compose --output -o --output-dir --keep-damaged --check-hash --overwrite --fail-fast --shard --model -m --hypernetwork --device --dtype --json --quiet --debug --help -h' ;;
-        'ask') words='subjects' options='--question -q --in-context --frames --fps --start --end --resolution --max-new-tokens --strength --whole --no-stream --raw --model -m --hypernetwork --device --dtype --json --quiet --debug --help -h' ;;
-        'bench') words='videos' options='--frames --resolution --segments --arch --random-weights --questions --repeats --warmup --new-tokens --budget --output -o --csv --plot --model -m --hypernetwork --device --dtype --json --quiet --debug --help -h' ;;
-        'eval') words='manifests' options='--benchmark --samples --seed --root --output -o --metric --margin --paper --judge --judge-model --rubric --judge-timeout --judge-jobs --without --frames --fps --resolution --segments --in-context-frames --ablate --plot --max-new-tokens --model -m --hypernetwork --device --dtype --json --quiet --debug --help -h' ;;
-        'train') words='manifests' options='--output -o --validation --root --sizes --teacher --kl-weight --hidden-weight --steer-weight --steps --batch --together --learning-rate --questions --segments --windows --denser --frames --fps --resolution --no-mark-end --mark-end --validate-every --save-every --workers --seed --model -m --hypernetwork --device --dtype --json --quiet --debug --help -h' ;;
+        'encode') words='videos' options='--recursive -r --files-from --frames --fps --start --end --resolution --keep-damaged --shard --segments --segment-seconds --compose --output -o --output-dir --check-hash --overwrite --fail-fast --model -m --hypernetwork --device --dtype --json --quiet --debug --help -h' ;;
+        'ask') words='subjects' options='--question -q --in-context --frames --fps --start --end --resolution --max-new-tokens --strength --whole --raw --model -m --hypernetwork --device --dtype --json --quiet --debug --help -h' ;;
         'demo') words='' options='--output-dir --overwrite --device --json --quiet --debug --help -h' ;;
         'compose') words='adapters' options='--output -o --rank --overwrite --json --quiet --debug --help -h' ;;
         'info') words='weights' options='--json --quiet --debug --help -h' ;;
-        'pull') words='architectures' options='--revision --default --json --quiet --debug --help -h' ;;
         'verify') words='adapters' options='--model -m --device --dtype --json --quiet --debug --help -h' ;;
         'export') words='adapters' options='--format --output -o --overwrite --json --quiet --debug --help -h' ;;
+        'pull') words='architectures' options='--revision --default --json --quiet --debug --help -h' ;;
         'import') words='checkpoints' options='--output -o --overwrite --json --quiet --debug --help -h' ;;
+        'bench') words='videos' options='--frames --resolution --segments --questions --repeats --new-tokens --budget --output -o --csv --plot --arch --random-weights --model -m --hypernetwork --device --dtype --json --quiet --debug --help -h' ;;
+        'eval') words='manifests' options='--benchmark --root --frames --resolution --segments --output -o --plot --without --ablate --max-new-tokens --metric --paper --judge --judge-model --set --model -m --hypernetwork --device --dtype --json --quiet --debug --help -h' ;;
+        'train') words='manifests' options='--output -o --validation --root --frames --fps --resolution --teacher --steps --batch --learning-rate --seed --set --model -m --hypernetwork --device --dtype --json --quiet --debug --help -h' ;;
     esac
     if [[ $current == -* && ! $only_words ]]; then
         _v2l_words "$current" "$options"
     elif [[ $command ]]; then
         _v2l_offer "$words" "$current"
     else
-        _v2l_words "$current" 'encode ask bench eval train demo compose info pull verify export import'
+        _v2l_words "$current" 'encode ask demo compose info verify export pull import bench eval train'
     fi
 }
 

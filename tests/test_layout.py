@@ -180,7 +180,7 @@ def test_decoding_imports_neither_torch_nor_transformers():
 
 
 def test_answering_needs_no_decoder():
-    assert imported_by("import v2l.cli.commands, v2l.inference.ask, v2l.adapters.lora", ("cv2", "av")) == []
+    assert imported_by("import v2l.cli.ask, v2l.inference.ask, v2l.adapters.lora", ("cv2", "av")) == []
 
 
 @pytest.mark.parametrize("path", ["pyproject.toml", "README.md", "LICENSE", ".ci/run"])

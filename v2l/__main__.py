@@ -1,4 +1,4 @@
-"""`python -m v2l` is the `v2l` command."""
+"""Run the `v2l` command with `python -m v2l`."""
 
 from v2l.cli.app import main
 

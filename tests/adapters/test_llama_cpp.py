@@ -16,9 +16,9 @@ from gguf import GGUFWriter, TokenType
 
 import v2l
 from v2l.adapters.export import export_gguf
-from v2l.cli.demo import FORM, SECONDS
 from v2l.models.processor import question_text
 from v2l.models.smolvlm import FrozenVLM
+from v2l.tiny.demo import FORM, SECONDS
 from v2l.tiny.world.clip import write_clip
 from v2l.tiny.world.scene import SHAPES, sample_story
 

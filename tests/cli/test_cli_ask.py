@@ -1,4 +1,4 @@
-"""`v2l ask`: what its words mean, and how answers reach pipes, scripts and people."""
+"""`v2l ask`: how its words are read, and how answers are printed to pipes, scripts and terminals."""
 
 import dataclasses
 import json
@@ -12,8 +12,8 @@ from terminal import LIBGL_MISSING, SUFFIX, Running, Terminal, fill, nobody_read
 
 import v2l
 from v2l.adapters.adapter import BaseModel
-from v2l.cli import session
-from v2l.cli.session import AnswerSource, batches
+from v2l.cli import sources
+from v2l.cli.sources import AnswerSource, batches
 from v2l.inference.model_loader import ModelLoader
 from v2l.io.text import inert, tab_separated
 from v2l.models.presets import PRESETS
@@ -28,7 +28,7 @@ KEYS = (
 
 
 def write_speaker(folder, seed):
-    """A model whose answers never end by themselves."""
+    """Write a model that never generates an end token."""
     small.write_model(folder, seed, small.small_config(max_position_embeddings=ENDLESS + 1000))
     settings = {"bos_token_id": 1, "eos_token_id": [], "pad_token_id": 2}
     (folder / "generation_config.json").write_text(json.dumps(settings))
@@ -38,7 +38,7 @@ def write_speaker(folder, seed):
 
 @pytest.fixture(scope="module")
 def speaker(tmp_path_factory):
-    """A model that says what a terminal and a table of tabs must not get as it is: line ends, control characters."""
+    """A model that generates line breaks and control characters, which must be escaped."""
     for seed in range(3, 30):
         folder = write_speaker(tmp_path_factory.mktemp("models") / f"speaker-{seed}", seed)
         vlm, hypernetwork = v2l.load_vlm(folder), v2l.load_hypernetwork(folder)
@@ -51,7 +51,7 @@ def speaker(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def shelf(tmp_path_factory, speaker, videos):
-    """A folder with adapters in a folder, and what Python gets from them for a question."""
+    """A folder with adapters in a folder, and a function that answers from them in Python."""
     _, vlm, hypernetwork = speaker
     folder = tmp_path_factory.mktemp("shelf")
     (folder / "more").mkdir()
@@ -77,7 +77,7 @@ ONE, B, C = f"one's{SUFFIX}", f"more/b{SUFFIX}", f"more/c{SUFFIX}"
 
 @pytest.fixture(scope="module")
 def plain_answers(shelf, speaker, tmp_path_factory):
-    """One question on a machine without OpenCV, and several whose answers nobody reads."""
+    """One question on a machine without OpenCV, and several whose answers have no reader."""
     hidden = tmp_path_factory.mktemp("no-opencv")
     (hidden / "cv2").mkdir()
     (hidden / "cv2" / "__init__.py").write_text(LIBGL_MISSING)
@@ -153,21 +153,21 @@ def test_json_says_what_an_answer_cost_also_the_expensive_way(shelf, speaker, vi
     words = ["ask", ONE, QUESTION, "--in-context", videos[0], "--json", "--quiet", *TOKENS]
     done = run(*words, "--model", path, cwd=folder, model="/nowhere")
     assert (done.code, done.err) == (0, "")
-    worn, seen = done.records
-    assert worn.keys() == {*KEYS, "adapter"}
-    assert seen.keys() == {*KEYS, "video"}
-    for record in (worn, seen):
+    adapter, in_context = done.records
+    assert adapter.keys() == {*KEYS, "adapter"}
+    assert in_context.keys() == {*KEYS, "video"}
+    for record in (adapter, in_context):
         assert (record["v2l"], record["command"], record["question"]) == (1, "ask", QUESTION)
         assert (record["model"], record["model_chosen_by"]) == (path.name, "option")
         assert record["new_tokens"] == 12
         assert record["time_to_first_token"] > 0
         assert record["tokens_per_second"] > 0
-    assert (worn["adapter"], worn["visual_tokens"]) == (ONE, 0)
-    assert worn["answer"] == answer(ONE, QUESTION)
-    assert 0 < worn["prompt_tokens"] < 20
-    assert (seen["video"], seen["visual_tokens"]) == (str(videos[0]), 4 * 4)
-    assert seen["answer"] == v2l.ask_in_context(videos[0], QUESTION, vlm, v2l.Reading(8), 12)
-    assert seen["prompt_tokens"] > worn["prompt_tokens"] + 16
+    assert (adapter["adapter"], adapter["visual_tokens"]) == (ONE, 0)
+    assert adapter["answer"] == answer(ONE, QUESTION)
+    assert 0 < adapter["prompt_tokens"] < 20
+    assert (in_context["video"], in_context["visual_tokens"]) == (str(videos[0]), 4 * 4)
+    assert in_context["answer"] == v2l.ask_in_context(videos[0], QUESTION, vlm, v2l.Reading(8), 12)
+    assert in_context["prompt_tokens"] > adapter["prompt_tokens"] + 16
 
 
 def test_a_video_is_encoded_first_where_its_adapter_is_missing_or_stale(tmp_path, speaker, videos):
@@ -192,7 +192,7 @@ def test_a_video_is_encoded_first_where_its_adapter_is_missing_or_stale(tmp_path
 
 
 def test_adapters_that_name_two_models_are_asked_model_by_model(tmp_path, speaker, videos):
-    """Their models lie in the local cache of the hub, where presets are looked for."""
+    """Their models are in the local cache of the hub, where presets are searched."""
     folder, vlm, hypernetwork = speaker
     write_speaker(tmp_path / "second", seed=1)
     second = v2l.load_vlm(tmp_path / "second"), v2l.load_hypernetwork(tmp_path / "second")
@@ -251,7 +251,7 @@ def test_bytes_that_are_no_text_are_one_line(shelf, speaker):
 def test_a_chat_remembers_its_lines_and_ends_with_ctrl_d_and_a_table_comes_whole(shelf, speaker):
     folder, answer = shelf
     terminal = Terminal("ask", ONE, *TOKENS, cwd=folder, model=speaker[0], columns=200, env={"NO_COLOR": "1"})
-    words = ["ask", "more", QUESTION, "--no-stream", *TOKENS]
+    words = ["ask", "more", QUESTION, *TOKENS]
     whole = Terminal(*words, cwd=folder, model=speaker[0], columns=40)
     assert "Ctrl-D" in terminal.read_until("> ")
     said = inert(answer(ONE, QUESTION)) + "\n"
@@ -266,7 +266,7 @@ def test_a_chat_remembers_its_lines_and_ends_with_ctrl_d_and_a_table_comes_whole
     assert code == 0
     assert plain(rest).strip() == ""
 
-    code, screen = whole.end()  # no streaming, and a table: whole, and nothing in it can move the cursor
+    code, screen = whole.end()  # a table is printed whole, and nothing in it can move the cursor
     assert code == 0
     rows = (tab_separated(name, QUESTION, answer(name, QUESTION)) for name in (B, C))
     assert plain(screen) == "".join(inert(row) + "\n" for row in rows)
@@ -297,15 +297,15 @@ def test_a_video_that_fails_does_not_keep_back_the_one_answer(adapters, model_fo
 
 def test_batches_hold_adapters_of_one_model_and_no_more_than_fit(adapters, monkeypatch):
     one, other = ModelLoader("one", "option"), ModelLoader("other", "option")
-    worn = [AnswerSource(Path(f"{n}"), one if n < 5 else other, adapters[0]) for n in range(7)]
-    subjects = [*worn, AnswerSource(Path("a.mp4"), other), worn[0]]
+    encoded = [AnswerSource(Path(f"{n}"), one if n < 5 else other, adapters[0]) for n in range(7)]
+    subjects = [*encoded, AnswerSource(Path("a.mp4"), other), encoded[0]]
 
     def sizes():
         return [len(batch) for batch in batches(subjects, ["what?", "where?"])]
 
     assert sizes() == [10, 4, 1, 1, 2]
-    monkeypatch.setattr(session, "ANSWERS_AT_ONCE", 4)
+    monkeypatch.setattr(sources, "ANSWERS_AT_ONCE", 4)
     assert sizes() == [4, 4, 2, 4, 1, 1, 2]
-    monkeypatch.setattr(session, "FACTOR_BYTES_AT_ONCE", 3 * (adapters[0].a.nbytes + adapters[0].b.nbytes))
+    monkeypatch.setattr(sources, "FACTOR_BYTES_AT_ONCE", 3 * (adapters[0].a.nbytes + adapters[0].b.nbytes))
     assert sizes() == [3, 3, 3, 1, 3, 1, 1, 1, 2]
     assert [pair for batch in batches(subjects, ["what?"]) for pair in batch] == [(each, "what?") for each in subjects]

@@ -1,4 +1,4 @@
-"""Many videos: one command, a shell loop and xargs give the same files; and what a terminal sees meanwhile."""
+"""Many videos: one command, a shell loop and xargs write the same files; and the output on a terminal."""
 
 import os
 import shlex
@@ -12,7 +12,7 @@ import v2l
 
 
 def check_all_ways_agree(folder, clips, model_folder, **env):
-    """Encodes copies of the clips by one command, a loop and xargs; all three must leave the same bytes."""
+    """Encode copies of the clips by one command, a loop and xargs, and compare the bytes."""
     ways = {
         "one": f"{shlex.quote(V2L)} encode .",
         "loop": f'for clip in *.mp4; do {shlex.quote(V2L)} encode "$clip" || exit; done',
@@ -20,13 +20,9 @@ def check_all_ways_agree(folder, clips, model_folder, **env):
     }
     for way in ways:
         fill(folder / way, **clips)
-    running = {
-        way: Running(cwd=folder / way, model=model_folder, env=env, program=["sh", "-c", line])
-        for way, line in ways.items()
-    }
     made = sorted(f"{name}{SUFFIX}" for name in clips)
-    for way, command in running.items():
-        done = command.end()
+    for way, line in ways.items():
+        done = Running(cwd=folder / way, model=model_folder, env=env, program=["sh", "-c", line]).end()
         assert done.code == 0, (way, done)
         assert sorted(done.lines) == made
         assert tree(folder / way) == sorted([*made, *(f"{name}.mp4" for name in clips)])
@@ -52,7 +48,7 @@ def test_a_loop_and_xargs_make_the_same_files_of_twenty_clips(tmp_path, model_fo
 
 @pytest.fixture(scope="module")
 def shown(tmp_path_factory, videos, model_folder):
-    """What a terminal of 40 columns shows of a batch, one that can move its cursor and one that cannot."""
+    """The output of a batch on terminals of 40 columns, with and without cursor movement."""
     terminals = {}
     for term in ("xterm-256color", "dumb"):
         here = fill(tmp_path_factory.mktemp(term), **{"a clip of a long name": videos[0], "b": videos[1]})
@@ -79,7 +75,7 @@ def test_a_dumb_terminal_sees_lines_only(shown):
 
 
 def after_the_bar(screen):
-    """The lines that stay: of every line, what stands after its last carriage return."""
+    """Return the lines that remain: of every line, the part after its last carriage return."""
     return "".join(line.split("\r")[-1] + "\n" for line in plain(screen).split("\n")[:-1])
 
 

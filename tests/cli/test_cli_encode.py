@@ -1,4 +1,4 @@
-"""`v2l encode`: which videos, where their adapters go, and which of them are made again."""
+"""`v2l encode`: its inputs, the paths of the adapters, and which adapters are encoded again."""
 
 import dataclasses
 import os
@@ -24,7 +24,7 @@ def changed(adapter, **parts):
 
 
 def with_box(video, content):
-    """The video with something in it that no player looks at: other bytes, same size, same pictures."""
+    """Return the video with other bytes, the same size and the same frames."""
     return video.read_bytes() + b"\0\0\0\x10free" + content
 
 
@@ -43,26 +43,26 @@ LIBRARY = sorted([*STALE, *CURRENT, "foreign", "new"])
 
 @pytest.fixture(scope="module")
 def made(videos, vlm, hypernetwork):
-    """What the library gives for the first clip."""
+    """The adapter of the first clip, by the library."""
     return v2l.encode(videos[0], vlm, hypernetwork)
 
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory, videos, vlm, hypernetwork, made):
-    """A folder with a video for every reason to encode again or not to."""
+    """A folder with a video for every reason to encode it again or not."""
     folder = fill(tmp_path_factory.mktemp("library"), **dict.fromkeys(LIBRARY, videos[0]))
-    stands = dict.fromkeys(LIBRARY, made)
-    del stands["new"]
-    stands["changed"] = v2l.encode(videos[1], vlm, hypernetwork)
-    stands["settings"] = v2l.encode(videos[0], vlm, hypernetwork, frames=2)
-    stands["foreign"] = changed(made, base_model=BaseModel("someone/else", None, "f" * 64))
+    existing = dict.fromkeys(LIBRARY, made)
+    del existing["new"]
+    existing["changed"] = v2l.encode(videos[1], vlm, hypernetwork)
+    existing["settings"] = v2l.encode(videos[0], vlm, hypernetwork, frames=2)
+    existing["foreign"] = changed(made, base_model=BaseModel("someone/else", None, "f" * 64))
     maker = dataclasses.replace(made.description.hypernetwork, sha256="e" * 64)
-    stands["rehypered"] = changed(made, hypernetwork=maker)
-    stands["segmented"] = v2l.compose([made, made])
+    existing["rehypered"] = changed(made, hypernetwork=maker)
+    existing["segmented"] = v2l.compose([made, made])
     (folder / "hidden.mp4").write_bytes(with_box(videos[0], b"before!!"))
-    stands["hidden"] = v2l.encode(folder / "hidden.mp4", vlm, hypernetwork)
+    existing["hidden"] = v2l.encode(folder / "hidden.mp4", vlm, hypernetwork)
     (folder / "hidden.mp4").write_bytes(with_box(videos[0], b"after!!!"))
-    for name, adapter in stands.items():
+    for name, adapter in existing.items():
         adapter.save(folder / f"{name}{SUFFIX}")
         dated(folder / f"{name}{SUFFIX}", 100)
     damaged = folder / f"damaged{SUFFIX}"

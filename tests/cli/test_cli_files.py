@@ -1,4 +1,4 @@
-"""`v2l compose`, `v2l info` and `v2l import`: files in, files out, none of it needs a video or OpenCV."""
+"""`v2l compose`, `v2l info` and `v2l import`: commands on files, without a video or OpenCV."""
 
 import json
 import stat
@@ -66,7 +66,7 @@ def test_compose_keeps_the_order_and_warns_of_gaps_and_overlaps(desk, no_opencv)
     assert (back.code, back.out) == (0, f"back{SUFFIX}\n")
     overlap, backwards = back.notes
     assert "overlap from 0:00:02.0 to 0:00:04.5" in overlap
-    assert "stands after" in backwards
+    assert "follows" in backwards
     starts = [segment.start for segment in loaded(desk, f"back{SUFFIX}")[0].description.segments]
     assert starts == [2.0, 2.0, 0.0]
 
@@ -125,7 +125,7 @@ def composed(desk):
 
 
 def facts(adapter):
-    """What a person must find in whatever `info` shows of an adapter."""
+    """Check that the output of `info` holds the facts of an adapter."""
     made = adapter.description
     yield from (made.base_model.id, made.base_model.fingerprint[:12], made.hypernetwork.id, "4 + 4 + 4 learned bias")
     yield from ("clip 2.mp4", "0:00:00.0 to 0:00:02.0", "0:00:02.0 to 0:00:04.5", "64x48", "float32", "3 layers")
@@ -253,7 +253,7 @@ def test_without_any_model_named_tiny_stands_in_and_says_so(tmp_path, videos):
 
 
 def test_keys_of_every_json_record_survive_json(desk):
-    """A line is one object whatever a name holds."""
+    """A line holds one object, even if a name contains a line break."""
     name = f"new\nline \u2028 ü{SUFFIX}"
     (desk / name).write_bytes((desk / PARTS[0]).read_bytes())
     done = run("info", name, "--json", cwd=desk)

@@ -1,4 +1,4 @@
-"""Videos that cannot be read, machines that lack something, readers that leave, people who press Ctrl-C."""
+"""Unreadable videos, missing libraries, closed pipes and Ctrl-C."""
 
 import os
 import shutil
@@ -36,7 +36,7 @@ UNDECODABLE = os.fsdecode(b"na\xffme.mp4")
 
 @pytest.fixture(scope="module")
 def wreckage(tmp_path_factory, videos, model_folder):
-    """A folder where only good.mp4 is a video that can be encoded, and what a batch over all of it does."""
+    """A folder where only good.mp4 can be encoded, and the result of a batch over it."""
     names = ["good", "locked", "address"]
     folder = fill(tmp_path_factory.mktemp("wreckage"), **dict.fromkeys(names, videos[0]))
     (folder / "locked.mp4").chmod(0)
@@ -118,7 +118,7 @@ def test_failures_are_records_too(broken_batch):
 
 @pytest.fixture(scope="module")
 def cut_short(tmp_path_factory, videos, model_folder):
-    """Two commands at once: one that meets a failure in its middle, and one that nobody listens to."""
+    """Two commands at once: one with a failure in its middle, and one whose output has no reader."""
     failing = fill(tmp_path_factory.mktemp("failing"), a=videos[0], c=videos[1])
     (failing / "b.mp4").touch()
     unheard = fill(tmp_path_factory.mktemp("unheard"), a=videos[0], b=videos[1], c=videos[2])
@@ -135,7 +135,7 @@ def test_fail_fast_stops_at_the_first_failure(cut_short):
 
 
 def test_a_machine_without_libgl_encodes_and_gets_one_line_where_clips_are_drawn(tmp_path, videos, model_folder):
-    """As a server without a desktop has it; a cv2 that fails exactly so stands in front of the real one."""
+    """As on a server without a desktop; a cv2 that fails in the same way precedes the real one."""
     fill(tmp_path / "here", talk=videos[0])
     (tmp_path / "cv2").mkdir()
     (tmp_path / "cv2" / "__init__.py").write_text(LIBGL_MISSING)
@@ -153,7 +153,7 @@ def test_a_machine_without_libgl_encodes_and_gets_one_line_where_clips_are_drawn
 
 
 def test_nobody_reads_stdout_any_more_and_the_files_are_written_all_the_same(cut_short):
-    """What `v2l encode folder | head -1` comes to, at its worst: the reader left before the first line."""
+    """The worst case of `v2l encode folder | head -1`: the reader has left before the first line."""
     here, done = cut_short[1]
     assert done.code == 0
     assert counts(done.err.strip()) == {"encoded": 3}
@@ -165,7 +165,7 @@ def test_nobody_reads_stdout_any_more_and_the_files_are_written_all_the_same(cut
 
 
 def nest(folder, names):
-    """Folders in one another, however long their path becomes."""
+    """Make nested folders whose path may exceed the limit."""
     home = os.getcwd()
     try:
         os.chdir(folder)
@@ -179,8 +179,8 @@ def nest(folder, names):
 
 @pytest.fixture(scope="module")
 def odd_tree(videos, model_folder):
-    """A tree with all that stops a walk: a folder without permission, one beyond the longest path, 1,200 nested ones,
-    and a video whose adapter's name the file system does not take; encoded into another folder."""
+    """Encode a tree with a folder without permission, one beyond the longest path, 1,200 nested ones, and a video
+    whose adapter would have too long a name, into another folder."""
     home = Path(tempfile.mkdtemp(prefix="v2l-odd-"))  # not pytest's own, which it would fail to remove
     try:
         fill_oddly(fill(home / "tree", a=videos[0], z=videos[0]), videos[0])
@@ -217,7 +217,7 @@ def test_what_was_left_out_of_a_tree_is_a_line_each(odd_tree):
 
 
 def test_a_name_that_is_too_long_is_refused_before_the_video_is_looked_at(tmp_path, model_folder):
-    """What stands there is no video at all, and nobody finds out."""
+    """The file is not a video, and is not opened."""
     name = "x" * 241 + ".mp4"
     (tmp_path / name).write_text("no video")
     for options, place, size in (
@@ -240,17 +240,18 @@ def test_a_folder_of_adapters_that_cannot_be_listed_is_one_line(tmp_path):
 
 
 def test_a_folder_that_was_deleted_is_the_reason_given(tmp_path, videos, model_folder):
-    """The libraries below torch would end the process with a remark about themselves."""
+    """The libraries below torch would abort the process."""
     gone = tmp_path / "gone"
     gone.mkdir()
     done = Running("info", videos[0], cwd=gone, model=model_folder, prepare=gone.rmdir).end()
     assert (done.code, done.out) == (1, "")
-    assert done.notes == ["v2l: error: the folder that this was started in is not there any more; cd to one that is"]
+    assert done.notes == ["v2l: error: the working directory is not there any more; cd to one that is"]
 
 
 def test_python_without_docstrings_is_the_reason_given():
-    """Without them transformers fails over the first model, and prints what it thinks of that to standard output."""
-    words = "from v2l import errors; from v2l.models import presets\nwith errors.errors_in_one_line():\n    presets.find_model('tiny')"
+    """Without docstrings transformers fails to load a model and prints to standard output."""
+    words = "from v2l import errors; from v2l.models import presets\n"
+    words += "with errors.errors_in_one_line():\n    presets.find_model('tiny')"
     done = subprocess.run([sys.executable, "-OO", "-c", words], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (1, "") and "PYTHONOPTIMIZE=2" in done.stderr
     assert done.stderr.count("\n") == 1
@@ -269,7 +270,7 @@ def test_want_of_memory_is_the_reason_given(tmp_path, videos, model_folder, vlm,
 
 
 SLOW_SETTINGS = ["--frames", "24", "--fps", "8", "--resolution", "192"]
-"""Seconds of work for a clip, so that there is a middle of a batch to interrupt."""
+"""Settings under which a clip takes seconds, so that a batch can be interrupted."""
 
 
 def test_interrupted_batches_keep_what_was_finished_and_leave_nothing_half_done(tmp_path, videos, model_folder):

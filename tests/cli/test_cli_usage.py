@@ -1,4 +1,4 @@
-"""What the command says of itself, and command lines that cannot be meant: exit code 2 and nothing begun."""
+"""The help, the versions, and wrong command lines, which end with exit code 2 before any work."""
 
 import shlex
 import sys
@@ -8,7 +8,7 @@ from terminal import SUFFIX, V2L, Terminal, fill, nobody_reads, plain, run, run_
 
 import v2l
 
-COMMANDS = ["encode", "ask", "compose", "info", "import"]
+COMMANDS = "encode ask demo compose info verify export pull import bench eval train".split()
 
 
 def test_help_and_completion_import_nothing_heavy():
@@ -163,7 +163,7 @@ def test_usage_errors_at_a_narrow_terminal_lose_nothing(desk, model_folder):
 
 
 def test_streams_that_are_closed_from_the_start_are_no_reason_for_a_traceback(desk, model_folder):
-    """As `>&-` does, and daemons that start a command without any streams."""
+    """As with `>&-`, or under a daemon that starts a command without streams."""
     streams = "0<&-", "1>&-", "2>&-"
     lines = [f"{shlex.quote(V2L)} info whole{SUFFIX} --json {stream}" for stream in streams]
     shells = run_each(*(["-c", line] for line in lines), cwd=desk, model=model_folder, program=["sh"])

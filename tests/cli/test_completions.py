@@ -1,4 +1,4 @@
-"""The completion files: current, valid in their shells, and right when TAB is pressed with no program to be found."""
+"""The completion files: current, valid in their shells, and correct without starting a program."""
 
 import importlib.util
 import os
@@ -12,6 +12,7 @@ import time
 import pytest
 import typer
 from places import ROOT
+from terminal import PATIENCE
 
 from v2l.cli.app import app
 from v2l.cli.options import Dtype
@@ -22,7 +23,7 @@ FOLDER = ROOT / "completions"
 FILES = {"bash": FOLDER / "v2l.bash", "zsh": FOLDER / "_v2l", "fish": FOLDER / "v2l.fish"}
 COMMANDS = typer.main.get_command(app).commands
 ENVIRONMENT = {"PATH": "", "LC_ALL": "C.UTF-8", "TERM": "dumb", "INPUTRC": os.devnull}
-"""With an empty PATH no shell can start a program, neither python nor v2l."""
+"""With an empty PATH, no shell can start a program."""
 
 ODD_VIDEOS = [
     "my first video.mp4",
@@ -117,14 +118,14 @@ printf '%s\\0' "${filenames-no}" "${COMPREPLY[@]}"
 
 
 def offered(home, *words, as_files=False):
-    """What bash offers for the last of the words after v2l, as a set."""
+    """Return the candidates of bash for the last of the words after v2l."""
     done = subprocess.run(
         [shutil.which("bash"), "--norc", "--noprofile", "-c", CALL, "bash", FILES["bash"], "v2l", *words],
         cwd=home,
         env=ENVIRONMENT,
         capture_output=True,
         text=True,
-        timeout=20,
+        timeout=PATIENCE,
     )
     assert (done.returncode, done.stderr) == (0, ""), "a program that is not found would be reported here"
     filenames, *found, end = done.stdout.split("\0")
@@ -161,7 +162,7 @@ def test_words_of_an_option(home):
 
 
 def test_a_value_behind_an_equals_sign(home):
-    """bash makes words of their own of `=` and of what follows it."""
+    """bash splits words at `=`."""
     assert offered(home, "encode", "--dtype", "=", "bf") == {"bfloat16"}
     assert offered(home, "encode", "--device", "=") == {"cpu", "cuda", "mps"}
     assert offered(home, "encode", "--dtype", "=", "bfloat16", "--js") == {"--json"}
@@ -235,7 +236,7 @@ TYPED = {
     "info --js\t publ\t": ["info", "--json", "published.pt"],
     "encode -- -d\t": ["encode", "--", "-dash.mp4"],
 }
-"""Keys after `v2l ` to the words that the command gets."""
+"""Keys typed after `v2l `, and the words that the command receives."""
 
 
 @pytest.mark.parametrize("shell", [shell for shell in START if shell == "bash" or shutil.which(shell)])
@@ -245,7 +246,7 @@ def test_pressing_tab(shell, home, tmp_path):
 
 
 def press(shell, lines, home, record):
-    """Types lines after `v2l ` into a shell on a pseudo-terminal, where v2l is a function that records its words."""
+    """Type lines after `v2l ` into a shell on a pseudo-terminal, where v2l is a function that records its words."""
     arguments, setup = START[shell]
     setup = setup.format(file=FILES[shell])
     master, slave = pty.openpty()
@@ -262,11 +263,11 @@ def press(shell, lines, home, record):
     screen = b""
 
     def send(line):
-        """Waits until the shell has recorded the words of a line, reading what it prints so that it can go on."""
+        """Type a line and wait until the shell has recorded its words, reading its output so that it does not block."""
         nonlocal screen
         record.unlink(missing_ok=True)
         os.write(master, line.encode() + b"\n")
-        end = time.monotonic() + 10
+        end = time.monotonic() + PATIENCE
         while not (record.exists() and record.read_bytes().endswith(b"\0\n")):
             assert time.monotonic() < end, f"{shell} does not answer to {line!r}:\n{screen.decode(errors='replace')}"
             if select.select([master], [], [], 0.01)[0]:
@@ -294,6 +295,6 @@ def test_fish_offers_what_bash_offers_where_fish_is_here(home):
         if shutil.which("fish"):
             script = f"source {FILES['fish']}; set -g PATH; complete -C 'v2l {line}'"
             arguments = [shutil.which("fish"), "--no-config", "-c", script]
-            done = subprocess.run(arguments, cwd=home, capture_output=True, text=True, timeout=20)
+            done = subprocess.run(arguments, cwd=home, capture_output=True, text=True, timeout=PATIENCE)
             found = {row.split("\t")[0].removesuffix("/") for row in done.stdout.splitlines()}
             assert (found, done.stderr) == (bash, ""), line

@@ -1,5 +1,4 @@
-"""The command where something around it does not work: it goes on, or says why not. The rest is in
-tests/stress/environments.py."""
+"""The command in a faulty environment; tests/stress/environments.py has more."""
 
 import os
 
@@ -9,7 +8,7 @@ from terminal import Running, fill
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no device that is always full")
 def test_a_full_standard_error_ends_no_encode(tmp_path, videos, model_folder):
-    """As `2>log` on a full disk: the notes are lost, the adapter and the exit code are not."""
+    """As with `2>log` on a full disk: notes are lost, the adapter and the exit code are not."""
     folder = fill(tmp_path / "here", talk=videos[0])
     with open("/dev/full", "wb") as full:
         onto_full = {"prepare": lambda: os.dup2(full.fileno(), 2), "cwd": folder, "model": model_folder}

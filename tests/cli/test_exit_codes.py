@@ -1,5 +1,5 @@
-"""What a script sees: every command, every way to end, one table. 0 all done, 1 something failed, 2 the command cannot
-mean what it says, 130 interrupted, 143 told to end; and whatever was there is still there."""
+"""The exit codes of every command: 0 all done, 1 something failed, 2 wrong usage, 130 interrupted, 143 terminated.
+Existing files are unchanged."""
 
 import builtins
 import io
@@ -51,11 +51,11 @@ WORDS = {  # command -> {exit code: words that end so}
     "eval": {
         0: [f"good.jsonl {MODEL} --frames 2 --max-new-tokens 1 --without in_context"],
         1: ["bad.jsonl", "gone.jsonl", f"good.jsonl {MODEL} -o bad.jsonl"],
-        2: [f"good.jsonl {MODEL} -o good.jsonl", "good.jsonl --margin 0", "good.jsonl --metric nosuch"],
+        2: [f"good.jsonl {MODEL} -o good.jsonl", "good.jsonl --set margin=0", "good.jsonl --metric nosuch"],
     },
     "train": {
         1: ["bad.jsonl -o run", "gone.jsonl -o run", "good.jsonl -o talk.mp4 --model MODEL"],
-        2: ["good.jsonl", "good.jsonl -o run --sizes rank", "good.jsonl -o run --steps 0"],
+        2: ["good.jsonl", *(f"good.jsonl -o run {word}" for word in ("--set rank", "--set nosuch=1", "--steps 0"))],
     },
     "bench": {
         1: [f"gone.mp4 {MODEL}", f"empty.mp4 {MODEL}"],
@@ -115,7 +115,7 @@ def test_the_exit_code_says_how_it_went(v2l_command, desk, name, code, words):
 @pytest.mark.parametrize("name", WORDS)
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["130", "143"])
 def test_a_command_that_is_told_to_stop_says_so(v2l_command, desk, monkeypatch, tmp_path, name, number, code):
-    """The signal comes when it first looks at one of its files."""
+    """The signal is sent at the first access to one of its files."""
     words = {
         "train": f"good.jsonl -o run {MODEL}",
         "bench": f"talk.mp4 --frames 4 {MODEL}",

@@ -1,5 +1,4 @@
-"""Names and metadata that someone else wrote print inertly: no control byte of theirs reaches a terminal, and nothing
-in them is taken for markup."""
+"""Foreign names and metadata are escaped: no control byte reaches a terminal, and nothing is read as markup."""
 
 import dataclasses
 import io
@@ -20,11 +19,11 @@ from v2l.models.checkpoint import save_hypernetwork, with_provenance
 
 EVIL = "[red]x\x1b]0;evil\x07\x9b31m\u202e\x08\x7f\nname"
 SHOWN = r"[red]x\x1b]0;evil\x07\x9b31m\u202e\x08\x7f\nname"
-"""How it may look on a terminal."""
+"""Its escaped forms on a terminal."""
 
 
 class Tty(io.TextIOWrapper):
-    """A stream that says it is a terminal."""
+    """A stream that claims to be a terminal."""
 
     def isatty(self):
         return True
@@ -32,7 +31,7 @@ class Tty(io.TextIOWrapper):
 
 @pytest.fixture
 def terminal(monkeypatch, tmp_path):
-    """`v2l WORDS...` in this process, with a terminal for its streams: (exit code, stdout, stderr)."""
+    """Run `v2l WORDS...` in this process with terminals as streams; return (exit code, stdout, stderr)."""
     handlers = signal.getsignal(signal.SIGTERM), warnings.showwarning
     for name, value in {"COLUMNS": "2000", "TERM": "xterm-256color"}.items():
         monkeypatch.setenv(name, value)
@@ -56,7 +55,7 @@ def terminal(monkeypatch, tmp_path):
 
 
 def check(done, code=0, named=1):
-    """Nothing but rich's styles and the bar's own moves may remain; the name is there in its inert form."""
+    """Check that only the styles of rich and the moves of the bar remain, and that the escaped name is shown."""
     assert done[0] == code, done
     for screen in done[1:]:
         left = re.sub(r"\x1b\[[0-9;?]*[A-HJKlhm]", "", screen)  # a bare CSI is none of EVIL's
@@ -68,7 +67,7 @@ def check(done, code=0, named=1):
 
 @pytest.fixture(scope="module")
 def evil(adapters):
-    """An adapter with such text wherever text may stand."""
+    """Return an adapter with such text in every text field."""
     made = adapters[0].description
     segment = made.segments[0]
     segment = dataclasses.replace(
@@ -164,7 +163,7 @@ def test_manifests_and_what_is_measured(terminal, tmp_path, videos, model_folder
     check(terminal("train", f"{EVIL}9.jsonl", "-o", "run"), code=1)
     manifest.write_text(json.dumps(rows[0] | {"video_path": 3, "id": EVIL}) + "\n")
     check(terminal("train", manifest, "-o", "run"), code=1)
-    check(terminal("train", manifest, "-o", "run", "--sizes", EVIL), code=2)
+    check(terminal("train", manifest, "-o", "run", "--set", EVIL), code=2)
     check(terminal("bench", f"{EVIL}9.mp4", "--model", model_folder), code=1)
     check(terminal("bench", "--plot", EVIL), code=2)
     check(terminal("pull", EVIL), code=2)

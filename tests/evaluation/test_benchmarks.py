@@ -392,7 +392,7 @@ def test_a_benchmark_can_be_written_as_a_manifest(tmp_path, capsys):
         (["--quiet"], "name either a manifest or a --benchmark"),
         (["m.jsonl", "--benchmark", "vdc", "--root", "."], "name either a manifest or a --benchmark"),
         (["--benchmark", "vdc"], "--benchmark vdc needs --root"),
-        (["m.jsonl", "--seed", "0"], "--samples and --seed choose from a --benchmark"),
+        (["m.jsonl", "--set", "seed=0"], "samples and seed choose from a --benchmark"),
     ],
 )
 def test_a_manifest_or_a_benchmark(run_eval, words, message):
@@ -424,7 +424,7 @@ def test_eval_of_a_half_downloaded_benchmark(run_eval, tmp_path, monkeypatch, vi
     assert [header[name] for name in ("benchmark", "samples", "seed", "max_new_tokens")] == [words[1], 500, 0, 4]
     assert [row["id"] for row in kept if row["error"]] == ["v_c"]
 
-    code, out, err = run_eval(*words, "--samples", 2)
+    code, out, err = run_eval(*words, "--set", "samples=2")
     assert (code, out) == (1, "")
     assert "was made with another model, hypernetwork, setting or choice of samples" in err
 

@@ -192,7 +192,7 @@ def test_nonsense_is_asked_again_once_and_then_kept_as_an_error(stand_in, judge)
         (completion('{"score": 6}'), 'the judge\'s reply holds no score from 0 to 5: {"score": 6}'),
         (
             completion('{"score": 3}', finish="length"),
-            "the judge's reply was cut off at the rubric's token limit; another --rubric",
+            "the judge's reply was cut off at the rubric's token limit; another --set rubric",
         ),
         (completion(""), "the judge's reply holds no score from 0 to 5: it is empty"),
         (completion(None), 'the judge\'s reply holds no score from 0 to 5: {"choices"'),
@@ -230,7 +230,9 @@ def test_a_server_that_hangs_is_not_waited_for(stand_in, judge):
     stand_in.answer = lambda text, number: completion(GOOD, wait=0.6 if "number 1" in text else 0.0)
     judgements = {one.item: one for one in judge(timeout=0.2).run(ITEMS[:3])}
     assert [judgements[item].score for item in ITEMS[:3]] == [4, None, 4]
-    assert judgements[ITEMS[1]].error == "the judge gave no answer within 0.2 s; --judge-timeout allows more"
+    assert (
+        judgements[ITEMS[1]].error == "the judge gave no answer within 0.2 s; --set judge_timeout=SECONDS allows more"
+    )
     assert len(stand_in.requests) == 3
 
 
@@ -307,7 +309,7 @@ def evaluate(stand_in, videos, model_folder, tmp_path, monkeypatch):
 
 
 def test_eval_asks_the_judge_and_goes_on_where_it_failed(stand_in, evaluate, tmp_path):
-    judge = ["--judge", stand_in.url, "--judge-model", "grader", "--paper", "2.2b", "--margin", "0.15,0.02"]
+    judge = ["--judge", stand_in.url, "--judge-model", "grader", "--paper", "2.2b", "--set", "margin=0.15,0.02"]
     stand_in.answer = lambda text, number: completion(GOOD if "what short?" in text else "lovely")
     failed = evaluate(*judge)
     assert failed.exit_code == 1
@@ -380,13 +382,13 @@ def test_a_judge_that_is_not_there_ends_the_command_and_the_answers_stay(stand_i
     [
         (["--judge", "http://localhost/v1"], "--judge and --judge-model belong together"),
         (["--judge", "http://localhost/v1", "--judge-model", "x", "--metric", "f1"], "--judge gives its own scores"),
-        (["--metric", "judge"], "--metric judge and --rubric need --judge URL"),
-        (["--rubric", "rubric.md"], "--metric judge and --rubric need --judge"),
+        (["--metric", "judge"], "--metric judge and --set rubric need --judge URL"),
+        (["--set", "rubric=rubric.md"], "--metric judge and --set rubric need --judge"),
         (["--paper", "500m", "--without", "in_context"], "leave --without in_context out"),
         (["--paper", "500m"], "the paper has no f1 of camera, short"),
-        (["--margin", "0.05,x"], "--margin '0.05,x': give numbers"),
-        (["--margin", "0.05,-1"], "--margin is -1.0"),
-        (["--judge-timeout", "0"], "--judge-timeout is 0"),
+        (["--set", "margin=0.05,x"], "margin takes numbers above 0"),
+        (["--set", "margin=0.05,-1"], "margin takes numbers above 0"),
+        (["--set", "judge_timeout=0"], "judge_timeout takes a number above 0"),
         (["--judge", "ftp://x", "--judge-model", "x"], "--judge takes a plain address"),
     ],
     ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else None,

@@ -29,8 +29,8 @@ AT_START = ("HF_", "PYTHON", "OMP_", "LD_", "PATH", "HOME", "LC_", "LANG")
 
 V2L = str(Path(sys.executable).with_name("v2l"))
 SUFFIX = ".v2l.safetensors"
-PATIENCE = 600
-"""Seconds after which a process counts as hung, even on a busy machine."""
+PATIENCE = 120
+"""Seconds without work after which a process counts as hanging."""
 
 TRACEBACK = "Traceback (most recent"
 LIBGL_MISSING = 'raise ImportError("libGL.so.1: cannot open shared object file: No such file or directory")\n'
@@ -67,6 +67,35 @@ def surroundings(model: Path | str | None = None, **changes: str) -> dict[str, s
     return {**kept, "TERM": "xterm-256color", **offline, **chosen, **changes}
 
 
+class Patience:
+    """Tells a process that hangs from one that waits for the processor: the former does no work for PATIENCE seconds,
+    however long the latter takes on a busy machine."""
+
+    def __init__(self, pid: int):
+        self.pid, self.work, self.deadline = pid, 0.0, time.monotonic() + PATIENCE
+
+    def left(self) -> float:
+        """Return the seconds until the next look; 0 if the process hangs."""
+        if time.monotonic() >= self.deadline and (work := processor_seconds(self.pid)) > self.work:
+            self.work, self.deadline = work, time.monotonic() + PATIENCE
+        return max(0.0, self.deadline - time.monotonic())
+
+
+def processor_seconds(pid: int) -> float:
+    """Return the processor time that a process and its descendants have used, 0 where there is no /proc."""
+    parents, seconds = {}, {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # ended meanwhile
+            fields = path.read_text().rpartition(")")[2].split()
+            number = int(path.parent.name)
+            parents[number] = int(fields[1])
+            seconds[number] = sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")  # children that ended included
+    family = {pid}
+    while more := {number for number, parent in parents.items() if parent in family} - family:
+        family |= more
+    return sum(seconds.get(number, 0.0) for number in family)
+
+
 class Running:
     """The command with pipes for its standard streams."""
 
@@ -99,13 +128,19 @@ class Running:
         )
 
     def end(self, stdin: bytes = b"", traceback: bool = False) -> Done:
-        """Wait for the process to end."""
-        try:
-            out, err = self.process.communicate(stdin, timeout=PATIENCE)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            out, err = self.process.communicate()
-            raise AssertionError(f"the command hung; its output: {out!r} and {err!r}") from None
+        """Waits for the end."""
+        patience = Patience(self.process.pid)
+        left, given = patience.left(), stdin
+        while True:
+            try:
+                out, err = self.process.communicate(given, timeout=left)
+                break
+            except subprocess.TimeoutExpired:
+                given = None  # communication has started
+                if not (left := patience.left()):
+                    self.process.kill()
+                    out, err = self.process.communicate()
+                    raise AssertionError(f"the command hung; it had said {out!r} and {err!r}") from None
         return checked(Done(self.process.returncode, *(os.fsdecode(text or b"") for text in (out, err))), traceback)
 
 
@@ -169,11 +204,11 @@ class Terminal:
         self.screen = ""
 
     def read_until(self, text: str) -> str:
-        """Read until `text` appears and return everything since the last call up to its end."""
-        deadline = time.monotonic() + PATIENCE
+        """Reads until `text` has come since the last such wait; returns everything up to its end."""
+        patience = Patience(self.process.pid)
         while text not in self.screen:
-            if not self._read(deadline):
-                raise AssertionError(f"{text!r} never appeared, only {self.screen!r}")
+            if not self._read(patience):
+                raise AssertionError(f"{text!r} never came, only {self.screen!r}")
         before, _, self.screen = self.screen.partition(text)
         return before + text
 
@@ -181,12 +216,12 @@ class Terminal:
         os.write(self.master, text.encode())
 
     def end(self) -> tuple[int, str]:
-        """Wait for the process to end; return its exit code and the unread output."""
-        deadline = time.monotonic() + PATIENCE
-        while self._read(deadline):
+        """The exit code, and what came since the last wait."""
+        patience = Patience(self.process.pid)
+        while self._read(patience):
             pass
         try:
-            code = self.process.wait(max(1.0, deadline - time.monotonic()))
+            code = self.process.wait(PATIENCE)
         except subprocess.TimeoutExpired:
             self.process.kill()
             raise AssertionError(f"the command hung; the terminal showed {self.screen!r}") from None
@@ -195,11 +230,13 @@ class Terminal:
         assert TRACEBACK not in self.screen, self.screen
         return code, self.screen
 
-    def _read(self, deadline: float) -> bool:
-        ready, _, _ = select.select([self.master], [], [], max(0.0, deadline - time.monotonic()))
-        if not ready:
-            return False
-        with contextlib.suppress(OSError):  # Linux, when the other end is closed
+    def _read(self, patience: Patience) -> bool:
+        ready: list[int] = []
+        while not ready:
+            if not (left := patience.left()):
+                return False
+            ready, _, _ = select.select([self.master], [], [], left)
+        with contextlib.suppress(OSError):  # how Linux says that nobody holds the other end
             data = os.read(self.master, 65536)
             self.screen += os.fsdecode(data)
             return bool(data)
@@ -212,11 +249,11 @@ def plain(screen: str) -> str:
 
 
 def wait_for(path: Path, process: subprocess.Popen) -> None:
-    """Wait until `path` exists."""
-    deadline = time.monotonic() + PATIENCE
+    """Until there is a file at `path`."""
+    patience = Patience(process.pid)
     while not path.exists():
         assert process.poll() is None, f"the command ended before it wrote {path}: {process.communicate()}"
-        assert time.monotonic() < deadline, f"the command never wrote {path}"
+        assert patience.left(), f"the command never wrote {path}"
         time.sleep(0.005)
 
 

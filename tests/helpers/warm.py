@@ -42,9 +42,9 @@ def serve() -> None:
     import torch  # noqa: F401
     from transformers.models.smolvlm import modeling_smolvlm  # noqa: F401
 
-    from v2l.cli import (
-        serving,  # noqa: F401
-    )
+    import v2l.adapters.verify
+    import v2l.inference.ask
+    import v2l.inference.batch  # noqa: F401
 
     for line in sys.stdin:
         request = json.loads(line)

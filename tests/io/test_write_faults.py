@@ -18,13 +18,13 @@ from terminal import SUFFIX, fill
 from typer.testing import CliRunner
 
 import v2l
-from v2l.cli import demo
 from v2l.cli.app import app
 from v2l.inference import batch
 from v2l.inference.model_loader import ModelLoader
 from v2l.inference.targets import Target
 from v2l.io.journal import Journal
 from v2l.models.presets import Lock, write_lock
+from v2l.tiny import demo
 from v2l.tiny.world.clip import ClipFormat, write_clip
 from v2l.tiny.world.dataset import write_dataset
 from v2l.training import common

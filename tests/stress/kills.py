@@ -24,7 +24,8 @@ import small
 import torch
 
 from v2l.adapters.adapter import Adapter
-from v2l.cli import commands, console
+from v2l.cli import console
+from v2l.cli.encode import encode_all
 from v2l.inference import batch
 from v2l.inference.model_loader import ModelLoader
 from v2l.inference.targets import Destination
@@ -44,7 +45,7 @@ def encode(folder: Path, model: Path) -> bool:
     """Do what `v2l encode FOLDER --segments 2 --compose` does: three adapters per video."""
     options = batch.EncodeOptions(Reading(), segments=2, compose=True)
     choice = ModelLoader(str(model), "option", device="cpu")
-    return commands.encode([folder], Destination(), options, choice, console.Display(quiet=True))
+    return encode_all([folder], Destination(), options, choice, console.Display(quiet=True))
 
 
 def in_child(work: Callable[[], object], is_due: Callable[[], bool] = lambda: False, delay: float = 0.0) -> int:

@@ -7,9 +7,9 @@ import pytest
 from terminal import run
 
 import v2l
-from v2l.cli.demo import ASKED, FORM, SECONDS, sample_lecture
 from v2l.evaluation.metrics import METRICS
 from v2l.models.presets import EMBEDDED, RELEASE
+from v2l.tiny.demo import ASKED, FORM, SECONDS, sample_lecture
 from v2l.tiny.world.clip import frame_times, write_clip
 from v2l.tiny.world.dataset import scenes_of_eight_seconds, story_of
 from v2l.tiny.world.questions import ask_about, ask_by_scene

@@ -476,9 +476,10 @@ def workplace(tmp_path_factory, examples, model_folder):
 
 
 def options(folder, steps):
-    sizes = ",".join(f"{name}={value}" for name, value in SIZES.items())
-    numbers = f"--steps {steps} --batch 4 --together 2 --frames 4 --segments 2 --windows 2 --save-every 1"
-    return f"m.jsonl -o {folder} --model model --device cpu --sizes {sizes} {numbers} --learning-rate 1e-3".split()
+    numbers = {**SIZES, "together": 2, "segments": 2, "windows": 2, "save_every": 1}
+    settings = " ".join(f"--set {name}={value}" for name, value in numbers.items())
+    run = f"--steps {steps} --batch 4 --frames 4 --learning-rate 1e-3"
+    return f"m.jsonl -o {folder} --model model --device cpu {run} {settings}".split()
 
 
 def launch(workplace, *words):
@@ -510,7 +511,7 @@ def test_the_command_resumes_and_prints_json(workplace):
     assert lines[0]["validation"] > 0
     assert "loss" in lines[0] and "--teacher" not in first.stderr
     again = launch(workplace, "v2l", "train", *options("run", 2))
-    assert "going on after step 2 of 2" in again.stderr
+    assert "resuming after step 2 of 2" in again.stderr
     other = launch(workplace, "v2l", "train", *options("run", 3))
     assert other.returncode == 1
     assert other.stderr.startswith("v2l: error: run holds a run with other settings")
@@ -528,16 +529,17 @@ def test_the_end_is_marked_if_requested_or_if_the_weights_were_trained_so(workpl
         return marked
 
     from_marked = "--hypernetwork", "marked/hypernetwork.safetensors"
-    assert marks("marked", "--mark-end")
+    assert marks("marked", "--set", "marks_end=yes")
     assert marks("marked-still", *from_marked)
-    assert not marks("unmarked", *from_marked, "--no-mark-end")
+    assert not marks("unmarked", *from_marked, "--set", "marks_end=no")
 
 
 @pytest.mark.parametrize(
     ("words", "code", "complaint"),
     [
-        (("--sizes", "rank:4"), 2, "write NAME=NUMBER"),
-        (("--sizes", "ranks=4"), 1, "no size of a hypernetwork"),
+        (("--set", "rank:4"), 2, "write NAME=VALUE"),
+        (("--set", "ranks=4"), 2, "there is no setting ranks"),
+        (("--set", "rank=0"), 2, "rank takes a whole number of at least 1; the settings are together"),
         (("--learning-rate", "0"), 2, "above 0"),
         (("--validation", "none.jsonl"), 1, "none.jsonl"),
     ],

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from v2l.bench.methods import METHODS, Method, Ready, Subject, few_frames, prompt_size
+from v2l.bench.plan import Plan
 from v2l.bench.resources import (
     PeakMemory,
     describe_machine,
@@ -43,28 +44,6 @@ QUICK_SECONDS, QUICK_REPEATS, SLOW_REPEATS = 1.0, 30, 5
 """Answers that begin within that time are repeated so often, others so often."""
 MEMORY_SHARE = 0.9
 """Of the free memory that a prompt may need before it is only estimated."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What to measure.
-
-    frames, resolutions: the sweep; a resolution of None is the one that the hypernetwork was trained with
-    video: None draws one of the embedded world with as many frames as the sweep's most
-    repeats: of each way, None for 30 where one takes under a second and 5 where not; warmup: runs left out before them
-    new_tokens: of an answer, from which tokens a second are taken
-    segments: of how many the adapters are composed; 1 for a single encoding
-    budget: seconds after which nothing new is begun
-    """
-
-    frames: tuple[int, ...]
-    resolutions: tuple[int | None, ...] = (None,)
-    video: Path | None = None
-    repeats: int | None = None
-    warmup: int = 1
-    new_tokens: int = 32
-    segments: int = 1
-    budget: float | None = None
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Everything v2l prints: results on standard output, all else on standard error, both safe for any terminal."""
+"""Everything that v2l prints: results to standard output, all else to standard error, both safe for a terminal."""
 
 from __future__ import annotations
 
@@ -19,40 +19,47 @@ import typer
 from v2l.errors import StdoutClosed, UsageError, V2LError, V2LWarning, reason
 from v2l.io.text import escape, printable
 
+if TYPE_CHECKING:
+    from v2l.inference.model_loader import ModelLoader
+
 JSON_VERSION = 1
+DEMONSTRATION = (
+    "note: using tiny, the demonstration model, which knows synthetic clips only; name a real model with --model or "
+    "V2L_MODEL (v2l pull smolvlm2-500m fetches one)"
+)
 
 
 class Display:
-    """Where a command's words go.
+    """The output of a command.
 
-    as_json: results as one object a line; quiet: no notes and no progress
+    as_json: print every result as a JSON object on a line; quiet: print no notes and no progress
     """
 
     def __init__(self, as_json: bool = False, quiet: bool = False):
         self.as_json, self.quiet = as_json, quiet
         self._bar: Any = None
-        # names of files need not be UTF-8, and a pipe gets them byte for byte
-        sys.stdin.reconfigure(errors="surrogateescape")
+        # a file name need not be UTF-8 and passes through a pipe byte for byte
+        _reconfigure(sys.stdin, "surrogateescape")
         for output in (sys.stdout, sys.stderr):
-            output.reconfigure(errors="surrogateescape" if output.encoding == "utf-8" else "backslashreplace")
+            _reconfigure(output, "surrogateescape" if output.encoding == "utf-8" else "backslashreplace")
 
     # Results ---------------------------------------------------------------------------------------------------
 
     def result(self, text: str, record: Mapping[str, Any], end: str = "\n") -> None:
-        """A result: `text` for people and pipes, or the record with --json."""
+        """Print a result: its text, or its record with --json."""
         if self.as_json:
             text = json.dumps(_finite({"v2l": JSON_VERSION, **record}), default=_jsonable, allow_nan=False)
         self.write(text + end)
 
     def write(self, text: str) -> None:
-        """Raw text on standard output. Raises StdoutClosed where nobody reads it, V2LError where it takes no more."""
+        """Write to standard output as is. Raises StdoutClosed if its reader has gone, V2LError if it is full."""
         if self._bar is not None:
             self._bar.clear()
         try:
             sys.stdout.write(text)
             sys.stdout.flush()
         except OSError as error:
-            # what Python itself would still flush at the end goes nowhere
+            # discard what Python flushes at exit
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             if isinstance(error, BrokenPipeError):
                 raise StdoutClosed from error
@@ -63,7 +70,7 @@ class Display:
             self._bar.refresh()
 
     def panel(self, title: str, rows: Iterable[tuple[str, str]]) -> None:
-        """Named values: a framed table on a terminal, plain lines in a pipe."""
+        """Print named values: framed on a terminal, as lines in a pipe."""
         rows = list(rows)
         if _plain():
             width = max(len(name) for name, _ in rows)
@@ -80,7 +87,7 @@ class Display:
         Console().print(Panel(table, title=Text(title), title_align="left", expand=False))
 
     def table(self, header: list[str], rows: list[list[str]]) -> None:
-        """A table with numbers to the right on a terminal, tab-separated lines in a pipe."""
+        """Print a table: aligned on a terminal, as tab-separated lines in a pipe."""
         if _plain():
             self.write("".join("\t".join(map(escape, row)) + "\n" for row in [header, *rows]))
             return
@@ -91,7 +98,7 @@ class Display:
 
         table = Table(box=SIMPLE_HEAD)
         for place, name in enumerate(header):
-            table.add_column(name, justify="right" if place else "left", overflow="fold")  # nothing is left out
+            table.add_column(name, justify="right" if place else "left", overflow="fold")
         for row in rows:
             table.add_row(*(Text(escape(cell)) for cell in row))
         Console().print(table)
@@ -99,22 +106,22 @@ class Display:
     # Notes -----------------------------------------------------------------------------------------------------
 
     def note(self, text: str) -> None:
-        """Something worth knowing, unless --quiet."""
+        """Print a line unless --quiet is given."""
         if not self.quiet:
             self._say(text)
 
     def warn(self, text: str) -> None:
-        """Something that must be known, also with --quiet."""
+        """Print a line that matters with --quiet, too."""
         self._say(f"v2l: {text}")
 
     def error(self, text: str) -> None:
-        """What went wrong: one line."""
+        """Print an error, one line."""
         self._say(f"v2l: error: {text}")
 
     def _say(self, text: str) -> None:
         if self._bar is not None:
             self._bar.clear()
-        with contextlib.suppress(OSError):  # no reader or a full disk: nobody listens, and the work goes on
+        with contextlib.suppress(OSError):  # a missing reader or a full disk does not end the work
             print(escape(text), file=sys.stderr, flush=True)
         if self._bar is not None:
             self._bar.refresh()
@@ -122,17 +129,17 @@ class Display:
     # Progress --------------------------------------------------------------------------------------------------
 
     def start_progress(self, total: int, unit: str) -> None:
-        """A bar with rate and time left on standard error, where that is a terminal that can show one."""
+        """Show a bar with rate and remaining time if standard error is a terminal that can show one."""
         if self.quiet or not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
             return
         from tqdm import tqdm
 
-        # without the plain count: it is a fraction while a video of several is under way
+        # without the count, which is a fraction while one of several videos is being encoded
         form = "{percentage:3.0f}%|{bar}| {elapsed}<{remaining}, {rate_fmt}{postfix}"
         self._bar = tqdm(total=total, unit=unit, bar_format=form, dynamic_ncols=True, leave=False, mininterval=0.1)
 
     def progress(self, done: float, total: int, doing: str = "") -> None:
-        """Moves the bar."""
+        """Move the bar."""
         if self._bar is None:
             return
         self._bar.total = total
@@ -141,24 +148,28 @@ class Display:
         self._bar.update(0)
 
     def end_progress(self) -> None:
-        """Takes the bar away."""
+        """Remove the bar."""
         if self._bar is not None:
             self._bar.close()
             self._bar = None
 
 
+def _reconfigure(stream: Any, errors: str) -> None:
+    stream.reconfigure(errors=errors)  # typed as Any: a TextIO need not have it, what Python opens does
+
+
 def _plain() -> bool:
-    """Whether standard output takes lines only: a pipe, or a terminal that says it is dumb."""
+    """Return True if standard output takes lines only: a pipe, or a terminal without cursor movement."""
     return not sys.stdout.isatty() or os.environ.get("TERM") == "dumb"
 
 
 def shown(path: str | os.PathLike) -> str:
-    """A path as standard output gets it: byte for byte in a pipe, printable on a terminal."""
+    """Return a path as it is printed: byte for byte in a pipe, escaped on a terminal."""
     return printable(path) if sys.stdout.isatty() else os.fspath(path)
 
 
 def _finite(value: Any) -> Any:
-    """The same with None in the place of NaN and infinities, for which JSON has no words."""
+    """Replace NaN and infinities, which JSON cannot express, by None."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
@@ -172,24 +183,24 @@ def _jsonable(value: Any) -> Any:
     raise TypeError(f"{type(value)} is no JSON")
 
 
-if TYPE_CHECKING:
-    from v2l.cli.console import Display
+def announce_fallback(loader: ModelLoader, display: Display) -> None:
+    """Warn that the demonstration model is used because no model was chosen, once its folder is found."""
+    if loader.chosen_by == "fallback" and loader.folder:
+        display.warn(DEMONSTRATION)
 
 
 @contextlib.contextmanager
 def command(as_json: bool, quiet: bool, debug: bool) -> Iterator[Display]:
-    """What all commands share: errors become one line and an exit code, warnings notes, SIGTERM a clean end."""
-    from v2l.cli.console import Display
-
+    """Run the body of a command: an error becomes one line and an exit code, a warning a note, SIGTERM a clean exit."""
     display = Display(as_json, quiet)
     signal.signal(signal.SIGTERM, _terminate)
     if hasattr(signal, "SIGCHLD"):
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # inherited as ignored, it would hide how the decoder ended
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # if ignored, the decoder's exit code is lost
     warnings.showwarning = _warn_through(display)
     try:
         _check_working_folder()
         yield display
-    except typer.Exit:  # a RuntimeError to Python
+    except typer.Exit:  # a subclass of RuntimeError
         raise
     except V2LError as error:
         _fail(display, error, debug, code=2 if isinstance(error, UsageError) else 1)
@@ -206,11 +217,11 @@ def command(as_json: bool, quiet: bool, debug: bool) -> Iterator[Display]:
 
 
 def _check_working_folder() -> None:
-    """Raises V2LError if the current working directory was deleted. The libraries below torch end the process there."""
+    """Raise V2LError if the working directory was deleted. The libraries below torch would abort the process."""
     try:
         os.getcwd()
     except OSError as error:
-        raise V2LError("the folder that this was started in is not there any more; cd to one that is") from error
+        raise V2LError("the working directory is not there any more; cd to one that is") from error
 
 
 def _fail(display: Display, error: Exception, debug: bool, code: int) -> None:
@@ -230,7 +241,7 @@ def _terminate(_signal: int, _frame: FrameType | None) -> None:
 
 
 def _warn_through(display: Display) -> Callable[..., None]:
-    """V2LWarnings become notes; what the libraries below have to say to programmers is left out."""
+    """Return a `warnings.showwarning` that prints V2LWarnings and drops the warnings of other libraries."""
 
     def show(message: Warning | str, category: type[Warning], *_: object) -> None:
         if issubclass(category, V2LWarning):

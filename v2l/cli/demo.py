@@ -1,114 +1,78 @@
-"""`v2l demo`: a sample clip, and questions answered from its adapter and with the video in context, side by side."""
+"""`v2l demo`: the demonstration of `v2l.tiny.demo` as a table."""
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import dataclasses
+import os
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
-import numpy as np
+import typer
 
-from v2l.adapters.adapter import Adapter
-from v2l.errors import V2LError
-from v2l.inference.ask import Stream, stream, stream_in_context
-from v2l.inference.encode import encode_reading
-from v2l.inference.model_loader import ModelLoader
-from v2l.inference.targets import ADAPTER_SUFFIX
-from v2l.io.files import unwritable, write_atomically
-from v2l.io.text import printable
-from v2l.models.smolvlm import FrozenVLM
-from v2l.tiny.world.clip import ClipFormat, frame_times, write_clip
-from v2l.tiny.world.questions import Question, ask_about
-from v2l.tiny.world.scene import SHAPES, Story, sample_story
-from v2l.video.sampling import Reading
+from v2l.cli.console import Display, command, shown
+from v2l.cli.help import GroupedCommand
+from v2l.cli.options import WRITE, Debug, Device, Json, Overwrite, Quiet
+from v2l.io.text import amount, printable
 
-SECONDS = 8.0
-FORM = ClipFormat(256, 192, 12.0)
-SCENE_SEED, QUESTION_SEED = 5, 35
-"""Which clip of the test split, that no training saw, and which questions about it."""
-ASKED = ("words", "word at", "word last", "colour", "place at", "motion")
+if TYPE_CHECKING:
+    from v2l.inference.model_loader import ModelLoader
 
 
-@dataclass(frozen=True)
-class DemoAnswer:
-    """A question answered in both ways.
+class DemoCommand(GroupedCommand):
+    """The help of `v2l demo`."""
 
-    truth: what the clip shows; visual_tokens, first_token: (adapter, in context), first_token in seconds
+    example = "v2l demo --output-dir /tmp"
+
+
+def demo(
+    output_dir: Annotated[
+        Path,
+        typer.Option(
+            readable=False,
+            metavar="FOLDER",
+            help="Write the lecture and its adapter into FOLDER.",
+            show_default="the current folder",
+            rich_help_panel=WRITE,
+        ),
+    ] = Path(),
+    overwrite: Overwrite = False,
+    device: Device = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Show how it works, with nothing but what is installed.
+
+    Writes a sample lecture, encodes it with the embedded model, and asks questions about it: from its adapter, and
+    with the video in context. Prints the answers, the visual tokens and the time to the first token of both.
     """
+    with command(as_json, quiet, debug) as display:
+        from v2l.inference.model_loader import ModelLoader
 
-    question: str
-    truth: str
-    from_adapter: str
-    in_context: str
-    visual_tokens: tuple[int, int]
-    first_token: tuple[float, float]
+        demonstrate(ModelLoader("tiny", "option", device=device), output_dir, overwrite, display)
 
 
-def sample_lecture() -> tuple[Story, list[Question]]:
-    """The clip and what is asked about it, with the true answers."""
-    story = sample_story("test", SCENE_SEED, SECONDS, shapes=SHAPES)
-    asked = ask_about(story, frame_times(SECONDS, FORM, 12), np.random.default_rng(QUESTION_SEED))
-    return story, [question for kind in ASKED for question in asked if question.kind == kind]
+def demonstrate(loader: ModelLoader, folder: Path, overwrite: bool, display: Display) -> None:
+    """Run the demonstration and print the answers side by side."""
+    from v2l.tiny.demo import run
 
-
-def write_lecture(story: Story, path: Path, overwrite: bool) -> None:
-    """Writes the clip; one that is there already is left alone. Raises V2LError where something else is there."""
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            made = Path(folder) / path.name
-            write_clip(story, made, FORM)
-            data = made.read_bytes()
-    except OSError as error:  # of the place for temporary files
-        raise unwritable(path, error) from error
-    if path.exists() and not overwrite:
-        if path.is_file() and path.read_bytes() == data:
-            return
-        raise V2LError(f"{printable(path)} is there already and is another video; --overwrite replaces it")
-    write_atomically(path, data)
-
-
-def run(
-    choice: ModelLoader, folder: Path, overwrite: bool, told: Callable[[str], None]
-) -> tuple[Path, Path, list[DemoAnswer]]:
-    """Writes lecture.mp4 and its adapter into the folder and asks; returns their paths and the answers.
-
-    told: hears what is being done
-    """
-    video, output = folder / "lecture.mp4", folder / f"lecture{ADAPTER_SUFFIX}"
-    if output.exists() and not overwrite:
-        Adapter.load(output)  # something else of that name is not replaced
-    story, questions = sample_lecture()
-    write_lecture(story, video, overwrite)
-    told(f"{printable(video)}: a lecture of {SECONDS:g} seconds, drawn by v2l; no training saw it")
-    vlm, hypernetwork = choice.load()
-    adapter = encode_reading(video, vlm, hypernetwork, Reading())
-    adapter.save(output)
-    return video, output, answers(adapter, video, questions, vlm)
-
-
-def answers(adapter: Adapter, video: Path, questions: Sequence[Question], vlm: FrozenVLM) -> list[DemoAnswer]:
-    """All questions in both ways, from the same frames; the first of each is asked once unseen, to warm up."""
-    (segment,) = adapter.description.segments
-
-    def both(question: str) -> tuple[Stream, str, Stream, str]:
-        worn = stream(adapter, question, vlm)
-        text = "".join(worn)
-        shown = stream_in_context(video, question, vlm, segment.reading)
-        return worn, text, shown, "".join(shown)
-
-    both(questions[0].prompt)
-    made = []
-    for question in questions:
-        worn, text, shown, in_context = both(question.prompt)
-        made.append(
-            DemoAnswer(
-                question.prompt,
-                question.answer,
-                text,
-                in_context,
-                (worn.visual_tokens, shown.visual_tokens),
-                (worn.time_to_first_token, shown.time_to_first_token),
-            )
-        )
-    return made
+    video, adapter, answers = run(loader, folder, overwrite, display.note)
+    size = os.stat(adapter).st_size
+    display.note(f"{printable(adapter)}: its adapter, {amount(size)}; questions do not need the video any more")
+    if display.as_json:
+        for answer in answers:
+            record = {"command": "demo", "video": video, "adapter": adapter, "model": loader.folder.id}
+            display.result("", {**record, **dataclasses.asdict(answer)})
+        return
+    header = ["question", "the clip shows", "adapter", "in context", "visual tokens", "time to first token"]
+    rows = [
+        [
+            *(answer.question, answer.truth, answer.from_adapter, answer.in_context),
+            f"{answer.visual_tokens[0]} / {answer.visual_tokens[1]}",
+            " / ".join(f"{(seconds or 0.0) * 1000:.1f}" for seconds in answer.first_token) + " ms",
+        ]
+        for answer in answers
+    ]
+    display.table(header, rows)
+    display.note("adapter / in context; in context, the video is decoded and encoded again for every question")
+    display.note(f'try it: v2l ask {shown(adapter)} "what is written first?"')

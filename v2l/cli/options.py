@@ -1,19 +1,32 @@
-"""The options that several commands share, and the words they take."""
+"""The options that several commands share, and how their values are parsed and checked.
+
+Only what was given reaches the library: an option's default is `None`, and the default that its help shows is read
+from the library or described in words.
+"""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from v2l.errors import UsageError
+from v2l.errors import UsageError, V2LError
+from v2l.io.text import printable
 from v2l.video.limits import LEAST_RESOLUTION
+
+if TYPE_CHECKING:
+    from v2l.inference.model_loader import ModelLoader
+
+READ, WRITE, MODEL, OUTPUT, SETTINGS = "What to read", "Where to write", "Model", "Output", "Settings"
+"""Groups of options that most commands have."""
 
 
 class Dtype(StrEnum):
-    """Number types a model can be loaded in."""
+    """Number types that a model can be loaded in."""
 
     float32 = "float32"
     bfloat16 = "bfloat16"
@@ -21,21 +34,21 @@ class Dtype(StrEnum):
 
 
 class Arch(StrEnum):
-    """Architectures that can be built with random weights, see arch.py."""
+    """Architectures that can be pulled, or built with random weights."""
 
     smolvlm2_500m = "smolvlm2-500m"
     smolvlm2_2_2b = "smolvlm2-2.2b"
 
 
 class ExportFormat(StrEnum):
-    """What an adapter can be exported to, see export.py."""
+    """Formats that an adapter can be exported to."""
 
     peft = "peft"
     gguf = "gguf"
 
 
 class Metric(StrEnum):
-    """Scores of an answer, see scoring.py and judge.py."""
+    """Scores of an answer, see `v2l.evaluation.metrics` and `v2l.evaluation.judge`."""
 
     exact = "exact"
     f1 = "f1"
@@ -44,14 +57,23 @@ class Metric(StrEnum):
 
 
 class PaperModel(StrEnum):
-    """The models that the paper has tables of, see paper.py."""
+    """Models that the paper reports results of."""
 
     of_500m = "500m"
     of_2_2b = "2.2b"
 
 
+def one_of(words: type[StrEnum]) -> str:
+    """Return the members of an enum for a sentence: `a, b or c`."""
+    *others, last = words
+    return f"{', '.join(others)} or {last}"
+
+
+# Parse -------------------------------------------------------------------------------------------------------------
+
+
 def seconds(text: str) -> float:
-    """A time as seconds or as [H:]MM:SS[.s]. Raises BadParameter."""
+    """Parse a time in seconds or as [H:]MM:SS[.s]. Raises BadParameter."""
     try:
         parts = [float(part) for part in text.split(":")]
         value = sum(part * 60**place for place, part in enumerate(reversed(parts)))
@@ -63,7 +85,8 @@ def seconds(text: str) -> float:
 
 
 def whole_numbers(text: str | None, option: str, least: int = 1) -> tuple[int, ...]:
-    """`12,64` as numbers, none for no text. Raises UsageError where it is no such list, or one is less than `least`."""
+    """Parse a list such as `12,64`; empty for None. Raises UsageError if it is no such list or a number is below
+    `least`."""
     if text is None:
         return ()
     try:
@@ -75,20 +98,8 @@ def whole_numbers(text: str | None, option: str, least: int = 1) -> tuple[int, .
     return tuple(dict.fromkeys(numbers))
 
 
-def check_plot(path: Path | None) -> None:
-    """Raises UsageError where the name of an image tells no format that can be drawn."""
-    if path and path.suffix not in (".png", ".svg", ".pdf"):
-        raise UsageError(f"--plot {path}: name a .png, .svg or .pdf")
-
-
-def check_above_zero(name: str, value: float | None) -> None:
-    """Raises UsageError where an option's number is there and is not a finite one above 0."""
-    if value is not None and not 0 < value < float("inf"):
-        raise UsageError(f"{name} is {value}; give a number above 0")
-
-
 def numbers_above_zero(text: str | None, option: str) -> tuple[float, ...]:
-    """`0.05,0.02` as numbers, none for no text. Raises UsageError where one is not a finite number above 0."""
+    """Parse a list such as `0.05,0.02`; empty for None. Raises UsageError if a number is not finite and above 0."""
     try:
         numbers = tuple(dict.fromkeys(float(part) for part in text.split(","))) if text else ()
     except ValueError as error:
@@ -98,60 +109,188 @@ def numbers_above_zero(text: str | None, option: str) -> tuple[float, ...]:
     return numbers
 
 
+def model_loader(model: str | None, hypernetwork: str | None, device: str | None, dtype: str | None) -> ModelLoader:
+    """Return the loader of the model that the options name, or of the default model if they name none."""
+    from v2l.inference.model_loader import ModelLoader, choose_model
+
+    name, chosen_by = choose_model(model)
+    return ModelLoader(name, chosen_by, hypernetwork, device, dtype)
+
+
+# Check -------------------------------------------------------------------------------------------------------------
+
+
+def check_plot(path: Path | None) -> None:
+    """Raise UsageError if the suffix of an image file is not a format that can be drawn, or matplotlib is missing."""
+    if path is None:
+        return
+    if path.suffix not in (".png", ".svg", ".pdf"):
+        raise UsageError(f"--plot {path}: name a .png, .svg or .pdf")
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise UsageError("--plot draws with matplotlib, which is not installed: pip install 'v2l[plot]'") from error
+
+
+def check_above_zero(name: str, value: float | None) -> None:
+    """Raise UsageError if an option was given and its number is not finite and above 0."""
+    if value is not None and not 0 < value < float("inf"):
+        raise UsageError(f"{name} is {value}; give a number above 0")
+
+
 def check_range(start: float | None, end: float | None) -> None:
-    """Raises UsageError for a range of seconds that no video could satisfy."""
+    """Raise UsageError for a range of seconds that is empty in every video."""
     if end is not None and (start or 0.0) >= end:
         raise UsageError(f"--start ({start or 0.0:g} s) must lie before --end ({end:g} s)")
 
 
-Model = Annotated[
-    str | None,
-    typer.Option("--model", "-m", metavar="NAME|FOLDER", help="A preset or a model folder; else V2L_MODEL."),
-]
-HypernetworkFile = Annotated[
-    str | None,
-    typer.Option("--hypernetwork", metavar="FILE", help="Its hypernetwork, where the model's own is not meant."),
-]
-Device = Annotated[
-    str | None, typer.Option("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps; else the best there.")
-]
-NumberType = Annotated[
-    Dtype | None,
-    typer.Option("--dtype", help="Else bfloat16 on CUDA, float32 elsewhere."),
-]
-Manifest = Annotated[Path, typer.Argument(readable=False, metavar="MANIFEST", help="Examples, one JSON object a line.")]
-Root = Annotated[
-    Path | None,
-    typer.Option("--root", readable=False, metavar="FOLDER", help="Where video paths start; else at the manifest."),
-]
-Json = Annotated[bool, typer.Option("--json", help="One JSON object a line.")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="No notes, no progress.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Tracebacks of errors.")]
+def check_replaceable(output: Path, overwrite: bool, same: Callable[[], bool] = lambda: False) -> None:
+    """Raise V2LError if `output` exists, may not be overwritten, and its content is not the `same`."""
+    if overwrite or not os.path.lexists(output):
+        return
+    try:
+        if same():
+            return
+    except V2LError:
+        pass  # an unreadable file is a different file
+    raise V2LError(f"{printable(output)} is there already; --overwrite replaces it")
+
+
+# Options -----------------------------------------------------------------------------------------------------------
+
 Frames = Annotated[
     int | None,
-    typer.Option("--frames", min=1, metavar="N", help="At most this many frames; else as trained."),
+    typer.Option(
+        min=1, metavar="N", help="Read at most N frames.", show_default="as in training", rich_help_panel=READ
+    ),
 ]
 Fps = Annotated[
     float | None,
-    typer.Option("--fps", metavar="RATE", help="Frames per second of video to aim for; else as trained."),
+    typer.Option(
+        metavar="RATE",
+        help="Read RATE frames per second of video, as far as --frames allows.",
+        show_default="as in training",
+        rich_help_panel=READ,
+    ),
 ]
 Start = Annotated[
     float | None,
-    typer.Option("--start", parser=seconds, metavar="TIME", help="From here on; seconds, or H:MM:SS."),
+    typer.Option(parser=seconds, metavar="TIME", help="Start at TIME, in seconds or as H:MM:SS.", rich_help_panel=READ),
 ]
 End = Annotated[
     float | None,
-    typer.Option("--end", parser=seconds, metavar="TIME", help="Up to here; seconds, or H:MM:SS."),
+    typer.Option(parser=seconds, metavar="TIME", help="Stop at TIME, in seconds or as H:MM:SS.", rich_help_panel=READ),
 ]
 Resolution = Annotated[
     int | None,
     typer.Option(
-        "--resolution",
         min=LEAST_RESOLUTION,
         metavar="PIXELS",
-        help="Pixels of a frame's longest edge; more than the model's image is tiled.",
+        help="Scale the longest edge of a frame to PIXELS. A frame larger than the model's image is split into tiles.",
+        show_default="as in training",
+        rich_help_panel=READ,
     ),
 ]
-Rank = Annotated[
-    int | None, typer.Option("--rank", min=1, metavar="N", help="Reduce the generated ranks to this many, by SVD.")
+Resolutions = Annotated[
+    str | None,
+    typer.Option(
+        "--resolution",
+        metavar="PIXELS,...",
+        help="Scale the longest edge of a frame to PIXELS. Several values are a sweep.",
+        show_default="as in training",
+        rich_help_panel=READ,
+    ),
 ]
+Manifest = Annotated[
+    Path,
+    typer.Argument(
+        readable=False,
+        metavar="MANIFEST",
+        help="Read the examples from MANIFEST, one JSON object per line.",
+        rich_help_panel=READ,
+    ),
+]
+Root = Annotated[
+    Path | None,
+    typer.Option(
+        readable=False,
+        metavar="FOLDER",
+        help="Resolve the relative paths of videos against FOLDER.",
+        show_default="the folder of the manifest",
+        rich_help_panel=READ,
+    ),
+]
+Plot = Annotated[
+    Path | None,
+    typer.Option(
+        readable=False, metavar="FILE", help="Draw the tables as a .png, .svg or .pdf.", rich_help_panel=WRITE
+    ),
+]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Replace a file that exists already.", rich_help_panel=WRITE)
+]
+Model = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        "-m",
+        metavar="NAME|FOLDER",
+        help="Use this preset or model folder.",
+        show_default="V2L_MODEL, else the default of v2l pull, else tiny",
+        rich_help_panel=MODEL,
+    ),
+]
+AdapterModel = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        "-m",
+        metavar="NAME|FOLDER",
+        help="Use this preset or model folder.",
+        show_default="V2L_MODEL, else the model that an adapter names",
+        rich_help_panel=MODEL,
+    ),
+]
+HypernetworkFile = Annotated[
+    str | None,
+    typer.Option(
+        "--hypernetwork",
+        metavar="FILE",
+        help="Use this hypernetwork.",
+        show_default="the one of the model",
+        rich_help_panel=MODEL,
+    ),
+]
+Device = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="Run on this device, such as cpu, cuda, cuda:1 or mps.",
+        show_default="the fastest",
+        rich_help_panel=MODEL,
+    ),
+]
+NumberType = Annotated[
+    Dtype | None,
+    typer.Option(
+        "--dtype",
+        metavar="TYPE",
+        help=f"Load the model in {one_of(Dtype)}.",
+        show_default="bfloat16 on CUDA, float32 elsewhere",
+        rich_help_panel=MODEL,
+    ),
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="NAME=VALUE",
+        help="Change one of these settings. May be given several times.",
+        rich_help_panel=SETTINGS,
+    ),
+]
+Json = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object per line instead of text.", rich_help_panel=OUTPUT)
+]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Print no notes and no progress.", rich_help_panel=OUTPUT)]
+Debug = Annotated[bool, typer.Option("--debug", help="Print the traceback of an error.", rich_help_panel=OUTPUT)]

@@ -1,33 +1,27 @@
-"""Figures from the numbers that the tables show. Needs matplotlib: the extra `plot`."""
+"""Figures of the numbers in the tables. Needs matplotlib, the extra `plot`."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from v2l.bench.report import HEADLINE, BenchSetting, axes, grid, per_question
-from v2l.errors import UsageError
 from v2l.evaluation.ablation import layer_means, rank_curves
 from v2l.evaluation.report import TITLES, Run, varying
 
 Panel = Callable[[Any], None]
-"""Draws into one place of a figure."""
-
-
-def check_extra() -> None:
-    """Raises UsageError where matplotlib is not installed."""
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise UsageError("--plot draws with matplotlib, which is not installed: pip install 'v2l[plot]'") from error
+"""A function that draws into the axes of a figure."""
 
 
 def plot_bench(comparisons: Sequence[BenchSetting], questions: int, title: str, form: str) -> bytes:
-    """An image file (form: png, svg or pdf): over frames and resolution how much sooner and with how many times fewer
-    tokens the adapter answers than cold in context; the mean time of a question by the number of questions about one
-    video, of the comparison with the most frames; and, of several, preparation and first token by the tokens of the
-    video (paper figures 3 and 4)."""
+    """Return an image of a bench (paper figures 3 and 4). form: png, svg or pdf
+
+    Panels: the speed-up and the reduction of tokens against an answer in context without a cache, by frames and
+    resolution; the mean time of a question by the number of questions about one video, for the largest number of
+    frames; and, of a sweep, preparation and first token by the tokens of the video.
+    """
     most = max(comparisons, key=lambda each: each.frames)
     panels: list[Panel] = [
         lambda place: _times_map(place, comparisons, BenchSetting.speedup, "first token sooner than cold in context"),
@@ -43,15 +37,17 @@ def plot_bench(comparisons: Sequence[BenchSetting], questions: int, title: str, 
 
 
 def plot_eval(runs: Sequence[Run], title: str, form: str) -> bytes:
-    """An image file (form: png, svg or pdf): every kind of question by condition, of the last run; and of a sweep or an
-    ablation its curves (paper figures 3, 5 and 6)."""
+    """Return an image of an evaluation (paper figures 3, 5 and 6). form: png, svg or pdf
+
+    Panels: the kinds of questions by condition, of the last run; and the curves of a sweep or an ablation.
+    """
     axes_of_sweep = varying([run.setting for run in runs])
     panels: list[Panel] = [lambda place: _kinds(place, runs[-1])]
     if {"frames", "resolution"} & {*axes_of_sweep}:
         panels.append(lambda place: _differences(place, runs))
     for axis in ("segments", "in_context_frames"):
         if axis in axes_of_sweep:
-            panels.append(lambda place, axis=axis: _along(place, runs, axis))
+            panels.append(partial(_along, runs=runs, axis=axis))
     if rank_curves(runs[-1].report.macro):
         panels.append(lambda place: _ranks(place, runs[-1]))
     if layer_means(runs[-1].report.macro):
@@ -71,7 +67,7 @@ def _figure(panels: Sequence[Panel], title: str, form: str) -> bytes:
     return image.getvalue()
 
 
-# Of a bench --------------------------------------------------------------------------------------------------------
+# Bench ------------------------------------------------------------------------------------------------------------
 
 
 def _times_map(place: Any, comparisons: Sequence[BenchSetting], value: Any, title: str) -> None:
@@ -94,7 +90,7 @@ def _amortized(place: Any, comparison: BenchSetting, questions: int) -> None:
 
 
 def _by_tokens(place: Any, comparisons: Sequence[BenchSetting], value: str, title: str) -> None:
-    """A line for every way, over the visual tokens that a cold question has at that point of the sweep."""
+    """Draw a line for every method over the visual tokens of the video."""
     ordered = sorted(comparisons, key=lambda each: each.cells[0].visual_tokens)
     for way in dict.fromkeys(cell.way for comparison in ordered for cell in comparison.cells):
         cells = [(each.cells[0].visual_tokens, each.cell(way)) for each in ordered]
@@ -108,7 +104,7 @@ def _by_tokens(place: Any, comparisons: Sequence[BenchSetting], value: str, titl
     place.legend(fontsize=7)
 
 
-# Of an evaluation --------------------------------------------------------------------------------------------------
+# Evaluation ----------------------------------------------------------------------------------------------------
 
 
 def _kinds(place: Any, run: Run) -> None:
@@ -126,7 +122,7 @@ def _kinds(place: Any, run: Run) -> None:
 
 
 def _differences(place: Any, runs: Sequence[Run]) -> None:
-    """Adapter minus in context; where a sweep has other axes too, of the first run at each place."""
+    """Draw the difference of adapter and context by frames and resolution, of the first run at each place."""
     frames = list(dict.fromkeys(run.place["frames"] for run in runs))
     resolutions = list(dict.fromkeys(run.place["resolution"] for run in runs))
     found = {
@@ -146,7 +142,7 @@ def _along(place: Any, runs: Sequence[Run], axis: str) -> None:
         if points:
             place.plot(*zip(*points, strict=True), marker=".", label=title)
     place.set_ylim(0, 1)
-    values = sorted({run.place[axis] for run in runs} - {None})
+    values = sorted({value for run in runs if (value := run.place[axis]) is not None})
     place.set_xscale("log")
     place.set_xticks(values, [str(value) for value in values], minor=False)
     place.set_xticks([], minor=True)
@@ -163,7 +159,7 @@ def _ranks(place: Any, run: Run) -> None:
         if name in run.report.macro:
             place.axhline(run.report.macro[name], linestyle=":", color="grey")
             place.annotate(TITLES[name], (1, run.report.macro[name]), fontsize=7)
-    place.set_xlabel("generated ranks kept, or taken away from the top")
+    place.set_xlabel("generated ranks kept, or left out from the top")
     place.set_title("ranks by the product of their factors' norms")
     place.legend(fontsize=7)
 
@@ -171,8 +167,8 @@ def _ranks(place: Any, run: Run) -> None:
 def _layers(place: Any, run: Run) -> None:
     means = layer_means(run.report.macro)
     place.bar(range(len(means)), [mean - run.report.macro["adapter"] for mean in means])
-    place.set_xlabel("layer taken away")
-    place.set_title("difference to the whole adapter")
+    place.set_xlabel("layer left out")
+    place.set_title("difference from the whole adapter")
 
 
 def _named(value: int | None, unit: str = "") -> str:
@@ -187,7 +183,8 @@ def _heat_map(
     title: str,
     **colours: Any,
 ) -> None:
-    """numbers: by frames, downwards, and resolution; names: of the resolutions and of the frames."""
+    """Draw a heat map. numbers: a row for each number of frames, a column for each resolution; names: of both axes,
+    the resolutions first"""
     place.imshow(
         [[float("nan") if cell is None else cell for cell in line] for line in numbers], aspect="auto", **colours
     )

@@ -202,7 +202,7 @@ class Judge:
             try:
                 response = client.post("chat/completions", content=json.dumps(request).encode())
             except httpx2.ReadTimeout as error:
-                told = f"the judge gave no answer within {self.server.timeout:g} s; --judge-timeout allows more"
+                told = f"the judge gave no answer within {self.server.timeout:g} s; --set judge_timeout=SECONDS allows more"
                 raise _NoReply(told) from error
             except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
                 trouble = self._unusable(f"cannot be reached ({_first_line(error)})")
@@ -250,7 +250,7 @@ def _read(reply: Any) -> tuple[int | None, str | None]:
     choice = _within(reply, "choices", 0)
     text = _within(choice, "message", "content")
     if _within(choice, "finish_reason") == "length":
-        return None, "the judge's reply was cut off at the rubric's token limit; another --rubric may allow more"
+        return None, "the judge's reply was cut off at the rubric's token limit; another --set rubric may allow more"
     score = read_score(text) if isinstance(text, str) else None
     if score is not None:
         return score, None

@@ -21,7 +21,6 @@ from v2l.errors import V2LError
 from v2l.io.manifest import Example, group_by_clip
 from v2l.models.processor import (
     IMAGE,
-    INTERNALIZATION_PROMPT,
     PromptFrame,
     VisionGeometry,
     frame_images,
@@ -32,6 +31,7 @@ from v2l.models.processor import (
 )
 from v2l.training.common import Steps
 from v2l.training.packing import PLACE, PackedSequence, pack_questions
+from v2l.training.settings import SamplingConfig
 from v2l.video.client import probe, read_frames
 from v2l.video.sampling import Video, choose_frames
 
@@ -39,34 +39,6 @@ VALIDATION_INTERVAL = 100
 """One clip in so many is kept for validation."""
 NO_END = -1
 """The second of a token that ends no frame."""
-
-
-@dataclass(frozen=True)
-class SamplingConfig:
-    """How clips are sampled in training.
-
-    frames, fps: at most this many frames of a clip, or of each segment, at this rate, as encoding takes them
-    resolutions: pixels of a frame's longest edge; a share of the clips, `at_first`, is read at the first one, as
-        encoding reads them, and the others at any of them; empty for the frozen model's own
-    denser: frames are sampled up to this many times as densely, from a random offset; 1 for no such variation
-    windows, segments: at most this many joint windows and composed segments; 1 for none
-    longest: at most this many frames of a clip, which is read at the first resolution if tiles would make more images
-        of it; None for as many frames as these windows or segments hold
-    questions: at most this many questions about a clip at a time
-    prompt: the prompt after the video; marks_end: whether the prompt announces the last frame of the video as such
-    """
-
-    frames: int = 12
-    fps: float = 1.0
-    resolutions: tuple[int, ...] = ()
-    denser: float = 1.5
-    windows: int = 8
-    segments: int = 8
-    questions: int = 4
-    prompt: str = INTERNALIZATION_PROMPT
-    marks_end: bool = False
-    longest: int | None = None
-    at_first: float = 0.5
 
 
 # Samples -----------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import dataclasses
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,9 @@ from v2l.models.hypernetwork import Hypernetwork, HypernetworkConfig, TrainedWit
 from v2l.models.smolvlm import FrozenVLM
 from v2l.training.auxiliary import AuxiliaryLoss
 from v2l.training.common import Processes, Stateful, append_metrics, prefetch, restore, save_state, warm_cosine
-from v2l.training.data import MicroBatches, SampleReader, SamplingConfig, TrainingSample, UnreadableClip, read_sample
+from v2l.training.data import MicroBatches, SampleReader, TrainingSample, UnreadableClip, read_sample
 from v2l.training.losses import TrainingObjective
+from v2l.training.settings import Training
 
 STATE, METRICS, SETTINGS = "state.pt", "metrics.jsonl", "training.json"
 """The files in the output folder beside the best hypernetwork."""
@@ -36,39 +37,6 @@ REPORT_INTERVAL = 10
 """Steps between reports of the loss."""
 VALIDATION_QUESTIONS = 16
 """At most this many questions about a validation clip."""
-
-
-@dataclass(frozen=True)
-class Training:
-    """The settings of a run, as training.json keeps them. Defaults are the published values if these are known (method
-    section 5.2).
-
-    curriculum: how clips are sampled
-    batch: clips in a step, over all processes and micro-batches; together: clips in a micro-batch
-    warmup: share of the steps over which the learning rate rises; clip_norm: maximum norm of the gradient
-    kl_weight, hidden_weight: weights of the divergence from the same model with the video in context, and of the
-        distance from its hidden states, added to the cross-entropy
-    steer_weight: weight of the attention guidance to the ends of frames
-    validate_every, validation_clips: steps between validations, and at most this many clips in one
-    save_every: steps between saved states; workers: processes that read clips in advance
-    """
-
-    curriculum: SamplingConfig = field(default_factory=SamplingConfig)
-    steps: int = 9000
-    batch: int = 384
-    together: int = 8
-    learning_rate: float = 1e-4
-    weight_decay: float = 0.01
-    warmup: float = 0.03
-    clip_norm: float = 1.0
-    kl_weight: float = 0.0
-    hidden_weight: float = 0.0
-    steer_weight: float = 0.0
-    validate_every: int = 1000
-    validation_clips: int = 128
-    save_every: int = 100
-    workers: int = 0
-    seed: int = 42
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,7 @@ class Measurement:
 
 
 def _scenes(name: str, count: int, filming: str, frames: int, segments: str = "1") -> Measurement:
-    sampling = f"{ADAPTER} --frames {frames} --in-context-frames {min(frames, 32)}"
+    sampling = f"{ADAPTER} --frames {frames} --set in_context_frames={min(frames, 32)}"
     composed = "" if segments == "1" else f" --segments {segments} {TIMES}"
     return Measurement(f"reproduce/{name}", f"test {count} {filming}", sampling + composed)
 
@@ -72,28 +72,28 @@ def _few(name: str, options: str, plot: bool = False) -> Measurement:
 
 
 TESTS = (
-    Measurement("tiny/test", "test 1000", "--margin 0.05,0.02"),
+    Measurement("tiny/test", "test 1000", "--set margin=0.05,0.02"),
     *(
         _scenes(f"length-{frames}-scenes", 300, f"length-{frames} --scenes", frames, segments)
         for frames, segments in {1024: "1,8", 256: "1,8", 64: "1,8", 12: "1", 8: "1"}.items()
     ),
-    Measurement("tiny/test-from-1000", "test 1000 --from=1000", f"{ADAPTER} --margin 0.05,0.02"),
+    Measurement("tiny/test-from-1000", "test 1000 --from=1000", f"{ADAPTER} --set margin=0.05,0.02"),
     Measurement("tiny/test-kept", "test 1000 --kept"),
     Measurement("tiny/held-out", "held-out 300"),
     _scenes("two-scenes", 300, "two --scenes", 16, "1,2"),
     _scenes("eight-scenes", 100, "eight --scenes", 64, "1,8"),
-    Measurement("tiny/segments", "test 100", f"{ADAPTER} --segments 2,4 {TIMES} --in-context-frames 8", "some"),
+    Measurement("tiny/segments", "test 100", f"{ADAPTER} --segments 2,4 {TIMES} --set in_context_frames=8", "some"),
     Measurement("reproduce/test-styles", "test 250 --styles", f"{BIAS} --metric f1"),
     Measurement("reproduce/test-benchmarks", "test 250 --benchmarks", f"{BIAS} --metric f1"),
     replace(_scenes("two", 100, "two", 16, "1,2"), plot=True),
     _scenes("eight", 40, "eight", 64, "1,8"),
-    _few("segments", f"{ADAPTER} --segments 1,2,4 {TIMES} --in-context-frames 8"),
+    _few("segments", f"{ADAPTER} --segments 1,2,4 {TIMES} --set in_context_frames=8"),
     _few("ranks", f"{BIAS} --ablate ranks", plot=True),
     _few("layers", f"{BIAS} --ablate layers", plot=True),
-    _few("budget", f"{ADAPTER} --in-context-frames 1,2,4,8", plot=True),
+    _few("budget", f"{ADAPTER} --set in_context_frames=1,2,4,8", plot=True),
     _few("sweep", f"{ADAPTER} --metric f1 --frames 2,4,8 --resolution 64,128", plot=True),
     _few("tiles", f"{ADAPTER} --resolution 64,128"),
-    _few("tiles-192", f"{ADAPTER} --resolution 192 --in-context-frames 4"),
+    _few("tiles-192", f"{ADAPTER} --resolution 192 --set in_context_frames=4"),
     *(Measurement(f"reproduce/lines-{lines}", f"test 60 lines-{lines}") for lines in (64, 240, 480)),
     Measurement("reproduce/lines-1080", "test 40 lines-1080"),
     *(

@@ -52,6 +52,11 @@ class Stage:
         return self.shared and not torch.cuda.is_available()
 
 
+def _sets(settings: str) -> str:
+    """Write NAME=VALUE,... as options of `v2l train`."""
+    return " ".join(f"--set {each}" for each in settings.split(","))
+
+
 def stages(share: float = 1.0) -> Iterator[Stage]:
     """Yield all stages in order. share: fraction of the steps and clips, for a trial run; at least two of each."""
 
@@ -71,9 +76,11 @@ def stages(share: float = 1.0) -> Iterator[Stage]:
     yield Stage("manifest", f"v2l.tiny.world.mixture train.jsonl {mixed} --captions 4")
     yield Stage(
         "where to look",
-        f"v2l train train.jsonl --validation validation-varied.jsonl --model again/model --sizes {SIZES} -o look "
-        f"--steps {of(200)} --batch 16 --learning-rate 1e-3 --questions 10 --segments 8 --windows 2 --denser 1 "
-        f"--dtype bfloat16 --hidden-weight 1 --steer-weight 0.5 --validate-every {of(200)} --seed 0",
+        f"v2l train train.jsonl --validation validation-varied.jsonl --model again/model -o look "
+        f"--steps {of(200)} --batch 16 --learning-rate 1e-3 --dtype bfloat16 --seed 0 {_sets(SIZES)} "
+        + _sets(
+            f"questions=10,segments=8,windows=2,denser=1,hidden_weight=1,steer_weight=0.5,validate_every={of(200)}"
+        ),
         shared=True,
     )
     yield Stage("what to hold", f"{reading} look/hypernetwork.safetensors hold --steps {of(300)} --seed 1", shared=True)

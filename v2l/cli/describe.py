@@ -1,4 +1,4 @@
-"""What is in a file, for people and as records; and the versions of what v2l stands on."""
+"""Descriptions of adapter and hypernetwork files, and the versions of the libraries that v2l uses."""
 
 from __future__ import annotations
 
@@ -17,18 +17,22 @@ from v2l.io.records import to_json
 from v2l.io.text import amount, clock, printable
 from v2l.models.checkpoint import load_hypernetwork
 
-PackedRows = list[tuple[str, str]]
+Rows = list[tuple[str, str]]
+"""Names and values."""
 
 
-def describe(path: Path) -> tuple[str, PackedRows, dict[str, Any]]:
-    """(what it is, rows for people, record) of an adapter or a hypernetwork. Raises V2LError where it is neither, or
-    damaged."""
+def describe(path: Path) -> tuple[str, Rows, dict[str, Any]]:
+    """Return the kind of a file, its description as rows, and as a record.
+
+    Raises V2LError if it is neither an adapter nor a hypernetwork, or is damaged.
+    """
     size = os.stat(path).st_size if path.is_file() else 0
     if path.name.endswith(ADAPTER_SUFFIX):
         adapter = Adapter.load(path)
         return "adapter", [*_adapter_rows(adapter, size)], _adapter_record(adapter, path, size)
     hypernetwork = load_hypernetwork(path)
     provenance, config = hypernetwork.provenance, hypernetwork.config
+    assert provenance is not None, "a hypernetwork that was loaded has its provenance"
     trained = provenance.trained_with
     parameters = sum(parameter.numel() for parameter in hypernetwork.parameters())
     rows = [
@@ -43,7 +47,7 @@ def describe(path: Path) -> tuple[str, PackedRows, dict[str, Any]]:
         ),
         ("", f"up to {trained.windows} windows of {trained.window_frames} frames, {trained.segments} segments"),
         ("prompt", printable(trained.prompt)),
-        *([("", "the video's last frame is announced as such")] if trained.marks_end else []),
+        *([("", "the last frame of a video is announced as its last")] if trained.marks_end else []),
         ("sha256", provenance.sha256),
     ]
     record = {"kind": "hypernetwork", "file": path, "bytes": size, "parameters": parameters}
@@ -51,16 +55,16 @@ def describe(path: Path) -> tuple[str, PackedRows, dict[str, Any]]:
 
 
 def versions() -> dict[str, str]:
-    """Name to version: v2l, Python packages, and the FFmpeg libraries inside PyAV."""
+    """Return versions by name: v2l, Python packages, and the FFmpeg library inside PyAV."""
     found = {"v2l": v2l.__version__}
     for name in ("torch", "transformers", "safetensors", "av", "opencv-python", "opencv-python-headless"):
-        with contextlib.suppress(PackageNotFoundError):  # either OpenCV will do
+        with contextlib.suppress(PackageNotFoundError):  # one of the OpenCV packages is enough
             found[name] = version(name)
     from v2l.video.client import library_versions
 
     try:
         return {**found, "FFmpeg avcodec": library_versions()["libavcodec"]}
-    except V2LError:  # a library is missing; who asks for versions may be looking for just that
+    except V2LError:  # a library is missing, which the versions may be printed to find out
         return {**found, "FFmpeg avcodec": "unavailable"}
 
 

@@ -1,0 +1,336 @@
+"""`v2l ask`: questions to adapters and videos, answered one model at a time, whatever the order of the adapters."""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from v2l.cli.chat import chat
+from v2l.cli.console import Display, announce_fallback, command
+from v2l.cli.encode import encode_with_progress, note_reason
+from v2l.cli.help import GroupedCommand
+from v2l.cli.options import (
+    READ,
+    AdapterModel,
+    Debug,
+    Device,
+    End,
+    Fps,
+    Frames,
+    HypernetworkFile,
+    Json,
+    NumberType,
+    Quiet,
+    Resolution,
+    Start,
+    check_above_zero,
+    check_range,
+    model_loader,
+)
+from v2l.cli.sources import AnswerSource, AskRequest, batches, load_sources, sort_words
+from v2l.errors import UsageError, V2LError
+from v2l.inference.limits import MAX_NEW_TOKENS
+from v2l.io.text import inert, printable, tab_separated
+
+if TYPE_CHECKING:
+    from v2l.inference.ask import Answer, Stream
+    from v2l.inference.model_loader import ModelLoader
+    from v2l.video.sampling import Reading
+
+ANSWER = "Answer"
+
+
+class AskCommand(GroupedCommand):
+    """The help of `v2l ask`."""
+
+    example = 'v2l ask lecture.v2l.safetensors "what is written on the board?"'
+
+
+def ask(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="ADAPTER|QUESTION",
+            help="Adapters, videos or folders of adapters, and questions about them; - reads questions from standard "
+            "input, one per line.",
+            rich_help_panel=READ,
+        ),
+    ] = None,
+    question: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--question",
+            "-q",
+            metavar="TEXT",
+            help="Ask TEXT, even if it looks like a file. May be given several times.",
+            rich_help_panel=READ,
+        ),
+    ] = None,
+    in_context: Annotated[
+        list[Path] | None,
+        typer.Option(
+            readable=False,
+            metavar="VIDEO",
+            help="Ask this video with its frames in the prompt, for comparison. May be given several times.",
+            rich_help_panel=READ,
+        ),
+    ] = None,
+    frames: Frames = None,
+    fps: Fps = None,
+    start: Start = None,
+    end: End = None,
+    resolution: Resolution = None,
+    max_new_tokens: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Generate at most N tokens.",
+            show_default=str(MAX_NEW_TOKENS),
+            rich_help_panel=ANSWER,
+        ),
+    ] = None,
+    strength: Annotated[
+        float | None,
+        typer.Option(
+            metavar="X",
+            help="Scale the change that the adapter makes by X; 1 leaves it as encoded.",
+            rich_help_panel=ANSWER,
+        ),
+    ] = None,
+    whole: Annotated[
+        bool,
+        typer.Option(
+            "--whole", help="Answer from all segments, even if a question names a time.", rich_help_panel=ANSWER
+        ),
+    ] = False,
+    raw: Annotated[
+        bool,
+        typer.Option("--raw", help="Print control characters in answers without escaping.", rich_help_panel=ANSWER),
+    ] = False,
+    model: AdapterModel = None,
+    hypernetwork: HypernetworkFile = None,
+    device: Device = None,
+    dtype: NumberType = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Answer questions about encoded videos.
+
+    The prompt holds text only, without a visual token. A single answer is printed with its line breaks; several
+    answers are printed as tab-separated lines of adapter, question and answer. Control characters are escaped. An
+    adapter composed of segments answers a question about a time ("at 12:30") from the segments that show it. Without a
+    question, a chat starts on a terminal: Ctrl-D ends it, and no question remembers another. --frames, --fps, --start,
+    --end and --resolution apply to videos: those named, which are encoded first if needed, and those in context.
+    """
+    with command(as_json, quiet, debug) as display:
+        check_above_zero("--fps", fps)
+        check_range(start, end)
+        if strength is not None and not math.isfinite(strength):
+            raise UsageError(f"--strength is {strength}; give a finite number, 1 for the adapter as made")
+        from v2l.video.sampling import Reading
+
+        options = AnswerOptions(Reading(frames, fps, start, end, resolution), max_new_tokens, strength, whole, raw)
+        loader = model_loader(model, hypernetwork, device, dtype)
+        ok = ask_all(sort_words(words or []), question or [], in_context or [], options, loader, display)
+        raise typer.Exit(0 if ok else 1)
+
+
+@dataclass(frozen=True)
+class AnswerOptions:
+    """How to answer.
+
+    reading: how to read videos, both those encoded first and those in context
+    max_new_tokens, strength: None for the library's default
+    whole: use all segments of an adapter, whatever time a question names
+    raw: print control characters without escaping
+    """
+
+    reading: Reading
+    max_new_tokens: int | None = None
+    strength: float | None = None
+    whole: bool = False
+    raw: bool = False
+
+    @property
+    def length(self) -> dict[str, Any]:
+        """The keyword argument of the length of answers, if given."""
+        return {} if self.max_new_tokens is None else {"max_new_tokens": self.max_new_tokens}
+
+    @property
+    def generation(self) -> dict[str, Any]:
+        """The keyword arguments of answers from adapters."""
+        strength = {} if self.strength is None else {"strength": self.strength}
+        return {**self.length, **strength, "whole": self.whole}
+
+
+def ask_all(
+    request: AskRequest,
+    questions: Sequence[str],
+    in_context: Sequence[Path],
+    options: AnswerOptions,
+    loader: ModelLoader,
+    display: Display,
+) -> bool:
+    """Answer everything that was asked, or start a chat if nothing was; True if all was answered.
+
+    questions: those given with -q
+    """
+    from v2l.inference.targets import ADAPTER_SUFFIX
+
+    asked = [*request.questions, *questions]
+    if not (request.adapters or request.videos or in_context):
+        raise UsageError(f"name an adapter (*{ADAPTER_SUFFIX}), a video or a folder of adapters to ask")
+    interactive = sys.stdin.isatty() and sys.stdout.isatty() and not display.as_json
+    if not (asked or request.read_stdin or interactive):
+        raise UsageError("ask a question: after the adapter, with -q, or - for questions on standard input")
+    if request.read_stdin:
+        asked += [line.strip() for line in sys.stdin if line.strip()]
+    encoded = [_encode(video, options, loader, display) for video in request.videos]
+    adapters = [*request.adapters, *(adapter for adapter in encoded if adapter)]
+    sources = [*load_sources(adapters, loader), *(AnswerSource(video, loader) for video in in_context)]
+    ready = [source for source in sources if _is_ready(source, display)]
+    ok = None not in encoded and len(ready) == len(sources)
+    if not (asked or request.read_stdin):
+        return chat(ready, lambda source, text: _answer(source, text, options, display), display) and ok
+    if len(sources) * len(asked) == 1:
+        failed = sum(not _answer(source, asked[0], options, display) for source in ready)
+    else:
+        failed = sum(not _answer_batch(batch, options, display) for batch in batches(ready, asked))
+    return ok and not failed
+
+
+def _encode(video: Path, options: AnswerOptions, loader: ModelLoader, display: Display) -> Path | None:
+    """Return the up-to-date adapter of a video, encoding it if needed; None, with an error printed, if that fails."""
+    from v2l.inference.batch import EncodeOptions
+    from v2l.inference.targets import Destination, find_targets
+    from v2l.video.sampling import Reading
+
+    targets = find_targets([video], Destination(), options.reading)
+    encoding = EncodeOptions(
+        options.reading,
+        replace_foreign=loader.chosen_by == "option",
+        any_reading=options.reading == Reading(),
+    )
+    adapter = None
+    for outcome in encode_with_progress(targets, encoding, loader, display):
+        display.end_progress()
+        if outcome.status == "failed":
+            display.error(outcome.note)
+            return None
+        note_reason(outcome, display)
+        adapter = outcome.target.output
+    return adapter
+
+
+def _is_ready(source: AnswerSource, display: Display) -> bool:
+    """Return True if the source and its model could be loaded; print the error once, not for every question."""
+    if source.error:
+        display.error(str(source.error))
+        return False
+    try:
+        announce_fallback(source.loader, display)
+        _ = source.loader.language_model if source.adapter else source.loader.vlm
+    except V2LError as error:
+        display.error(f"{printable(source.path)}: {error}")
+        return False
+    return True
+
+
+def _answer(source: AnswerSource, question: str, options: AnswerOptions, display: Display) -> bool:
+    """Print a single answer, piece by piece on a terminal."""
+    try:
+        answer = _stream(source, question, options)
+        live = sys.stdout.isatty() and not display.as_json
+        text = ""
+        for piece in answer:
+            text += piece
+            if live:
+                display.write(_escaped(piece, options))
+    except V2LError as error:
+        display.error(f"{printable(source.path)}: {error}")
+        return False
+    if live:
+        display.write("\n")
+    else:
+        display.result(_escaped(text, options), _record(source, question, text, answer, answer.visual_tokens))
+    return True
+
+
+def _answer_batch(batch: Sequence[tuple[AnswerSource, str]], options: AnswerOptions, display: Display) -> bool:
+    """Print the answers of a batch as tab-separated lines."""
+    answers: Sequence[tuple[str, Answer | Stream, int]]
+    try:
+        if batch[0][0].adapter is None:
+            ((source, question),) = batch
+            stream = _stream(source, question, options)
+            answers = [("".join(stream), stream, stream.visual_tokens)]
+        else:
+            from v2l.inference.ask import answer_each
+
+            adapters = [source.adapter for source, _ in batch if source.adapter]
+            model = batch[0][0].loader.language_model
+            found = answer_each(adapters, [question for _, question in batch], model, **options.generation)
+            answers = [(answer.text, answer, 0) for answer in found]
+    except V2LError as error:
+        if len(batch) > 1:  # one of them failed; the others are answered one by one
+            return sum(not _answer_batch([each], options, display) for each in batch) == 0
+        display.error(f"{printable(batch[0][0].path)}: {error}")
+        return False
+    for (source, question), (text, answer, visual_tokens) in zip(batch, answers, strict=True):
+        asked = tab_separated(os.fspath(source.path), question)
+        line = (inert(asked) if sys.stdout.isatty() else asked) + "\t" + _escaped(tab_separated(text), options)
+        display.result(line, _record(source, question, text, answer, visual_tokens))
+    return True
+
+
+def _stream(source: AnswerSource, question: str, options: AnswerOptions) -> Stream:
+    from v2l.inference.ask import stream, stream_in_context
+
+    if source.adapter is None:
+        reading = _encoding_reading(options.reading, source.loader)
+        return stream_in_context(source.path, question, source.loader.vlm, reading, **options.length)
+    return stream(source.adapter, question, source.loader.language_model, **options.generation)
+
+
+def _encoding_reading(reading: Reading, loader: ModelLoader) -> Reading:
+    """Return the reading that encoding would use, so that a comparison is about the same frames; unchanged if the model
+    has no hypernetwork."""
+    from v2l.inference.preprocess import fill_reading
+
+    try:
+        return fill_reading(reading, loader.provenance.trained_with, loader.folder.geometry)
+    except V2LError:
+        return reading
+
+
+def _escaped(text: str, options: AnswerOptions) -> str:
+    """Escape control characters that the model generated, in pipes as well, unless --raw is given."""
+    return text if options.raw else inert(text)
+
+
+def _record(
+    source: AnswerSource, question: str, text: str, answer: Answer | Stream, visual_tokens: int
+) -> dict[str, Any]:
+    return {
+        "command": "ask",
+        "adapter" if source.adapter else "video": source.path,
+        "question": question,
+        "answer": text,
+        "model": source.loader.folder.id,
+        "model_chosen_by": source.loader.chosen_by,
+        "prompt_tokens": answer.prompt_tokens,
+        "new_tokens": answer.tokens,
+        "time_to_first_token": answer.time_to_first_token,
+        "tokens_per_second": answer.tokens_per_second,
+        "together": getattr(answer, "together", 1),
+        "visual_tokens": visual_tokens,
+    }

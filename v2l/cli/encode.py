@@ -1,0 +1,313 @@
+"""`v2l encode`: videos become adapters, a file each."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from v2l.cli.console import Display, announce_fallback, command, shown
+from v2l.cli.help import GroupedCommand
+from v2l.cli.options import (
+    READ,
+    WRITE,
+    Debug,
+    Device,
+    End,
+    Fps,
+    Frames,
+    HypernetworkFile,
+    Json,
+    Model,
+    NumberType,
+    Quiet,
+    Resolution,
+    Start,
+    check_above_zero,
+    check_range,
+    model_loader,
+)
+from v2l.errors import StdoutClosed, UsageError
+from v2l.io.text import amount, printable
+
+if TYPE_CHECKING:
+    from v2l.adapters.adapter import Adapter
+    from v2l.inference.batch import EncodeOptions, Outcome
+    from v2l.inference.model_loader import ModelLoader
+    from v2l.inference.targets import Destination, Nothing, Shard, Target
+
+SEGMENTS = "Segments"
+
+
+class EncodeCommand(GroupedCommand):
+    """The help of `v2l encode`."""
+
+    example = "v2l encode lecture.mp4 talks/ --recursive"
+
+
+def encode(
+    inputs: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="VIDEO|FOLDER",
+            help="Encode these videos, and the videos in these folders.",
+            show_default=False,
+            rich_help_panel=READ,
+        ),
+    ] = None,
+    recursive: Annotated[
+        bool,
+        typer.Option("--recursive", "-r", help="Search subfolders as well.", rich_help_panel=READ),
+    ] = False,
+    files_from: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE|-",
+            help="Read more inputs from a list, one per line or separated by NUL; - is standard input.",
+            rich_help_panel=READ,
+        ),
+    ] = None,
+    frames: Frames = None,
+    fps: Fps = None,
+    start: Start = None,
+    end: End = None,
+    resolution: Resolution = None,
+    keep_damaged: Annotated[
+        bool,
+        typer.Option("--keep-damaged", help="Use damaged frames, as a player does, and note it.", rich_help_panel=READ),
+    ] = False,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            metavar="I/N|auto",
+            help="Encode share I of N of the inputs; auto reads both from a Slurm job array.",
+            rich_help_panel=READ,
+        ),
+    ] = None,
+    segments: Annotated[
+        int | None,
+        typer.Option(
+            min=1, metavar="N", help="Cut each video into N segments with an adapter each.", rich_help_panel=SEGMENTS
+        ),
+    ] = None,
+    segment_seconds: Annotated[
+        float | None,
+        typer.Option(metavar="S", help="Cut each video into segments of S seconds.", rich_help_panel=SEGMENTS),
+    ] = None,
+    compose: Annotated[
+        bool,
+        typer.Option("--compose", help="Also write one adapter composed of all segments.", rich_help_panel=SEGMENTS),
+    ] = False,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            readable=False,
+            metavar="FILE",
+            help="Write the adapter of a single video to FILE.",
+            show_default="beside the video",
+            rich_help_panel=WRITE,
+        ),
+    ] = None,
+    output_dir: Annotated[
+        Path | None,
+        typer.Option(
+            readable=False,
+            metavar="FOLDER",
+            help="Write all adapters into FOLDER.",
+            show_default="beside the videos",
+            rich_help_panel=WRITE,
+        ),
+    ] = None,
+    check_hash: Annotated[
+        bool,
+        typer.Option(
+            "--check-hash",
+            help="Compare the contents of videos, not their sizes and times, to find adapters that are out of date.",
+            rich_help_panel=WRITE,
+        ),
+    ] = False,
+    overwrite: Annotated[
+        bool,
+        typer.Option("--overwrite", help="Encode again, even if an adapter is up to date.", rich_help_panel=WRITE),
+    ] = False,
+    fail_fast: Annotated[
+        bool, typer.Option("--fail-fast", help="Stop at the first video that fails.", rich_help_panel=WRITE)
+    ] = False,
+    model: Model = None,
+    hypernetwork: HypernetworkFile = None,
+    device: Device = None,
+    dtype: NumberType = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Encode videos into adapters.
+
+    The adapter of lecture.mp4 is lecture.v2l.safetensors. Adapters that are up to date are not encoded again. The path
+    of every adapter is printed.
+    """
+    with command(as_json, quiet, debug) as display:
+        if segments and segment_seconds:
+            raise UsageError("--segments and --segment-seconds exclude each other; give one of them")
+        if compose and not (segments or segment_seconds):
+            raise UsageError("--compose needs segments; give --segments or --segment-seconds")
+        if output and output_dir:
+            raise UsageError("-o and --output-dir exclude each other; give one of them")
+        check_above_zero("--fps", fps)
+        check_above_zero("--segment-seconds", segment_seconds)
+        check_range(start, end)
+        from v2l.inference.batch import EncodeOptions
+        from v2l.inference.targets import Destination, read_shard
+        from v2l.video.sampling import Reading
+
+        options = EncodeOptions(
+            Reading(frames, fps, start, end, resolution, keep_damaged),
+            segments,
+            segment_seconds,
+            compose,
+            check_hash,
+            overwrite,
+            replace_foreign=model is not None,
+        )
+        ok = encode_all(
+            list_inputs(inputs or [], files_from),
+            Destination(output, output_dir),
+            options,
+            model_loader(model, hypernetwork, device, dtype),
+            display,
+            recursive=recursive,
+            fail_fast=fail_fast,
+            shard=read_shard(shard) if shard else None,
+        )
+        raise typer.Exit(0 if ok else 1)
+
+
+def list_inputs(inputs: Sequence[str], files_from: str | None) -> list[Path]:
+    """Return the inputs and the names in a list. Raises UsageError if there are none at all, or one is empty."""
+    from v2l.inference.targets import read_names
+
+    if "" in inputs:
+        raise UsageError("one of the inputs is empty, perhaps an unset variable; name a video or a folder")
+    found = [Path(name) for name in inputs]
+    if files_from == "-":
+        found += read_names(sys.stdin.buffer)
+    elif files_from:
+        try:
+            with open(files_from, "rb") as file:
+                found += read_names(file)
+        except OSError as error:
+            raise UsageError(f"cannot read the list {printable(files_from)}: {error.strerror}") from error
+    elif not found:
+        raise UsageError("name a video or a folder of videos to encode")
+    return found
+
+
+def encode_all(
+    inputs: Sequence[Path],
+    destination: Destination,
+    options: EncodeOptions,
+    loader: ModelLoader,
+    display: Display,
+    recursive: bool = False,
+    fail_fast: bool = False,
+    shard: Shard | None = None,
+) -> bool:
+    """Encode all inputs, or a shard of them, and print the path of each adapter; True if none failed."""
+    from v2l.inference.targets import Target, find_targets
+
+    targets = find_targets(inputs, destination, options.reading, recursive)
+    targets = shard.of(targets) if shard else targets
+    if any(isinstance(target, Target) for target in targets):
+        announce_fallback(loader, display)
+        loader.check()
+    counts = dict.fromkeys(("encoded", "composed", "current", "kept", "failed"), 0)
+    has_reader = True
+    for outcome in encode_with_progress(targets, options, loader, display):
+        counts[outcome.status] += 1
+        try:
+            _print_outcome(outcome, options, loader, display, has_reader)
+        except StdoutClosed:
+            has_reader = False  # the files are the result, so encoding continues
+        if outcome.status == "failed" and fail_fast:
+            break
+    display.end_progress()
+    display.note(", ".join(f"{number} {status}" for status, number in counts.items() if number) or "nothing to encode")
+    return not counts["failed"]
+
+
+def encode_with_progress(
+    targets: Sequence[Target | Nothing], options: EncodeOptions, loader: ModelLoader, display: Display
+) -> Iterator[Outcome]:
+    """Yield the outcome of every target and move a bar: over the videos, or over the steps of a single video."""
+    from v2l.inference.batch import encode_targets
+    from v2l.inference.targets import Target
+
+    several = len(targets) > 1
+    places = {target.video: place for place, target in enumerate(targets) if isinstance(target, Target)}
+    display.start_progress(len(targets) if several else 1, "video" if several else "step")
+
+    def watch(target: Target, done: int, total: int) -> None:
+        name = printable(target.video.name)
+        if several:
+            place = places[target.video]
+            display.progress(place + done / total, len(targets), f"{place + 1}/{len(targets)} {name}")
+        else:
+            display.progress(done, total, name)
+
+    for outcome in encode_targets(targets, options, loader, watch):
+        if several:
+            display.progress(places.get(outcome.target.video, 0) + 1, len(targets))
+        yield outcome
+
+
+def note_reason(outcome: Outcome, display: Display) -> None:
+    """Print why an adapter was kept or encoded again."""
+    if outcome.note:
+        made = "kept" if outcome.status == "kept" else "encoded again"
+        display.note(f"{printable(outcome.target.output)}: {made}: {outcome.note}")
+
+
+def _fewer_frames(adapter: Adapter, options: EncodeOptions) -> Iterator[str]:
+    """Explain for each segment why it has fewer frames than --frames."""
+    for segment in adapter.description.segments:
+        if options.reading.frames and len(segment.timestamps) < options.reading.frames:
+            yield f"{len(segment.timestamps)} frames, {segment.reading.fps:g} a second; --fps takes more"
+
+
+def _print_outcome(
+    outcome: Outcome, options: EncodeOptions, loader: ModelLoader, display: Display, has_reader: bool
+) -> None:
+    video, output = outcome.target.video, outcome.target.output
+    model = {"model": loader.folder.id, "model_chosen_by": loader.chosen_by}
+    record: dict[str, Any] = {
+        "command": "encode",
+        "video": video,
+        "adapter": output,
+        "status": outcome.status,
+        **model,
+    }
+    if outcome.note:
+        record["error" if outcome.status == "failed" else "note"] = outcome.note
+    if outcome.status == "failed":
+        display.error(outcome.note if printable(video) in outcome.note else f"{printable(video)}: {outcome.note}")
+        if display.as_json and has_reader:
+            display.result("", {**record, "adapter": None})
+        return
+    note_reason(outcome, display)
+    text = shown(output)
+    if outcome.adapter is not None:
+        size = os.stat(output).st_size
+        frames = sum(len(segment.timestamps) for segment in outcome.adapter.description.segments)
+        record |= {"bytes": size, "frames": frames, "rank": outcome.adapter.rank, "seconds": round(outcome.seconds, 3)}
+        if sys.stdout.isatty():
+            text += f"  {amount(size)}, {frames} frames" + (f", {outcome.seconds:.1f} s" if outcome.seconds else "")
+        for note in [*_fewer_frames(outcome.adapter, options), *outcome.adapter.description.not_validated]:
+            display.note(f"{printable(output)}: {note}")
+    if has_reader:
+        display.result(text, record)

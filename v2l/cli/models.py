@@ -1,0 +1,134 @@
+"""Commands that bring models to this machine: `v2l pull` and `v2l import`."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from v2l.cli.console import Display, command, shown
+from v2l.cli.help import GroupedCommand
+from v2l.cli.options import READ, WRITE, Arch, Debug, Json, Overwrite, Quiet, check_replaceable, one_of
+from v2l.errors import UsageError
+from v2l.io.text import amount, printable
+
+
+class PullCommand(GroupedCommand):
+    """The help of `v2l pull`."""
+
+    example = "v2l pull smolvlm2-500m"
+
+
+class ImportCommand(GroupedCommand):
+    """The help of `v2l import`."""
+
+    example = "v2l import hypernetwork.pt -o hypernetwork.safetensors"
+
+
+def pull(
+    preset: Annotated[
+        Arch, typer.Argument(metavar="PRESET", help=f"Fetch this preset: {one_of(Arch)}.", rich_help_panel=READ)
+    ],
+    revision: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Fetch this branch, tag or commit of the model.",
+            show_default="the revision that was recorded before, else the newest",
+            rich_help_panel=READ,
+        ),
+    ] = None,
+    default: Annotated[
+        bool,
+        typer.Option(
+            "--default",
+            help="Use the preset if no model is named. The first preset that is pulled becomes the default by itself.",
+            rich_help_panel=WRITE,
+        ),
+    ] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Fetch a frozen model and its hypernetwork.
+
+    No other command uses the network, except eval with --judge. Every file is checked against the hash that the hub
+    states, and recorded, so that later runs use the same file. Then both are loaded and tested. HF_HOME, HF_TOKEN,
+    HF_ENDPOINT and HF_HUB_OFFLINE are respected.
+    """
+    with command(as_json, quiet, debug) as display:
+        pull_preset(preset, revision, default, display)
+
+
+def pull_preset(name: str, revision: str | None, make_default: bool, display: Display) -> None:
+    """Fetch a preset and print its licences and whether it is the default."""
+    from huggingface_hub.utils import disable_progress_bars
+
+    from v2l.models.presets import lock_path, read_lock
+    from v2l.models.pull import pull
+
+    if display.quiet or not sys.stderr.isatty():
+        disable_progress_bars()
+    for pulled in pull(name, revision, make_default, display.note):
+        text = f"{pulled.repo}  {pulled.commit[:12]}, {amount(pulled.size)}, licence {printable(pulled.licence)}"
+        display.result(text, {"command": "pull", **dataclasses.asdict(pulled)})
+    default = read_lock().default
+    state = "it is the default now" if default == name else f"the default stays {default}; --default changes it"
+    display.note(f"{name} is complete and works; {state}; recorded in {printable(lock_path())}")
+
+
+def import_checkpoint(
+    checkpoint: Annotated[
+        Path,
+        typer.Argument(
+            readable=False, metavar="CHECKPOINT.pt", help="Convert this published hypernetwork.", rich_help_panel=READ
+        ),
+    ],
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            readable=False,
+            metavar="FILE",
+            help="Write the hypernetwork as .safetensors.",
+            rich_help_panel=WRITE,
+        ),
+    ],
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Convert a published checkpoint to a hypernetwork file.
+
+    The checkpoint is a pickle. It is read as data, and nothing in it is executed.
+    """
+    with command(as_json, quiet, debug) as display:
+        import_published(checkpoint, output, overwrite, display)
+
+
+def import_published(checkpoint: Path, output: Path, overwrite: bool, display: Display) -> None:
+    """Write a published checkpoint as a hypernetwork file."""
+    from v2l.inference.targets import ADAPTER_SUFFIX
+    from v2l.models.checkpoint import import_checkpoint
+
+    if output.suffix != ".safetensors" or output.name.endswith(ADAPTER_SUFFIX):
+        raise UsageError(
+            f"-o {printable(output)} must end in .safetensors but not in {ADAPTER_SUFFIX}, which is for adapters"
+        )
+    check_replaceable(output, overwrite)
+    hypernetwork = import_checkpoint(checkpoint, output)
+    provenance = hypernetwork.provenance
+    assert provenance is not None, "an imported hypernetwork is read from a file"
+    display.note(f"a hypernetwork for {printable(provenance.base_model)}, rank {hypernetwork.config.rank}")
+    record = {
+        "command": "import",
+        "hypernetwork": output,
+        "base_model": provenance.base_model,
+        "sha256": provenance.sha256,
+    }
+    display.result(shown(output), record)

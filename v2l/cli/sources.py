@@ -1,0 +1,119 @@
+"""The adapters, videos and questions on a command line, in the order in which they are answered."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from v2l.errors import UsageError, V2LError
+from v2l.io.text import printable
+
+if TYPE_CHECKING:
+    from v2l.adapters.adapter import Adapter
+    from v2l.inference.model_loader import ModelLoader
+
+ANSWERS_AT_ONCE, FACTOR_BYTES_AT_ONCE = 32, 2**30
+"""Limits of a batch: its answers, and the bytes of the factors of its adapters."""
+
+
+@dataclass(frozen=True)
+class AskRequest:
+    """The words of a command line by kind. read_stdin: `-` was among them."""
+
+    adapters: tuple[Path, ...] = ()
+    videos: tuple[Path, ...] = ()
+    questions: tuple[str, ...] = ()
+    read_stdin: bool = False
+
+
+def sort_words(words: Sequence[str]) -> AskRequest:
+    """Sort the words of a command line.
+
+    An adapter is known by its suffix, a video by its suffix and its presence, a folder is replaced by its adapters, and
+    any other word is a question. Raises V2LError for an adapter, or a name that can only be a video's, that is missing.
+    """
+    from v2l.inference.targets import ADAPTER_SUFFIX, VIDEO_SUFFIXES, adapters_in
+
+    adapters: list[Path] = []
+    videos, questions = [], []
+    for word in words:
+        if word == "-":
+            continue
+        path = Path(word)
+        plain = not any(char.isspace() for char in word)
+        if not word:
+            raise UsageError("one of the words is empty, perhaps an unset variable; leave it out")
+        if word.endswith(ADAPTER_SUFFIX):
+            if not os.path.exists(path):
+                raise V2LError(f"no adapter {printable(word)}; make it with: v2l encode VIDEO")
+            adapters.append(path)
+        elif os.path.isdir(path):
+            adapters += adapters_in(path)
+        elif path.suffix.lower() in VIDEO_SUFFIXES and os.path.isfile(path):
+            videos.append(path)
+        elif plain and (path.suffix.lower() in VIDEO_SUFFIXES or "://" in word):
+            raise V2LError(f"no video {printable(word)}; only local files are read, check the name")
+        elif os.path.exists(path):
+            raise V2LError(
+                f"{printable(word)} is a file but neither an adapter nor a video by its name; use -q for a question"
+            )
+        else:
+            questions.append(word)
+    return AskRequest(tuple(adapters), tuple(videos), tuple(questions), "-" in words)
+
+
+@dataclass(frozen=True)
+class AnswerSource:
+    """An adapter and the loader of its model, a video in context if `adapter` is None, or an adapter that cannot be
+    read and its error."""
+
+    path: Path
+    loader: ModelLoader
+    adapter: Adapter | None = None
+    error: V2LError | None = None
+
+
+def load_sources(adapters: Sequence[Path], loader: ModelLoader) -> Iterator[AnswerSource]:
+    """Load adapters and group them by model, in the order in which the models first appear; those that cannot be read
+    form a group.
+
+    loader: of the model that the user chose; without a choice, each adapter names its model
+    """
+    from v2l.adapters.adapter import Adapter
+    from v2l.inference.model_loader import ModelLoader, choose_model_for
+
+    groups: dict[str, list[AnswerSource]] = {}
+    loaders: dict[str, ModelLoader] = {}
+    for path in adapters:
+        try:
+            adapter = Adapter.load(path)
+            model, chosen_by = choose_model_for(adapter, loader.model if loader.chosen_by == "option" else None)
+            if model not in loaders:
+                same = (model, chosen_by) == (loader.model, loader.chosen_by)
+                loaders[model] = loader if same else ModelLoader(model, chosen_by, None, loader.device, loader.dtype)
+            groups.setdefault(model, []).append(AnswerSource(path, loaders[model], adapter))
+        except V2LError as error:
+            groups.setdefault("", []).append(AnswerSource(path, loader, error=error))
+    for group in groups.values():
+        yield from group
+
+
+def batches(sources: Sequence[AnswerSource], questions: Sequence[str]) -> Iterator[list[tuple[AnswerSource, str]]]:
+    """Yield every question to every source, in order: consecutive adapters of one model as one batch, as far as its
+    limits allow, and each question to a video alone."""
+    batch: list[tuple[AnswerSource, str]] = []
+    held = 0
+    for source in sources:
+        for question in questions:
+            size = 0 if source.adapter is None else source.adapter.a.nbytes + source.adapter.b.nbytes
+            alike = batch and source.adapter and batch[0][0].adapter and source.loader is batch[0][0].loader
+            if batch and not (alike and len(batch) < ANSWERS_AT_ONCE and held + size <= FACTOR_BYTES_AT_ONCE):
+                yield batch
+                batch, held = [], 0
+            batch.append((source, question))
+            held += size
+    if batch:
+        yield batch

@@ -1,0 +1,4 @@
+"""Limits of answers, importable without torch."""
+
+MAX_NEW_TOKENS = 128
+"""Tokens of the longest answer."""

@@ -1,0 +1,115 @@
+"""The demonstration: a sample lecture, and questions answered from its adapter and with the video in context."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from v2l.adapters.adapter import Adapter
+from v2l.errors import V2LError
+from v2l.inference.ask import Stream, stream, stream_in_context
+from v2l.inference.encode import encode_reading
+from v2l.inference.model_loader import ModelLoader
+from v2l.inference.targets import ADAPTER_SUFFIX
+from v2l.io.files import unwritable, write_atomically
+from v2l.io.text import printable
+from v2l.models.smolvlm import FrozenVLM
+from v2l.tiny.world.clip import ClipFormat, frame_times, write_clip
+from v2l.tiny.world.questions import Question, ask_about
+from v2l.tiny.world.scene import SHAPES, Story, sample_story
+from v2l.video.sampling import Reading
+
+SECONDS = 8.0
+FORM = ClipFormat(256, 192, 12.0)
+SCENE_SEED, QUESTION_SEED = 5, 35
+"""Select a clip of the test split, which no training used, and the questions about it."""
+ASKED = ("words", "word at", "word last", "colour", "place at", "motion")
+
+
+@dataclass(frozen=True)
+class DemoAnswer:
+    """A question and its answers from the adapter and in context.
+
+    truth: the correct answer
+    visual_tokens, first_token: of both answers, the adapter's first; first_token in seconds
+    """
+
+    question: str
+    truth: str
+    from_adapter: str
+    in_context: str
+    visual_tokens: tuple[int, int]
+    first_token: tuple[float | None, float | None]
+
+
+def sample_lecture() -> tuple[Story, list[Question]]:
+    """Return the story of the clip and the questions about it with their correct answers."""
+    story = sample_story("test", SCENE_SEED, SECONDS, shapes=SHAPES)
+    asked = ask_about(story, frame_times(SECONDS, FORM, 12), np.random.default_rng(QUESTION_SEED))
+    return story, [question for kind in ASKED for question in asked if question.kind == kind]
+
+
+def write_lecture(story: Story, path: Path, overwrite: bool) -> None:
+    """Write the clip unless it exists. Raises V2LError if another file has its name and `overwrite` is False."""
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            made = Path(folder) / path.name
+            write_clip(story, made, FORM)
+            data = made.read_bytes()
+    except OSError as error:  # in the folder for temporary files
+        raise unwritable(path, error) from error
+    if path.exists() and not overwrite:
+        if path.is_file() and path.read_bytes() == data:
+            return
+        raise V2LError(f"{printable(path)} is there already and is another video; --overwrite replaces it")
+    write_atomically(path, data)
+
+
+def run(
+    loader: ModelLoader, folder: Path, overwrite: bool, note: Callable[[str], None]
+) -> tuple[Path, Path, list[DemoAnswer]]:
+    """Write lecture.mp4 and its adapter into the folder; return their paths and the answers.
+
+    note: called with a line about each step
+    """
+    video, output = folder / "lecture.mp4", folder / f"lecture{ADAPTER_SUFFIX}"
+    if output.exists() and not overwrite:
+        Adapter.load(output)  # raises if it is another kind of file, which is not replaced
+    story, questions = sample_lecture()
+    write_lecture(story, video, overwrite)
+    note(f"{printable(video)}: a lecture of {SECONDS:g} seconds, drawn by v2l; no training used it")
+    vlm, hypernetwork = loader.load()
+    adapter = encode_reading(video, vlm, hypernetwork, Reading())
+    adapter.save(output)
+    return video, output, answers(adapter, video, questions, vlm)
+
+
+def answers(adapter: Adapter, video: Path, questions: Sequence[Question], vlm: FrozenVLM) -> list[DemoAnswer]:
+    """Answer every question from the adapter and in context, from the same frames, after an untimed first question."""
+    (segment,) = adapter.description.segments
+
+    def both(question: str) -> tuple[Stream, str, Stream, str]:
+        adapted = stream(adapter, question, vlm)
+        text = "".join(adapted)
+        in_context = stream_in_context(video, question, vlm, segment.reading)
+        return adapted, text, in_context, "".join(in_context)
+
+    both(questions[0].prompt)
+    made = []
+    for question in questions:
+        adapted, text, in_context, text_in_context = both(question.prompt)
+        made.append(
+            DemoAnswer(
+                question.prompt,
+                question.answer,
+                text,
+                text_in_context,
+                (adapted.visual_tokens, in_context.visual_tokens),
+                (adapted.time_to_first_token, in_context.time_to_first_token),
+            )
+        )
+    return made
