@@ -16,7 +16,7 @@ from v2l.cli.info import describe
 from v2l.errors import StdoutClosed, UsageError, V2LError
 from v2l.inference.batch import EncodeOptions, Outcome, encode_targets
 from v2l.inference.model_loader import ModelLoader, choose_model
-from v2l.inference.targets import ADAPTER_SUFFIX, Destination, Nothing, Shard, Target, find_targets, read_names
+from v2l.inference.targets import ADAPTER_SUFFIX, Destination, Shard, Target, find_targets, read_names
 from v2l.io.text import amount, clock, printable
 from v2l.models.checkpoint import import_checkpoint
 
@@ -72,7 +72,7 @@ def encode(
     """Encodes all inputs, or a shard of them, printing each adapter's path; True where none failed."""
     targets = find_targets(inputs, destination, options.reading, recursive)
     targets = shard.of(targets) if shard else targets
-    if any(isinstance(target, Target) for target in targets):
+    if not all(target.error for target in targets):
         announce_fallback(choice, display)
         choice.check()
     counts = dict.fromkeys(("encoded", "composed", "current", "kept", "failed"), 0)
@@ -91,11 +91,11 @@ def encode(
 
 
 def outcomes(
-    targets: Sequence[Target | Nothing], options: EncodeOptions, choice: ModelLoader, display: Display
+    targets: Sequence[Target], options: EncodeOptions, choice: ModelLoader, display: Display
 ) -> Iterator[Outcome]:
     """All targets' outcomes, with a bar: over videos where there are several, else over the one's steps."""
     several = len(targets) > 1
-    places = {target.video: place for place, target in enumerate(targets) if isinstance(target, Target)}
+    places = {target.video: place for place, target in enumerate(targets) if not target.error}
     display.start_progress(len(targets) if several else 1, "video" if several else "step")
 
     def watch(target: Target, done: int, total: int) -> None:
