@@ -158,7 +158,7 @@ def test_an_address_that_is_none_is_not_repeated(judge, url):
 
 def test_a_key_that_no_header_takes(judge, monkeypatch):
     monkeypatch.setenv(KEY, "klé")
-    with pytest.raises(UsageError, match=f"{KEY} holds") as trouble:
+    with pytest.raises(UsageError, match=f"{KEY} contains") as trouble:
         judge()
     assert "kl" not in str(trouble.value)
 
@@ -170,7 +170,7 @@ def test_nonsense_is_asked_again_once_and_then_kept_as_an_error(stand_in, judge)
     stand_in.answer = lambda text, number: completion("I like it" if "number 2" in text else GOOD)
     judgements = {one.item: one for one in judge(jobs=3).run(ITEMS[:6])}
     assert [judgements[item].score for item in ITEMS[:6]] == [4, 4, None, 4, 4, 4]
-    assert judgements[ITEMS[2]].error == "the judge's reply holds no score from 0 to 5: I like it"
+    assert judgements[ITEMS[2]].error == "the judge's reply has no score from 0 to 5: I like it"
     assert len(judgements[ITEMS[2]].replies) == 2
     assert len(stand_in.requests) == 7
 
@@ -189,15 +189,15 @@ def test_nonsense_is_asked_again_once_and_then_kept_as_an_error(stand_in, judge)
 @pytest.mark.parametrize(
     ("said", "told"),
     [
-        (completion('{"score": 6}'), 'the judge\'s reply holds no score from 0 to 5: {"score": 6}'),
+        (completion('{"score": 6}'), 'the judge\'s reply has no score from 0 to 5: {"score": 6}'),
         (
             completion('{"score": 3}', finish="length"),
             "the judge's reply was cut off at the rubric's token limit; another --rubric",
         ),
-        (completion(""), "the judge's reply holds no score from 0 to 5: it is empty"),
-        (completion(None), 'the judge\'s reply holds no score from 0 to 5: {"choices"'),
-        (Said("<b>\x1b[31m\nhello"), 'the judge\'s reply holds no score from 0 to 5: "<b>\\u001b[31m\\nhello"'),
-        (Said({"choices": []}), 'the judge\'s reply holds no score from 0 to 5: {"choices": []}'),
+        (completion(""), "the judge's reply has no score from 0 to 5: it is empty"),
+        (completion(None), 'the judge\'s reply has no score from 0 to 5: {"choices"'),
+        (Said("<b>\x1b[31m\nhello"), 'the judge\'s reply has no score from 0 to 5: "<b>\\u001b[31m\\nhello"'),
+        (Said({"choices": []}), 'the judge\'s reply has no score from 0 to 5: {"choices": []}'),
         (Said({"error": "too long\n"}, 400), 'the judge answers 400: {"error": "too long\\n"}'),
         (Said("", 500), "the judge answers 500: nothing"),
     ],
@@ -237,7 +237,7 @@ def test_a_server_that_hangs_is_not_waited_for(stand_in, judge):
 def test_a_server_that_fails_for_ever_is_left_alone(stand_in, judge):
     stand_in.answer = lambda text, number: completion(GOOD) if "number 3" in text else Said("out of memory", 500)
     seen = []
-    with pytest.raises(V2LError, match=f"failed {IN_A_ROW} times in a row and was asked no more"):
+    with pytest.raises(V2LError, match=f"failed {IN_A_ROW} times in a row and was stopped"):
         for judgement in judge().run(ITEMS):
             seen.append(judgement)
     assert [one.score for one in seen] == [None] * 3 + [4] + [None] * IN_A_ROW
@@ -313,7 +313,7 @@ def test_eval_asks_the_judge_and_goes_on_where_it_failed(stand_in, evaluate, tmp
     assert failed.exit_code == 1
     lines = failed.stdout.splitlines()
     assert re.search(r"error: [2-4] of \d answers could not be judged; the same command asks for them", failed.stderr)
-    assert re.search(r"error: 0-camera, .*: the judge's reply holds no score from 0 to 5: lovely", failed.stderr)
+    assert re.search(r"error: 0-camera, .*: the judge's reply has no score from 0 to 5: lovely", failed.stderr)
     assert "prompt and" in failed.stderr and "questions.eval.judge.jsonl" in failed.stderr
     header, *rows = [line.split("\t") for line in lines if line.count("\t") == 10]
     verdicts = ["equivalent, 0.15", "non-inferior, 0.15", "equivalent, 0.02", "non-inferior, 0.02"]

@@ -150,7 +150,8 @@ def evaluate(
         axes = {axis: values for axis, values in given.items() if values}
         from v2l.cli import evaluating
         from v2l.cli.commands import choice
-        from v2l.evaluation.evaluate import CONDITIONS, Setting
+        from v2l.evaluation.conditions import CONDITIONS
+        from v2l.evaluation.evaluate import Setting
         from v2l.evaluation.judge import Server
         from v2l.evaluation.judging import Grading
         from v2l.evaluation.report import settings
@@ -158,7 +159,7 @@ def evaluate(
 
         grading = Grading(Server(judge, judge_model, judge_timeout, judge_jobs), rubric) if judge else None
         metric = metric or (Metric.judge if judge else Metric.f1 if benchmark or paper else Metric.exact)
-        kept = tuple(name for name in CONDITIONS if name not in (without or []))
+        kept = tuple(condition for condition in CONDITIONS if condition.name not in (without or []))
         ok = evaluating.evaluate(
             evaluating.Questions(manifest, root, benchmark, samples, seed),
             settings(Setting(Reading(fps=fps), max_new_tokens or (MAX_NEW_TOKENS if benchmark else 64), kept), axes),

@@ -10,14 +10,23 @@ from typing import Any
 from v2l.cli.commands import announce_fallback
 from v2l.cli.console import Display, shown
 from v2l.errors import UsageError, V2LError
-from v2l.evaluation.ablation import SEGMENT_IN_CONTEXT, ablations, layer_table, rank_table
-from v2l.evaluation.conditions import Ablation
+from v2l.evaluation.conditions import IN_CONTEXT, SEGMENT_IN_CONTEXT, Ablation, ablations
 from v2l.evaluation.datasets.registry import SEED, Chosen, read_benchmark
 from v2l.evaluation.evaluate import Evaluation, Result, Setting
 from v2l.evaluation.judging import Grading, judged, open_judge
 from v2l.evaluation.metrics import MARGINS, check_extras
 from v2l.evaluation.paper import Published, published
-from v2l.evaluation.report import Run, output_of, place, summarise, table, told, varying
+from v2l.evaluation.report import (
+    Run,
+    describe_setting,
+    layer_table,
+    output_of,
+    place,
+    rank_table,
+    summarise,
+    sweep_table,
+    varying,
+)
 from v2l.inference.model_loader import ModelLoader
 from v2l.io.files import write_atomically
 from v2l.io.manifest import read_manifest
@@ -92,7 +101,7 @@ def evaluate(
     runs, in_context = [], {}
     for setting, output in zip(settings, outputs, strict=True):
         if axes:
-            display.note(told(setting, axes))
+            display.note(describe_setting(setting, axes))
         setting = _with_ablation(setting, ablation, *models)
         evaluation = Evaluation(asked.examples, *models, setting, output, asked.record, in_context)
         results = _answered(evaluation, asked, display)
@@ -102,12 +111,12 @@ def evaluate(
         except V2LError as error:
             if not axes:
                 raise
-            display.error(f"{told(setting, axes)}: {error}")  # the other settings go on
+            display.error(f"{describe_setting(setting, axes)}: {error}")  # the other settings go on
             continue
         runs.append(run)
         _tell(run, asked, paper, cost, output, display)
     if len(runs) > 1 and not display.as_json:
-        display.table(*table(runs))
+        display.table(*sweep_table(runs))
     if runs and tables.plot:
         from v2l.cli.plots import plot_eval
 
@@ -122,8 +131,8 @@ def _with_ablation(setting: Setting, ablation: Ablation | None, vlm: FrozenVLM, 
         return setting
     ranks = hypernetwork.config.rank * setting.segments
     more = ablations(ablation, ranks, vlm.num_layers)
-    if "in_context" not in setting.conditions:
-        more = tuple(name for name in more if name != SEGMENT_IN_CONTEXT)
+    if IN_CONTEXT not in setting.conditions:
+        more = tuple(condition for condition in more if condition != SEGMENT_IN_CONTEXT)
     return replace(setting, conditions=(*setting.conditions, *more))
 
 
@@ -194,7 +203,7 @@ def _tell(
         return
     display.note(f"{report.metric}; every answer is in {printable(path)}")
     by_kind = report.kinds_table(paper) if report.by_kind else None
-    ablated = rank_table(report.macro), layer_table(report.macro)
+    ablated = rank_table(run), layer_table(run)
     for each in (report.means_table(), report.against_table(), by_kind, *ablated):
         if each and each[1]:
             display.table(*each)
