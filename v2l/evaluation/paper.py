@@ -28,8 +28,8 @@ ALL = "all kinds"
 
 @dataclass(frozen=True)
 class Published:
-    """One row: mean scores, their difference with its 95% interval, and the paper's verdicts at its margin. None marks a
-    value that the paper does not state."""
+    """One row: mean scores, their difference with its 95% interval, and the paper's verdicts at its margin. None marks
+    a value that the paper does not state."""
 
     in_context: float
     adapter: float

@@ -1,4 +1,4 @@
-"""The names of the benchmarks, importable without their readers."""
+"""The names of the benchmarks. Importable without their readers."""
 
 NAMES = (
     "activitynet-captions",
@@ -11,6 +11,6 @@ NAMES = (
     "plm-sgqa",
     "vidcapbench",
 )
-"""Of the registry's, in its order: the command line knows them without reading the readers."""
+"""The keys of the registry, in its order, for the command line."""
 MAX_NEW_TOKENS = 128
-"""The paper gives no length of answers for its benchmarks; its published demonstration stops at this one."""
+"""Maximum length of answers. The paper does not state one; this is the limit of its published demonstration."""
