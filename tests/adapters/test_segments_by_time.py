@@ -8,8 +8,8 @@ from terminal import run
 
 import v2l
 from v2l.adapters.segments import keep_segments, segments_for, select_segments, time_in_question
-from v2l.evaluation.ablation import ablated, ablations
-from v2l.evaluation.conditions import Ablation
+from v2l.evaluation.ablation import ablated
+from v2l.evaluation.conditions import ADAPTER, IN_CONTEXT, Ablation, RankAblation, Selection, ablations
 from v2l.evaluation.evaluate import Evaluation, Setting
 from v2l.evaluation.report import summarise
 from v2l.inference.ask import answer_each
@@ -129,7 +129,8 @@ def loud(model_folder):
 
 
 def test_an_evaluation_asks_both_ways(videos, vlm, loud, tmp_path):
-    conditions = ("in_context", "adapter", *ablations(Ablation.times, 4, 3), "ranks top 8", "ranks top 1")
+    top_8, top_1 = RankAblation(Selection.top, 8), RankAblation(Selection.top, 1)
+    conditions = (IN_CONTEXT, ADAPTER, *ablations(Ablation.times, 4, 3), top_8, top_1)
     setting = Setting(v2l.Reading(), 8, conditions, segments=2)
     asked = [
         Example(f"{clip} {prompt}", videos[clip], "qa", "word at", prompt, "a", None, None)
@@ -155,7 +156,7 @@ def test_an_evaluation_asks_both_ways(videos, vlm, loud, tmp_path):
         }
         for condition, reading in told.items():
             assert result.answers[condition] == v2l.ask_in_context(example.video, example.prompt, vlm, reading, 8)
-        told = {"adapter": worn, "whole": composed, "ranks top 8": worn, "ranks top 1": ablated(worn, "ranks top 1")}
+        told = {"adapter": worn, "whole": composed, "ranks top 8": worn, "ranks top 1": ablated(worn, top_1)}
         for condition, adapter in told.items():
             assert result.answers[condition] == v2l.ask(adapter, example.prompt, vlm, 8, whole=True), condition
     assert any(result.answers["adapter"] != result.answers["whole"] for result in results)
@@ -163,7 +164,7 @@ def test_an_evaluation_asks_both_ways(videos, vlm, loud, tmp_path):
     header = ["question", "n", "in context", "adapter", "all segments", "its segment in context"]
     assert summarise(results, "exact", 0.05).means_table()[0] == header
     known.update(dict.fromkeys(known, "told before"))  # what another setting found is not asked again
-    single = Setting(v2l.Reading(), 8, ("in_context", "adapter"))
+    single = Setting(v2l.Reading(), 8, (IN_CONTEXT, ADAPTER))
     for result in Evaluation(asked, vlm, loud, single, tmp_path / "s.jsonl", in_context=known).run():
         assert result.answers["in_context"] == "told before" != result.answers["adapter"]
 

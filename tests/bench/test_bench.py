@@ -1,4 +1,4 @@
-"""The bench: every way to ask a video gives the same answer where it must, and the counts beside the times are true."""
+"""The bench: methods that must agree give the same answers, and the counts beside the times are right."""
 
 import dataclasses
 import itertools
@@ -9,7 +9,7 @@ from terminal import run
 
 import v2l
 from v2l.bench import methods, runner
-from v2l.bench.methods import METHODS, Method, Subject, prompt_size
+from v2l.bench.methods import METHODS, Method, Subject, distinct_methods, prompt_size
 from v2l.bench.random_model import Architecture, random_model
 from v2l.bench.report import BenchSetting, amortization, compare, first_token, question_counts, sweep, token_load
 from v2l.bench.resources import kv_bytes, prefill_bytes, prefill_work, vision_work
@@ -28,37 +28,37 @@ def subject(vlm, hypernetwork, videos, tmp_path_factory):
     reading = fill_reading(Reading(frames=8), hypernetwork.provenance.trained_with, vlm.geometry)
     folder = tmp_path_factory.mktemp("kept")
     made = Subject(videos[2], reading, vlm, hypernetwork, folder, new_tokens=4).encoded()
-    # so strong that the greedy answers of random weights change
+    # Scale the adapter until the greedy answers of random weights change.
     return dataclasses.replace(made, adapter=dataclasses.replace(made.adapter, b=made.adapter.b * 100))
 
 
 def named(name: str) -> Method:
-    return next(way for way in METHODS if way.name == name)
+    return next(method for method in METHODS if method.name == name)
 
 
 def answers(subject: Subject, name: str) -> list[list[list[int]]]:
-    """Tokens of several questions, one of them asked twice."""
-    ready = named(name).prepare(subject)
-    with ready.attach():
-        return [list(ready.answer(question)) for question in (*QUESTIONS[:3], QUESTIONS[0])]
+    """Return the tokens of several questions, one of them repeated."""
+    prepared = named(name).prepare(subject)
+    with prepared.attach():
+        return [list(prepared.answer(question)) for question in (*QUESTIONS[:3], QUESTIONS[0])]
 
 
-@pytest.mark.parametrize("name", [way.name for way in METHODS if way.in_context and "12" not in way.name][1:])
+@pytest.mark.parametrize("name", [method.name for method in METHODS if method.in_context and not method.frames][1:])
 def test_in_context_answers_do_not_depend_on_what_is_kept(subject, name):
     cold = answers(subject, "in context, cold")
     assert answers(subject, name) == cold
     assert cold[0] != cold[1] and cold[0] == cold[3]
 
 
-@pytest.mark.parametrize("name", [way.name for way in METHODS if way.wears_adapter])
-def test_adapters_answer_alike_however_they_are_worn(subject, name):
+@pytest.mark.parametrize("name", [method.name for method in METHODS if method.needs_adapter])
+def test_adapters_answer_alike_however_they_are_applied(subject, name):
     vlm = subject.vlm
     with v2l.applied(vlm, subject.adapter, merged=False):
         expected = list(vlm.greedy([methods.question_embeddings(QUESTIONS[0], vlm)], 4, for_speed=True))
     assert answers(subject, name)[0] == expected
 
 
-def test_the_floor_knows_no_video(subject):
+def test_answers_without_a_video_differ(subject):
     assert answers(subject, "no video") != answers(subject, "adapter, attached")
 
 
@@ -66,22 +66,26 @@ def test_prompt_sizes_are_those_of_the_prompts(subject):
     vlm = subject.vlm
     stream = v2l.inference.ask.stream_in_context(subject.video, QUESTIONS[0], vlm, subject.reading, max_new_tokens=1)
     assert prompt_size(subject, named("in context, KV on disk")) == (stream.prompt_tokens, stream.visual_tokens)
-    worn = v2l.stream(subject.adapter, QUESTIONS[0], vlm, max_new_tokens=1)
-    assert prompt_size(subject, named("adapter, from disk")) == (worn.prompt_tokens, 0)
+    answer = v2l.stream(subject.adapter, QUESTIONS[0], vlm, max_new_tokens=1)
+    assert prompt_size(subject, named("adapter, from disk")) == (answer.prompt_tokens, 0)
 
 
 def test_what_is_kept_is_counted_in_bytes(subject):
     vlm = subject.vlm
     prompt, visual = prompt_size(subject, named("in context, cold"))
-    size = {way.name: way.prepare(subject).kept_bytes for way in METHODS}
+    size = {method.name: method.prepare(subject).kept_bytes for method in METHODS}
     assert size["in context, cold"] == size["no video"] == 0
     assert size["in context, frames decoded"] == 8 * 3 * vlm.geometry.image_size**2
     assert size["in context, features kept"] == visual * 48 * 4
-    # all of the prompt but the question's own tokens
+    # All of the prompt except the tokens of the question.
     assert kv_bytes(vlm, prompt - 40) < size["in context, KV in memory"] < kv_bytes(vlm, prompt)
     assert size["in context, KV in memory"] < size["in context, KV on disk"] < size["in context, KV in memory"] + 4096
     assert size["adapter, attached"] == 3 * 8 * (96 + 48) * 4
     assert size["adapter, from disk"] == (subject.folder / "clip.v2l.safetensors").stat().st_size
+
+
+def names(vlm, frames: int) -> list[str]:
+    return [method.name for method in distinct_methods(vlm, frames)]
 
 
 def results_of(vlm, hypernetwork, folder, journal=None, **plan):
@@ -90,13 +94,12 @@ def results_of(vlm, hypernetwork, folder, journal=None, **plan):
     return list(run.run(opened))
 
 
-def test_a_sweep_measures_every_way_once(vlm, hypernetwork, tmp_path):
+def test_a_sweep_measures_every_method_once(vlm, hypernetwork, tmp_path):
     results = results_of(vlm, hypernetwork, tmp_path, resolutions=(None, 64))
     comparisons = compare(results)
     assert [(each.frames, each.resolution) for each in comparisons] == [(4, 32), (4, 64), (24, 32), (24, 64)]
     for comparison in comparisons:
-        few = [way.name for way in METHODS if "12" not in way.name or comparison.frames > 12]
-        assert [cell.way for cell in comparison.cells] == few
+        assert [cell.way for cell in comparison.cells] == names(vlm, comparison.frames)
         assert {cell.status for cell in comparison.cells} == {"measured"}
         assert all(len(cell.first_token) == 2 and cell.median <= cell.p95 for cell in comparison.cells)
         assert all(cell.tokens_per_second > 0 and cell.prepare >= 0 for cell in comparison.cells)
@@ -108,11 +111,22 @@ def test_a_sweep_measures_every_way_once(vlm, hypernetwork, tmp_path):
     assert [len(table[1]) for table in sweep(comparisons)] == [2, 2]
 
 
-def test_a_journal_is_gone_on_from_and_belongs_to_its_machine(vlm, hypernetwork, tmp_path):
+def test_no_measurement_appears_under_two_names(vlm, hypernetwork, tmp_path):
+    # On the CPU in float32 the attached adapter is the merged one.
+    assert [name for name in names(vlm, 12) if name not in names(vlm, 24)] == []
+    assert [name for name in names(vlm, 24) if name not in names(vlm, 12)] == ["in context, 12 frames, cold"]
+    assert {method.name for method in METHODS} - {*names(vlm, 24)} == {"adapter, merged"}
+    results = results_of(vlm, hypernetwork, tmp_path, frames=(12, 24))
+    cells = {(result.frames, result.way): result for result in results if isinstance(result, Cell)}
+    few = cells[24, "in context, 12 frames, cold"]
+    assert few == dataclasses.replace(cells[12, "in context, cold"], frames=24, way=few.way)
+
+
+def test_a_journal_is_resumed_and_belongs_to_its_machine(vlm, hypernetwork, tmp_path):
     path = tmp_path / "bench.jsonl"
     first = results_of(vlm, hypernetwork, tmp_path, path, frames=(4,))
     whole = path.read_text()
-    path.write_text(whole[: len(whole) * 2 // 3])  # killed in the middle of a line
+    path.write_text(whole[: len(whole) * 2 // 3])  # interrupted in the middle of a line
     kept = path.read_text().count("\n") - 1
     again = results_of(vlm, hypernetwork, tmp_path, path, frames=(4,))
     assert 0 < kept < len(first) == len(again)
@@ -125,10 +139,10 @@ def test_a_journal_is_gone_on_from_and_belongs_to_its_machine(vlm, hypernetwork,
     assert (tmp_path / "poem.jsonl").read_text() == "no bench\n"
 
 
-def test_a_spent_budget_leaves_the_rest_out_and_says_so(vlm, hypernetwork, tmp_path):
+def test_measurements_after_the_budget_are_left_out(vlm, hypernetwork, tmp_path):
     results = results_of(vlm, hypernetwork, tmp_path, tmp_path / "b.jsonl", budget=1e-9)
     assert {cell.status for cell in results} == {"left out"}
-    assert (tmp_path / "b.jsonl").read_text().count("\n") == 1  # to be measured next time
+    assert (tmp_path / "b.jsonl").read_text().count("\n") == 1  # the header only
     for table in (token_load, first_token, lambda each: amortization(each, 5)):
         header, rows = table(compare(results)[0])
         assert all(len(row) == len(header) for row in rows)
@@ -153,7 +167,7 @@ def test_a_video_with_too_few_frames_is_refused(vlm, hypernetwork, videos, tmp_p
 def test_adapters_composed_of_segments_are_measured_alike(vlm, hypernetwork, tmp_path):
     results = results_of(vlm, hypernetwork, tmp_path, tmp_path / "b.jsonl", frames=(24,), segments=3)
     cells = {result.way: result for result in results if isinstance(result, Cell)}
-    assert list(cells) == [way.name for way in METHODS]
+    assert list(cells) == names(vlm, 24)
     assert cells["adapter, attached"].kept_bytes == 3 * (3 * 4 + 4) * (96 + 48) * 4
     (encoding,) = [result for result in results if isinstance(result, Encoding)]
     assert encoding.windows == 3 and encoding.see > 0 and encoding.read > 0
@@ -179,7 +193,7 @@ def test_break_even_is_the_first_question_count_at_which_the_adapter_is_cheaper(
         assert comparison.break_even(other) == (cheaper[0] if cheaper else None)
 
 
-def test_tables_say_what_the_cells_say():
+def test_tables_show_the_cells():
     cells = (cell("in context, cold", 2.0, 0.0), cell("adapter, attached", 0.02, 5.0, False))
     comparison = BenchSetting(cells, Encoding(8, 32, 1, 3.0, 1.0, 1.2, None))
     assert token_load(comparison)[1][0] == ["in context, cold", "32", "100", "1 x", "1.0 kB"]
@@ -196,7 +210,7 @@ def test_tables_say_what_the_cells_say():
 
 def test_estimates_follow_the_dimensions(vlm):
     weights = sum(p.numel() for n, p in vlm.text_model.named_parameters() if "_proj" in n)
-    # for one token attention adds little to one multiply-add for every weight
+    # For one token, attention adds little to one multiply-add per weight.
     assert weights < prefill_work(vlm, 1) < weights * 1.02
     assert prefill_work(vlm, 2000) > 2 * prefill_work(vlm, 1000)
     assert vision_work(vlm, 6) == 6 * vision_work(vlm, 1)
@@ -226,7 +240,7 @@ def test_an_architecture_with_random_weights_is_a_model_like_any_other(tmp_path,
 # The command -------------------------------------------------------------------------------------------------------
 
 
-def test_bench_prints_three_tables_and_writes_files(model_folder, tmp_path):
+def test_bench_prints_three_tables_and_writes_files(model_folder, vlm, tmp_path):
     files = {"-o": "b.jsonl", "--csv": "b.csv", "--plot": "b.png"}
     options = [word for name, file in files.items() for word in (name, tmp_path / file)]
     words = ["bench", "--frames", "4", "--model", model_folder, "--repeats", "1", "--new-tokens", "2"]
@@ -239,11 +253,11 @@ def test_bench_prints_three_tables_and_writes_files(model_folder, tmp_path):
         "time per question",
     ]
     assert (tmp_path / "b.png").read_bytes().startswith(b"\x89PNG")
-    assert (tmp_path / "b.csv").read_text().count("\n") == 1 + len(METHODS) - 1
-    # from the journal: the same times, nothing measured again
+    assert (tmp_path / "b.csv").read_text().count("\n") == 1 + len(names(vlm, 4))
+    # The same times from the journal, nothing is measured again.
     again = run(*words, *options, "--json")
     records = again.records
-    assert [record.get("kind") for record in records] == [None, *["way"] * (len(METHODS) - 1), "encoding"]
+    assert [record.get("kind") for record in records] == [None, *["way"] * len(names(vlm, 4)), "encoding"]
     shown = next(r for r in records if r.get("way") == "adapter, attached")
     assert f"{1000 * shown['median']:.3g} ms" in done.out
 

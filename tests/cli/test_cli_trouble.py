@@ -212,7 +212,7 @@ def test_no_folder_stops_the_walk_over_the_others(odd_tree):
 def test_what_was_left_out_of_a_tree_is_a_line_each(odd_tree):
     long, lost, named = sorted(line for line in odd_tree.notes if line.startswith("v2l: error: "))
     assert "tree/lost+found" in lost and "ermission" in lost
-    assert "tree/long/" in long and "path is longer than the system takes" in long
+    assert "tree/long/" in long and "path is longer than the system allows" in long
     assert "字" in named and f"has {81 * 3 + len(SUFFIX)} bytes and file systems take 255" in named and "-o" in named
 
 

@@ -1,4 +1,4 @@
-"""An evaluation on a small random model: what each condition really is, and that a second run goes on."""
+"""An evaluation on a small random model: the answers of each condition, and resuming."""
 
 import dataclasses
 import json
@@ -7,12 +7,14 @@ import pytest
 from terminal import run
 
 import v2l
-from v2l.evaluation.evaluate import CONDITIONS, Evaluation, Setting
+from v2l.evaluation.conditions import ADAPTER, CONDITIONS, IN_CONTEXT, RankAblation, Selection
+from v2l.evaluation.evaluate import Evaluation, Setting
 from v2l.evaluation.report import summarise
 from v2l.io.manifest import Example
 from v2l.video.probe import probe
 
 SETTING = Setting(v2l.Reading(), max_new_tokens=6)
+NAMES = [condition.name for condition in CONDITIONS]
 QUESTIONS = ("what is on the whiteboard?", "where is the square?", "what comes first?", "who is it?")
 
 
@@ -32,12 +34,12 @@ def finished(examples, vlm, hypernetwork, tmp_path_factory):
     return output, results
 
 
-def test_every_condition_is_what_it_says(finished, examples, adapters, videos, vlm):
+def test_every_condition_gives_its_own_answers(finished, examples, adapters, videos, vlm):
     _, results = finished
     assert [result.id for result in results] == [example.id for example in examples]
     for place, result in enumerate(results):
         clip, question = place // 4, result.prompt
-        assert tuple(result.answers) == CONDITIONS
+        assert list(result.answers) == NAMES
         reading = adapters[clip].description.segments[0].reading
         assert result.answers["in_context"] == v2l.ask_in_context(videos[clip], question, vlm, reading, 6)
         assert result.answers["adapter"] == v2l.ask(adapters[clip], question, vlm, 6)
@@ -47,7 +49,7 @@ def test_every_condition_is_what_it_says(finished, examples, adapters, videos, v
 
 
 def test_adapters_may_be_composed_and_see_more_than_the_context(examples, videos, vlm, hypernetwork, tmp_path):
-    setting = dataclasses.replace(SETTING, conditions=("in_context", "adapter"), segments=2, in_context_frames=3)
+    setting = dataclasses.replace(SETTING, conditions=(IN_CONTEXT, ADAPTER), segments=2, in_context_frames=3)
     results = list(Evaluation(examples[:8], vlm, hypernetwork, setting, tmp_path / "r.jsonl").run())
     for result in results:
         video, question = videos[result.clip], result.prompt
@@ -67,7 +69,7 @@ def test_the_bias_alone_is_the_same_for_every_clip(adapters, vlm):
     assert len(answers) == 1
 
 
-def test_a_second_run_goes_on_and_ends_with_the_same_file(finished, examples, vlm, hypernetwork, tmp_path):
+def test_a_second_run_resumes_and_ends_with_the_same_file(finished, examples, vlm, hypernetwork, tmp_path):
     output, results = finished
     again = tmp_path / "results.jsonl"
     lines = output.read_text().splitlines(keepends=True)
@@ -77,6 +79,15 @@ def test_a_second_run_goes_on_and_ends_with_the_same_file(finished, examples, vl
     assert list(evaluation.run()) == results
     assert sorted(again.read_text().splitlines()) == sorted(output.read_text().splitlines())
     assert list(Evaluation(examples, vlm, hypernetwork, SETTING, again).run()) == results
+
+
+def test_the_header_lists_conditions_by_name():
+    setting = dataclasses.replace(SETTING, conditions=(IN_CONTEXT, RankAblation(Selection.without_top, 2)))
+    assert json.dumps(setting.record()) == (
+        '{"reading": {"frames": null, "fps": null, "start": null, "end": null, "resolution": null}, '
+        '"max_new_tokens": 6, "conditions": ["in_context", "ranks without top 2"], "segments": 1, '
+        '"in_context_frames": null}'
+    )
 
 
 def test_another_settings_results_are_not_mixed_in(finished, examples, vlm, hypernetwork, tmp_path):
@@ -105,7 +116,7 @@ def test_the_report_is_the_means_and_their_differences(finished):
     scored = [
         dataclasses.replace(
             result,
-            scores={name: {"exact": float(name == "in_context" or result.kind == "kind 0")} for name in CONDITIONS},
+            scores={name: {"exact": float(name == "in_context" or result.kind == "kind 0")} for name in NAMES},
         )
         for result in results
     ]
@@ -131,10 +142,10 @@ def test_the_report_is_the_means_and_their_differences(finished):
     assert rows[-1][:4] == ["all kinds", "12", "1.000", "0.500"]
 
 
-def test_two_that_know_nothing_are_no_success(finished):
-    nothing = [dataclasses.replace(each, scores={name: {"exact": 0.0} for name in CONDITIONS}) for each in finished[1]]
+def test_kinds_without_score_in_context_are_counted(finished):
+    nothing = [dataclasses.replace(each, scores={name: {"exact": 0.0} for name in NAMES}) for each in finished[1]]
     summary = summarise(nothing, "exact", margin=0.05).summary()
-    assert "on 2 of 2 kinds at a margin of 0.05; 2 of them score 0 in context, where that says nothing" in summary
+    assert "on 2 of 2 kinds at a margin of 0.05; 2 of them score 0 in context, where this has no meaning" in summary
 
 
 def test_a_kind_about_one_clip_has_no_interval(finished):

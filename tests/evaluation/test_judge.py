@@ -1,5 +1,4 @@
-"""The judge against a stand-in server on this machine: what it is asked, what counts as a score, and that a run that
-went wrong is gone on from."""
+"""The judge with a stand-in server on this machine: requests, scores, errors, and resuming after an error."""
 
 import json
 import re
@@ -27,7 +26,7 @@ def stand_in():
 
 @pytest.fixture
 def judge(stand_in, tmp_path, monkeypatch):
-    """Makes a judge of that server, impatient, one request after the other unless told otherwise."""
+    """Make a judge of the stand-in server with short pauses and, by default, one request at a time."""
     monkeypatch.delenv(KEY, raising=False)
 
     def make(rubric=None, **changes):
@@ -121,20 +120,20 @@ def test_another_rubric_or_judge_is_another_score(stand_in, judge, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         (b"\xff", "not UTF-8"),
         (b"# nothing\n", "no section"),
-        (b"## request\n{]\n## qa\n{reference} {candidate}", "no JSON"),
+        (b"## request\n{]\n## qa\n{reference} {candidate}", "not JSON"),
         (b'## request\n{"model": "x"}\n## qa\n{reference} {candidate}', "without model"),
         (b"## qa\n{prompt} {reference}", "lacks {candidate}"),
     ],
     ids=str,
 )
-def test_a_rubric_that_cannot_be_asked(tmp_path, content, told):
+def test_a_malformed_rubric_is_refused(tmp_path, content, message):
     path = tmp_path / "rubric.md"
     path.write_bytes(content)
-    with pytest.raises(UsageError, match=told):
+    with pytest.raises(UsageError, match=message):
         read_rubric(path)
 
 
@@ -150,27 +149,27 @@ def test_a_rubric_that_cannot_be_asked(tmp_path, content, told):
         "http://x/?k=1",
     ],
 )
-def test_an_address_that_is_none_is_not_repeated(judge, url):
+def test_a_malformed_address_is_not_repeated(judge, url):
     with pytest.raises(UsageError, match="--judge takes a plain address") as trouble:
         judge(url=url)
     assert "secret" not in str(trouble.value)
 
 
-def test_a_key_that_no_header_takes(judge, monkeypatch):
+def test_a_malformed_key_is_not_repeated(judge, monkeypatch):
     monkeypatch.setenv(KEY, "klé")
-    with pytest.raises(UsageError, match=f"{KEY} holds") as trouble:
+    with pytest.raises(UsageError, match=f"{KEY} contains") as trouble:
         judge()
     assert "kl" not in str(trouble.value)
 
 
-# What goes wrong ---------------------------------------------------------------------------------------------------
+# Errors ------------------------------------------------------------------------------------------------------------
 
 
-def test_nonsense_is_asked_again_once_and_then_kept_as_an_error(stand_in, judge):
+def test_a_reply_without_a_score_is_requested_once_more(stand_in, judge):
     stand_in.answer = lambda text, number: completion("I like it" if "number 2" in text else GOOD)
     judgements = {one.item: one for one in judge(jobs=3).run(ITEMS[:6])}
     assert [judgements[item].score for item in ITEMS[:6]] == [4, 4, None, 4, 4, 4]
-    assert judgements[ITEMS[2]].error == "the judge's reply holds no score from 0 to 5: I like it"
+    assert judgements[ITEMS[2]].error == "the judge's reply has no score from 0 to 5: I like it"
     assert len(judgements[ITEMS[2]].replies) == 2
     assert len(stand_in.requests) == 7
 
@@ -187,26 +186,26 @@ def test_nonsense_is_asked_again_once_and_then_kept_as_an_error(stand_in, judge)
 
 
 @pytest.mark.parametrize(
-    ("said", "told"),
+    ("said", "message"),
     [
-        (completion('{"score": 6}'), 'the judge\'s reply holds no score from 0 to 5: {"score": 6}'),
+        (completion('{"score": 6}'), 'the judge\'s reply has no score from 0 to 5: {"score": 6}'),
         (
             completion('{"score": 3}', finish="length"),
             "the judge's reply was cut off at the rubric's token limit; another --set rubric",
         ),
-        (completion(""), "the judge's reply holds no score from 0 to 5: it is empty"),
-        (completion(None), 'the judge\'s reply holds no score from 0 to 5: {"choices"'),
-        (Said("<b>\x1b[31m\nhello"), 'the judge\'s reply holds no score from 0 to 5: "<b>\\u001b[31m\\nhello"'),
-        (Said({"choices": []}), 'the judge\'s reply holds no score from 0 to 5: {"choices": []}'),
+        (completion(""), "the judge's reply has no score from 0 to 5: it is empty"),
+        (completion(None), 'the judge\'s reply has no score from 0 to 5: {"choices"'),
+        (Said("<b>\x1b[31m\nhello"), 'the judge\'s reply has no score from 0 to 5: "<b>\\u001b[31m\\nhello"'),
+        (Said({"choices": []}), 'the judge\'s reply has no score from 0 to 5: {"choices": []}'),
         (Said({"error": "too long\n"}, 400), 'the judge answers 400: {"error": "too long\\n"}'),
         (Said("", 500), "the judge answers 500: nothing"),
     ],
     ids=str,
 )
-def test_a_reply_without_a_score_is_one_line(stand_in, judge, said, told):
+def test_a_reply_without_a_score_is_one_line(stand_in, judge, said, message):
     stand_in.answer = lambda text, number: said
     (judgement,) = judge().run(ITEMS[:1])
-    assert judgement.score is None and judgement.error.startswith(told)
+    assert judgement.score is None and judgement.error.startswith(message)
     assert judgement.error.isprintable()
     assert len(stand_in.requests) == {200: 2, 400: 1, 500: TRIES}[said.status]
 
@@ -219,7 +218,7 @@ def test_a_busy_server_is_asked_again(stand_in, judge):
 
 
 @pytest.mark.parametrize("wait", ["3600", "Fri, 31 Dec 2100 23:59:59 GMT"])
-def test_a_server_that_asks_for_a_long_wait_is_left_alone(stand_in, judge, wait):
+def test_a_server_that_asks_for_a_long_wait_ends_the_run(stand_in, judge, wait):
     stand_in.answer = lambda text, number: Said("quota", 429, {"Retry-After": wait})
     with pytest.raises(V2LError, match=r"answers 429: quota; it asks to wait .* run the same command then"):
         list(judge().run(ITEMS))
@@ -227,19 +226,18 @@ def test_a_server_that_asks_for_a_long_wait_is_left_alone(stand_in, judge, wait)
 
 
 def test_a_server_that_hangs_is_not_waited_for(stand_in, judge):
-    stand_in.answer = lambda text, number: completion(GOOD, wait=0.6 if "number 1" in text else 0.0)
-    judgements = {one.item: one for one in judge(timeout=0.2).run(ITEMS[:3])}
-    assert [judgements[item].score for item in ITEMS[:3]] == [4, None, 4]
-    assert (
-        judgements[ITEMS[1]].error == "the judge gave no answer within 0.2 s; --set judge_timeout=SECONDS allows more"
-    )
-    assert len(stand_in.requests) == 3
+    stand_in.answer = lambda text, number: completion(GOOD, wait=600.0)
+    (judgement,) = judge(timeout=0.2).run(ITEMS[1:2])
+    assert judgement.score is None
+    assert judgement.error == "the judge gave no answer within 0.2 s; --set judge_timeout=SECONDS allows more"
+    stand_in.answer = lambda text, number: completion(GOOD)
+    assert [judgement.score for judgement in judge().run(ITEMS[:3])] == [4] * 3
 
 
-def test_a_server_that_fails_for_ever_is_left_alone(stand_in, judge):
+def test_a_server_that_keeps_failing_ends_the_run(stand_in, judge):
     stand_in.answer = lambda text, number: completion(GOOD) if "number 3" in text else Said("out of memory", 500)
     seen = []
-    with pytest.raises(V2LError, match=f"failed {IN_A_ROW} times in a row and was asked no more"):
+    with pytest.raises(V2LError, match=f"failed {IN_A_ROW} times in a row and was stopped"):
         for judgement in judge().run(ITEMS):
             seen.append(judgement)
     assert [one.score for one in seen] == [None] * 3 + [4] + [None] * IN_A_ROW
@@ -247,7 +245,7 @@ def test_a_server_that_fails_for_ever_is_left_alone(stand_in, judge):
     assert len(judge().missing(ITEMS)) == len(ITEMS) - 1
 
 
-def test_a_server_that_is_not_there_or_refuses_is_told_at_once(stand_in, judge, monkeypatch):
+def test_a_server_that_is_missing_or_refuses_is_an_error_at_once(stand_in, judge, monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as nobody:
         port = nobody.getsockname()[1]
     with pytest.raises(V2LError, match=f"127.0.0.1:{port}/v1 cannot be reached .*; check --judge, --judge-model and"):
@@ -273,7 +271,7 @@ def test_a_file_without_judgements_stays_as_it_is(judge, tmp_path, content):
 @pytest.mark.parametrize(
     ("old", "new"), [('"score": 4, "error"', '"score": 400, "error"'), ('"request": ', '"request": []')]
 )
-def test_a_judgement_in_the_file_that_cannot_be_is_refused(stand_in, judge, tmp_path, old, new):
+def test_an_invalid_judgement_in_the_file_is_refused(stand_in, judge, tmp_path, old, new):
     list(judge().run(ITEMS[:1]))
     path = tmp_path / "answers.judge.jsonl"
     path.write_text(re.sub(re.escape(old) + '("[0-9a-f]{64}")?', new, path.read_text()))
@@ -286,7 +284,7 @@ def test_a_judgement_in_the_file_that_cannot_be_is_refused(stand_in, judge, tmp_
 
 @pytest.fixture
 def evaluate(stand_in, videos, model_folder, tmp_path, monkeypatch):
-    """`v2l eval` in this process, of two questions about each of two clips; returns what it printed."""
+    """Run `v2l eval` in this process, on two questions about each of two clips; returns its output."""
     rows = [
         {"id": f"{clip}-{kind}", "video_path": str(video), "question": f"what {kind}?", "answer": "a square"}
         | {"metadata": {"kind": kind}}
@@ -308,14 +306,14 @@ def evaluate(stand_in, videos, model_folder, tmp_path, monkeypatch):
     signal.signal(signal.SIGTERM, handler)
 
 
-def test_eval_asks_the_judge_and_goes_on_where_it_failed(stand_in, evaluate, tmp_path):
+def test_eval_asks_the_judge_and_resumes_after_a_failure(stand_in, evaluate, tmp_path):
     judge = ["--judge", stand_in.url, "--judge-model", "grader", "--paper", "2.2b", "--set", "margin=0.15,0.02"]
     stand_in.answer = lambda text, number: completion(GOOD if "what short?" in text else "lovely")
     failed = evaluate(*judge)
     assert failed.exit_code == 1
     lines = failed.stdout.splitlines()
     assert re.search(r"error: [2-4] of \d answers could not be judged; the same command asks for them", failed.stderr)
-    assert re.search(r"error: 0-camera, .*: the judge's reply holds no score from 0 to 5: lovely", failed.stderr)
+    assert re.search(r"error: 0-camera, .*: the judge's reply has no score from 0 to 5: lovely", failed.stderr)
     assert "prompt and" in failed.stderr and "questions.eval.judge.jsonl" in failed.stderr
     header, *rows = [line.split("\t") for line in lines if line.count("\t") == 10]
     verdicts = ["equivalent, 0.15", "non-inferior, 0.15", "equivalent, 0.02", "non-inferior, 0.02"]
@@ -339,14 +337,14 @@ def test_eval_asks_the_judge_and_goes_on_where_it_failed(stand_in, evaluate, tmp
     assert record["against"]["in_context"]["margin"] == 0.15
     assert [each["margin"] for each in record["by_kind"]["camera"]["stricter"]] == [0.02]
     assert record["paper"]["camera"]["in_context"] == 0.478
-    told = record["judge"]
-    assert told["model"] == "grader" and told["rubric"] == read_rubric(None).sha256
-    replies = len(stand_in.requests)
-    assert (told["replies"], told["prompt_tokens"], told["completion_tokens"]) == (replies, 100 * replies, 10 * replies)
+    cost, replies = record["judge"], len(stand_in.requests)
+    assert cost["model"] == "grader" and cost["rubric"] == read_rubric(None).sha256
+    assert (cost["replies"], cost["prompt_tokens"]) == (replies, 100 * replies)
+    assert cost["completion_tokens"] == 10 * replies
 
     stand_in.requests.clear()
     assert evaluate(*judge).exit_code == 0 and stand_in.requests == []
-    # the same answers by another metric, nobody asked
+    # The same answers by another metric, without a request.
     other = evaluate("--metric", "f1", "--json")
     assert other.exit_code == 0 and json.loads(other.stdout)["against"]["in_context"]["margin"] == 0.05
 
@@ -357,7 +355,7 @@ def test_a_sweep_has_one_file_of_judgements(stand_in, evaluate, tmp_path):
     assert done.exit_code == 0, done.stderr
     records = [json.loads(line) for line in done.stdout.splitlines()]
     assert [record["frames"] for record in records] == [2, 4]
-    assert len(records[0]["macro"]) > 2  # the ablated adapters' answers are judged too
+    assert len(records[0]["macro"]) > 2  # the answers of ablated adapters are judged too
     header, *judgements = (tmp_path / "questions.eval.judge.jsonl").read_text().splitlines()
     assert json.loads(header) == {"v2l": 1, "judgements": 1}
     requests = [json.loads(line)["request"] for line in judgements]
@@ -367,7 +365,7 @@ def test_a_sweep_has_one_file_of_judgements(stand_in, evaluate, tmp_path):
     assert evaluate(*words).exit_code == 0 and stand_in.requests == []
 
 
-def test_a_judge_that_is_not_there_ends_the_command_and_the_answers_stay(stand_in, evaluate, tmp_path):
+def test_a_missing_judge_ends_the_command_and_keeps_the_answers(stand_in, evaluate, tmp_path):
     stand_in.answer = lambda text, number: Said("who are you?", 401)
     done = evaluate("--judge", stand_in.url, "--judge-model", "grader")
     assert (done.exit_code, done.stdout) == (1, "")
@@ -378,7 +376,7 @@ def test_a_judge_that_is_not_there_ends_the_command_and_the_answers_stay(stand_i
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (["--judge", "http://localhost/v1"], "--judge and --judge-model belong together"),
         (["--judge", "http://localhost/v1", "--judge-model", "x", "--metric", "f1"], "--judge gives its own scores"),
@@ -393,7 +391,7 @@ def test_a_judge_that_is_not_there_ends_the_command_and_the_answers_stay(stand_i
     ],
     ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else None,
 )
-def test_options_that_cannot_be_meant(evaluate, words, told):
+def test_contradictory_options_are_refused(evaluate, words, message):
     done = evaluate(*words)
     assert (done.exit_code, done.stdout) == (2, "")
-    assert told in done.stderr and done.stderr.count("\n") == 1
+    assert message in done.stderr and done.stderr.count("\n") == 1

@@ -1,4 +1,4 @@
-"""The paper's tables: that they agree with themselves, and are found by the names of kinds and benchmarks."""
+"""The paper's tables are consistent, and their rows are found by the names of kinds and benchmarks."""
 
 import pytest
 
@@ -9,7 +9,7 @@ from v2l.evaluation.paper import ALL, FAMILIES, METRICS, published
 SIZES = ("500m", "2.2b")
 TABLES = [(size, metric) for size in SIZES for metric in METRICS]
 HALF = 0.0005 + 1e-9
-"""What rounding to three digits may have moved a figure by."""
+"""Maximum error of a figure that is rounded to three digits."""
 
 STYLES = ("short", "detailed", "camera", "background", "main object")
 SUBSETS = ("caption", "events", "objects", "spatial", "temporal")
@@ -34,7 +34,7 @@ def test_every_row_agrees_with_itself(size, metric, family):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_average_is_that_of_its_benchmarks(size, metric, family):
     rows = published(size, metric, FAMILIES[family])
-    # the judge's question answering is the mean over questions, of which VidCapBench has 1,523
+    # The judge's mean over question answering weights questions equally, and VidCapBench has 1,523.
     pooled = (family, metric) == ("qa", "judge")
     weights = [1523 if pooled and name == "vidcapbench" else 500 for name in FAMILIES[family]]
     for place, average in enumerate(both(rows[ALL])):
@@ -79,7 +79,7 @@ def test_rows_are_found_by_name():
 
 
 @pytest.mark.parametrize(
-    ("metric", "kinds", "told"),
+    ("metric", "kinds", "message"),
     [
         ("exact", ["vdc"], "the paper has no exact, only"),
         ("f1", ["qa"], "no f1 of qa; its benchmarks are activitynet-captions, "),
@@ -87,6 +87,6 @@ def test_rows_are_found_by_name():
         ("f1", [*STYLES[:2]], "no f1 of short, detailed;"),
     ],
 )
-def test_what_the_paper_does_not_have_is_said(metric, kinds, told):
-    with pytest.raises(UsageError, match=told):
+def test_a_missing_row_of_the_paper_is_an_error(metric, kinds, message):
+    with pytest.raises(UsageError, match=message):
         published("500m", metric, kinds)

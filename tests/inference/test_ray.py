@@ -1,5 +1,6 @@
-"""`v2l encode` as a stage of Ray Data: the same files, a row for every outcome, and the documented job as it stands."""
+"""`v2l encode` as a stage of Ray Data: the same files, a row for every outcome, and the documented job."""
 
+import importlib
 import os
 import re
 import subprocess
@@ -37,7 +38,7 @@ def encode(model_folder):
     return Encode(str(model_folder))
 
 
-def test_a_batch_is_what_the_command_makes(encode, tmp_path, videos, vlm, hypernetwork):
+def test_a_batch_gives_what_the_command_gives(encode, tmp_path, videos, vlm, hypernetwork):
     fill(tmp_path, a=videos[0], b=videos[1])
     here, there = str(tmp_path / "a.mp4"), str(tmp_path / "out" / f"b{SUFFIX}")
     (first,) = table(encode(batch(video=[here])))
@@ -51,7 +52,7 @@ def test_a_batch_is_what_the_command_makes(encode, tmp_path, videos, vlm, hypern
     assert (again["status"], again["message"]) == ("encoded", "the video's content changed")
 
 
-def test_whatever_a_row_holds_is_an_outcome_and_no_exception(encode, tmp_path, videos):
+def test_any_row_is_an_outcome_and_no_exception(encode, tmp_path, videos):
     fill(tmp_path, good=videos[0])
     (tmp_path / "empty.mp4").touch()
     (tmp_path / "no videos").mkdir()
@@ -82,7 +83,7 @@ def test_options_are_those_of_the_command(model_folder, tmp_path, videos):
     assert tree(tmp_path) == [f"a.000{SUFFIX}", f"a.001{SUFFIX}", "a.mp4", f"a{SUFFIX}"]
 
 
-def test_a_model_that_is_not_there_is_said_before_any_video():
+def test_a_missing_model_is_an_error_before_any_video():
     with pytest.raises(v2l.V2LError, match="nosuch"):
         Encode("nosuch")
 
@@ -103,6 +104,13 @@ def test_rows_are_absolute_and_collisions_are_refused_before_anything_runs(tmp_p
     assert [name.encode() and name for name in rows(["in/deep"])[1].values()] == [
         str(tmp_path / f"in/deep/\\udcff{end}") for end in (".mp4", SUFFIX)
     ]
+
+
+def test_the_old_module_still_works_with_a_warning():
+    sys.modules.pop("v2l.integrations.ray", None)
+    with pytest.warns(DeprecationWarning, match="v2l.inference.ray"):
+        module = importlib.import_module("v2l.integrations.ray")
+    assert (module.Encode, module.rows) == (Encode, rows)
 
 
 @pytest.mark.slow  # and 300 MB of packages: pip install -c .ci/constraints.txt -e '.[test,ray]'

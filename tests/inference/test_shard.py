@@ -1,4 +1,4 @@
-"""`v2l encode --shard`: every video on one machine, whatever else is there."""
+"""`v2l encode --shard`: every video belongs to one shard, whatever the other inputs are."""
 
 from pathlib import Path
 
@@ -7,17 +7,19 @@ import small
 from terminal import SUFFIX, run_each
 
 import v2l
-from v2l.inference.targets import Nothing, Shard, Target, read_shard
+from v2l.inference.targets import Shard, Target, read_shard
 
-TARGETS = [Target(Path(f"talks/{n}.mp4"), Path(f"{n}{SUFFIX}")) for n in range(200)] + [Nothing(Path("gone"), "why")]
+TARGETS = [Target(Path(f"talks/{n}.mp4"), Path(f"{n}{SUFFIX}")) for n in range(200)] + [
+    Target(Path("gone"), Path("gone"), "why")
+]
 
 
 @pytest.mark.parametrize("count", [1, 2, 7])
-def test_shards_part_the_videos(count):
+def test_shards_partition_the_videos(count):
     shares = [Shard(index, count).of(TARGETS) for index in range(1, count + 1)]
     assert sorted(repr(target) for share in shares for target in share) == sorted(map(repr, TARGETS))
     assert all(len(share) > 200 / count / 2 for share in shares)
-    # in their order, and however many others there are
+    # Keep the order and do not depend on the other targets.
     assert shares[0] == [target for target in TARGETS if target in shares[0]]
     assert Shard(1, count).of(TARGETS[50:90]) == [target for target in TARGETS[50:90] if target in shares[0]]
 
@@ -51,7 +53,7 @@ def test_shards_are_read(words, environment, shard):
 
 
 @pytest.mark.parametrize("words", ["0/4", "5/4", "1", "/", "a/b", "1/0", "-1/4", "1/4/2", "²/4", ""])
-def test_what_is_no_shard_is_refused(words):
+def test_invalid_shards_are_refused(words):
     with pytest.raises(v2l.V2LError, match="--shard"):
         read_shard(words, {})
 
@@ -62,7 +64,7 @@ def test_auto_needs_a_job_array(environment):
         read_shard("auto", environment)
 
 
-def test_two_machines_encode_a_folder_between_them(model_folder, tmp_path):
+def test_two_shards_encode_a_folder_together(model_folder, tmp_path):
     names = [f"{n}.mp4" for n in range(5)]
     (tmp_path / "talks").mkdir()
     for seed, name in enumerate(names):

@@ -1,4 +1,4 @@
-"""Adapters of an earlier revision of reading: stale where it misread the video, with that reason, else current."""
+"""Adapters of an earlier reading revision are stale, with a reason, if it misread the video, and else current."""
 
 import shutil
 import subprocess
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="needs ff
 
 
 def read_by_opencv(adapter: v2l.Adapter, **changes) -> v2l.Adapter:
-    """The adapter as 0.1.0's first revision would have described it."""
+    """Describe the adapter as the first revision of 0.1.0 did."""
     segment = replace(adapter.description.segments[0], decoder="opencv 5.0.0", **changes)
     return replace(adapter, description=replace(adapter.description, segments=(segment,)))
 
@@ -86,7 +86,7 @@ def test_encode_says_why_it_reads_a_misread_video_again(odd, model_folder, vlm, 
     assert "deinterlaced with bwdif" in done.err
     again = run("encode", ".", "--json", cwd=tmp_path, model=model_folder)
     assert [record["status"] for record in again.records] == ["current", "current"]
-    assert identify(tmp_path / "plain.mp4").size  # both are still there
+    assert identify(tmp_path / "plain.mp4").size  # the videos still exist
 
 
 def test_damaged_frames_are_refused_unless_asked_for_and_marked(odd, model_folder, tmp_path):

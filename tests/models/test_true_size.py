@@ -13,7 +13,7 @@ from places import ROOT
 from transformers import SmolVLMConfig
 
 from v2l.bench.random_model import ARCHITECTURES
-from v2l.evaluation.evaluate import CONDITIONS
+from v2l.evaluation.conditions import CONDITIONS
 from v2l.evaluation.report import TITLES
 from v2l.models.hypernetwork import TrainedWith
 
@@ -163,12 +163,13 @@ def test_500m_is_evaluated_on_two_clips_on_the_cpu(tmp_path):
     done = subprocess.run(run, capture_output=True, text=True, env=environment)
     print(f"\n{done.stdout}\n{done.stderr}")
     assert done.returncode == 0
-    assert all(word in done.stdout for word in ("caption", "motion", *(TITLES[name] for name in CONDITIONS)))
+    titles = [TITLES[condition.name] for condition in CONDITIONS]
+    assert all(word in done.stdout for word in ("caption", "motion", *titles))
     _, *results = (json.loads(line) for line in (tmp_path / "rehearsal.eval.jsonl").read_text().splitlines())
     assert [result["id"] for result in results] == [row["id"] for row in rows]
     for result in results:
         assert result["error"] is None
-        assert tuple(result["answers"]) == tuple(result["scores"]) == CONDITIONS
+        assert list(result["answers"]) == list(result["scores"]) == [condition.name for condition in CONDITIONS]
         assert all(result["answers"].values())
     assert float(re.search(r"memory ([\d.]+) GiB at its peak", done.stderr)[1]) < 6
 

@@ -1,7 +1,7 @@
-"""Measures the speed that docs/speed.md states: `python tests/stress/speed.py [NAME...] [--json FILE]`, all without a name.
+"""Measure the speed that docs/speed.md reports: `python tests/stress/speed.py [NAME...] [--json FILE]`.
 
-Every figure is a ratio of two ways in one run that take turns, so that a machine that slows down slows both. Nothing
-here passes or fails. For token load and time to first token there is `v2l bench`.
+Without a name all sections run. Every figure is a ratio of two methods with alternating runs, so a slow phase of the
+machine affects both. Nothing here passes or fails. `v2l bench` measures token load and time to first token.
 """
 
 import argparse
@@ -36,15 +36,15 @@ from v2l.video.sampling import Reading
 CPU = torch.device("cpu")
 
 
-def turns(ways: dict[str, Callable[[], object]], runs: int) -> dict[str, float]:
-    """Median seconds of each way; the first run of each is left out."""
-    times: dict[str, list[float]] = {name: [] for name in ways}
+def alternate(methods: dict[str, Callable[[], object]], runs: int) -> dict[str, float]:
+    """Return the median seconds of each method over alternating runs, without the first run of each."""
+    times: dict[str, list[float]] = {name: [] for name in methods}
     for _ in range(runs + 1):
-        for name, way in ways.items():
+        for name, method in methods.items():
             start = time.perf_counter()
-            way()
+            method()
             times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(found[1:]) for name, found in times.items()}
+    return {name: statistics.median(seconds[1:]) for name, seconds in times.items()}
 
 
 # Start -------------------------------------------------------------------------------------------------------------
@@ -59,7 +59,7 @@ from transformers.models.smolvlm.configuration_smolvlm import SmolVLMConfig
 
 
 def start(folder: Path) -> dict[str, float]:
-    """Whole processes: `v2l --help`, and `v2l ask` on tiny to its printed answer, against what they must import."""
+    """Time whole processes: `v2l --help`, and `v2l ask` with tiny, relative to their imports."""
     command = str(Path(sys.executable).with_name("v2l"))
     encode_reading(drawn_video(12, 128, folder), *ModelLoader("tiny", "option", device="cpu").load(), Reading()).save(
         folder / "clip.v2l.safetensors"
@@ -73,7 +73,7 @@ def start(folder: Path) -> dict[str, float]:
         "v2l ask": asking,
     }
     quiet = {"check": True, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    found = turns({name: lambda c=c: subprocess.run(c, **quiet) for name, c in commands.items()}, runs=7)
+    found = alternate({name: lambda c=c: subprocess.run(c, **quiet) for name, c in commands.items()}, runs=7)
     return found | {
         "help / its imports": found["v2l --help"] / found["import typer, rich.table"],
         "ask / its classes": found["v2l ask"] / found["import torch and transformers' classes"],
@@ -85,12 +85,12 @@ def start(folder: Path) -> dict[str, float]:
 
 
 def many_answers(folder: Path) -> dict[str, float]:
-    """32 adapters, one question each, on tiny: together and one after the other."""
-    choice = ModelLoader("tiny", "option", device="cpu")
-    vlm, hypernetwork = choice.load()
+    """Ask tiny one question about each of 32 adapters, in a batch and one by one."""
+    loader = ModelLoader("tiny", "option", device="cpu")
+    vlm, hypernetwork = loader.load()
     adapters = [encode_reading(clip, vlm, hypernetwork, Reading()) for clip in _clips(folder, 32, ClipFormat())]
     question = "what is on the whiteboard?"
-    found = turns(
+    found = alternate(
         {
             "one after the other": lambda: [v2l.ask(adapter, question, vlm, 40) for adapter in adapters],
             "together": lambda: answer_each(adapters, [question] * len(adapters), vlm, 40),
@@ -101,8 +101,8 @@ def many_answers(folder: Path) -> dict[str, float]:
 
 
 def many_videos(folder: Path) -> dict[str, float]:
-    """32 short clips on tiny, small ones and ones of 1280 x 720, in a batch and one after the other: the same bytes."""
-    choice, found = ModelLoader("tiny", "option", device="cpu"), {}
+    """Encode 32 short clips with tiny, small and at 1280 x 720, in a batch and one by one, to the same bytes."""
+    loader, found = ModelLoader("tiny", "option", device="cpu"), {}
     for name, form in (("128 x 96", ClipFormat()), ("1280 x 720", ClipFormat(1280, 720, 12.0))):
         place = folder / name.replace(" ", "")
         place.mkdir()
@@ -110,12 +110,12 @@ def many_videos(folder: Path) -> dict[str, float]:
 
         def alone(targets: list[Target] = targets) -> None:
             for target in targets:
-                encode_reading(target.video, *choice.load(), Reading()).save(target.video.with_suffix(".alone"))
+                encode_reading(target.video, *loader.load(), Reading()).save(target.video.with_suffix(".alone"))
 
         def batch(targets: list[Target] = targets) -> None:
-            list(encode_targets(targets, EncodeOptions(Reading(), overwrite=True), choice, lambda *_: None))
+            list(encode_targets(targets, EncodeOptions(Reading(), overwrite=True), loader, lambda *_: None))
 
-        timed = turns({"one after the other": alone, "batch": batch}, runs=5)
+        timed = alternate({"one after the other": alone, "batch": batch}, runs=5)
         for target in targets:
             assert target.output.read_bytes() == target.video.with_suffix(".alone").read_bytes()
         found |= {f"{way}, {name}": seconds for way, seconds in timed.items()}
@@ -124,7 +124,7 @@ def many_videos(folder: Path) -> dict[str, float]:
 
 
 def _clips(folder: Path, count: int, form: ClipFormat) -> list[Path]:
-    """Eight different ones, again and again."""
+    """Write clips that repeat eight different ones."""
     clips = []
     for number in range(count):
         clips.append(folder / f"{number:02d}.mp4")
@@ -135,40 +135,44 @@ def _clips(folder: Path, count: int, form: ClipFormat) -> list[Path]:
     return clips
 
 
-# Wearing an adapter ------------------------------------------------------------------------------------------------
+# An attached adapter -----------------------------------------------------------------------------------------------
 
 
-def wearing(folder: Path) -> dict[str, float]:
-    """The first token, and each after it, without an adapter, on the side path and merged; and what merging takes."""
+def attached_adapter(folder: Path) -> dict[str, float]:
+    """Time the first token and each later one without an adapter, on the side path and merged, and the merge itself."""
     found = {}
     tiny = v2l.load_vlm("tiny", device="cpu")
     large, _ = random_model("smolvlm2-500m", folder / "500m", "cpu")
     for name, vlm, runs in (("tiny", tiny, 40), ("500m, random weights", large, 8)):
         times: dict[str, list[tuple[float, float, float]]] = {}
         for _ in range(runs):
-            for way in ("none", "side path", "merged"):
-                times.setdefault(way, []).append(_worn(vlm, way))
-        for way, taken in times.items():
+            for method in ("none", "side path", "merged"):
+                times.setdefault(method, []).append(_time_attached(vlm, method))
+        for method, taken in times.items():
             attach, first, other = (statistics.median(column) for column in zip(*taken, strict=True))
-            found |= {f"{name}, {way}, attach": attach, f"{name}, {way}, first": first, f"{name}, {way}, next": other}
-        for way in ("side path", "merged"):
+            found |= {
+                f"{name}, {method}, attach": attach,
+                f"{name}, {method}, first": first,
+                f"{name}, {method}, next": other,
+            }
+        for method in ("side path", "merged"):
             for token in ("first", "next"):
-                ratio = found[f"{name}, {way}, {token}"] / found[f"{name}, none, {token}"]
-                found[f"{name}, {way} / none, {token}"] = ratio
+                ratio = found[f"{name}, {method}, {token}"] / found[f"{name}, none, {token}"]
+                found[f"{name}, {method} / none, {token}"] = ratio
     return found
 
 
-def _worn(vlm: v2l.models.smolvlm.FrozenVLM, way: str) -> tuple[float, float, float]:
+def _time_attached(vlm: v2l.models.smolvlm.FrozenVLM, method: str) -> tuple[float, float, float]:
     from v2l.adapters.lora import _merged, attached
 
     rank, new_tokens = 32, 9
     modules = vlm.down_projections
     torch.manual_seed(0)
     factors = [(torch.randn(rank, m.in_features), torch.randn(rank, m.out_features) * 1e-4) for m in modules]
-    attach = {"none": contextlib.nullcontext, "side path": attached, "merged": _merged}[way]
+    attach = {"none": contextlib.nullcontext, "side path": attached, "merged": _merged}[method]
     start = time.perf_counter()
-    with attach(*([] if way == "none" else [modules, factors])):
-        worn = time.perf_counter() - start
+    with attach(*([] if method == "none" else [modules, factors])):
+        attaching = time.perf_counter() - start
         prompt = question_embeddings("what is on the whiteboard?", vlm)
         next(vlm.greedy([prompt], 1))
         start = time.perf_counter()
@@ -176,15 +180,15 @@ def _worn(vlm: v2l.models.smolvlm.FrozenVLM, way: str) -> tuple[float, float, fl
         next(tokens)
         first = time.perf_counter()
         list(tokens)
-        return worn, first - start, (time.perf_counter() - first) / (new_tokens - 1)
+        return attaching, first - start, (time.perf_counter() - first) / (new_tokens - 1)
 
 
 # The hypernetwork --------------------------------------------------------------------------------------------------
 
 
 def hypernetwork(folder: Path) -> dict[str, float]:
-    """Published sizes for the 500M, 931 tokens of 12 frames, float32: v2l's order of computation against the published
-    one, which projects all layers at once and forms keys and values of every token in each block."""
+    """Compare v2l's order of computation with the published one, which projects all layers at once and computes keys
+    and values of every token in each block. Published sizes for the 500M, 931 tokens of 12 frames, float32."""
     network, states = _reading()
     with torch.no_grad():
         ways = {name: lambda way=way: way(network, states) for name, way in READINGS.items()}
@@ -192,8 +196,8 @@ def hypernetwork(folder: Path) -> dict[str, float]:
         for (a, b), (c, d) in zip(*made, strict=True):
             assert torch.allclose(a, c, atol=1e-5) and torch.allclose(b, d, atol=1e-5)
         del made
-        found = turns(ways, runs=3)
-    for name in READINGS:  # each in a process of its own: a process keeps what it has freed
+        found = alternate(ways, runs=3)
+    for name in READINGS:  # in separate processes, because a process keeps freed memory
         run = [sys.executable, "-c", f"import speed; print(speed.extra_memory({name!r}))"]
         done = subprocess.run(run, check=True, capture_output=True, text=True, cwd=Path(__file__).parent)
         found[f"{name}, extra memory in MB"] = float(done.stdout) / 1e6
@@ -207,7 +211,7 @@ def _reading() -> tuple[Hypernetwork, torch.Tensor]:
 
 
 def extra_memory(name: str) -> int:
-    """Bytes that one reading holds at its peak beside the network and the hidden states."""
+    """Return the peak bytes of one pass without the network and the hidden states."""
     network, states = _reading()
     with torch.no_grad():
         peak = PeakMemory(CPU)
@@ -267,8 +271,8 @@ print(min(times), peak.bytes())
 
 
 def length(folder: Path) -> dict[str, float]:
-    """Encoding 64 to 1,024 real frames on tiny, each in a process of its own: seconds, peak memory, and the exponent of
-    the power law that the seconds follow."""
+    """Encode 64 to 1,024 real frames with tiny, each in its own process: seconds, peak memory, and the exponent of the
+    power law fitted to the seconds."""
     found: dict[str, float] = {}
     counts = (64, 128, 256, 512, 1024)
     for count in counts:
@@ -282,14 +286,19 @@ def length(folder: Path) -> dict[str, float]:
     return found | {"exponent": exponent, "peak memory, 1024 / 64": memory}
 
 
-SECTIONS = {
-    each.__name__.replace("_", "-"): each for each in (start, many_answers, many_videos, wearing, hypernetwork, length)
+SECTIONS = {  # the keys of docs/results/speed/cpu.json
+    "start": start,
+    "many-answers": many_answers,
+    "many-videos": many_videos,
+    "wearing": attached_adapter,
+    "hypernetwork": hypernetwork,
+    "length": length,
 }
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(SECTIONS)}")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="where the figures go, those of other names kept")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here, keep those of other names")
     words = parser.parse_args()
     known = json.loads(words.json.read_text()) if words.json and words.json.exists() else {}
     for name in words.names or SECTIONS:

@@ -1,1 +1,1 @@
-"""How fast the answers are: methods, the runner, its report, and the architectures with random weights."""
+"""Measure the speed of answers: methods, runner, report, and architectures with random weights."""

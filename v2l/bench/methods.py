@@ -1,14 +1,13 @@
-"""Ways to answer a question about a video, from the dearest to none at all, each ready to be timed.
+"""The methods that the bench compares: each keeps something of a video and answers questions from it.
 
-Each way first prepares what it keeps of a video, then answers questions from that. All of them run the same weights,
-kernels and prompts in one process; they differ in what they keep (paper section 5.4, and what the paper leaves out:
-visual features, the video's KV cache, and fewer frames).
+All methods use the same weights, kernels and prompts in one process and differ only in what they keep. They are those
+of paper section 5.4 and some that the paper leaves out: visual features, the video's KV cache, and fewer frames.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from v2l.adapters.adapter import Adapter
-from v2l.adapters.lora import applied
+from v2l.adapters.lora import applied, merging_is_faster
 from v2l.inference.ask import question_embeddings
 from v2l.inference.encode import encode_segments
 from v2l.inference.preprocess import EncodedFrames, encode_video_images, plan_frames, video_ids
@@ -28,17 +27,20 @@ from v2l.models.smolvlm import FrozenVLM
 from v2l.video.sampling import Reading
 
 FEW_FRAMES = 12
-"""What people try first: a dozen frames."""
+"""The number of frames of the method with few frames."""
+
+Tokens = Generator[list[int]]
+"""The ids of an answer as they are generated, one row each."""
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What every way is about.
+    """The inputs of all methods.
 
-    video: the file; reading: its frames, filled; vlm, hypernetwork: what answers and what encodes
-    folder: for what is kept on disk; new_tokens: of an answer, the first included
-    segments: of how many the adapter is composed
-    adapter: of the video, for the ways that need one
+    video: the file; reading: its frames, filled; vlm, hypernetwork: the models that answer and encode
+    folder: for files that methods keep; new_tokens: length of an answer
+    segments: number of segments that the adapter is composed of
+    adapter: of the video, None until `encoded`
     """
 
     video: Path
@@ -51,133 +53,134 @@ class Subject:
     adapter: Adapter | None = None
 
     def encoded(self) -> Subject:
-        """The same with its adapter."""
-        made = encode_segments(self.video, self.vlm, self.hypernetwork, self.reading, self.segments)
-        return replace(self, adapter=made)
-
-    def few(self) -> Subject:
-        """The same video with a dozen frames."""
-        return replace(self, reading=replace(self.reading, frames=FEW_FRAMES))
+        """Encode the video and return the subject with its adapter."""
+        adapter = encode_segments(self.video, self.vlm, self.hypernetwork, self.reading, self.segments)
+        return replace(self, adapter=adapter)
 
 
 @dataclass(frozen=True)
-class Ready:
-    """A way that has prepared.
+class PreparedMethod:
+    """A method that has processed a video.
 
-    answer: the tokens of a question's answer as they come; attach: held around any number of answers, its time not
-        counted
-    kept_bytes: what was kept of the video, in memory or on disk
+    answer: generates the tokens of an answer; kept_bytes: size of what is kept of the video, in memory or on disk
+    attach: context manager around any number of answers, not included in their time
     """
 
-    answer: Callable[[str], Iterator[list[int]]]
+    answer: Callable[[str], Tokens]
     kept_bytes: int
     attach: Callable[[], AbstractContextManager] = nullcontext
 
 
 @dataclass(frozen=True)
 class Method:
-    """name: as it stands in tables and files; in_context: whether the video is in the prompt
-    prepare: does what is done once a video, but for encoding it where wears_adapter says that it is needed
+    """A method to answer questions about a video.
+
+    name: in tables and files; in_context: whether the video is in the prompt
+    prepare: does the work that is needed once per video, except for encoding
+    needs_adapter: whether `prepare` takes an encoded subject; merged: how the adapter is applied, see `applied`
+    frames: number of frames that the method uses, None for those of the subject
     """
 
     name: str
     in_context: bool
-    prepare: Callable[[Subject], Ready]
-    wears_adapter: bool = False
+    prepare: Callable[[Subject], PreparedMethod]
+    needs_adapter: bool = False
+    merged: bool | None = None
+    frames: int | None = None
+
+    def reading(self, reading: Reading) -> Reading:
+        """Return `reading` with the method's own number of frames."""
+        return reading if self.frames is None else replace(reading, frames=self.frames)
 
 
 # In context --------------------------------------------------------------------------------------------------------
 
 
-def cold(subject: Subject) -> Ready:
-    """Keeps nothing: every question decodes, sees and reads the video again (the paper's baseline)."""
+def cold(subject: Subject) -> PreparedMethod:
+    """Keep nothing: every question decodes and encodes the video and prefills it again (the paper's baseline)."""
 
-    def answer(question: str) -> Iterator[list[int]]:
+    def answer(question: str) -> Tokens:
         return _in_context(subject, encode_video_images(subject.video, subject.vlm, subject.reading), question)
 
-    return Ready(answer, 0)
+    return PreparedMethod(answer, 0)
 
 
-def few_frames(subject: Subject) -> Ready:
-    """`cold` with a dozen frames."""
-    return cold(subject.few())
-
-
-def decoded(subject: Subject) -> Ready:
-    """Keeps the pixels as the vision tower takes them."""
+def decoded(subject: Subject) -> PreparedMethod:
+    """Keep the pixels that the vision tower takes."""
     plan = plan_frames(subject.video, subject.vlm, subject.reading)
     images = torch.cat(list(plan.images)).to(subject.vlm.device)
 
-    def answer(question: str) -> Iterator[list[int]]:
+    def answer(question: str) -> Tokens:
         return _in_context(subject, EncodedFrames(plan.video, plan.frames, subject.vlm.encode_images(images)), question)
 
-    return Ready(answer, images.nbytes)
+    return PreparedMethod(answer, images.nbytes)
 
 
-def features(subject: Subject) -> Ready:
-    """Keeps what the vision tower made of the frames."""
-    seen = encode_video_images(subject.video, subject.vlm, subject.reading)
-    return Ready(lambda question: _in_context(subject, seen, question), seen.images.nbytes)
+def features(subject: Subject) -> PreparedMethod:
+    """Keep the output of the vision tower."""
+    encoded = encode_video_images(subject.video, subject.vlm, subject.reading)
+    return PreparedMethod(lambda question: _in_context(subject, encoded, question), encoded.images.nbytes)
 
 
-def kv_in_memory(subject: Subject) -> Ready:
-    """Keeps the KV cache of the prompt up to the question, as prefix caching does."""
-    kept = _prefill(subject)
-    size = sum(tensor.nbytes for tensor in _tensors(kept.cache).values())
+def kv_in_memory(subject: Subject) -> PreparedMethod:
+    """Keep the KV cache of the prompt up to the question, as prefix caching does."""
+    prefix = _prefill(subject)
+    cache = prefix.cache
+    size = sum(tensor.nbytes for tensor in _tensors(cache).values())
 
-    def answer(question: str) -> Iterator[list[int]]:
-        kept.cache.crop(kept.length - kept.cache.get_seq_length())  # what the question before added
-        return _go_on(subject, kept.cache, kept.tail(question))
+    def answer(question: str) -> Tokens:
+        cache.crop(prefix.length - cache.get_seq_length())  # remove the previous question and answer
+        return _continue(subject, cache, prefix.tail(question))
 
-    return Ready(answer, size)
+    return PreparedMethod(answer, size)
 
 
-def kv_on_disk(subject: Subject) -> Ready:
-    """Keeps that cache in a file, from which every question restores it."""
-    kept = _prefill(subject)
+def kv_on_disk(subject: Subject) -> PreparedMethod:
+    """Keep the KV cache in a file, from which every question restores it."""
+    prefix = _prefill(subject)
     path = subject.folder / "kv.safetensors"
-    save_file(_tensors(kept.cache), path)
-    kept.cache = None
+    save_file(_tensors(prefix.cache), path)
+    prefix.cache = None  # free the memory
 
-    def answer(question: str) -> Iterator[list[int]]:
-        return _go_on(subject, _restored(path, subject.vlm), kept.tail(question))
+    def answer(question: str) -> Tokens:
+        return _continue(subject, _restore(path, subject.vlm), prefix.tail(question))
 
-    return Ready(answer, os.stat(path).st_size)
+    return PreparedMethod(answer, os.stat(path).st_size)
 
 
 # Without the video -------------------------------------------------------------------------------------------------
 
 
-def attached_adapter(subject: Subject) -> Ready:
-    """Keeps an adapter, worn as `applied` does on this device for one that stays on."""
-    return _worn(subject, merged=None)
+def attached_adapter(subject: Subject) -> PreparedMethod:
+    """Keep an adapter, applied in the way that is faster on this device."""
+    return _applied_adapter(subject, merged=None)
 
 
-def side_path_adapter(subject: Subject) -> Ready:
-    """Keeps an adapter, worn beside the weights."""
-    return _worn(subject, merged=False)
+def side_path_adapter(subject: Subject) -> PreparedMethod:
+    """Keep an adapter, applied beside the weights."""
+    return _applied_adapter(subject, merged=False)
 
 
-def merged_adapter(subject: Subject) -> Ready:
-    """Keeps an adapter, folded into a copy of the weights."""
-    return _worn(subject, merged=True)
+def merged_adapter(subject: Subject) -> PreparedMethod:
+    """Keep an adapter, merged into a copy of the weights."""
+    return _applied_adapter(subject, merged=True)
 
 
-def adapter_on_disk(subject: Subject) -> Ready:
-    """Keeps an adapter file, which every question reads and attaches."""
+def adapter_on_disk(subject: Subject) -> PreparedMethod:
+    """Keep an adapter file, which every question reads and applies."""
     path = subject.folder / "clip.v2l.safetensors"
-    subject.adapter.save(path)
+    _adapter(subject).save(path)
 
-    def answer(question: str) -> Iterator[list[int]]:
+    def answer(question: str) -> Tokens:
         with applied(subject.vlm, Adapter.load(path), merged=False):
             yield from _without_video(subject, question)
 
-    return Ready(answer, os.stat(path).st_size)
+    return PreparedMethod(answer, os.stat(path).st_size)
 
 
-def text_only(subject: Subject) -> Ready:
-    """Keeps nothing and knows nothing: the floor."""
-    return Ready(lambda question: _without_video(subject, question), 0)
+def text_only(subject: Subject) -> PreparedMethod:
+    """Keep nothing and answer without the video: the lower bound of the time."""
+    return PreparedMethod(lambda question: _without_video(subject, question), 0)
 
 
 METHODS = (
@@ -186,43 +189,59 @@ METHODS = (
     Method("in context, features kept", True, features),
     Method("in context, KV in memory", True, kv_in_memory),
     Method("in context, KV on disk", True, kv_on_disk),
-    Method(f"in context, {FEW_FRAMES} frames, cold", True, few_frames),
-    Method("adapter, attached", False, attached_adapter, wears_adapter=True),
-    Method("adapter, on the side path", False, side_path_adapter, wears_adapter=True),
-    Method("adapter, merged", False, merged_adapter, wears_adapter=True),
-    Method("adapter, from disk", False, adapter_on_disk, wears_adapter=True),
+    Method(f"in context, {FEW_FRAMES} frames, cold", True, cold, frames=FEW_FRAMES),
+    Method("adapter, attached", False, attached_adapter, needs_adapter=True),
+    Method("adapter, on the side path", False, side_path_adapter, needs_adapter=True, merged=False),
+    Method("adapter, merged", False, merged_adapter, needs_adapter=True, merged=True),
+    Method("adapter, from disk", False, adapter_on_disk, needs_adapter=True),
     Method("no video", False, text_only),
 )
-"""The attached adapter is one of the two after it."""
+
+
+def distinct_methods(vlm: FrozenVLM, frames: int) -> list[Method]:
+    """Return the methods without those that would repeat another one: the attached adapter is either merged or on the
+    side path, and few frames are no fewer than `frames` if those are few."""
+    attached_merged = merging_is_faster(vlm)
+    return [
+        method
+        for method in METHODS
+        if method.merged is not attached_merged and (method.frames is None or frames > method.frames)
+    ]
 
 
 # Parts -------------------------------------------------------------------------------------------------------------
 
 
-def _in_context(subject: Subject, seen: EncodedFrames, question: str) -> Iterator[list[int]]:
-    prompt = subject.vlm.embed(video_ids(seen, subject.vlm, question, answer=True), seen.images)
+def _in_context(subject: Subject, encoded: EncodedFrames, question: str) -> Tokens:
+    prompt = subject.vlm.embed(video_ids(encoded, subject.vlm, question, answer=True), encoded.images)
     yield from subject.vlm.greedy([prompt], subject.new_tokens, for_speed=True)
 
 
-def _without_video(subject: Subject, question: str) -> Iterator[list[int]]:
+def _without_video(subject: Subject, question: str) -> Tokens:
     yield from subject.vlm.greedy([question_embeddings(question, subject.vlm)], subject.new_tokens, for_speed=True)
 
 
-def _worn(subject: Subject, merged: bool | None) -> Ready:
-    return Ready(
+def _adapter(subject: Subject) -> Adapter:
+    assert subject.adapter is not None, "methods with needs_adapter are given an encoded subject"
+    return subject.adapter
+
+
+def _applied_adapter(subject: Subject, merged: bool | None) -> PreparedMethod:
+    adapter = _adapter(subject)
+    return PreparedMethod(
         lambda question: _without_video(subject, question),
-        subject.adapter.a.nbytes + subject.adapter.b.nbytes,
-        lambda: applied(subject.vlm, subject.adapter, merged=merged),
+        adapter.a.nbytes + adapter.b.nbytes,
+        lambda: applied(subject.vlm, adapter, merged=merged),
     )
 
 
-def prompt_size(subject: Subject, way: Method) -> tuple[int, int]:
-    """Tokens of a question's prompt, those that stand in a cache included, and how many of them are visual. Decodes
-    nothing."""
+def prompt_size(subject: Subject, method: Method) -> tuple[int, int]:
+    """Return the number of tokens in a question's prompt, cached ones included, and how many of them are visual.
+    Decodes nothing."""
     vlm = subject.vlm
-    if not way.in_context:
+    if not method.in_context:
         return len(question_embeddings(QUESTIONS[0], vlm)), 0
-    plan = plan_frames(subject.video, vlm, (subject.few() if way.prepare is few_frames else subject).reading)
+    plan = plan_frames(subject.video, vlm, method.reading(subject.reading))
     text = video_text(plan.frames, plan.video.duration, QUESTIONS[0], vlm.geometry, generation_prompt=True)
     ids = vlm.tokenize(text)
     return len(ids), int((ids == vlm.image_token_id).sum())
@@ -230,9 +249,9 @@ def prompt_size(subject: Subject, way: Method) -> tuple[int, int]:
 
 @dataclass
 class _Prefilled:
-    """The KV cache of what all prompts about a video begin with, and how they go on.
+    """The KV cache of the common prefix of all prompts about a video.
 
-    length: tokens in the cache before a question; tail: the ids that a question adds
+    length: tokens in the cache before a question; tail: returns the ids that a question adds
     """
 
     cache: Any
@@ -241,38 +260,38 @@ class _Prefilled:
 
 
 def _prefill(subject: Subject) -> _Prefilled:
-    vlm, seen = subject.vlm, encode_video_images(subject.video, subject.vlm, subject.reading)
+    vlm, encoded = subject.vlm, encode_video_images(subject.video, subject.vlm, subject.reading)
 
     def ids(question: str, first: int = 0) -> torch.Tensor:
-        return video_ids(seen, vlm, question, first, answer=True)
+        return video_ids(encoded, vlm, question, first, answer=True)
 
-    whole = _common_beginning([ids(question) for question in QUESTIONS])
-    # the last frame alone goes on in the same way, and is soon tokenized
-    short = len(_common_beginning([ids(question, first=-1) for question in QUESTIONS]))
-    cache = vlm.prefill(vlm.embed(whole, seen.images))
-    return _Prefilled(cache, len(whole), lambda question: ids(question, first=-1)[short:])
+    prefix = _common_prefix([ids(question) for question in QUESTIONS])
+    # A prompt with the last frame alone has the same tail and is quick to tokenize.
+    short = len(_common_prefix([ids(question, first=-1) for question in QUESTIONS]))
+    cache = vlm.prefill(vlm.embed(prefix, encoded.images))
+    return _Prefilled(cache, len(prefix), lambda question: ids(question, first=-1)[short:])
 
 
-def _go_on(subject: Subject, cache: Any, tail: torch.Tensor) -> Iterator[list[int]]:
+def _continue(subject: Subject, cache: Any, tail: torch.Tensor) -> Tokens:
     prompt = subject.vlm.embed(tail)
     yield from subject.vlm.greedy([prompt], subject.new_tokens, cache=cache, for_speed=True)
 
 
-def _common_beginning(prompts: Sequence[torch.Tensor]) -> torch.Tensor:
+def _common_prefix(prompts: Sequence[torch.Tensor]) -> torch.Tensor:
     shortest = min(map(len, prompts))
     same = torch.stack([prompt[:shortest] == prompts[0][:shortest] for prompt in prompts]).all(0)
     return prompts[0][: int(same.long().cumprod(0).sum())]
 
 
 def _tensors(cache: Any) -> dict[str, torch.Tensor]:
-    """Keys and values, (1, heads, T, width) each, by layer and name."""
-    named = {}
+    """Return keys and values, (1, heads, T, width) each, by layer and name."""
+    named: dict[str, torch.Tensor] = {}
     for index, layer in enumerate(cache.layers):
         named |= {f"{index}.keys": layer.keys.contiguous(), f"{index}.values": layer.values.contiguous()}
     return named
 
 
-def _restored(path: Path, vlm: FrozenVLM) -> Any:
+def _restore(path: Path, vlm: FrozenVLM) -> Any:
     tensors, cache = load_file(path, device=str(vlm.device)), vlm.new_cache()
     for index in range(vlm.num_layers):
         cache.update(tensors[f"{index}.keys"], tensors[f"{index}.values"], index)

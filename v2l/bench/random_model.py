@@ -1,7 +1,7 @@
-"""The real architectures at their true size with random weights, so that speed can be measured without a download.
+"""Build the real architectures at full size with random weights, to measure speed without a download.
 
-Everything that costs time or memory is true: dimensions, layers, tokens per image, positions, the published
-hypernetwork's sizes. What such a model says means nothing, and everything made with one says so.
+Everything that affects time or memory is real: dimensions, layers, tokens per image, positions, and the sizes of the
+published hypernetwork. The answers are meaningless, and everything made with such a model is marked as random.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from v2l.tiny.world.tokenizer import SPECIAL_TOKENS, byte_level_bpe
 
 @dataclass(frozen=True)
 class Architecture:
-    """A SmolVLM2's sizes, as its configuration files state them.
+    """The sizes of a SmolVLM2, from its configuration files.
 
-    text, vision: what differs from transformers' defaults; scale_factor: patches a side that become one token
-    resolution: pixels of a frame's longest edge that its hypernetwork was trained with
+    text, vision: values that differ from transformers' defaults; scale_factor: patches per side that become one token
+    resolution: longest edge of a frame, in pixels, that the hypernetwork was trained with
     hypernetwork: sizes that differ from the published ones
     """
 
@@ -93,17 +93,18 @@ ARCHITECTURES = {
         scale_factor=3,
     ),
 }
-"""By preset. The numbers are those of the hub's configuration files, where those could be seen."""
+"""By preset. The numbers are from the hub's configuration files, as far as those were accessible."""
 
 
 @dataclass(frozen=True)
 class RandomFolder(ModelFolder):
-    """A model folder without weights: they are drawn in memory."""
+    """A model folder without weights, which are drawn in memory."""
 
     def fingerprint(self) -> str:
-        """Of the configuration: the weights follow from it and the seed."""
+        """Fingerprint of the configuration, which with the seed determines the weights."""
         text = {name: value for name, value in self.config.text_config.to_dict().items() if "dtype" not in name}
-        return hashlib.sha256(canonical_json(["random weights", text]).encode()).hexdigest()
+        described: Any = ["random weights", text]
+        return hashlib.sha256(canonical_json(described).encode()).hexdigest()
 
 
 def random_model(
@@ -113,21 +114,21 @@ def random_model(
     dtype: torch.dtype | None = None,
     architecture: Architecture | None = None,
 ) -> tuple[FrozenVLM, Hypernetwork]:
-    """The architecture of that name and its hypernetwork, with random weights, the same ones always.
+    """Build an architecture and its hypernetwork with random weights, always the same ones.
 
-    folder: where its configuration and a stand-in tokenizer are written; architecture: another than the preset's
-    device, dtype: as for `load_vlm`
-    Raises V2LError for an unknown name or a device that is not there.
+    name: a preset in ARCHITECTURES; folder: receives its configuration and a stand-in tokenizer
+    architecture: replaces that of the preset; device, dtype: as for `load_vlm`
+    Raises V2LError if the name is unknown or the device is missing.
     """
     if architecture is None and name not in ARCHITECTURES:
         raise V2LError(f"there is no architecture {printable(name)}; choose from {', '.join(ARCHITECTURES)}")
     architecture = architecture or ARCHITECTURES[name]
-    device = choose_device(device)
-    dtype = dtype or default_dtype(device)
+    chosen = choose_device(device)
+    dtype = dtype or default_dtype(chosen)
     opened = _write_folder(architecture, folder)
     described = RandomFolder(folder, f"random weights of {name}", None, opened.config, opened.geometry)
-    modules = _random_modules(opened.config, device, dtype)
-    return FrozenVLM(described, modules, load_tokenizer(opened), device), _hypernetwork(described, architecture, device)
+    modules = _random_modules(opened.config, chosen, dtype)
+    return FrozenVLM(described, modules, load_tokenizer(opened), chosen), _hypernetwork(described, architecture, chosen)
 
 
 def _random_modules(config: Any, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
@@ -151,23 +152,26 @@ def _hypernetwork(folder: ModelFolder, architecture: Architecture, device: torch
     torch.manual_seed(0)
     hypernetwork = Hypernetwork(HypernetworkConfig(*sizes, **(architecture.hypernetwork or {})))
     with torch.no_grad():
-        hypernetwork.scaler_B[TARGET].fill_(1e-3)  # an untrained one is zero, and would write zeros
-    trained_with = TrainedWith(resolution=architecture.resolution)
-    provenance = {"base_model": folder.id, "base_fingerprint": folder.fingerprint(), "trained_with": trained_with}
-    return with_provenance(hypernetwork.to(device).eval().requires_grad_(False), id="random weights", **provenance)
+        hypernetwork.scaler_B[TARGET].fill_(1e-3)  # an untrained scaler is zero and gives zero factors
+    return with_provenance(
+        hypernetwork.to(device).eval().requires_grad_(False),
+        id="random weights",
+        base_model=folder.id,
+        base_fingerprint=folder.fingerprint(),
+        trained_with=TrainedWith(resolution=architecture.resolution),
+    )
 
 
 def _write_folder(architecture: Architecture, folder: Path) -> ModelFolder:
     from transformers import SmolVLMConfig
 
-    config = SmolVLMConfig(
-        text_config=architecture.text,
-        vision_config=architecture.vision,
-        scale_factor=architecture.scale_factor,
-        image_token_id=SPECIAL_TOKENS.index(IMAGE),
-        pad_token_id=architecture.text["pad_token_id"],
-        tie_word_embeddings=False,
-    )
+    sizes: dict[str, Any] = {
+        "text_config": architecture.text,
+        "vision_config": architecture.vision,
+        "scale_factor": architecture.scale_factor,
+        "pad_token_id": architecture.text["pad_token_id"],
+    }
+    config = SmolVLMConfig(**sizes, image_token_id=SPECIAL_TOKENS.index(IMAGE), tie_word_embeddings=False)
     folder.mkdir(parents=True, exist_ok=True)
     config.save_pretrained(folder)
     size = architecture.vision["image_size"]
@@ -182,8 +186,8 @@ def _write_folder(architecture: Architecture, folder: Path) -> ModelFolder:
 
 
 def _stand_in_tokenizer(geometry: VisionGeometry) -> Any:
-    """Whole words and single digits. What announces a frame is cut so that a frame costs 74 tokens at 500M, as was
-    counted with the published code: 923 for a prompt of twelve."""
+    """Build a tokenizer of whole words and single digits. The text before a frame is split so that a frame takes 74
+    tokens at 500M, as with the published code: 923 for a prompt of twelve frames."""
     frames = [PromptFrame(float(second)) for second in range(12)]
     texts = [video_text(frames, 72.0, prompt, geometry) for prompt in (INTERNALIZATION_PROMPT, *QUESTIONS)]
     return byte_level_bpe(STAND_IN_PIECES, 1024, texts)

@@ -1,4 +1,4 @@
-"""What a bench found, as tables: token load, time to first token, and what it comes to over many questions."""
+"""Tables of a bench: token load, time to first token, and the time per question over many questions."""
 
 from __future__ import annotations
 
@@ -19,30 +19,30 @@ UNKNOWN = "-"
 
 @dataclass(frozen=True)
 class BenchSetting:
-    """The cells of one number of frames at one resolution, and the encoding that its adapters cost; None where the
-    budget did not reach it."""
+    """The cells of one number of frames at one resolution, and the encoding of its adapter, None if the budget ended
+    before it."""
 
     cells: tuple[Cell, ...]
     encoding: Encoding | None
 
     @property
     def frames(self) -> int:
-        """Shown in every way but the one with few."""
+        """Number of frames of every method except the one with few."""
         return self.cells[0].frames
 
     @property
     def resolution(self) -> int:
-        """Pixels of a frame's longest edge."""
+        """Longest edge of a frame in pixels."""
         return self.cells[0].resolution
 
     def cell(self, way: str) -> Cell | None:
-        """That way's, where it was measured or estimated."""
+        """Return the cell of a method, None if it was neither measured nor estimated."""
         return next((cell for cell in self.cells if cell.way == way and cell.first_token), None)
 
     def speedup(self, cell: Cell) -> float | None:
-        """How many times sooner the attached adapter's first token comes."""
+        """How many times faster the first token of the attached adapter is."""
         adapter = self.cell(HEADLINE)
-        return cell.median / adapter.median if adapter and cell.median else None
+        return cell.median / adapter.median if adapter and adapter.median and cell.median else None
 
     def fewer_tokens(self, cell: Cell) -> float | None:
         """How many times fewer tokens the adapter's prompt has."""
@@ -50,40 +50,41 @@ class BenchSetting:
         return cell.prompt_tokens / adapter.prompt_tokens if adapter and cell.prompt_tokens else None
 
     def break_even(self, cell: Cell) -> int | None:
-        """The number of questions about one video from which encoding it and asking the adapter takes less time
-        altogether than this way; None where that never happens, or is not known."""
+        """Number of questions about one video from which encoding it and asking the adapter takes less total time than
+        this method; None if that never happens or is unknown."""
         adapter = self.cell(HEADLINE)
-        if adapter is None or cell.median is None or cell.prepare is None or cell is adapter:
+        if adapter is None or cell is adapter or None in (cell.median, cell.prepare, adapter.median, adapter.prepare):
             return None
-        head_start = adapter.prepare - cell.prepare
-        gained = cell.median - adapter.median
-        if head_start + adapter.median <= cell.median:
+        more_preparation, less_per_question = _prepare(adapter) - _prepare(cell), _median(cell) - _median(adapter)
+        if more_preparation <= less_per_question:
             return 1
-        return math.ceil(head_start / gained) if gained > 0 else None
+        return math.ceil(more_preparation / less_per_question) if less_per_question > 0 else None
 
     def record(self, cell: Cell) -> dict[str, Any]:
-        """A cell as plain values, with what is derived from it."""
+        """Return a cell as plain values, with the values derived from it."""
         derived = {"median": cell.median, "p95": cell.p95, "adapter_is_faster": self.speedup(cell)}
         derived |= {"adapter_has_fewer_tokens": self.fewer_tokens(cell), "adapter_pays_from": self.break_even(cell)}
         return dataclasses.asdict(cell) | derived
 
 
 def compare(results: Sequence[Cell | Encoding]) -> list[BenchSetting]:
-    """One for every number of frames and resolution, in their order."""
-    places = list(dict.fromkeys((result.frames, result.resolution) for result in results))
-    found = []
-    for place in places:
-        here = [result for result in results if (result.frames, result.resolution) == place]
-        encodings = [result for result in here if isinstance(result, Encoding)]
-        found.append(BenchSetting(tuple(r for r in here if isinstance(r, Cell)), encodings[0] if encodings else None))
-    return found
+    """Group results by number of frames and resolution, in their order."""
+    groups: dict[tuple[int, int], list[Cell | Encoding]] = {}
+    for result in results:
+        groups.setdefault((result.frames, result.resolution), []).append(result)
+    settings = []
+    for group in groups.values():
+        cells = tuple(result for result in group if isinstance(result, Cell))
+        encoding = next((result for result in group if isinstance(result, Encoding)), None)
+        settings.append(BenchSetting(cells, encoding))
+    return settings
 
 
 # Tables ------------------------------------------------------------------------------------------------------------
 
 
 def token_load(comparison: BenchSetting) -> Table:
-    """What goes into the model for one question, and what is kept of the video for it."""
+    """Table of the tokens of one question and the size of what is kept of the video."""
     header = ["token load", "visual tokens", "prompt tokens", "adapter has fewer", "kept of the video"]
     rows = []
     for cell in comparison.cells:
@@ -94,7 +95,7 @@ def token_load(comparison: BenchSetting) -> Table:
 
 
 def first_token(comparison: BenchSetting) -> Table:
-    """When the first token comes, and how fast the others follow."""
+    """Table of the time to the first token and the speed after it."""
     header = ["time to first token", "median", "p95", "repeats", "adapter is faster", "tokens/s", "peak memory", ""]
     rows = []
     for cell in comparison.cells:
@@ -105,7 +106,7 @@ def first_token(comparison: BenchSetting) -> Table:
             [
                 cell.way,
                 UNKNOWN if cell.median is None else about + duration(cell.median),
-                duration(cell.p95) if measured else UNKNOWN,
+                UNKNOWN if cell.p95 is None or not measured else duration(cell.p95),
                 str(len(cell.first_token)) if measured else UNKNOWN,
                 "" if cell.way == HEADLINE else _times(speedup),
                 UNKNOWN if cell.tokens_per_second is None else f"{cell.tokens_per_second:.1f}",
@@ -117,7 +118,7 @@ def first_token(comparison: BenchSetting) -> Table:
 
 
 def amortization(comparison: BenchSetting, questions: int) -> Table:
-    """Seconds a question, preparation included, by the number of questions about one video."""
+    """Table of the time per question, including preparation, by the number of questions about one video."""
     counts = question_counts(questions)
     header = ["time per question", "once a video", *(f"of {count}" for count in counts), "adapter pays from"]
     rows = []
@@ -126,16 +127,16 @@ def amortization(comparison: BenchSetting, questions: int) -> Table:
             rows.append([cell.way, *[UNKNOWN] * (len(counts) + 2)])
             continue
         pays = comparison.break_even(cell)
-        told = "never" if pays is None else f"{pays:,} question{'s' if pays > 1 else ''}"
+        threshold = "never" if pays is None else f"{pays:,} question{'s' if pays > 1 else ''}"
         means = [duration(per_question(cell, count)) for count in counts]
-        once = duration(cell.prepare) if cell.kept_bytes else "nothing"
-        rows.append([cell.way, once, *means, told if cell.in_context else ""])
+        once = duration(_prepare(cell)) if cell.kept_bytes else "nothing"
+        rows.append([cell.way, once, *means, threshold if cell.in_context else ""])
     return header, rows
 
 
 def sweep(comparisons: Sequence[BenchSetting]) -> list[Table]:
-    """Frames by resolution: how much sooner the adapter's first token comes than in context, cold, and with how many
-    times fewer tokens."""
+    """Tables of frames by resolution: the adapter's speedup over the cold method in context, and its reduction of
+    prompt tokens."""
     frames, resolutions = axes(comparisons)
     tables = []
     for title, value in (("faster than cold", BenchSetting.speedup), ("fewer tokens", BenchSetting.fewer_tokens)):
@@ -146,7 +147,7 @@ def sweep(comparisons: Sequence[BenchSetting]) -> list[Table]:
 
 
 def axes(comparisons: Sequence[BenchSetting]) -> tuple[list[int], list[int]]:
-    """The numbers of frames and the resolutions of a sweep."""
+    """Return the numbers of frames and the resolutions of a sweep."""
     return (
         list(dict.fromkeys(comparison.frames for comparison in comparisons)),
         list(dict.fromkeys(comparison.resolution for comparison in comparisons)),
@@ -154,7 +155,7 @@ def axes(comparisons: Sequence[BenchSetting]) -> tuple[list[int], list[int]]:
 
 
 def grid(comparisons: Sequence[BenchSetting], value: Any) -> list[list[float | None]]:
-    """value(comparison, its cold cell) by frames and resolution; None where that was not measured."""
+    """Return value(comparison, its cold cell) by frames and resolution, None if the cell was not measured."""
     frames, resolutions = axes(comparisons)
     by_place = {(each.frames, each.resolution): each for each in comparisons}
 
@@ -166,7 +167,7 @@ def grid(comparisons: Sequence[BenchSetting], value: Any) -> list[list[float | N
 
 
 def encoding_line(encoding: Encoding) -> str:
-    """What an encoding costs, part by part."""
+    """Describe the time of an encoding, part by part."""
     return (
         f"encoding {encoding.frames:,} frames in {encoding.windows} window{'s' if encoding.windows > 1 else ''}: "
         f"decoding and vision {duration(encoding.see)}, prefill {duration(encoding.read)}, hypernetwork "
@@ -175,14 +176,24 @@ def encoding_line(encoding: Encoding) -> str:
 
 
 def question_counts(most: int) -> list[int]:
-    """1, 2, 5, 10, 20, 50, ... up to that many."""
+    """Return 1, 2, 5, 10, 20, 50, ... and `most` as the last."""
     rounds = [digit * 10**power for power in range(len(str(most))) for digit in (1, 2, 5)]
     return [*(count for count in rounds if count < most), most]
 
 
 def per_question(cell: Cell, count: int) -> float:
-    """Mean seconds to the first token over that many questions, preparation included."""
-    return cell.prepare / count + cell.median
+    """Return the mean seconds to the first token over `count` questions, including preparation, of a measured cell."""
+    return _prepare(cell) / count + _median(cell)
+
+
+def _prepare(cell: Cell) -> float:
+    assert cell.prepare is not None, "a measured cell was prepared"
+    return cell.prepare
+
+
+def _median(cell: Cell) -> float:
+    assert cell.median is not None, "a measured cell has repeats"
+    return cell.median
 
 
 def _times(factor: float | None) -> str:
@@ -193,5 +204,5 @@ def _times(factor: float | None) -> str:
 
 def _remark(cell: Cell) -> str:
     beyond = "beyond the model's positions" if cell.beyond_positions else ""
-    told = f"{cell.status}: {cell.why}" if cell.why else ""
-    return "; ".join(part for part in (beyond, told) if part)
+    status = f"{cell.status}: {cell.why}" if cell.why else ""
+    return "; ".join(part for part in (beyond, status) if part)

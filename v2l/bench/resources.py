@@ -1,4 +1,4 @@
-"""What this machine is, how much memory it has left, and how much was held."""
+"""Describe the machine, measure its memory, and estimate the memory and work of a prompt."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from v2l.models.smolvlm import FrozenVLM
 
 
 def describe_machine(device: torch.device) -> dict[str, str | int]:
-    """The device by name, and everything else that a time depends on."""
+    """Return the name of the device and everything else that a time depends on."""
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
     else:
@@ -23,7 +23,7 @@ def describe_machine(device: torch.device) -> dict[str, str | int]:
     return {
         "device": device.type,
         "name": name,
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
         "threads": torch.get_num_threads(),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
@@ -33,7 +33,7 @@ def describe_machine(device: torch.device) -> dict[str, str | int]:
 
 
 def synchronise(device: torch.device) -> None:
-    """Waits until the device has done what it was given."""
+    """Wait until the device has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
@@ -41,7 +41,7 @@ def synchronise(device: torch.device) -> None:
 
 
 def free_bytes(device: torch.device) -> int | None:
-    """Memory that the device, or for the CPU this machine, has left; None where that cannot be known."""
+    """Return the free memory of the device, or of the machine for the CPU; None if it is unknown."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     found = re.search(r"MemAvailable:\s+(\d+) kB", _read("/proc/meminfo"))
@@ -49,8 +49,8 @@ def free_bytes(device: torch.device) -> int | None:
 
 
 class PeakMemory:
-    """The most memory that was held since it was made: on CUDA the allocator's, on Linux the whole process's resident
-    memory, elsewhere unknown."""
+    """The peak memory since construction: of the allocator on CUDA, of the process (resident set) on Linux, and
+    unknown elsewhere."""
 
     def __init__(self, device: torch.device):
         self.device = device
@@ -58,12 +58,12 @@ class PeakMemory:
             torch.cuda.reset_peak_memory_stats(device)
         else:
             try:
-                Path("/proc/self/clear_refs").write_text("5")  # the highest from here on
+                Path("/proc/self/clear_refs").write_text("5")  # reset the peak
             except OSError:
                 self.device = torch.device("meta")
 
     def bytes(self) -> int | None:
-        """The peak so far."""
+        """Return the peak so far, None if it is unknown."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device)
         found = re.search(r"VmHWM:\s+(\d+) kB", _read("/proc/self/status")) if self.device.type == "cpu" else None
@@ -78,31 +78,31 @@ def _read(path: str) -> str:
 
 
 def kv_bytes(vlm: FrozenVLM, tokens: int) -> int:
-    """Of the KV cache of that many tokens."""
+    """Return the size of the KV cache of `tokens` tokens."""
     text = vlm.folder.config.text_config
     each = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim
     return tokens * each * vlm.dtype.itemsize
 
 
 def prefill_bytes(vlm: FrozenVLM, tokens: int) -> int:
-    """What reading a prompt of that many tokens holds at its peak beside the weights: the KV cache, twice in the layer
-    that is being added to it, and one layer's activations."""
+    """Return the peak memory of prefilling `tokens` tokens, without the weights: the KV cache, one more copy of it for
+    the layer in progress, and one layer's activations."""
     text = vlm.folder.config.text_config
     activations = tokens * (6 * text.hidden_size + 3 * text.intermediate_size) * vlm.dtype.itemsize
     return kv_bytes(vlm, tokens) * (text.num_hidden_layers + 1) // text.num_hidden_layers + activations
 
 
 def prefill_work(vlm: FrozenVLM, tokens: int) -> float:
-    """Multiply-adds of reading a prompt: the linear layers', and attention's, which grows with the square."""
+    """Return the multiply-adds of prefilling a prompt: linear layers, and attention, which is quadratic in `tokens`."""
     text = vlm.folder.config.text_config
-    own = text.num_attention_heads * text.head_dim
-    shared = text.num_key_value_heads * text.head_dim
-    linear = text.hidden_size * (2 * own + 2 * shared + 3 * text.intermediate_size)
-    return text.num_hidden_layers * tokens * (linear + own * tokens)
+    queries = text.num_attention_heads * text.head_dim
+    keys = text.num_key_value_heads * text.head_dim
+    linear = text.hidden_size * (2 * queries + 2 * keys + 3 * text.intermediate_size)
+    return text.num_hidden_layers * tokens * (linear + queries * tokens)
 
 
 def vision_work(vlm: FrozenVLM, images: int) -> float:
-    """Multiply-adds of seeing that many images."""
+    """Return the multiply-adds of encoding `images` images with the vision tower."""
     vision = vlm.folder.config.vision_config
     patches = (vision.image_size // vision.patch_size) ** 2
     linear = vision.hidden_size * (4 * vision.hidden_size + 2 * vision.intermediate_size)

@@ -1,8 +1,8 @@
-"""Token load and time to first token of every way to ask a video, measured in one process on the same weights.
+"""Measure token load and time to first token of every method, in one process on the same weights.
 
-What is timed runs from the question's text to its first token on the host; what a way does once a video is its
-preparation and counts apart. Videos have as many real frames as are asked for; no frame is shown twice to reach a
-number.
+The timed interval runs from the question's text to its first token on the host. The work that a method does once per
+video is its preparation and is timed separately. Videos have as many real frames as are asked for; no frame is
+repeated to reach a number.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
-from v2l.bench.methods import METHODS, Method, Ready, Subject, few_frames, prompt_size
+from v2l.bench.methods import METHODS, Method, PreparedMethod, Subject, distinct_methods, prompt_size
 from v2l.bench.plan import Plan
 from v2l.bench.resources import (
     PeakMemory,
@@ -38,23 +38,24 @@ from v2l.models.hypernetwork import Hypernetwork
 from v2l.models.processor import QUESTIONS
 from v2l.models.smolvlm import FrozenVLM, Window
 from v2l.video.client import probe
-from v2l.video.sampling import Reading
+from v2l.video.sampling import Reading, choose_frames
 
 QUICK_SECONDS, QUICK_REPEATS, SLOW_REPEATS = 1.0, 30, 5
-"""Answers that begin within that time are repeated so often, others so often."""
+"""A method whose first token takes less than QUICK_SECONDS is repeated QUICK_REPEATS times, others SLOW_REPEATS."""
 MEMORY_SHARE = 0.9
-"""Of the free memory that a prompt may need before it is only estimated."""
+"""Share of the free memory that a prompt may need; beyond it, its time is only estimated."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One way at one number of frames and one resolution.
+    """One method at one number of frames and one resolution. The field names are stored in journals.
 
-    status: "measured"; "estimated" where it was not tried; "left out" where the budget was spent; why says which
-    first_token: seconds of every repeat; an estimate is a single number; tokens_per_second: after it, a median
-    prepare: seconds that it takes once a video; kept_bytes: of the video, in memory or on disk
-    peak_memory: bytes at the highest while it prepared and answered; beyond_positions: its prompt is longer than the
-        model's positions, so that its answers mean nothing
+    way: name of the method
+    status: "measured", "estimated" (not run) or "left out" (the budget was spent); why: the reason for the last two
+    first_token: seconds of every repeat, or one estimate; tokens_per_second: median speed after the first token
+    prepare: seconds of work once per video; kept_bytes: size of what is kept of the video, in memory or on disk
+    peak_memory: bytes, maximum during preparation and answers
+    beyond_positions: the prompt is longer than the model's positions, so its answers are meaningless
     """
 
     frames: int
@@ -74,20 +75,23 @@ class Cell:
 
     @property
     def median(self) -> float | None:
-        """Seconds to the first token."""
+        """Median seconds to the first token."""
         return statistics.median(self.first_token) if self.first_token else None
 
     @property
     def p95(self) -> float | None:
-        """Seconds within which 95% of the first tokens came."""
+        """95th percentile of the seconds to the first token."""
         ordered = sorted(self.first_token)
         return ordered[math.ceil(0.95 * len(ordered)) - 1] if ordered else None
 
 
 @dataclass(frozen=True)
 class Encoding:
-    """What an encoding spends its seconds on: decoding and seeing the frames, reading them with the language model,
-    and everything else, the hypernetwork first of all."""
+    """The seconds of an encoding by part. The field names are stored in journals.
+
+    windows: number of prompts; see: decoding and the vision tower; read: prefill of the language model; generate: the
+        rest, mostly the hypernetwork
+    """
 
     frames: int
     resolution: int
@@ -99,15 +103,15 @@ class Encoding:
 
     @property
     def added(self) -> float:
-        """The hypernetwork and bookkeeping, as a share of seeing and reading."""
+        """`generate` relative to `see` and `read`."""
         return self.generate / (self.see + self.read)
 
 
 class Bench:
-    """A run: yields cells, and an encoding for every frames and resolution, as they finish.
+    """A run of the bench, which yields cells and, for every number of frames and resolution, an encoding.
 
-    folder: for the drawn clip and what is kept on disk; journal: where finished ones stand and are gone on from
-    Raises V2LError where the video has fewer frames than are asked for, or segments would have none.
+    folder: for the drawn clip and the files that methods keep
+    Raises V2LError if the video has fewer frames than are asked for, or fewer than one per segment.
     """
 
     def __init__(self, vlm: FrozenVLM, hypernetwork: Hypernetwork, plan: Plan, folder: Path):
@@ -123,11 +127,12 @@ class Bench:
                 f"{printable(self.video)} has {self.probed.frame_count:,} frames and {max(plan.frames):,} were asked "
                 "for; name a longer video, or none to have one drawn"
             )
+        self._in_context_cells: dict[tuple, Cell] = {}
         self._rate: float | None = None
         self._started = time.perf_counter()
 
     def header(self) -> dict[str, object]:
-        """What the results are about."""
+        """Describe what the results depend on."""
         settings = {name: value for name, value in dataclasses.asdict(self.plan).items() if name != "budget"}
         for swept in ("frames", "resolutions", "video"):
             settings.pop(swept)
@@ -143,7 +148,8 @@ class Bench:
         }
 
     def run(self, journal: Journal | None = None) -> Iterator[Cell | Encoding]:
-        """In the order of the sweep, those that the journal has first."""
+        """Yield all results in the order of the sweep. Results in the journal are not measured again, new ones are
+        appended to it."""
         done = read_back(journal) if journal else {}
         with journal or nullcontext():
             for frames in self.plan.frames:
@@ -163,118 +169,141 @@ class Bench:
         )
         plan = self.plan
         subject = Subject(self.video, reading, self.vlm, self.hypernetwork, self.folder, plan.new_tokens, plan.segments)
-        ways = [way for way in METHODS if way.prepare is not few_frames or frames > 12]
-        for way in ways:
-            if way.in_context:
-                known = done.get((frames, resolution, way.name))
-                cell = known or self._in_context(way, subject, frames, resolution)
-                self._learn_rate(cell, subject)
+        methods = distinct_methods(self.vlm, frames)
+        finished = {
+            name: cell
+            for (count, size, name), cell in done.items()
+            if (count, size) == (frames, resolution) and isinstance(cell, Cell)
+        }
+        for method in methods:
+            if method.in_context:
+                cell = finished.get(method.name) or self._in_context_once(method, subject, frames, resolution)
+                self._in_context_cells[self._work(method, subject)] = cell
+                self._update_rate(cell)
                 yield cell
         encoding = done.get((frames, resolution, "encoding"))
-        if encoding or self._left() > 0:
+        if encoding or self._remaining() > 0:
             yield encoding or self._encoding(subject, frames, resolution)
-        without = [way for way in ways if not way.in_context]
-        known = {
-            way.name: done[frames, resolution, way.name] for way in without if (frames, resolution, way.name) in done
-        }
-        lacking = [way for way in without if way.name not in known]
-        yield from known.values()
-        if lacking:
-            yield from self._without_video(lacking, subject, frames, resolution)
+        without = [method for method in methods if not method.in_context]
+        yield from (finished[method.name] for method in without if method.name in finished)
+        missing = [method for method in without if method.name not in finished]
+        if missing:
+            yield from self._without_video(missing, subject, frames, resolution)
 
-    def _in_context(self, way: Method, subject: Subject, frames: int, resolution: int) -> Cell:
-        prompt, visual = prompt_size(subject, way)
-        cell = Cell(frames, resolution, way.name, True, "left out", "the budget is spent", prompt, visual)
+    def _work(self, method: Method, subject: Subject) -> tuple:
+        """Identify the work of a method in context: two methods that use the same frames may do the same."""
+        reading = method.reading(subject.reading)
+        assert reading.frames and reading.fps, "the reading is filled"
+        return method.prepare, reading.resolution, *choose_frames(self.probed, reading.frames, reading.fps)
+
+    def _in_context_once(self, method: Method, subject: Subject, frames: int, resolution: int) -> Cell:
+        """Measure a method, or reuse the cell of another name that does the same work."""
+        known = self._in_context_cells.get(self._work(method, subject))
+        if known is None or known.status != "measured":
+            return self._in_context(method, subject, frames, resolution)
+        return dataclasses.replace(known, frames=frames, way=method.name)
+
+    def _in_context(self, method: Method, subject: Subject, frames: int, resolution: int) -> Cell:
+        prompt, visual = prompt_size(subject, method)
+        cell = Cell(frames, resolution, method.name, True, "left out", "the budget is spent", prompt, visual)
         cell = dataclasses.replace(cell, beyond_positions=prompt + self.plan.new_tokens > self.vlm.max_positions)
-        if self._left() <= 0:
+        if self._remaining() <= 0:
             return cell
-        images = visual // self.vlm.geometry.tokens_per_image
-        work = vision_work(self.vlm, images) + prefill_work(self.vlm, prompt)
-        expected = None if self._rate is None else work / self._rate
+        expected = None if self._rate is None else self._work_of_prompt(cell) / self._rate
         needed, free = prefill_bytes(self.vlm, prompt), free_bytes(self.vlm.device)
         estimate = () if expected is None else (expected,)
         if free is not None and needed > MEMORY_SHARE * free:
             why = f"needs about {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free"
             return dataclasses.replace(cell, status="estimated", why=why, first_token=estimate)
-        if expected is not None and expected > self._left():
+        if expected is not None and expected > self._remaining():
             return dataclasses.replace(cell, why=f"takes about {expected:.0f} s, more than the budget has left")
         peak = PeakMemory(self.vlm.device)
         start = time.perf_counter()
-        ready = way.prepare(subject)
+        prepared = method.prepare(dataclasses.replace(subject, reading=method.reading(subject.reading)))
         synchronise(self.vlm.device)
-        prepared = time.perf_counter() - start
-        return self._filled_cell(cell, ready, prepared, *self._repeat([ready])[0], peak.bytes())
+        seconds = time.perf_counter() - start
+        (timing,) = self._repeat([prepared])
+        return self._measured(cell, prepared, seconds, timing, peak.bytes())
 
-    def _without_video(self, ways: Sequence[Method], subject: Subject, frames: int, resolution: int) -> Iterator[Cell]:
-        """These are quick and alike, so their repeats take turns: a machine that slows down slows all of them."""
-        if self._left() <= 0:
+    def _without_video(
+        self, methods: Sequence[Method], subject: Subject, frames: int, resolution: int
+    ) -> Iterator[Cell]:
+        """These methods are quick and similar, so their repeats alternate: a slow phase of the machine affects all."""
+        if self._remaining() <= 0:
             why = "the budget is spent"
-            yield from (Cell(frames, resolution, way.name, False, "left out", why) for way in ways)
+            yield from (Cell(frames, resolution, method.name, False, "left out", why) for method in methods)
             return
         peak, start = PeakMemory(self.vlm.device), time.perf_counter()
         subject = subject.encoded()
         encoding, encoding_peak = time.perf_counter() - start, peak.bytes()
-        ready, prepared, peaks = [], [], []
-        for way in ways:
+        prepared, seconds, peaks = [], [], []
+        for method in methods:
             peak, start = PeakMemory(self.vlm.device), time.perf_counter()
-            ready.append(way.prepare(subject))
-            prepared.append(time.perf_counter() - start + (encoding if way.wears_adapter else 0.0))
-            peaks.append(encoding_peak if way.wears_adapter else peak.bytes())
-        for way, each, seconds, timed, peak in zip(ways, ready, prepared, self._repeat(ready), peaks, strict=True):
-            cell = Cell(frames, resolution, way.name, False, "measured", "", *prompt_size(subject, way))
-            yield self._filled_cell(cell, each, seconds, *timed, peak)
+            prepared.append(method.prepare(subject))
+            seconds.append(time.perf_counter() - start + (encoding if method.needs_adapter else 0.0))
+            peaks.append(encoding_peak if method.needs_adapter else peak.bytes())
+        timings = self._repeat(prepared)
+        for method, each, taken, timing, most in zip(methods, prepared, seconds, timings, peaks, strict=True):
+            cell = Cell(frames, resolution, method.name, False, "measured", "", *prompt_size(subject, method))
+            yield self._measured(cell, each, taken, timing, most)
 
-    def _filled_cell(
-        self, cell: Cell, ready: Ready, prepared: float, first: tuple[float, ...], speed: float | None, peak: int | None
+    def _measured(
+        self, cell: Cell, prepared: PreparedMethod, seconds: float, timing: _Timings, peak: int | None
     ) -> Cell:
-        measured = {"first_token": first, "tokens_per_second": speed, "prepare": prepared, "peak_memory": peak}
-        return dataclasses.replace(cell, status="measured", why="", kept_bytes=ready.kept_bytes, **measured)
+        return dataclasses.replace(
+            cell,
+            status="measured",
+            why="",
+            first_token=tuple(timing.first_token),
+            tokens_per_second=statistics.median(timing.speed) if timing.speed else None,
+            prepare=seconds,
+            kept_bytes=prepared.kept_bytes,
+            peak_memory=peak,
+        )
 
-    def _repeat(self, ready: Sequence[Ready]) -> list[tuple[tuple[float, ...], float | None]]:
-        """Of each: seconds to the first token of every repeat, and the median of tokens a second after it."""
-        timed: list[list[tuple[float, float | None]]] = [[] for _ in ready]
+    def _repeat(self, prepared: Sequence[PreparedMethod]) -> list[_Timings]:
+        """Time the answers of each method, with alternating repeats."""
+        timings = [_Timings() for _ in prepared]
         repeat = -self.plan.warmup
-        while repeat < self._repeats(timed[0]):
-            for place, each in enumerate(ready):
-                with each.attach():
-                    if len(ready) > 1:  # what was attached before is still in the processor's caches
-                        with closing(each.answer(QUESTIONS[-1])) as warm:
+        while repeat < self._repeats(timings[0]):
+            for method, timing in zip(prepared, timings, strict=True):
+                with method.attach():
+                    if len(prepared) > 1:  # the processor's caches still hold the weights of the method before
+                        with closing(method.answer(QUESTIONS[-1])) as warm:
                             next(warm)
-                    taken = self._time(each, QUESTIONS[repeat % len(QUESTIONS)])
+                    first, speed = self._time(method, QUESTIONS[repeat % len(QUESTIONS)])
                 if repeat >= 0:
-                    timed[place].append(taken)
+                    timing.first_token.append(first)
+                    timing.speed += [speed] if speed else []
             repeat += 1
-            if self._left() <= 0 and repeat > 0:
+            if self._remaining() <= 0 and repeat > 0:
                 break
-        speeds = [[speed for _, speed in times if speed] for times in timed]
-        return [
-            (tuple(first for first, _ in times), statistics.median(speed) if speed else None)
-            for times, speed in zip(timed, speeds, strict=True)
-        ]
+        return timings
 
-    def _repeats(self, timed: Sequence[tuple[float, float | None]]) -> int:
-        if self.plan.repeats is not None or not timed:
+    def _repeats(self, timing: _Timings) -> int:
+        if self.plan.repeats is not None or not timing.first_token:
             return self.plan.repeats or 1
-        return QUICK_REPEATS if timed[0][0] < QUICK_SECONDS else SLOW_REPEATS
+        return QUICK_REPEATS if timing.first_token[0] < QUICK_SECONDS else SLOW_REPEATS
 
-    def _time(self, ready: Ready, question: str) -> tuple[float, float | None]:
+    def _time(self, method: PreparedMethod, question: str) -> tuple[float, float | None]:
+        """Return the seconds to the first token and the tokens per second after it."""
         synchronise(self.vlm.device)
-        asked = time.perf_counter()
-        tokens = ready.answer(question)
+        start = time.perf_counter()
+        tokens = method.answer(question)
         next(tokens)
         first = time.perf_counter()
         more = sum(1 for _ in tokens)
-        return first - asked, more / (time.perf_counter() - first) if more else None
+        return first - start, more / (time.perf_counter() - first) if more else None
 
     def _encoding(self, subject: Subject, frames: int, resolution: int) -> Encoding:
-        """Each part alone, after a run of the whole to warm up."""
+        """Time each part of an encoding alone, after a warm-up of the whole."""
         vlm, trained_with = self.vlm, self.provenance.trained_with
         readings = segment_readings(subject.video, subject.reading, subject.segments)
 
         def windows() -> list[list[Window]]:
             return [cut_windows(encode_video_images(subject.video, vlm, part), vlm, trained_with) for part in readings]
 
-        def read_alone() -> None:
+        def read() -> None:
             for part in parts:
                 for layer in vlm.read_layers(part):
                     for _ in layer:
@@ -295,32 +324,44 @@ class Bench:
         generate()
         peak = PeakMemory(vlm.device)
         see = timed(windows)
-        read = timed(read_alone)
+        reading = timed(read)
         whole = timed(generate)
-        return Encoding(frames, resolution, sum(map(len, parts)), see, read, max(0.0, whole - read), peak.bytes())
+        return Encoding(frames, resolution, sum(map(len, parts)), see, reading, max(0.0, whole - reading), peak.bytes())
 
-    # Odds and ends ---------------------------------------------------------------------------------------------
+    # Helpers ---------------------------------------------------------------------------------------------------
 
     def _filled(self, resolution: int | None) -> int:
-        return fill_reading(
-            Reading(1, 1.0, None, None, resolution), self.provenance.trained_with, self.vlm.geometry
-        ).resolution
+        reading = Reading(1, 1.0, None, None, resolution)
+        filled = fill_reading(reading, self.provenance.trained_with, self.vlm.geometry).resolution
+        assert filled is not None, "fill_reading fills the resolution"
+        return filled
 
-    def _left(self) -> float:
-        """Seconds of the budget."""
+    def _remaining(self) -> float:
+        """Seconds left of the budget."""
         return math.inf if self.plan.budget is None else self.plan.budget - (time.perf_counter() - self._started)
 
-    def _learn_rate(self, cell: Cell, subject: Subject) -> None:
-        """Arithmetic a second, from the cold way: what estimates are made with."""
-        if cell.status == "measured" and cell.way == METHODS[0].name:
-            images = cell.visual_tokens // self.vlm.geometry.tokens_per_image
-            work = vision_work(self.vlm, images) + prefill_work(self.vlm, cell.prompt_tokens)
-            self._rate = work / cell.median
+    def _work_of_prompt(self, cell: Cell) -> float:
+        """Multiply-adds of encoding the images of a prompt and prefilling it."""
+        images = cell.visual_tokens // self.vlm.geometry.tokens_per_image
+        return vision_work(self.vlm, images) + prefill_work(self.vlm, cell.prompt_tokens)
+
+    def _update_rate(self, cell: Cell) -> None:
+        """Set the multiply-adds per second for estimates, from the cold method."""
+        if cell.status == "measured" and cell.way == METHODS[0].name and cell.median:
+            self._rate = self._work_of_prompt(cell) / cell.median
+
+
+@dataclass
+class _Timings:
+    """Seconds to the first token, and tokens per second after it, of every timed repeat."""
+
+    first_token: list[float] = dataclasses.field(default_factory=list)
+    speed: list[float] = dataclasses.field(default_factory=list)
 
 
 def drawn_video(frames: int, resolution: int, folder: Path) -> Path:
-    """A clip of the embedded world with exactly that many frames, one a second, or more where an hour is too short.
-    Its longer side has the resolution's pixels, 128 at least."""
+    """Write a synthetic clip with exactly `frames` frames, one per second, or more per second if an hour is too short.
+    Its longer side has `resolution` pixels, at least 128."""
     from v2l.tiny.world.clip import ClipFormat, write_clip
     from v2l.tiny.world.scene import MOST_SECONDS, sample_story
 
@@ -334,16 +375,16 @@ def drawn_video(frames: int, resolution: int, folder: Path) -> Path:
 
 
 def read_back(journal: Journal) -> dict[tuple, Cell | Encoding]:
-    """What an earlier run measured, by frames, resolution and way. Raises V2LError where it is anything else."""
-    kinds, found = {"Cell": Cell, "Encoding": Encoding}, []
+    """Read the results of an earlier run, by frames, resolution and method. Raises V2LError for any other content."""
+    found: list[Cell | Encoding] = []
     try:
         for row in journal.rows:
             values = {name: tuple(v) if isinstance(v, list) else v for name, v in row.items() if name != "kind"}
-            found.append(kinds[row["kind"]](**values))
+            found.append({"Cell": Cell, "Encoding": Encoding}[row["kind"]](**values))
     except (KeyError, TypeError) as error:
         raise journal.foreign() from error
     return {_key(result): result for result in found}
 
 
 def _key(result: Cell | Encoding) -> tuple:
-    return result.frames, result.resolution, getattr(result, "way", "encoding")
+    return result.frames, result.resolution, result.way if isinstance(result, Cell) else "encoding"

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from v2l.adapters.adapter import Adapter
     from v2l.inference.batch import EncodeOptions, Outcome
     from v2l.inference.model_loader import ModelLoader
-    from v2l.inference.targets import Destination, Nothing, Shard, Target
+    from v2l.inference.targets import Destination, Shard, Target
 
 SEGMENTS = "Segments"
 
@@ -219,11 +219,11 @@ def encode_all(
     shard: Shard | None = None,
 ) -> bool:
     """Encode all inputs, or a shard of them, and print the path of each adapter; True if none failed."""
-    from v2l.inference.targets import Target, find_targets
+    from v2l.inference.targets import find_targets
 
     targets = find_targets(inputs, destination, options.reading, recursive)
     targets = shard.of(targets) if shard else targets
-    if any(isinstance(target, Target) for target in targets):
+    if not all(target.error for target in targets):
         announce_fallback(loader, display)
         loader.check()
     counts = dict.fromkeys(("encoded", "composed", "current", "kept", "failed"), 0)
@@ -242,14 +242,13 @@ def encode_all(
 
 
 def encode_with_progress(
-    targets: Sequence[Target | Nothing], options: EncodeOptions, loader: ModelLoader, display: Display
+    targets: Sequence[Target], options: EncodeOptions, loader: ModelLoader, display: Display
 ) -> Iterator[Outcome]:
     """Yield the outcome of every target and move a bar: over the videos, or over the steps of a single video."""
     from v2l.inference.batch import encode_targets
-    from v2l.inference.targets import Target
 
     several = len(targets) > 1
-    places = {target.video: place for place, target in enumerate(targets) if isinstance(target, Target)}
+    places = {target.video: place for place, target in enumerate(targets) if not target.error}
     display.start_progress(len(targets) if several else 1, "video" if several else "step")
 
     def watch(target: Target, done: int, total: int) -> None:

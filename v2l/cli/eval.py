@@ -230,13 +230,14 @@ def evaluate(
             "segments": whole_numbers(segments, "--segments"),
             "in_context_frames": named.get("in_context_frames", ()),
         }
-        from v2l.evaluation.evaluate import CONDITIONS, Setting
+        from v2l.evaluation.conditions import CONDITIONS
+        from v2l.evaluation.evaluate import Setting
         from v2l.evaluation.report import settings as sweep
         from v2l.video.sampling import Reading
 
         metric = metric or (Metric.judge if judge else Metric.f1 if benchmark or paper else Metric.exact)
         tokens = max_new_tokens or (MAX_NEW_TOKENS if benchmark else MANIFEST_MAX_NEW_TOKENS)
-        kept = tuple(name for name in CONDITIONS if name not in (without or []))
+        kept = tuple(condition for condition in CONDITIONS if condition.name not in (without or []))
         setting = Setting(Reading(fps=named.get("fps")), tokens, kept)
         ok = run(
             QuestionSource(manifest, root, benchmark, named.get("samples"), named.get("seed")),
@@ -323,7 +324,7 @@ def run(
     from v2l.cli.eval_report import answer, judge_answers, note_missing, print_run, write_plot
     from v2l.evaluation.evaluate import Evaluation
     from v2l.evaluation.metrics import MARGINS, check_extras
-    from v2l.evaluation.report import Run, output_of, summarise, table, told, varying
+    from v2l.evaluation.report import Run, describe_setting, output_of, summarise, sweep_table, varying
 
     if ablation == Ablation.times and not any(setting.segments > 1 for setting in settings):
         raise UsageError("--ablate times needs adapters of several segments; give --segments 2 or more")
@@ -341,7 +342,7 @@ def run(
     in_context: dict[tuple, str] = {}
     for setting, path in zip(settings, paths, strict=True):
         if axes:
-            display.note(told(setting, axes))
+            display.note(describe_setting(setting, axes))
         setting = _with_ablation(setting, ablation, *models)
         results = answer(Evaluation(asked.examples, *models, setting, path, asked.record, in_context), asked, display)
         results, cost = judge_answers(judge, results, display) if judge else (results, None)
@@ -350,11 +351,11 @@ def run(
         except V2LError as error:
             if not axes:
                 raise
-            display.error(f"{told(setting, axes)}: {error}")
+            display.error(f"{describe_setting(setting, axes)}: {error}")
             continue  # with the other settings
         print_run(runs[-1], asked, published, cost, path, display)
     if len(runs) > 1 and not display.as_json:
-        display.table(*table(runs))
+        display.table(*sweep_table(runs))
     if runs and outputs.plot:
         write_plot(runs, models, outputs.metric, len(asked.examples), outputs.plot, display)
     return len(runs) == len(settings) and not any(run.report.failed for run in runs)
@@ -379,11 +380,11 @@ def _open(
 
 
 def _with_ablation(setting: Setting, ablation: Ablation | None, vlm: FrozenVLM, hypernetwork: Hypernetwork) -> Setting:
-    from v2l.evaluation.ablation import SEGMENT_IN_CONTEXT, ablations
+    from v2l.evaluation.conditions import IN_CONTEXT, SEGMENT_IN_CONTEXT, ablations
 
     if ablation is None or (ablation == Ablation.times and setting.segments == 1):
         return setting
     more = ablations(ablation, hypernetwork.config.rank * setting.segments, vlm.num_layers)
-    if Control.in_context not in setting.conditions:
-        more = tuple(name for name in more if name != SEGMENT_IN_CONTEXT)
+    if IN_CONTEXT not in setting.conditions:
+        more = tuple(condition for condition in more if condition != SEGMENT_IN_CONTEXT)
     return replace(setting, conditions=(*setting.conditions, *more))

@@ -10,13 +10,12 @@ from typing import Any
 
 from v2l.cli.console import Display, shown
 from v2l.cli.plots import plot_eval
-from v2l.evaluation.ablation import layer_table, rank_table
 from v2l.evaluation.datasets.registry import Chosen
 from v2l.evaluation.evaluate import Evaluation, Result
 from v2l.evaluation.grading import cost_of, prepare
 from v2l.evaluation.judge import Judge, Judgement
 from v2l.evaluation.paper import Published
-from v2l.evaluation.report import Run, place
+from v2l.evaluation.report import Run, layer_table, place, rank_table
 from v2l.io.files import write_atomically
 from v2l.io.text import printable
 from v2l.models.hypernetwork import Hypernetwork
@@ -109,7 +108,7 @@ def print_run(
         return
     display.note(f"{report.metric}; every answer is in {printable(path)}")
     by_kind = report.kinds_table(paper) if report.by_kind else None
-    ablated = rank_table(report.macro), layer_table(report.macro)
+    ablated = rank_table(run), layer_table(run)
     for each in (report.means_table(), report.against_table(), by_kind, *ablated):
         if each and each[1]:
             display.table(*each)

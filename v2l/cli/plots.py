@@ -8,8 +8,7 @@ from functools import partial
 from typing import Any
 
 from v2l.bench.report import HEADLINE, BenchSetting, axes, grid, per_question
-from v2l.evaluation.ablation import layer_means, rank_curves
-from v2l.evaluation.report import TITLES, Run, varying
+from v2l.evaluation.report import TITLES, Run, layer_means, rank_curves, varying
 
 Panel = Callable[[Any], None]
 """A function that draws into the axes of a figure."""
@@ -48,9 +47,9 @@ def plot_eval(runs: Sequence[Run], title: str, form: str) -> bytes:
     for axis in ("segments", "in_context_frames"):
         if axis in axes_of_sweep:
             panels.append(partial(_along, runs=runs, axis=axis))
-    if rank_curves(runs[-1].report.macro):
+    if rank_curves(runs[-1]):
         panels.append(lambda place: _ranks(place, runs[-1]))
-    if layer_means(runs[-1].report.macro):
+    if layer_means(runs[-1]):
         panels.append(lambda place: _layers(place, runs[-1]))
     return _figure(panels, title, form)
 
@@ -152,7 +151,7 @@ def _along(place: Any, runs: Sequence[Run], axis: str) -> None:
 
 
 def _ranks(place: Any, run: Run) -> None:
-    for choice, curve in rank_curves(run.report.macro).items():
+    for choice, curve in rank_curves(run).items():
         place.plot(list(curve), list(curve.values()), marker=".", label=choice)
         place.set_xticks(list(curve))
     for name in ("adapter", "bias"):
@@ -165,8 +164,8 @@ def _ranks(place: Any, run: Run) -> None:
 
 
 def _layers(place: Any, run: Run) -> None:
-    means = layer_means(run.report.macro)
-    place.bar(range(len(means)), [mean - run.report.macro["adapter"] for mean in means])
+    means = layer_means(run)
+    place.bar(list(means), [mean - run.report.macro["adapter"] for mean in means.values()])
     place.set_xlabel("layer left out")
     place.set_title("difference from the whole adapter")
 

@@ -1,1 +1,1 @@
-"""How good the answers are: benchmarks, metrics, controls, ablations, the judge and the reports."""
+"""Measure the quality of answers: benchmarks, metrics, controls, ablations, the judge and reports."""

@@ -1,12 +1,16 @@
-"""The conditions that an evaluation answers under, importable without torch."""
+"""The conditions that an evaluation answers questions under. Importable without torch.
+
+Evaluation files store conditions by name, so names must not change.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import StrEnum
 
 
 class Ablation(StrEnum):
-    """What can be taken away of an adapter, see ablation.py."""
+    """Parts that `ablations` removes."""
 
     ranks = "ranks"
     layers = "layers"
@@ -14,9 +18,88 @@ class Ablation(StrEnum):
 
 
 class Control(StrEnum):
-    """What an evaluation can leave out: all but the adapter."""
+    """Conditions that an evaluation can leave out: all but the adapter."""
 
     in_context = "in_context"
     nothing = "nothing"
     bias = "bias"
     other_clip = "other_clip"
+
+
+class Selection(StrEnum):
+    """Which generated ranks to keep: the strongest, the weakest, random ones, or all but the strongest."""
+
+    top = "top"
+    bottom = "bottom"
+    random = "random"
+    without_top = "without top"
+
+
+@dataclass(frozen=True)
+class Source:
+    """Answers from one source. name: as stored in evaluation files"""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class RankAblation:
+    """Answers from an adapter with some of its generated ranks.
+
+    count: ranks to keep, or to remove for `Selection.without_top`
+    """
+
+    selection: Selection
+    count: int
+
+    @property
+    def name(self) -> str:
+        """As stored in evaluation files."""
+        return f"ranks {self.selection} {self.count}"
+
+
+@dataclass(frozen=True)
+class LayerAblation:
+    """Answers from an adapter without its change to one layer."""
+
+    layer: int
+
+    @property
+    def name(self) -> str:
+        """As stored in evaluation files."""
+        return f"without layer {self.layer}"
+
+
+Condition = Source | RankAblation | LayerAblation
+
+IN_CONTEXT = Source("in_context")
+"""The video is in the prompt."""
+ADAPTER = Source("adapter")
+"""The adapter of the clip. A question about one time is answered by the segments that show it."""
+NOTHING = Source("nothing")
+"""Neither video nor adapter."""
+BIAS = Source("bias")
+"""The learned bias of the hypernetwork alone."""
+OTHER_CLIP = Source("other_clip")
+"""The adapter of another clip."""
+WHOLE = Source("whole")
+"""All segments of the adapter, even if a question is about one time."""
+SEGMENT_IN_CONTEXT = Source("segment_in_context")
+"""For a question about one time, only the segments that show it are in context."""
+
+CONDITIONS = (IN_CONTEXT, ADAPTER, NOTHING, BIAS, OTHER_CLIP)
+"""The conditions of an evaluation without ablations."""
+
+
+def ablations(part: Ablation, ranks: int, layers: int) -> tuple[Condition, ...]:
+    """Return the conditions that remove a part of an adapter with so many generated ranks and layers.
+
+    Ranks: 1, 2, 4, ... of them by each `Selection`. Layers: each one in turn. Times: WHOLE and SEGMENT_IN_CONTEXT,
+    which show the effect of selecting segments by time, for the adapter and in context.
+    """
+    if part == Ablation.times:
+        return WHOLE, SEGMENT_IN_CONTEXT
+    if part == Ablation.layers:
+        return tuple(LayerAblation(layer) for layer in range(layers))
+    counts = [2**power for power in range((ranks - 1).bit_length())]
+    return tuple(RankAblation(selection, count) for count in counts for selection in Selection)

@@ -1,8 +1,7 @@
-"""A manifest answered in five ways by the same frozen model, question by question.
+"""Answer a manifest under several conditions with the same frozen model, question by question.
 
-Beside the adapter and the video in context stand the controls that the paper leaves out: nothing at all, the
-hypernetwork's learned bias alone, and another clip's adapter. Only what the adapter gains over those comes from the
-video.
+Besides the adapter and the video in context there are controls that the paper does not have: no video, the learned bias
+of the hypernetwork alone, and the adapter of another clip. Only the gain over those comes from the video.
 """
 
 from __future__ import annotations
@@ -18,7 +17,18 @@ from typing import Any
 from v2l.adapters.adapter import Adapter
 from v2l.adapters.segments import keep_segments, segments_for
 from v2l.errors import V2LError
-from v2l.evaluation.ablation import SEGMENT_IN_CONTEXT, WHOLE, ablated
+from v2l.evaluation.ablation import ablated
+from v2l.evaluation.conditions import (
+    BIAS,
+    CONDITIONS,
+    IN_CONTEXT,
+    NOTHING,
+    OTHER_CLIP,
+    SEGMENT_IN_CONTEXT,
+    WHOLE,
+    Condition,
+    Source,
+)
 from v2l.evaluation.metrics import METRICS
 from v2l.inference.ask import ask_each, ask_each_in_context
 from v2l.inference.encode import encode_segments
@@ -31,33 +41,34 @@ from v2l.models.hypernetwork import Hypernetwork
 from v2l.models.smolvlm import FrozenVLM
 from v2l.video.sampling import Reading
 
-CONDITIONS = ("in_context", "adapter", "nothing", "bias", "other_clip")
-"""The video in the prompt; its adapter; neither; the learned bias alone; the adapter of another clip."""
-
 
 @dataclass(frozen=True)
 class Setting:
-    """What all answers of an evaluation share.
+    """The settings that all answers of an evaluation share.
 
-    conditions: of CONDITIONS and of what ablation.py names
-    segments: of how many the adapters are composed; 1 for a single encoding
-    in_context_frames: the most that stand in context, where that is not `reading.frames`
+    conditions: any of CONDITIONS and of `ablations`
+    segments: number of segments that each adapter is composed of
+    in_context_frames: maximum number of frames in context, None for `reading.frames`
     """
 
     reading: Reading
     max_new_tokens: int
-    conditions: tuple[str, ...] = CONDITIONS
+    conditions: tuple[Condition, ...] = CONDITIONS
     segments: int = 1
     in_context_frames: int | None = None
+
+    def record(self) -> dict[str, Any]:
+        """As JSON, the conditions by name."""
+        return to_json(self) | {"conditions": [condition.name for condition in self.conditions]}
 
 
 @dataclass(frozen=True)
 class Result:
-    """One question's answers and scores, by condition; or why its clip could not be read.
+    """The answers and scores of a question by name of the condition, or the error of its clip.
 
-    digest: of the manifest's row, so that the answer to another question is not taken for this one's
-    task: "caption" or "qa", which a judge grades differently
-    clip: number of its clip, counted in the manifest's order
+    digest: of the manifest's row, so that a changed row is answered again
+    task: "caption" or "qa", which have different rubrics
+    clip: index of its clip in the manifest's order
     """
 
     id: str
@@ -73,9 +84,9 @@ class Result:
 
 
 class Evaluation:
-    """Answers a manifest clip by clip and keeps every result in a JSONL file, which a second run goes on from.
+    """Answers a manifest clip by clip and appends every result to a JSONL file, from which a second run resumes.
 
-    Raises V2LError where the manifest asks about one clip only, or `output` is anything but an evaluation of this
+    Raises V2LError if the manifest asks about one clip only, or if `output` exists and is not an evaluation of this
     model, hypernetwork and setting.
     """
 
@@ -89,10 +100,10 @@ class Evaluation:
         record: Mapping[str, Any] | None = None,
         in_context: dict[tuple, str] | None = None,
     ):
-        """record: which choice of which benchmark the examples are, written into `output`; a manifest has none
-        in_context: answers that evaluations of other settings share, by video, reading, question and length
+        """record: the benchmark and the choice of its samples, written into `output`; None for a manifest
+        in_context: answers shared with evaluations of other settings, by video, reading, question and length
         """
-        provenance = check_belongs(hypernetwork, vlm)
+        self.provenance = check_belongs(hypernetwork, vlm)
         self.vlm, self.hypernetwork, self.setting = vlm, hypernetwork, setting
         self.clips = {asked[0].clip: asked for asked in group_by_clip(examples)}
         if len(self.clips) < 2:
@@ -100,26 +111,26 @@ class Evaluation:
         header = {
             "v2l": 1,
             "model": vlm.fingerprint,
-            "hypernetwork": provenance.sha256,
+            "hypernetwork": self.provenance.sha256,
             "dtype": str(vlm.dtype),
-            **to_json(setting),
-            **({"times": "chosen"} if setting.segments > 1 else {}),  # which segments answer; before, all did
+            **setting.record(),
+            **({"times": "chosen"} if setting.segments > 1 else {}),  # segments are selected by time; once all answered
             **(record or {}),
         }
         of = "model, hypernetwork, setting or choice of samples" if record else "model, hypernetwork or setting"
         self.journal = Journal(output, header, "evaluation", of)
         self._in_context = {} if in_context is None else in_context
         self._last: tuple[tuple, Adapter] | None = None
-        kept = self._read_back()
+        finished = self._read_back()
         self.done = {
-            example.id: dataclasses.replace(kept[example.id, _digest(example)], clip=number)
+            example.id: dataclasses.replace(finished[example.id, _digest(example)], clip=number)
             for number, asked in enumerate(self.clips.values())
             for example in asked
-            if (example.id, _digest(example)) in kept
+            if (example.id, _digest(example)) in finished
         }
 
     def run(self) -> Iterator[Result]:
-        """All results in the manifest's order of clips, those of an earlier run first read back."""
+        """Yield all results by clip in the manifest's order. Those of an earlier run are read from the file."""
         with self.journal:
             for number, asked in enumerate(self.clips.values()):
                 yield from (self.done[example.id] for example in asked if example.id in self.done)
@@ -132,32 +143,32 @@ class Evaluation:
             return
         key = examples[0].clip
         try:
-            other = self._other_clip(key) if "other_clip" in self.setting.conditions else None
+            other = self._other_clip(key) if OTHER_CLIP in self.setting.conditions else None
             adapter = self._encode(key)
             answers = {
-                condition: self._answers(condition, examples, adapter, other) for condition in self.setting.conditions
+                condition.name: self._answers(condition, examples, adapter, other)
+                for condition in self.setting.conditions
             }
         except V2LError as error:
             yield from (_result(example, number, {}, str(error)) for example in examples)
             return
-        for place, example in enumerate(examples):
-            yield _result(example, number, {condition: answers[condition][place] for condition in answers})
+        for index, example in enumerate(examples):
+            yield _result(example, number, {name: texts[index] for name, texts in answers.items()})
 
     def _other_clip(self, key: tuple) -> Adapter:
-        """The adapter of the nearest clip before this one, the last before the first, that is of another video where
-        there is one and that can be read."""
+        """Return the adapter of the nearest readable clip before this one, cyclically; clips of other videos first."""
         keys = list(self.clips)
-        place = keys.index(key)
-        before = [*reversed(keys[:place]), *reversed(keys[place + 1 :])]
-        for candidate in sorted(before, key=lambda other: other[0] == key[0]):
+        index = keys.index(key)
+        candidates = [*reversed(keys[:index]), *reversed(keys[index + 1 :])]
+        for candidate in sorted(candidates, key=lambda other: other[0] == key[0]):
             try:
                 return self._encode(candidate)
             except V2LError:
-                continue  # that clip's own turn reports it
+                continue  # the error is reported with the clip itself
         raise V2LError("no other clip can be read, so there is no other clip's adapter to compare with")
 
     def _encode(self, key: tuple) -> Adapter:
-        """A clip's adapter; the last one made is kept, because the next clip asks for it again."""
+        """Return the adapter of a clip. The last one is cached, because it is the other clip of the next one."""
         if self._last is None or self._last[0] != key:
             video, start, end = key
             reading = dataclasses.replace(self.setting.reading, start=start, end=end)
@@ -165,54 +176,59 @@ class Evaluation:
         return self._last[1]
 
     def _answers(
-        self, condition: str, examples: Sequence[Example], adapter: Adapter, other: Adapter | None
+        self, condition: Condition, examples: Sequence[Example], adapter: Adapter, other: Adapter | None
     ) -> list[str]:
+        """Answer the questions about one clip under a condition."""
         prompts = [example.prompt for example in examples]
         longest = self.setting.max_new_tokens
-        chosen = [segments_for(adapter, prompt) for prompt in prompts]
-        if condition == "nothing":
+        asked = [segments_for(adapter, prompt) for prompt in prompts]
+        if condition == NOTHING:
             return ask_each(None, prompts, self.vlm, longest)
-        if condition == "in_context":
+        if condition == IN_CONTEXT:
             return self._answers_in_context(examples, [self._reading(examples[0])] * len(examples))
         if condition == SEGMENT_IN_CONTEXT:
-            return self._answers_in_context(examples, [self._reading(examples[0], adapter, some) for some in chosen])
+            return self._answers_in_context(examples, [self._reading(examples[0], adapter, some) for some in asked])
         if condition == WHOLE:
             return ask_each([adapter] * len(prompts), prompts, self.vlm, longest, whole=True)
-        worn = other if condition == "other_clip" else adapter.bias_alone() if condition == "bias" else adapter
+        source = adapter
+        if condition == OTHER_CLIP:
+            assert other is not None, "_answer_clip encodes the other clip for this condition"
+            source = other
+        elif condition == BIAS:
+            source = adapter.bias_alone()
         answers: dict[int, str] = {}
-        for some in dict.fromkeys(chosen):  # one by one: together every row would hold factors of its own
-            places = [place for place, each in enumerate(chosen) if each == some]
-            part = _part(worn, some)
-            if condition not in CONDITIONS:
+        for segments in dict.fromkeys(asked):  # one group at a time: together, every row would hold its own factors
+            part = _part(source, segments)
+            if not isinstance(condition, Source):
                 part = ablated(part, condition)
-            asked = [prompts[place] for place in places]
-            found = ask_each([part] * len(asked), asked, self.vlm, longest, whole=True)
-            answers.update(zip(places, found, strict=True))
-        return [answers[place] for place in range(len(prompts))]
+            group = [index for index, each in enumerate(asked) if each == segments]
+            found = ask_each([part] * len(group), [prompts[index] for index in group], self.vlm, longest, whole=True)
+            answers.update(zip(group, found, strict=True))
+        return [answers[index] for index in range(len(prompts))]
 
-    def _reading(self, example: Example, adapter: Adapter | None = None, numbers: Sequence[int] = ()) -> Reading:
-        """What of an example's clip stands in context: all of it, or what some segments of its adapter show."""
+    def _reading(self, example: Example, adapter: Adapter | None = None, segments: Sequence[int] = ()) -> Reading:
+        """Return the part of an example's clip that is in context: all of it, or the range of some segments."""
         reading = dataclasses.replace(self.setting.reading, start=example.start, end=example.end)
-        reading = fill_reading(reading, self.hypernetwork.provenance.trained_with, self.vlm.geometry)
+        reading = fill_reading(reading, self.provenance.trained_with, self.vlm.geometry)
         if self.setting.in_context_frames:
             reading = dataclasses.replace(reading, frames=self.setting.in_context_frames)
-        if adapter is None or len(numbers) == len(adapter.description.segments):
+        if adapter is None or len(segments) == len(adapter.description.segments):
             return reading
-        shown = [adapter.description.segments[number] for number in numbers]
+        shown = [adapter.description.segments[number] for number in segments]
         return dataclasses.replace(reading, start=shown[0].start, end=shown[-1].end)
 
     def _answers_in_context(self, examples: Sequence[Example], readings: Sequence[Reading]) -> list[str]:
-        """Each example's answer with its own reading of their clip in context."""
+        """Answer each example with its own reading of the clip in context."""
         video, longest = examples[0].video, self.setting.max_new_tokens
         keys = [(video, reading, each.prompt, longest) for each, reading in zip(examples, readings, strict=True)]
         for reading in dict.fromkeys(key[1] for key in keys if key not in self._in_context):
-            asked = [key for key in keys if key[1] == reading and key not in self._in_context]
-            answers = ask_each_in_context(video, [key[2] for key in asked], self.vlm, reading, longest)
-            self._in_context.update(zip(asked, answers, strict=True))
+            new = [key for key in keys if key[1] == reading and key not in self._in_context]
+            answers = ask_each_in_context(video, [key[2] for key in new], self.vlm, reading, longest)
+            self._in_context.update(zip(new, answers, strict=True))
         return [self._in_context[key] for key in keys]
 
     def _read_back(self) -> dict[tuple[str, str], Result]:
-        """Answered results of an earlier run, by id and digest."""
+        """Read the answered results of an earlier run, by id and digest."""
         try:
             results = [Result(**row) for row in self.journal.rows]
         except TypeError as error:
@@ -220,19 +236,19 @@ class Evaluation:
         return {(result.id, result.digest): result for result in results if result.error is None}
 
 
-def _part(adapter: Adapter, numbers: Sequence[int]) -> Adapter:
-    """Some segments of an adapter, which may be another clip's that has fewer; all where it has none of those."""
+def _part(adapter: Adapter, segments: Sequence[int]) -> Adapter:
+    """Return the adapter of some segments; all of them if it, as another clip's may, has none of those."""
     every = range(len(adapter.description.segments))
-    return keep_segments(adapter, [number for number in numbers if number in every] or every)
+    return keep_segments(adapter, [number for number in segments if number in every] or every)
 
 
 def _result(example: Example, clip: int, answers: dict[str, str], error: str | None = None) -> Result:
     scores = {
-        condition: {name: metric(answer, example.target) for name, metric in METRICS.items()}
+        condition: {metric: score(answer, example.target) for metric, score in METRICS.items()}
         for condition, answer in answers.items()
     }
-    shown = (example.id, _digest(example), example.task, example.kind, clip, example.prompt, example.target)
-    return Result(*shown, answers, scores, error)
+    about = (example.id, _digest(example), example.task, example.kind, clip, example.prompt, example.target)
+    return Result(*about, answers, scores, error)
 
 
 def _digest(example: Example) -> str:

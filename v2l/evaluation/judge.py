@@ -1,8 +1,7 @@
-"""An LLM judge: how much of a reference text a candidate says, 0 to 5, asked of any server that speaks OpenAI's chat
-completions (paper section 5).
+"""Grade answers with an LLM judge, 0 to 5, through any server with OpenAI's chat completions API (paper section 5).
 
-Only the server that the user names is reached, through httpx2, and only for what was not judged before. What it is
-asked is the rubric's; every reply is kept as it came.
+The only server contacted is the one that the user names, through httpx2, and only for answers without a score. The
+rubric defines the prompts; every reply is stored unchanged.
 """
 
 from __future__ import annotations
@@ -28,20 +27,21 @@ from v2l.io.journal import Journal
 from v2l.io.text import printable
 
 KEY = "V2L_JUDGE_KEY"
-"""The environment variable with the server's key, which is sent to that server and goes nowhere else."""
+"""The environment variable with the server's key, which is sent to that server only."""
 TRIES = 5
-"""Of one request, where the server is not there, busy (429) or in trouble (5xx)."""
+"""Attempts per request if the server cannot be reached, is busy (429) or fails (5xx)."""
 LONGEST_WAIT = 60
-"""Seconds; a server that asks for more is not waited for."""
+"""Maximum seconds to wait for a server; if it asks for more, the run stops."""
 IN_A_ROW = 8
-"""Judgements that fail one after the other before the run stops."""
+"""Consecutive failed judgements after which the run stops."""
 
 
 @dataclass(frozen=True)
 class Server:
-    """url: what comes before /chat/completions; model: its name there; timeout: seconds for one reply
+    """A judge's server.
 
-    jobs: requests at once; pause: seconds before the second try, twice as long before every further one
+    url: the address before /chat/completions; model: its name on the server; timeout: seconds for one reply
+    jobs: concurrent requests; pause: seconds before the second attempt, doubled for every further one
     """
 
     url: str
@@ -51,30 +51,29 @@ class Server:
     pause: float = 1.0
 
     def check(self) -> None:
-        """Raises UsageError for an address that cannot be one, or a key that no header takes, and V2LError where
-        httpx2 is not installed."""
+        """Raises UsageError if the address or the key is malformed, and V2LError if httpx2 is not installed."""
         httpx2 = _httpx2()
         try:
             url = httpx2.URL(self.url)
         except httpx2.InvalidURL:
             url = httpx2.URL("")
-        whole = url.scheme in ("http", "https") and url.host and (url.port or 80) < 2**16
-        if not whole or url.userinfo or url.query or url.fragment:  # it may hold a password, so it is not shown
+        valid = url.scheme in ("http", "https") and url.host and (url.port or 80) < 2**16
+        if not valid or url.userinfo or url.query or url.fragment:  # not shown: it may contain a password
             raise UsageError(f"--judge takes a plain address such as http://localhost:8000/v1; a key goes into {KEY}")
         if not (_key().isascii() and _key().isprintable()):
-            raise UsageError(f"{KEY} holds characters that no key has; set it anew")
+            raise UsageError(f"{KEY} contains characters that are not allowed in a key; set it again")
 
 
 class _NoReply(Exception):
-    """Nothing to read a score from, after every try."""
+    """No reply for one item, after every attempt."""
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """What the judge said of an item.
+    """The judge's grade of an item.
 
-    request: sha256 of all that was sent, by which a second run knows it; rubric: sha256 of its file
-    score: 0 to 5, None where there is an error instead; replies: the server's, as they came; seconds: for all of them
+    request: sha256 of the request, which identifies it in a second run; rubric: sha256 of its file
+    score: 0 to 5, None with an error; replies: of the server, unchanged; seconds: total time
     """
 
     request: str
@@ -91,57 +90,57 @@ class Judgement:
 
     @property
     def item(self) -> Item:
-        """What was judged."""
+        """The judged item."""
         return Item(self.task, self.prompt, self.reference, self.candidate)
 
     def tokens(self, kind: str) -> int:
-        """Tokens of a kind, prompt or completion, as the server counts them; 0 where it does not."""
+        """Number of tokens of a kind, "prompt" or "completion", as reported by the server; 0 if it reports none."""
         counts = [_within(reply, "usage", f"{kind}_tokens") for reply in self.replies]
         return sum(count for count in counts if type(count) is int)
 
 
 class Judge:
-    """Scores items and keeps every judgement in a JSONL file, which a second run goes on from. Judgements of another
-    judge or rubric may stand in the same file; they are left alone.
+    """Scores items and appends every judgement to a JSONL file, from which a second run resumes. The file may contain
+    judgements by other judges or rubrics, which are ignored.
 
-    Raises V2LError where `output` is anything but such a file.
+    Raises V2LError if `output` exists and is not such a file.
     """
 
     def __init__(self, server: Server, rubric: Rubric, output: Path):
         server.check()
         self.server, self.rubric = server, rubric
-        self._over, self._why = threading.Event(), V2LError("the judge is asked no more")
+        self._stopped, self._cause = threading.Event(), V2LError("the judge was stopped")
         self.journal = Journal(output, {"v2l": 1, "judgements": 1}, "file of judgements", "version of v2l")
         try:
-            kept = [Judgement(**row) for row in self.journal.rows]
-            self._scores = {one.request: one.score for one in kept if one.score is not None}
+            earlier = [Judgement(**row) for row in self.journal.rows]
+            self._scores = {each.request: each.score for each in earlier if each.score is not None}
         except TypeError as error:
             raise self.journal.foreign() from error
         if not all(type(score) is int and 0 <= score <= TOP for score in self._scores.values()):
             raise self.journal.foreign()
 
     def score(self, item: Item) -> float | None:
-        """0 to 1, None where it was not judged yet."""
+        """Return the score of an item, 0 to 1; None if it was not judged yet."""
         score = self._scores.get(_digest(self._request(item)))
         return None if score is None else score / TOP
 
     def missing(self, items: Sequence[Item]) -> list[Item]:
-        """Those without a score, each once."""
+        """Return the items without a score, each once."""
         return [item for item in dict.fromkeys(items) if self.score(item) is None]
 
     def run(self, items: Sequence[Item]) -> Iterator[Judgement]:
-        """Asks for the missing scores, several at once, and yields what comes in the order it comes, errors included.
+        """Request the missing scores concurrently and yield judgements, including errors, in order of completion.
 
-        Raises V2LError where the server is not there, refuses, or fails too often in a row.
+        Raises V2LError if the server cannot be reached, refuses, or fails too often in a row.
         """
         missing = self.missing(items)
         if not missing:
             return
         failed = 0
         jobs = min(self.server.jobs, len(missing))
-        self._over.clear()
-        # the pool's threads are never waited for, so that an interrupt ends the run at once
-        with self.journal, self._client() as client, ThreadPool(jobs) as pool, self._ending():
+        self._stopped.clear()
+        # ThreadPool's threads are daemons and are not joined, so an interrupt ends the run at once.
+        with self.journal, self._client() as client, ThreadPool(jobs) as pool, self._stopping():
             for judgement in pool.imap_unordered(partial(self._judge, client), missing):
                 self.journal.add(asdict(judgement))
                 if judgement.score is not None:
@@ -150,35 +149,36 @@ class Judge:
                 yield judgement
                 if failed == IN_A_ROW:
                     raise V2LError(
-                        f"the judge failed {failed} times in a row and was asked no more; what it said is in "
-                        f"{printable(self.journal.path)}, the same command asks for the rest"
+                        f"the judge failed {failed} times in a row and was stopped; its replies are in "
+                        f"{printable(self.journal.path)}, the same command requests the rest"
                     )
 
     @contextlib.contextmanager
-    def _ending(self) -> Iterator[None]:
-        """Tells the threads that nothing more is to be asked."""
+    def _stopping(self) -> Iterator[None]:
+        """Stop the threads at the end of the block."""
         try:
             yield
         finally:
-            self._over.set()
+            self._stopped.set()
 
     def _request(self, item: Item) -> dict[str, Any]:
         message = {"role": "user", "content": self.rubric.message(item)}
         return {"model": self.server.model, **self.rubric.request, "messages": [message]}
 
     def _judge(self, client: Any, item: Item) -> Judgement:
-        """Asks once, and once more where no score comes back."""
-        request, replies, score = self._request(item), [], None
-        began = time.monotonic()
+        """Request a judgement, and once more if the reply has no score."""
+        request, score = self._request(item), None
+        replies: list[Any] = []
+        started = time.monotonic()
         try:
             while score is None and len(replies) < 2:
                 replies.append(self._reply(client, request))
                 score, error = _read(replies[-1])
-        except _NoReply as trouble:
-            error = str(trouble)
-        except V2LError as trouble:
-            self._why = trouble  # of the other threads too
-            self._over.set()
+        except _NoReply as failure:
+            error = str(failure)
+        except V2LError as failure:
+            self._cause = failure  # the other threads stop with the same error
+            self._stopped.set()
             raise
         return Judgement(
             request=_digest(request),
@@ -188,52 +188,53 @@ class Judge:
             score=score,
             error=error,
             replies=replies,
-            seconds=round(time.monotonic() - began, 3),
+            seconds=round(time.monotonic() - started, 3),
         )
 
     def _reply(self, client: Any, request: dict[str, Any]) -> Any:
-        """The server's reply as JSON, or as text where it is none. Raises _NoReply for what may go better with another
-        item, V2LError for what would not."""
+        """Return the server's reply as JSON, or as text if it is not JSON. Raises _NoReply if another item may succeed,
+        V2LError if it would not."""
         httpx2 = _httpx2()
+        failure: Exception = self._cause
         for attempt in range(TRIES):
-            if self._over.is_set():
-                raise self._why
+            if self._stopped.is_set():
+                raise self._cause
             wait = self.server.pause * 2**attempt
             try:
                 response = client.post("chat/completions", content=json.dumps(request).encode())
             except httpx2.ReadTimeout as error:
-                told = f"the judge gave no answer within {self.server.timeout:g} s; --set judge_timeout=SECONDS allows more"
-                raise _NoReply(told) from error
+                limit = f"{self.server.timeout:g} s; --set judge_timeout=SECONDS allows more"
+                raise _NoReply(f"the judge gave no answer within {limit}") from error
             except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
-                trouble = self._unusable(f"cannot be reached ({_first_line(error)})")
+                failure = self._unusable(f"cannot be reached ({_first_line(error)})")
             except httpx2.RequestError as error:
-                trouble = _NoReply(f"the judge broke off ({_first_line(error)})")
+                failure = _NoReply(f"the judge closed the connection ({_first_line(error)})")
             else:
                 if response.status_code == 200:
                     return _decoded(response)
-                trouble = self._refusal(response)
-                wait = _wanted_wait(response) or wait
+                failure = self._refusal(response)
+                wait = _retry_after(response) or wait
             if attempt < TRIES - 1:
-                self._over.wait(wait)
-        raise trouble
+                self._stopped.wait(wait)
+        raise failure
 
     def _refusal(self, response: Any) -> _NoReply:
-        """What to say if the server goes on like this; raised at once where another try would change nothing."""
-        status, words = response.status_code, response.text
-        shown = printable(words.replace(_key(), "***") if _key() else words) or "nothing"  # some repeat the key
-        told = f"answers {status}: {shown}"
+        """Return the error of a refused request. Raises it at once if another attempt would not help."""
+        status, text = response.status_code, response.text
+        body = printable(text.replace(_key(), "***") if _key() else text) or "nothing"  # some servers repeat the key
+        answer = f"answers {status}: {body}"
         if status < 400 or status in (401, 403, 404):
-            raise self._unusable(told)
-        trouble = _NoReply(f"the judge {told}")
+            raise self._unusable(answer)
+        failure = _NoReply(f"the judge {answer}")
         if status != 429 and status < 500:
-            raise trouble
-        wait = _wanted_wait(response)
+            raise failure
+        wait = _retry_after(response)
         if wait is not None and wait > LONGEST_WAIT:
-            raise V2LError(f"the judge {told}; it asks to wait {wait:.0f} s, run the same command then")
-        return trouble
+            raise V2LError(f"the judge {answer}; it asks to wait {wait:.0f} s, run the same command then")
+        return failure
 
-    def _unusable(self, told: str) -> V2LError:
-        return V2LError(f"the judge at {printable(self.server.url)} {told}; check --judge, --judge-model and {KEY}")
+    def _unusable(self, problem: str) -> V2LError:
+        return V2LError(f"the judge at {printable(self.server.url)} {problem}; check --judge, --judge-model and {KEY}")
 
     def _client(self) -> Any:
         httpx2 = _httpx2()
@@ -246,7 +247,7 @@ class Judge:
 
 
 def _read(reply: Any) -> tuple[int | None, str | None]:
-    """Score and error of a reply, one of them None."""
+    """Return the score and the error of a reply; one of them is None."""
     choice = _within(reply, "choices", 0)
     text = _within(choice, "message", "content")
     if _within(choice, "finish_reason") == "length":
@@ -254,12 +255,12 @@ def _read(reply: Any) -> tuple[int | None, str | None]:
     score = read_score(text) if isinstance(text, str) else None
     if score is not None:
         return score, None
-    said = text if isinstance(text, str) else json.dumps(reply)
-    return None, f"the judge's reply holds no score from 0 to {TOP}: {printable(said.strip()) or 'it is empty'}"
+    shown = text if isinstance(text, str) else json.dumps(reply)
+    return None, f"the judge's reply has no score from 0 to {TOP}: {printable(shown.strip()) or 'it is empty'}"
 
 
 def _within(value: Any, *path: str | int) -> Any:
-    """What stands there in foreign JSON, None where nothing does."""
+    """Return the value at a path in untrusted JSON, None if there is none."""
     for step in path:
         try:
             value = value[step]
@@ -275,8 +276,8 @@ def _decoded(response: Any) -> Any:
         return response.text[:LONGEST_REPLY]
 
 
-def _wanted_wait(response: Any) -> float | None:
-    """Seconds that Retry-After asks for, as a number or a date."""
+def _retry_after(response: Any) -> float | None:
+    """Return the seconds that Retry-After asks for, as a number or a date; None without one."""
     asked = response.headers.get("Retry-After", "")
     if re.fullmatch(r"\d{1,9}", asked):
         return float(asked)
@@ -302,5 +303,5 @@ def _httpx2() -> Any:
     try:
         import httpx2
     except ImportError as error:
-        raise V2LError("a judge is asked through httpx2; install it with: pip install 'v2l[eval]'") from error
+        raise V2LError("a judge needs httpx2; install it with: pip install 'v2l[eval]'") from error
     return httpx2

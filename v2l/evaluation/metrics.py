@@ -1,8 +1,8 @@
-"""How good an answer is, and whether one way of answering is as good as another.
+"""Score answers, and compare two conditions for non-inferiority and equivalence.
 
-Scores follow SQuAD's definitions and Google's rouge-score; intervals and tests are scipy's (the extra `eval`). The
-paper's tables use token-F1 with a margin of 0.05 and a judge's scores, 0 to 1, with one of 0.15 (section 5); its text
-gives neither the normalisation nor the number of resamples, so both are stated here. The judge is in judge.py.
+Scores follow SQuAD and Google's rouge-score; intervals and tests are from scipy (the extra `eval`). The paper's tables
+use token F1 with a margin of 0.05 and judge scores, 0 to 1, with a margin of 0.15 (section 5). The paper states neither
+the normalisation nor the number of resamples; the ones here are a choice. The judge is in judge.py.
 """
 
 from __future__ import annotations
@@ -26,41 +26,41 @@ _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def words(text: str) -> list[str]:
-    """SQuAD's normalisation: lower case, no punctuation, no articles, split at white space."""
+    """Normalise as SQuAD does: lower case, no punctuation, no articles, split at white space."""
     return _ARTICLES.sub(" ", text.lower().translate(_NO_PUNCTUATION)).split()
 
 
 def exact_match(answer: str, target: str) -> float:
-    """1.0 where both normalise to the same words, else 0.0."""
+    """Return 1.0 if both normalise to the same words, else 0.0."""
     return float(words(answer) == words(target))
 
 
 def token_f1(answer: str, target: str) -> float:
-    """SQuAD's F1 of the two bags of words, 0 to 1; two empty texts agree."""
-    given, wanted = Counter(words(answer)), Counter(words(target))
-    if not given or not wanted:
-        return float(given == wanted)
-    return 2 * (given & wanted).total() / (given.total() + wanted.total())
+    """Return SQuAD's F1 of the two bags of words, 0 to 1. Two empty texts score 1."""
+    predicted, expected = Counter(words(answer)), Counter(words(target))
+    if not predicted or not expected:
+        return float(predicted == expected)
+    return 2 * (predicted & expected).total() / (predicted.total() + expected.total())
 
 
 def rouge_l(answer: str, target: str) -> float:
-    """F-measure of the longest common subsequence, 0 to 1, as rouge-score computes it, without stemming."""
+    """Return rouge-score's F-measure of the longest common subsequence, 0 to 1, without stemming."""
     return _rouge_scorer().score(target, answer)["rougeL"].fmeasure
 
 
 METRICS = {"exact": exact_match, "f1": token_f1, "rouge_l": rouge_l}
 MARGINS = {**dict.fromkeys(METRICS, 0.05), "judge": 0.15}
-"""The paper's, by metric; for those that it does not use, that of token-F1."""
+"""The paper's margins by metric. Metrics that the paper does not use have the margin of token F1."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One way of answering minus another, macro-averaged over kinds.
+    """The scores of one condition minus those of another, macro-averaged over kinds.
 
     difference, low, high: mean and its 95% bootstrap interval, resampled by clip
-    margin: what the interval is held against
+    margin: threshold for the interval
     tost_p: the larger p of the two one-sided t-tests over clips against that margin
-    stricter: the same difference held against other margins
+    stricter: the same difference with other margins
     """
 
     difference: float
@@ -72,21 +72,21 @@ class Comparison:
 
     @property
     def non_inferior(self) -> bool:
-        """Whether the whole interval lies above -margin."""
+        """Whether the interval is above -margin."""
         return self.low > -self.margin
 
     @property
     def equivalent(self) -> bool:
-        """Whether the whole interval lies inside the margin."""
+        """Whether the interval is inside the margin."""
         return self.non_inferior and self.high < self.margin
 
     @property
     def at_margins(self) -> tuple[Comparison, ...]:
-        """One for every margin, this one first."""
+        """This comparison, followed by those with stricter margins."""
         return self, *self.stricter
 
     def record(self) -> dict[str, Any]:
-        """As JSON, the verdicts included."""
+        """As JSON, including the verdicts."""
         verdicts = {"non_inferior": self.non_inferior, "equivalent": self.equivalent}
         return {**asdict(self), **verdicts, "stricter": [each.record() for each in self.stricter]}
 
@@ -100,13 +100,14 @@ def compare(
     seed: int = 0,
     stricter: Sequence[float] = (),
 ) -> Comparison:
-    """Paired comparison of two ways of answering the same questions.
+    """Compare two conditions on the same questions, paired by question.
 
-    scores, others: one per question, 0 to 1; kinds, clips: what each question is of. Every kind counts the same, and
-    clips, not questions, are resampled, because the questions of one clip stand or fall together. stricter: margins
-    that the same difference is held against as well.
-    Raises V2LError where there are fewer than two clips.
+    scores, others: one per question, 0 to 1; kinds, clips: the kind and the clip of each question. Kinds have equal
+    weight. Clips are resampled, not questions, because the scores of one clip are correlated. stricter: additional
+    margins for the same difference
+    Raises V2LError if there are fewer than two clips.
     """
+    # Sum the differences and count the questions by clip and kind
     differences = np.asarray(scores, float) - np.asarray(others, float)
     kind_names, kind_of = np.unique(np.asarray(kinds), return_inverse=True)
     clip_names, clip_of = np.unique(np.asarray(clips), return_inverse=True)
@@ -121,8 +122,9 @@ def compare(
         chosen = np.moveaxis(np.asarray(chosen), axis, -1)  # (..., clips)
         total = counts[chosen].sum(-2)
         means = np.divide(sums[chosen].sum(-2), total, out=np.full(total.shape, np.nan), where=total > 0)
-        return np.nanmean(means, axis=-1)  # a kind that a resample happens to miss is left out of it
+        return np.nanmean(means, axis=-1)  # without kinds that are missing from the resample
 
+    # Bootstrap the macro-average over clips
     stats = _scipy_stats()
     interval = stats.bootstrap(
         (np.arange(len(clip_names)),),
@@ -134,17 +136,19 @@ def compare(
         batch=200,
         rng=np.random.default_rng(seed),
     ).confidence_interval
+
+    # Test the difference at each margin
     difference, by_clip = float(macro(np.arange(len(clip_names)))), sums.sum(1) / counts.sum(1)
     low, high = float(interval.low), float(interval.high)
-    held, *further = (
+    first, *further = (
         Comparison(difference, low, high, each, _two_one_sided(by_clip, each, stats)) for each in (margin, *stricter)
     )
-    return replace(held, stricter=tuple(further))
+    return replace(first, stricter=tuple(further))
 
 
 def _two_one_sided(by_clip: np.ndarray, margin: float, stats: Any) -> float:
-    """The larger p of "above -margin" and "below margin", over the clips' mean differences."""
-    if np.ptp(by_clip) == 0:  # no spread, no t: the mean is what it is
+    """Return the larger p of "above -margin" and "below margin", from the mean differences of the clips."""
+    if np.ptp(by_clip) == 0:  # the t statistic is undefined without variance
         return 0.0 if abs(by_clip[0]) < margin else 1.0
     above = stats.ttest_1samp(by_clip, -margin, alternative="greater").pvalue
     below = stats.ttest_1samp(by_clip, margin, alternative="less").pvalue
@@ -152,7 +156,7 @@ def _two_one_sided(by_clip: np.ndarray, margin: float, stats: Any) -> float:
 
 
 def check_extras() -> None:
-    """Raises V2LError where the packages of the extra `eval` are not there."""
+    """Raises V2LError if a package of the extra `eval` is missing."""
     _rouge_scorer(), _scipy_stats()
 
 

@@ -1,8 +1,8 @@
-"""The paper's own figures, to stand beside measured ones: its Tables 1 to 4, in paper.csv.
+"""The paper's figures, for comparison with measured ones: Tables 1 to 4, in paper.csv.
 
 A row is a benchmark, one of its kinds of question (Tables 2 and 3, without intervals), or the mean over all captioning
-or question-answering benchmarks. The means are macro-averages, but for the judge's over question answering, which
-weighs VidCapBench's 1,523 questions against 500 of each other benchmark.
+or question-answering benchmarks. The means are macro-averages, except for the judge's mean over question answering,
+which weights VidCapBench's 1,523 questions against 500 of each other benchmark.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ ALL = "all kinds"
 
 @dataclass(frozen=True)
 class Published:
-    """One row: mean scores, their difference with its 95% interval, and the paper's verdicts at its own margin; None
-    where it has none."""
+    """One row: mean scores, their difference with its 95% interval, and the paper's verdicts at its margin. None marks
+    a value that the paper does not state."""
 
     in_context: float
     adapter: float
@@ -40,17 +40,17 @@ class Published:
     non_inferior: bool | None
 
     def verdicts(self, margin: float) -> tuple[bool | None, bool | None]:
-        """Whether equivalent, and whether non-inferior, by its interval."""
+        """Whether the interval is equivalent and whether it is non-inferior, at a margin."""
         if self.low is None or self.high is None:
             return None, None
         return -margin < self.low and self.high < margin, -margin < self.low
 
 
 def published(size: str, metric: str, kinds: Sequence[str], benchmark: str | None = None) -> dict[str, Published]:
-    """The paper's rows by measured kind, and that of all of them under ALL where it has one.
+    """Return the paper's rows by measured kind, and under ALL the row of all kinds if there is one.
 
-    size: of the model, "500m" or "2.2b"; benchmark: that the kinds are of, known by their names where None
-    Raises UsageError where the paper has nothing on any of them.
+    size: of the model, "500m" or "2.2b"; benchmark: of the kinds, None to infer it from their names
+    Raises UsageError if the paper has no row for any of them.
     """
     if metric not in METRICS:
         raise UsageError(f"--paper: the paper has no {metric}, only --metric f1 and scores of a --judge")
@@ -67,16 +67,19 @@ def published(size: str, metric: str, kinds: Sequence[str], benchmark: str | Non
 
 
 def _places(kinds: Sequence[str], benchmark: str | None) -> list[tuple[str, str] | None]:
-    """Benchmark and kind in the tables of each kind, and of all of them together."""
+    """Return benchmark and kind, as in the tables, of each measured kind and of all of them together."""
     if benchmark is None:
         benchmark = next((name for name, own in _subsets().items() if len(own & set(kinds)) > 1), None)
-    if benchmark is None or set(kinds) == {benchmark}:  # every kind a benchmark of its own
-        whole = next((family for family, names in FAMILIES.items() if set(names) == set(kinds)), None)
-        return [*((kind, "") if kind in _benchmarks() else None for kind in kinds), whole and (whole, "")]
+    if benchmark is None or set(kinds) == {benchmark}:  # every kind is a benchmark
+        family = next((family for family, names in FAMILIES.items() if set(names) == set(kinds)), None)
+        return [
+            *((kind, "") if kind in _benchmarks() else None for kind in kinds),
+            (family, "") if family else None,
+        ]
     subsets = _subsets().get(benchmark, set())
-    alone = len(kinds) == 1 and not subsets
+    single = len(kinds) == 1 and not subsets
     complete = subsets <= set(kinds)
-    return [*((benchmark, "" if alone else kind) for kind in kinds), (benchmark, "") if complete else None]
+    return [*((benchmark, "" if single else kind) for kind in kinds), (benchmark, "") if complete else None]
 
 
 def _benchmarks() -> list[str]:
@@ -84,7 +87,7 @@ def _benchmarks() -> list[str]:
 
 
 def _subsets() -> dict[str, set[str]]:
-    """The kinds that the paper tells apart, by benchmark."""
+    """Return the kinds that the paper lists separately, by benchmark."""
     found: dict[str, set[str]] = {}
     for _, _, benchmark, kind in _tables():
         if kind:
@@ -94,7 +97,7 @@ def _subsets() -> dict[str, set[str]]:
 
 @cache
 def _tables() -> dict[tuple[str, str, str, str], Published]:
-    """All rows, by size, metric, benchmark and kind."""
+    """Read all rows, by size, metric, benchmark and kind."""
     with open(TABLES, encoding="utf-8", newline="") as file:
         return {
             (row["size"], row["metric"], row["benchmark"], row["kind"]): Published(
@@ -111,5 +114,5 @@ def _tables() -> dict[tuple[str, str, str, str], Published]:
 
 
 def _plain(name: str) -> str:
-    """A name as the tables write it: "Main Object" becomes main-object, "spatial_caption" spatial."""
+    """Normalise a name as in the tables: "Main Object" becomes main-object, "spatial_caption" becomes spatial."""
     return "-".join(name.casefold().replace("_", " ").replace("-", " ").split()).removesuffix("-caption")

@@ -1,4 +1,8 @@
-"""An evaluation in numbers: means by kind of question and condition, and the adapter against each other condition."""
+"""Summarise an evaluation: means by kind of question and condition, comparisons with the adapter, and sweeps.
+
+`summarise` makes the report of one setting. A sweep is a series of settings that differ on some of `AXES`; a `Run` is
+one of its settings with its report.
+"""
 
 from __future__ import annotations
 
@@ -9,32 +13,49 @@ from pathlib import Path
 from typing import Any
 
 from v2l.errors import V2LError
-from v2l.evaluation.ablation import SEGMENT_IN_CONTEXT, WHOLE
+from v2l.evaluation.conditions import (
+    ADAPTER,
+    BIAS,
+    IN_CONTEXT,
+    NOTHING,
+    OTHER_CLIP,
+    SEGMENT_IN_CONTEXT,
+    WHOLE,
+    LayerAblation,
+    RankAblation,
+    Selection,
+)
 from v2l.evaluation.evaluate import Result, Setting
 from v2l.evaluation.metrics import Comparison, compare
 from v2l.evaluation.paper import ALL, Published
 
 Table = tuple[list[str], list[list[str]]]
 TITLES = {
-    "in_context": "in context",
-    "adapter": "adapter",
-    "nothing": "no video",
-    "bias": "bias alone",
-    "other_clip": "other clip's",
-    WHOLE: "all segments",
-    SEGMENT_IN_CONTEXT: "its segment in context",
+    IN_CONTEXT.name: "in context",
+    ADAPTER.name: "adapter",
+    NOTHING.name: "no video",
+    BIAS.name: "bias alone",
+    OTHER_CLIP.name: "other clip's",
+    WHOLE.name: "all segments",
+    SEGMENT_IN_CONTEXT.name: "its segment in context",
 }
+"""Column titles by name of the condition."""
+AXES = ("frames", "resolution", "segments", "in_context_frames")
+"""The settings that a sweep varies, in the order of its runs."""
 UNKNOWN = "-"
+
+
+# One setting -------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Report:
     """One metric over all answered questions.
 
-    counts, means: by kind of question, means also by condition; macro: means over the kinds
+    counts, means: by kind of question, means also by condition; macro: means over the kinds, by condition
     against: the adapter minus every other condition
-    by_kind: the adapter minus in context, by kind; None for a kind that asks about one clip only
-    failed: questions that were not answered, or whose answers were not judged
+    by_kind: the adapter minus in context, by kind; None for a kind with questions about one clip only
+    failed: number of questions that were not answered, or whose answers were not judged
     """
 
     metric: str
@@ -46,7 +67,7 @@ class Report:
     failed: int
 
     def record(self) -> dict[str, Any]:
-        """As JSON, the verdicts included."""
+        """As JSON, including the verdicts."""
         return {
             **asdict(self),
             "against": {name: each.record() for name, each in self.against.items()},
@@ -54,7 +75,7 @@ class Report:
         }
 
     def means_table(self) -> Table:
-        """Header and rows: a kind of question each, then all kinds."""
+        """Table of the means: one row per kind of question, then all kinds."""
         shown = [name for name in TITLES if name in self.macro]
         rows = [
             [kind, str(self._count(kind)), *(f"{means[name]:.3f}" for name in shown)]
@@ -63,7 +84,7 @@ class Report:
         return ["question", "n", *(TITLES[name] for name in shown)], rows
 
     def against_table(self) -> Table:
-        """Header and rows: the adapter against each other condition, once for each margin."""
+        """Table of the adapter against each other condition, one row per margin."""
         header = ["adapter against", "difference", "95% interval", "margin", "non-inferior", "equivalent", "TOST p"]
         rows = [
             [
@@ -81,34 +102,34 @@ class Report:
         return header, rows
 
     def kinds_table(self, paper: Mapping[str, Published] | None = None) -> Table:
-        """Header and rows: the adapter against the video in context, a kind of question each, then all kinds, and under
-        each the paper's own row where it has one. Recovered is the adapter's share of the score in context."""
+        """Table of the adapter against the video in context: one row per kind of question, then all kinds, each
+        followed by the paper's row if there is one. Recovered is the adapter's share of the score in context."""
         margins = [each.margin for each in self.against["in_context"].at_margins]
         verdicts = [f"{name}, {margin:g}" for margin in margins for name in ("equivalent", "non-inferior")]
         rows = []
         for kind, means in self._with_all().items():
             compared = self.against["in_context"] if kind == ALL else self.by_kind[kind]
-            told = [f"{means['adapter'] - means['in_context']:+.3f}", UNKNOWN, *[UNKNOWN] * len(verdicts)]
+            cells = [f"{means['adapter'] - means['in_context']:+.3f}", UNKNOWN, *[UNKNOWN] * len(verdicts)]
             if compared:
-                held = [(each.equivalent, each.non_inferior) for each in compared.at_margins]
-                told = [*_difference(compared), *(_word(verdict) for pair in held for verdict in pair)]
-            rows.append([kind, str(self._count(kind)), *_scores(means), *told, _recovered(means)])
+                pairs = [(each.equivalent, each.non_inferior) for each in compared.at_margins]
+                cells = [*_difference(compared), *(_word(verdict) for pair in pairs for verdict in pair)]
+            rows.append([kind, str(self._count(kind)), *_scores(means), *cells, _recovered(means)])
             if paper and kind in paper:
                 rows.append(_published(paper[kind], margins))
         header = ["question", "n", "in context", "adapter", "difference", "95% interval", *verdicts, "recovered"]
         return header, rows
 
     def summary(self) -> str:
-        """How many kinds the adapter is equivalent to the video in context on, at every margin; and on how many of all
-        kinds the video in context scores nothing, where that is no praise."""
+        """Count the kinds on which the adapter is equivalent to the video in context, at every margin, and those on
+        which the video in context scores 0, where equivalence has no meaning."""
         known = [compared.at_margins for compared in self.by_kind.values() if compared]
         kinds = f"of {len(self.by_kind)} kinds at a margin of"
         counts = [
-            f"{sum(held[place].equivalent for held in known)} {kinds} {each.margin:g}"
-            for place, each in enumerate(self.against["in_context"].at_margins)
+            f"{sum(compared[index].equivalent for compared in known)} {kinds} {each.margin:g}"
+            for index, each in enumerate(self.against["in_context"].at_margins)
         ]
         empty = sum(means["in_context"] == 0 for means in self.means.values())
-        remark = f"; {empty} of them score 0 in context, where that says nothing" if empty else ""
+        remark = f"; {empty} of them score 0 in context, where this has no meaning" if empty else ""
         return f"adapter and video in context are equivalent on {', '.join(counts)}{remark}"
 
     def _with_all(self) -> dict[str, dict[str, float]]:
@@ -119,9 +140,9 @@ class Report:
 
 
 def summarise(results: Sequence[Result], metric: str, margin: float, stricter: Sequence[float] = ()) -> Report:
-    """The report of one metric. stricter: more margins to hold the same differences against
+    """Summarise one metric. stricter: additional margins for the same differences
 
-    Raises V2LError where nothing was answered, or for fewer than two clips.
+    Raises V2LError if no question was answered, or if there are fewer than two clips.
     """
     answered = [result for result in results if result.error is None]
     if not answered:
@@ -149,7 +170,7 @@ def summarise(results: Sequence[Result], metric: str, margin: float, stricter: S
 def _compare(
     results: Sequence[Result], metric: str, condition: str, margin: float, stricter: Sequence[float]
 ) -> Comparison:
-    """The adapter minus the condition."""
+    """Compare the adapter with a condition."""
     adapter, other = ([result.scores[name][metric] for result in results] for name in ("adapter", condition))
     kinds, clips = [result.kind for result in results], [result.clip for result in results]
     return compare(adapter, other, kinds, clips, margin, stricter=stricter)
@@ -158,19 +179,19 @@ def _compare(
 def _by_kind(
     results: Sequence[Result], metric: str, kinds: Sequence[str], margin: float, stricter: Sequence[float]
 ) -> dict[str, Comparison | None]:
-    found = {}
+    compared: dict[str, Comparison | None] = {}
     for kind in kinds:
         own = [result for result in results if result.kind == kind]
         several = len({result.clip for result in own}) > 1
-        found[kind] = _compare(own, metric, "in_context", margin, stricter) if several else None
-    return found
+        compared[kind] = _compare(own, metric, "in_context", margin, stricter) if several else None
+    return compared
 
 
 # Cells -------------------------------------------------------------------------------------------------------------
 
 
 def _published(row: Published, margins: Sequence[float]) -> list[str]:
-    """The paper's row, its interval held against the same margins."""
+    """Cells of the paper's row, with verdicts of its interval at the same margins."""
     interval = UNKNOWN if row.low is None else f"[{row.low:+.3f}, {row.high:+.3f}]"
     verdicts = [_word(verdict) for margin in margins for verdict in row.verdicts(margin)]
     means = {"in_context": row.in_context, "adapter": row.adapter}
@@ -197,70 +218,100 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
-AXES = ("frames", "resolution", "segments", "in_context_frames")
-"""What a sweep goes over, in the order of its runs."""
+# Ablations and sweeps ----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Run:
-    """What was found under one setting."""
+    """One setting and its report."""
 
     setting: Setting
     report: Report
 
     @property
     def place(self) -> dict[str, int | None]:
-        """Its value on every axis; None for what the hypernetwork was trained with, or the same as encoded."""
+        """Its value on every axis; None for the hypernetwork's default, or the same as encoded."""
         return place(self.setting)
 
 
+def rank_curves(run: Run) -> dict[Selection, dict[int, float]]:
+    """Return the means of the rank ablations, by selection and number of ranks."""
+    curves: dict[Selection, dict[int, float]] = {}
+    for condition in run.setting.conditions:
+        if isinstance(condition, RankAblation):
+            curves.setdefault(condition.selection, {})[condition.count] = run.report.macro[condition.name]
+    return {selection: curves[selection] for selection in Selection if selection in curves}
+
+
+def rank_table(run: Run) -> Table | None:
+    """Table of the rank ablations, one row per number of ranks; None without any."""
+    curves = rank_curves(run)
+    if not curves:
+        return None
+    counts = sorted({count for curve in curves.values() for count in curve})
+    rows = [[str(count), *(f"{curve[count]:.3f}" for curve in curves.values())] for count in counts]
+    titles = [each if each == Selection.without_top else f"{each} of them" for each in curves]
+    return ["ranks", *titles], rows
+
+
+def layer_means(run: Run) -> dict[int, float]:
+    """Return the means of the layer ablations, by layer."""
+    ablations = [each for each in run.setting.conditions if isinstance(each, LayerAblation)]
+    return {condition.layer: run.report.macro[condition.name] for condition in ablations}
+
+
+def layer_table(run: Run) -> Table | None:
+    """Table of the layer ablations: the mean without each layer and the difference to the adapter; None without any."""
+    means, adapter = layer_means(run), run.report.macro[ADAPTER.name]
+    rows = [[str(layer), f"{mean:.3f}", f"{mean - adapter:+.3f}"] for layer, mean in means.items()]
+    return (["without layer", "adapter", "difference"], rows) if rows else None
+
+
 def place(setting: Setting) -> dict[str, int | None]:
-    """A setting's value on every axis."""
+    """Return the value of a setting on every axis."""
     reading = setting.reading
     return dict(
         zip(AXES, (reading.frames, reading.resolution, setting.segments, setting.in_context_frames), strict=True)
     )
 
 
-def settings(base: Setting, axes: dict[str, Sequence[int]]) -> list[Setting]:
-    """`base` with every combination of the values on those axes."""
-    return [_at(base, dict(zip(axes, values, strict=True))) for values in itertools.product(*axes.values())]
+def settings(base: Setting, axes: Mapping[str, Sequence[int]]) -> list[Setting]:
+    """Return `base` with every combination of the values on `axes`."""
+    return [_with_values(base, dict(zip(axes, values, strict=True))) for values in itertools.product(*axes.values())]
 
 
 def varying(chosen: Sequence[Setting]) -> list[str]:
-    """The axes on which settings differ."""
+    """Return the axes on which settings differ."""
     return [axis for axis in AXES if len({place(setting)[axis] for setting in chosen}) > 1]
 
 
 def output_of(path: Path, setting: Setting, axes: Sequence[str]) -> Path:
-    """The file of one setting's answers: `path`, or beside it under a name that tells the values on those axes."""
+    """Return the file for the answers of a setting: `path`, or a name beside it that contains the values on `axes`."""
     if not axes:
         return path
     values = ".".join(f"{axis.replace('_', '-')}-{place(setting)[axis]}" for axis in axes)
     return path.with_name(f"{path.stem}.{values}{path.suffix}")
 
 
-def told(setting: Setting, axes: Sequence[str]) -> str:
-    """A setting in words: its values on those axes."""
+def describe_setting(setting: Setting, axes: Sequence[str]) -> str:
+    """Describe a setting by its values on `axes`."""
     return ", ".join(f"{axis.replace('_', ' ')} {place(setting)[axis]}" for axis in axes)
 
 
-def table(runs: Sequence[Run]) -> tuple[list[str], list[list[str]]]:
-    """Header and rows: every setting's means over all kinds, and the adapter against the video in context."""
+def sweep_table(runs: Sequence[Run]) -> Table:
+    """Table of a sweep: the means of every setting over all kinds, and the adapter against the video in context."""
     axes = varying([run.setting for run in runs])
     rows = []
     for run in runs:
-        found = run.report.against.get("in_context")
-        interval = [f"{found.difference:+.3f}", f"[{found.low:+.3f}, {found.high:+.3f}]"] if found else ["-", "-"]
-        means = [f"{run.report.macro[name]:.3f}" if name in run.report.macro else "-" for name in _SHOWN]
+        compared = run.report.against.get(IN_CONTEXT.name)
+        interval = _difference(compared) if compared else [UNKNOWN, UNKNOWN]
+        macro = [run.report.macro.get(condition.name) for condition in (IN_CONTEXT, ADAPTER)]
+        means = [UNKNOWN if mean is None else f"{mean:.3f}" for mean in macro]
         rows.append([*(str(run.place[axis]) for axis in axes), *means, *interval])
     return [*(axis.replace("_", " ") for axis in axes), "in context", "adapter", "difference", "95% interval"], rows
 
 
-_SHOWN = ("in_context", "adapter")
-
-
-def _at(base: Setting, values: dict[str, Any]) -> Setting:
+def _with_values(base: Setting, values: dict[str, Any]) -> Setting:
     reading = {name: values[name] for name in ("frames", "resolution") if name in values}
-    rest = {name: value for name, value in values.items() if name not in reading}
-    return replace(base, reading=replace(base.reading, **reading), **rest)
+    others = {name: value for name, value in values.items() if name not in reading}
+    return replace(base, reading=replace(base.reading, **reading), **others)

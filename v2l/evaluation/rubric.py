@@ -1,4 +1,4 @@
-"""What a judge is asked about a candidate text, from a file laid out as rubric.md is, and the score in its reply."""
+"""Build the judge's prompt from a rubric file (see rubric.md), and parse the score in its reply."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from v2l.io.text import printable
 RUBRIC = Path(__file__).with_name("rubric.md")
 TOP = 5
 LONGEST_REPLY = 20_000
-"""Characters, thoughts left out; a longer one is no score."""
+"""Maximum characters of a reply without its reasoning; a longer reply has no score."""
 
 
 @dataclass(frozen=True)
 class Item:
-    """A candidate to judge. prompt: what it answers; reference: what it should say"""
+    """A candidate text to judge. prompt: the question it answers; reference: the expected content"""
 
     task: str
     prompt: str
@@ -32,14 +32,14 @@ class Item:
 
 @dataclass(frozen=True)
 class Rubric:
-    """request: fields of every request; messages: what is said, by task; sha256: of the file that says so"""
+    """A rubric. request: fields of every request; messages: prompt templates by task; sha256: of the file"""
 
     request: dict[str, Any]
     messages: dict[str, str]
     sha256: str
 
     def message(self, item: Item) -> str:
-        """The one message about an item, its texts in it as JSON strings."""
+        """Return the message about an item, with its texts inserted as JSON strings."""
         fields = asdict(item)
         return re.sub(
             r"\{(prompt|reference|candidate)\}",
@@ -48,7 +48,7 @@ class Rubric:
         )
 
     def check(self, tasks: Iterable[str]) -> None:
-        """Raises UsageError where it has no message for one of the tasks."""
+        """Raises UsageError if there is no message for one of the tasks."""
         for task in tasks:
             if task not in self.messages:
                 known = ", ".join(map(printable, self.messages))
@@ -56,7 +56,7 @@ class Rubric:
 
 
 def read_rubric(path: Path | None) -> Rubric:
-    """The rubric in a file laid out as rubric.md is, which it is where None. Raises UsageError."""
+    """Read a rubric file in the layout of rubric.md, which is the default. Raises UsageError."""
     path = path or RUBRIC
     try:
         data = path.read_bytes()
@@ -64,17 +64,17 @@ def read_rubric(path: Path | None) -> Rubric:
     except OSError as error:
         raise unreadable(path, error) from error
     except UnicodeDecodeError as error:
-        raise UsageError(f"{printable(path)} is not UTF-8 text; a rubric is laid out as {RUBRIC.name} is") from error
+        raise UsageError(f"{printable(path)} is not UTF-8 text; use the layout of {RUBRIC.name}") from error
     _, *parts = re.split(r"^## (.+)$", text, flags=re.MULTILINE)
     sections = {name.strip(): body.strip() for name, body in zip(parts[::2], parts[1::2], strict=True)}
     try:
         request = json.loads(sections.pop("request", "{}"))
     except ValueError as error:
-        raise UsageError(f"{printable(path)}: its section request is no JSON ({error}); mend it") from error
+        raise UsageError(f"{printable(path)}: its section request is not JSON ({error}); correct it") from error
     if not isinstance(request, dict) or {"model", "messages", "stream"} & request.keys():
         raise UsageError(f"{printable(path)}: its request must be an object without model, messages and stream")
     if not sections:
-        raise UsageError(f"{printable(path)} has no section `## caption` or `## qa`; lay it out as {RUBRIC.name} is")
+        raise UsageError(f"{printable(path)} has no section `## caption` or `## qa`; use the layout of {RUBRIC.name}")
     for name, body in sections.items():
         missing = [field for field in ("{reference}", "{candidate}") if field not in body]
         if missing:
@@ -83,21 +83,21 @@ def read_rubric(path: Path | None) -> Rubric:
 
 
 def read_score(reply: str) -> int | None:
-    """The score of a reply: the whole number from 0 to 5 under "score" in the JSON object that it holds, its thoughts
-    left out. None where there is none, or several that differ."""
-    said = reply.rpartition("</think>")[2].partition("<think>")[0]  # what opens and never ends was cut short
-    if len(said) > LONGEST_REPLY:
+    """Parse the score of a reply: the integer from 0 to 5 under "score" in the JSON object that the reply contains
+    outside its reasoning. Returns None if there is none, or if several differ."""
+    answer = reply.rpartition("</think>")[2].partition("<think>")[0]  # reasoning without an end was cut off
+    if len(answer) > LONGEST_REPLY:
         return None
-    found = set()
-    at = said.find("{")
-    while at >= 0:
+    scores = set()
+    position = answer.find("{")
+    while position >= 0:
         try:
-            value, end = json.JSONDecoder().raw_decode(said, at)
+            value, end = json.JSONDecoder().raw_decode(answer, position)
         except (ValueError, RecursionError):
-            end = at + 1
+            end = position + 1
         else:
             if "score" in value:
                 score = value["score"]
-                found.add(score if type(score) is int and 0 <= score <= TOP else None)
-        at = said.find("{", end)
-    return found.pop() if len(found) == 1 else None
+                scores.add(score if type(score) is int and 0 <= score <= TOP else None)
+        position = answer.find("{", end)
+    return scores.pop() if len(scores) == 1 else None

@@ -1,1 +1,1 @@
-"""A video to an adapter, and an adapter with a question to an answer; one file or many."""
+"""Encode videos into adapters and answer questions from them, one file or many."""

@@ -1,4 +1,4 @@
-"""An adapter and a question to an answer, from text alone; and the same question with the video in the prompt."""
+"""Answer a question from an adapter, with text alone in the prompt, or with the video itself in the prompt."""
 
 from __future__ import annotations
 
@@ -22,30 +22,32 @@ from v2l.models.smolvlm import FrozenVLM
 from v2l.video.sampling import Reading
 
 QUESTIONS_AT_ONCE = 16
-"""How many prompts with the video in them are held together."""
+"""Batch size of prompts that contain the video."""
 
 
 @dataclass
-class _Clock:
-    """Tokens so far, and when the question, the first and the last of them came, by `time.perf_counter`."""
+class _Timing:
+    """Number of tokens so far, and `time.perf_counter` at the start, the first token and the last token."""
 
-    asked: float
-    first: float | None = None
-    last: float | None = None
+    started: float
+    first: float = 0.0
+    last: float = 0.0
     tokens: int = 0
 
 
 class Stream:
-    """An answer as it comes: iterate over its pieces of text, which together are the answer without white space at
-    its ends; then read how it went. The model is in use from the first piece to the last, to `close`, or until the
-    stream is forgotten; as a context manager it closes itself.
+    """An answer in pieces of text, with its statistics.
 
-    prompt_tokens, visual_tokens: how many went in, and how many of them were image tokens
+    Iterate over it to get the pieces; joined, they are the answer without surrounding white space. The model is locked
+    from the first piece until the last one, `close`, or the garbage collection of the stream. As a context manager,
+    the stream closes itself.
+
+    prompt_tokens: tokens in the prompt; visual_tokens: how many of them are image tokens
     """
 
-    def __init__(self, pieces: Generator[str], clock: _Clock, prompt_tokens: int, visual_tokens: int):
-        # the generator must not refer back to this object: a cycle would keep a forgotten stream's adapter on
-        self._pieces, self._clock = pieces, clock
+    def __init__(self, pieces: Generator[str], timing: _Timing, prompt_tokens: int, visual_tokens: int):
+        # The generator must not refer to this object: a cycle would keep the adapter of a dropped stream applied.
+        self._pieces, self._timing = pieces, timing
         self.prompt_tokens, self.visual_tokens = prompt_tokens, visual_tokens
 
     def __iter__(self) -> Stream:
@@ -61,24 +63,24 @@ class Stream:
         self.close()
 
     def close(self) -> None:
-        """Ends the answer early and takes the adapter off."""
+        """End the answer early and remove the adapter."""
         self._pieces.close()
 
     @property
     def tokens(self) -> int:
-        """How many came out so far, the one that ends the answer included."""
-        return self._clock.tokens
+        """Tokens generated so far, including the one that ends the answer."""
+        return self._timing.tokens
 
     @property
     def time_to_first_token(self) -> float | None:
-        """Seconds from the question to the first token; None before it."""
-        return None if self._clock.first is None else self._clock.first - self._clock.asked
+        """Seconds from the call to the first token; None before it."""
+        return self._timing.first - self._timing.started if self._timing.tokens else None
 
     @property
     def tokens_per_second(self) -> float | None:
-        """After the first token; None while there is no second."""
-        clock = self._clock
-        return None if clock.tokens < 2 else (clock.tokens - 1) / (clock.last - clock.first)
+        """Speed after the first token; None before the second."""
+        timing = self._timing
+        return None if timing.tokens < 2 else (timing.tokens - 1) / (timing.last - timing.first)
 
 
 def stream(
@@ -89,21 +91,21 @@ def stream(
     strength: float = 1.0,
     whole: bool = False,
 ) -> Stream:
-    """The answer to a question about an encoded video, piece by piece: text alone goes in, not one visual token.
+    """Answer a question about an encoded video, piece by piece. The prompt is text alone, without visual tokens.
 
-    max_new_tokens: the longest answer; strength: how much of the adapter to wear, 1 as made
-    whole: wear all segments of a composed adapter, even where the question asks about one time ("at 12:30"), which
-        those that show it answer alone
-    Raises V2LError where the adapter was made for another model, the question is empty, too long or holds control
-        tokens, or the adapter is so strong that the model's numbers are not finite.
+    max_new_tokens: maximum length of the answer; strength: scale of the adapter, 1 as encoded
+    whole: apply all segments of a composed adapter, even if the question names a time ("at 12:30"); by default such a
+        question is answered by the segments that show this time
+    Raises V2LError if the adapter was made for another model, if the question is empty, too long or contains control
+        tokens, or if the adapter is so strong that the activations are not finite.
     """
-    clock = _Clock(asked=time.perf_counter())
+    timing = _Timing(started=time.perf_counter())
     check_fits(adapter, vlm)
     prompt = question_embeddings(question, vlm, max_new_tokens)
-    worn = adapter if whole else select_segments(adapter, question)
-    using = applied(vlm, worn, strength, merged=False)  # for one question merging would not pay
-    pieces = _pieces(prompt, vlm, max_new_tokens, clock, using)
-    return Stream(pieces, clock, len(prompt), visual_tokens=0)
+    selected = adapter if whole else select_segments(adapter, question)
+    session = applied(vlm, selected, strength, merged=False)  # merging does not pay for a single question
+    pieces = _generate_text(prompt, vlm, max_new_tokens, timing, session)
+    return Stream(pieces, timing, len(prompt), visual_tokens=0)
 
 
 def stream_in_context(
@@ -113,20 +115,20 @@ def stream_in_context(
     reading: Reading | None = None,
     max_new_tokens: int = MAX_NEW_TOKENS,
 ) -> Stream:
-    """The answer with the video in the prompt: what adapters are measured against, from the same frames and words.
+    """Answer a question with the video in the prompt: the baseline for adapters, with the same frames and wording.
 
-    reading: how to read the video; what is None in it is 12 frames, one a second, at the model's own frame size. The
-        frames of an adapter are `adapter.description.segments[0].reading`
-    Raises V2LError where the video cannot be read or its prompt exceeds the model's positions.
+    reading: how to read the video; None fields default to 12 frames, one per second, at the model's own frame size.
+        `adapter.description.segments[0].reading` selects the frames of an adapter
+    Raises V2LError if the video cannot be read or its prompt exceeds the model's positions.
     """
-    clock = _Clock(asked=time.perf_counter())
+    timing = _Timing(started=time.perf_counter())
     question = vlm.check_user_text(question)
-    seen = encode_video_images(path, vlm, fill_reading(reading or Reading(), TrainedWith(), vlm.geometry))
-    ids = video_ids(seen, vlm, question, answer=True)
+    encoded = encode_video_images(path, vlm, fill_reading(reading or Reading(), TrainedWith(), vlm.geometry))
+    ids = video_ids(encoded, vlm, question, answer=True)
     vlm.check_length(len(ids), max_new_tokens)
-    prompt = vlm.embed(ids, seen.images)
-    pieces = _pieces(prompt, vlm, max_new_tokens, clock, vlm.exclusively("answering in context"))
-    return Stream(pieces, clock, len(prompt), visual_tokens=int((ids == vlm.image_token_id).sum()))
+    prompt = vlm.embed(ids, encoded.images)
+    pieces = _generate_text(prompt, vlm, max_new_tokens, timing, vlm.exclusively("answering in context"))
+    return Stream(pieces, timing, len(prompt), visual_tokens=int((ids == vlm.image_token_id).sum()))
 
 
 def ask(
@@ -137,7 +139,7 @@ def ask(
     strength: float = 1.0,
     whole: bool = False,
 ) -> str:
-    """The answer to a question about an encoded video in one piece; arguments and errors as `stream`."""
+    """Answer a question about an encoded video. Arguments and errors are those of `stream`."""
     return "".join(stream(adapter, question, vlm, max_new_tokens, strength, whole))
 
 
@@ -148,7 +150,7 @@ def ask_in_context(
     reading: Reading | None = None,
     max_new_tokens: int = MAX_NEW_TOKENS,
 ) -> str:
-    """The answer with the video in the prompt, whole; arguments and errors as `stream_in_context`."""
+    """Answer a question with the video in the prompt. Arguments and errors are those of `stream_in_context`."""
     return "".join(stream_in_context(path, question, vlm, reading, max_new_tokens))
 
 
@@ -159,18 +161,18 @@ def ask_each(
     max_new_tokens: int = MAX_NEW_TOKENS,
     whole: bool = False,
 ) -> list[str]:
-    """One answer per question, all in one batch: row i wears adapters[i], or none does where `adapters` is None.
-    Arguments and errors as `stream`, and V2LError where the two numbers differ."""
+    """Answer several questions in one batch: questions[i] from adapters[i], or all without an adapter if `adapters` is
+    None. Arguments and errors are those of `stream`; also raises V2LError if the two lengths differ."""
     return [answer.text for answer in answer_each(adapters, questions, vlm, max_new_tokens, whole=whole)]
 
 
 @dataclass(frozen=True)
 class Answer:
-    """A whole answer from a batch.
+    """A complete answer from a batch.
 
-    prompt_tokens: that went in; tokens: that came out, the one that ends the answer included
-    time_to_first_token: seconds from the batch's beginning; tokens_per_second: of this answer after its first token,
-        None where there is no second; together: answers in the batch
+    prompt_tokens: tokens in the prompt; tokens: generated tokens, including the one that ends the answer
+    time_to_first_token: seconds from the start of the batch; tokens_per_second: speed of this answer after its first
+        token, None if it has only one; together: number of answers in the batch
     """
 
     text: str
@@ -189,24 +191,25 @@ def answer_each(
     strength: float = 1.0,
     whole: bool = False,
 ) -> list[Answer]:
-    """`ask_each` with the counts and times of each answer; strength: how much of the adapters to wear."""
-    asked = time.perf_counter()
+    """`ask_each` with token counts and times. strength: scale of the adapters, 1 as encoded"""
+    started = time.perf_counter()
     prompts = [question_embeddings(question, vlm, max_new_tokens) for question in questions]
     if adapters is not None and len(adapters) != len(prompts):
         raise V2LError(f"{len(adapters)} adapters and {len(prompts)} questions were given; give one question for each")
     if not prompts:
         return []
+    session: AbstractContextManager
     if adapters is None:
-        using = vlm.exclusively("answering without a video")
-    else:  # one and the same adapter is worn by the whole batch, not once a row
+        session = vlm.exclusively("answering without a video")
+    else:
         if not whole:
             adapters = [
                 select_segments(adapter, question) for adapter, question in zip(adapters, questions, strict=True)
             ]
-        worn = adapters[0] if all(adapter is adapters[0] for adapter in adapters) else adapters
-        using = applied(vlm, worn, strength, merged=False)
-    with using:
-        return _answers(prompts, vlm, max_new_tokens, asked)
+        shared = all(adapter is adapters[0] for adapter in adapters)  # applied once, not once per row
+        session = applied(vlm, adapters[0] if shared else adapters, strength, merged=False)
+    with session:
+        return _generate_answers(prompts, vlm, max_new_tokens, started)
 
 
 def ask_each_in_context(
@@ -216,73 +219,78 @@ def ask_each_in_context(
     reading: Reading | None = None,
     max_new_tokens: int = MAX_NEW_TOKENS,
 ) -> list[str]:
-    """`ask_in_context` for several questions about one video, which is decoded and seen once."""
+    """`ask_in_context` for several questions about one video, which is decoded and encoded once."""
     questions = [vlm.check_user_text(question) for question in questions]
-    seen = encode_video_images(path, vlm, fill_reading(reading or Reading(), TrainedWith(), vlm.geometry))
-    answers = []
+    encoded = encode_video_images(path, vlm, fill_reading(reading or Reading(), TrainedWith(), vlm.geometry))
+    texts: list[str] = []
     for start in range(0, len(questions), QUESTIONS_AT_ONCE):
-        some = questions[start : start + QUESTIONS_AT_ONCE]
-        ids = [video_ids(seen, vlm, question, answer=True) for question in some]
+        batch = questions[start : start + QUESTIONS_AT_ONCE]
+        ids = [video_ids(encoded, vlm, question, answer=True) for question in batch]
         vlm.check_length(max(map(len, ids)), max_new_tokens)
-        prompts = [vlm.embed(each, seen.images) for each in ids]
+        prompts = [vlm.embed(each, encoded.images) for each in ids]
         with vlm.exclusively("answering in context"):
-            found = _answers(prompts, vlm, max_new_tokens, asked=time.perf_counter())
-        answers += [answer.text for answer in found]
-    return answers
+            answers = _generate_answers(prompts, vlm, max_new_tokens, started=time.perf_counter())
+        texts += [answer.text for answer in answers]
+    return texts
 
 
 def question_embeddings(question: str, vlm: FrozenVLM, max_new_tokens: int = 0) -> torch.Tensor:
-    """(T, D): the prompt of a question without a video. It cannot hold a visual token, whatever the question says.
-    Raises V2LError if the prompt and so many new tokens exceed the model's positions, before it is embedded.
+    """Embed the prompt of a question without a video: (T, D). It contains no visual token, whatever the question is.
+    Raises V2LError, before embedding, if the prompt and `max_new_tokens` exceed the model's positions.
     """
     ids = vlm.tokenize(question_text(vlm.check_user_text(question)))
     vlm.check_length(len(ids), max_new_tokens)
     return vlm.embed(ids)
 
 
-def _answers(prompts: Sequence[torch.Tensor], vlm: FrozenVLM, max_new_tokens: int, asked: float) -> list[Answer]:
-    """The answers to several prompts, (T_b, D) each, in one batch, while the caller holds the model. asked: when."""
+def _generate_answers(
+    prompts: Sequence[torch.Tensor], vlm: FrozenVLM, max_new_tokens: int, started: float
+) -> list[Answer]:
+    """Answer several prompts, (T_b, D) each, in one batch. The caller holds the model. started: `time.perf_counter`"""
+    # Generate one id per prompt and step
     steps, times = [], []
-    for ids in vlm.greedy(prompts, max_new_tokens):
-        steps.append(ids)
+    for step_ids in vlm.greedy(prompts, max_new_tokens):
+        steps.append(step_ids)
         times.append(time.perf_counter())
+
+    # Cut each answer at its end
     answers = []
     for prompt, ids in zip(prompts, zip(*steps, strict=True), strict=True):
-        ended = next((place for place, token in enumerate(ids) if token in vlm.end_of_answer_ids), len(ids) - 1)
-        speed = ended / (times[ended] - times[0]) if ended else None
-        text = "".join(_text_pieces(iter(ids), vlm))
-        answers.append(Answer(text, len(prompt), ended + 1, times[0] - asked, speed, len(prompts)))
+        last = next((index for index, token in enumerate(ids) if token in vlm.end_of_answer_ids), len(ids) - 1)
+        speed = last / (times[last] - times[0]) if last else None
+        text = "".join(_detokenize(iter(ids), vlm))
+        answers.append(Answer(text, len(prompt), last + 1, times[0] - started, speed, len(prompts)))
     return answers
 
 
-def _pieces(
-    prompt: torch.Tensor, vlm: FrozenVLM, max_new_tokens: int, clock: _Clock, using: AbstractContextManager
+def _generate_text(
+    prompt: torch.Tensor, vlm: FrozenVLM, max_new_tokens: int, timing: _Timing, session: AbstractContextManager
 ) -> Generator[str]:
-    """The answer to a prompt, (T, D), while `using` holds the model."""
+    """Answer one prompt, (T, D), while `session` holds the model."""
 
     def timed() -> Iterator[int]:
         for (token,) in vlm.greedy([prompt], max_new_tokens):
-            clock.last = time.perf_counter()
-            clock.first = clock.first or clock.last
-            clock.tokens += 1
+            timing.last = time.perf_counter()
+            timing.first = timing.first or timing.last
+            timing.tokens += 1
             yield token
 
-    with using:
-        yield from _text_pieces(timed(), vlm)
+    with session:
+        yield from _detokenize(timed(), vlm)
 
 
-def _text_pieces(tokens: Iterator[int], vlm: FrozenVLM) -> Iterator[str]:
-    """Generated ids as pieces of text; ends at the first id that ends an answer."""
+def _detokenize(tokens: Iterator[int], vlm: FrozenVLM) -> Iterator[str]:
+    """Convert generated ids to pieces of text, up to the first id that ends an answer."""
     ids: list[int] = []
-    shown = ""
+    emitted = ""
     for token in tokens:
         if token in vlm.end_of_answer_ids:
             break
         ids.append(token)
-        ready = vlm.detokenize(ids).strip().removesuffix("\ufffd")  # half a character: wait for its other bytes
-        if len(ready) > len(shown) and ready.startswith(shown):
-            yield ready[len(shown) :]
-            shown = ready
-    rest = vlm.detokenize(ids).strip()
-    if len(rest) > len(shown):
-        yield rest[len(shown) :]
+        complete = vlm.detokenize(ids).strip().removesuffix("\ufffd")  # wait for the other bytes of a character
+        if len(complete) > len(emitted) and complete.startswith(emitted):
+            yield complete[len(emitted) :]
+            emitted = complete
+    text = vlm.detokenize(ids).strip()
+    if len(text) > len(emitted):
+        yield text[len(emitted) :]

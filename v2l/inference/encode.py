@@ -1,6 +1,6 @@
-"""A video to an adapter: the only place where frames, prompt, model and hypernetwork meet.
+"""Encode a video into an adapter: the only module that combines frames, prompt, model and hypernetwork.
 
-Training, evaluation and benchmarks call its parts; answer.py has the other half of the story.
+Training, evaluation and benchmarks call its parts. `ask.py` answers from the adapter.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ from v2l.inference.preprocess import (
 from v2l.io.files import FileIdentity, identify, time_of_check, unreadable
 from v2l.io.text import printable
 from v2l.models.checkpoint import check_belongs
-from v2l.models.hypernetwork import Hypernetwork
+from v2l.models.hypernetwork import Hypernetwork, Provenance
 from v2l.models.smolvlm import FrozenVLM, Window
 from v2l.video.client import decoder_version
 from v2l.video.sampling import Reading, decoded_by, frame_range
 
 TOKENS_OF_ALL_LAYERS = 8192
-"""Tokens times decoder layers up to which the hypernetwork reads all layers at once: so little that it is the number of
-operations that takes the time, and that all of it is soon in memory."""
+"""Tokens times decoder layers up to which the hypernetwork reads all layers at once. Below this size the number of
+operations dominates the time, and the hidden states of all layers fit in memory."""
 
 Progress = Callable[[int, int], None]
-"""Called with the steps done and their number: a step is a frame seen or a decoder layer read."""
+"""Called with the steps done and the total: a step is an encoded frame or a decoder layer."""
 
 
 def encode(
@@ -51,15 +51,15 @@ def encode(
     end: float | None = None,
     resolution: int | None = None,
 ) -> Adapter:
-    """Reads a video once and returns the adapter that stands for it (paper section 3).
+    """Encode a video into an adapter (paper section 3).
 
     path: a local video file
-    frames: at most this many; fps: frames per second aimed for; resolution: pixels of a frame's longest edge. Where
-        None, what the hypernetwork was trained with
-    start, end: seconds of the video, None for its beginning and its end
+    frames: maximum number of frames; fps: frames per second to sample; resolution: longest edge of a frame in pixels.
+        None takes the value that the hypernetwork was trained with
+    start, end: range of the video in seconds, None for its beginning and its end
 
     The same file, settings, device, dtype and number of threads give the same adapter, bit for bit.
-    Raises V2LError where the video cannot be read, or model and hypernetwork do not belong together.
+    Raises V2LError if the video cannot be read, or if the hypernetwork was trained for another model.
     """
     return encode_reading(path, vlm, hypernetwork, Reading(frames, fps, start, end, resolution))
 
@@ -71,28 +71,29 @@ def encode_reading(
     reading: Reading,
     progress: Progress = lambda done, total: None,
 ) -> Adapter:
-    """`encode` with its settings as one value and a callback for those who wait."""
+    """`encode` with its settings in one `Reading` and a progress callback."""
     return finish_encode(start_encode(path, vlm, hypernetwork, reading), vlm, hypernetwork, progress)
 
 
 def encode_segments(
     path: str | os.PathLike, vlm: FrozenVLM, hypernetwork: Hypernetwork, reading: Reading, segments: int
 ) -> Adapter:
-    """An adapter composed of those of so many segments of one length; `encode_reading`'s where there is one. Raises
-    V2LError as `encode` does, and where the segments together have more ranks than engines serve."""
+    """Encode segments of equal length and compose their adapters; one segment is the same as `encode_reading`. Raises
+    V2LError as `encode` does, and if the composed rank exceeds what inference engines serve."""
     readings = segment_readings(path, reading, segments)
     return compose([encode_reading(path, vlm, hypernetwork, part) for part in readings])
 
 
 @dataclass(frozen=True)
 class PendingEncode:
-    """A video whose first frames are being decoded, in a thread of their own.
+    """A video whose first frames are being decoded in a background thread.
 
-    path: as it was given; status: of its file before anything was read
+    path: as given; reading: filled; status: of the file before it was read
     """
 
     path: str | os.PathLike
     reading: Reading
+    provenance: Provenance
     status: tuple[int, int, int, int]
     source: FileIdentity
     plan: FramePlan
@@ -101,44 +102,50 @@ class PendingEncode:
 def start_encode(
     path: str | os.PathLike, vlm: FrozenVLM, hypernetwork: Hypernetwork, reading: Reading
 ) -> PendingEncode:
-    """The half of encoding that needs no model, so that it can be done while another video is in it."""
+    """Start to encode a video: the part that does not run the model, so that another video can use it meanwhile."""
     provenance = check_belongs(hypernetwork, vlm)
     reading = fill_reading(reading, provenance.trained_with, vlm.geometry)
     before = _status(path)
     source = identify(path)
-    return PendingEncode(path, reading, before, source, plan_frames(path, vlm, reading).prefetch())
+    return PendingEncode(path, reading, provenance, before, source, plan_frames(path, vlm, reading).prefetch())
 
 
 def finish_encode(
     pending: PendingEncode, vlm: FrozenVLM, hypernetwork: Hypernetwork, progress: Progress = lambda done, total: None
 ) -> Adapter:
-    """The other half: the frames seen and read, and the factors made of them."""
-    path, reading, provenance = pending.path, pending.reading, hypernetwork.provenance
+    """Run the model on a started encode and return the adapter."""
+    path, reading, provenance = pending.path, pending.reading, pending.provenance
     trained_with, layers = provenance.trained_with, vlm.num_layers
-    seen = encode_images(pending.plan, vlm, lambda done, frames: progress(done, frames + layers))
-    windows = cut_windows(seen, vlm, trained_with)
-    frames = len(seen.frames)
+
+    # Encode the frames and read their hidden states
+    encoded = encode_images(pending.plan, vlm, lambda done, frames: progress(done, frames + layers))
+    windows = cut_windows(encoded, vlm, trained_with)
+    frames = len(encoded.frames)
     a, b = generate_factors(windows, vlm, hypernetwork, lambda done, _: progress(frames + done, frames + layers))
+
+    # Check the factors and that the file did not change meanwhile
     if not (torch.isfinite(a).all() and torch.isfinite(b).all()):
         raise V2LError(f"{printable(path)} gave factors that are not finite in {vlm.dtype}; use bfloat16 or float32")
-    for note in seen.notes:
+    for note in encoded.notes:
         warnings.warn(f"{printable(path)}: {printable(note)}", V2LWarning, stacklevel=2)
     checked_ns = time_of_check()
     if _changed(pending):
         raise V2LError(f"{printable(path)} changed while it was being read; encode it again when it is complete")
-    start, end = _span(seen, reading)
+
+    # Describe how the adapter was made
+    start, end = _span(encoded, reading)
     segment = Segment(
         source=pending.source,
         start=start,
         end=end,
-        timestamps=tuple(frame.seconds for frame in seen.frames),
-        width=seen.video.width,
-        height=seen.video.height,
+        timestamps=tuple(frame.seconds for frame in encoded.frames),
+        width=encoded.video.width,
+        height=encoded.video.height,
         windows=tuple(window.frames for window in windows),
         window_frames=trained_with.window_frames,
-        reading=replace(reading, keep_damaged=seen.damaged),
+        reading=replace(reading, keep_damaged=encoded.damaged),
         prompt=trained_with.prompt,
-        decoder=decoded_by(decoder_version(), seen.notes),
+        decoder=decoded_by(decoder_version(), encoded.notes),
     )
     rank = hypernetwork.config.rank
     description = Description(
@@ -159,8 +166,8 @@ def generate_factors(
     hypernetwork: Hypernetwork,
     progress: Progress = lambda done, total: None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """One video's factors, (L, 2R, d_in) and (L, 2R, d_out), float32 on the CPU: the hypernetwork reads the hidden
-    states of all windows together, a decoder layer at a time, or all layers at once where they are few."""
+    """Generate the factors of one video: (L, 2R, d_in) and (L, 2R, d_out), float32 on the CPU. The hypernetwork reads
+    the hidden states of all windows together, one decoder layer at a time, or all layers at once if they are small."""
 
     def layers() -> Iterator[Iterator[torch.Tensor]]:
         for index, layer in enumerate(vlm.read_layers(windows)):
@@ -178,16 +185,16 @@ def generate_factors(
     return torch.cat(a).cpu(), torch.cat(b).cpu()
 
 
-def _span(seen: EncodedFrames, reading: Reading) -> tuple[float, float]:
-    """Seconds that the frames were chosen from, as far as the video goes."""
-    frame_range(seen.video, reading.start, reading.end)
-    end = seen.video.duration if reading.end is None else min(reading.end, seen.video.duration)
+def _span(encoded: EncodedFrames, reading: Reading) -> tuple[float, float]:
+    """Range in seconds that the frames were chosen from, clipped to the video."""
+    frame_range(encoded.video, reading.start, reading.end)
+    end = encoded.video.duration if reading.end is None else min(reading.end, encoded.video.duration)
     return round(reading.start or 0.0, 6), round(end, 6)
 
 
 def _changed(pending: PendingEncode) -> bool:
-    """Whether the video may be another than the one that was pending. Where all but the time of its last status change is
-    the same, as after a chmod or where somebody set the modification time back, its content decides."""
+    """Whether the file may have changed since the start. If only its status change time differs, as after a chmod or a
+    reset modification time, its content decides."""
     now = _status(pending.path)
     return now[:-1] != pending.status[:-1] or (now != pending.status and identify(pending.path) != pending.source)
 

@@ -1,4 +1,4 @@
-"""Which model and hypernetwork a command works with, known by what their files say and loaded only when needed."""
+"""Choose the model and hypernetwork of a command, identify them by their files, and load them when needed."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ ENVIRONMENT = "V2L_MODEL"
 
 @dataclass
 class ModelLoader:
-    """A model by name, its hypernetwork's source, and how to load them.
+    """A model by name, the source of its hypernetwork, and how to load them.
 
-    chosen_by: "option", "environment", "adapter", "default", which `v2l pull` recorded, or "fallback", the
-        demonstration model that stands in where nothing else was said
+    chosen_by: "option", "environment", "adapter", "default" (recorded by `v2l pull`) or "fallback" (the demonstration
+        model, used if nothing else was chosen)
     """
 
     model: str
@@ -36,45 +36,45 @@ class ModelLoader:
 
     @cached_property
     def folder(self) -> ModelFolder:
-        """The model's folder; raises V2LError where it is not there."""
+        """The model's folder. Raises V2LError if it is missing."""
         return find_model(self.model)
 
     @cached_property
     def fingerprint(self) -> str:
-        """Of the frozen model, from its files."""
+        """Fingerprint of the frozen model, computed from its files."""
         return self.folder.fingerprint()
 
     @cached_property
     def provenance(self) -> Provenance:
-        """What the hypernetwork's file says of it."""
+        """Provenance of the hypernetwork, read from its file."""
         return read_provenance(self.hypernetwork_source or self.model)
 
     @cached_property
     def vlm(self) -> FrozenVLM:
-        """The model with its vision tower, for encoding and for questions in context."""
+        """The model with its vision tower, for encoding and for answers in context."""
         return self._load(vision=True)
 
     @cached_property
     def language_model(self) -> FrozenVLM:
-        """What answers from adapters; the whole model where that is loaded already."""
+        """The model without its vision tower, for answers from adapters; the whole model if it is loaded already."""
         return self.__dict__.get("vlm") or self._load(vision=False)
 
     @cached_property
     def hypernetwork(self) -> Hypernetwork:
-        """On the model's device."""
+        """The hypernetwork, on the model's device."""
         return load_hypernetwork(self.hypernetwork_source or self.model, device=self.vlm.device)
 
     @property
     def number_type(self) -> torch.dtype | None:
-        """The dtype of that name, None where none is named."""
+        """`dtype` as a torch dtype, None if it is not given."""
         return getattr(torch, self.dtype) if self.dtype else None
 
     def check(self) -> None:
-        """Raises V2LError where the model or its hypernetwork is not there; loads neither."""
+        """Raises V2LError if the model or its hypernetwork is missing. Loads neither."""
         _ = self.fingerprint, self.provenance
 
     def load(self) -> tuple[FrozenVLM, Hypernetwork]:
-        """Both, for encoding. Raises ModelError where one cannot be loaded: no other video would fare better."""
+        """Load both, for encoding. Raises ModelError if one cannot be loaded, since every video would fail."""
         try:
             return self.vlm, self.hypernetwork
         except V2LError as error:
@@ -85,7 +85,7 @@ class ModelLoader:
 
 
 def choose_model(option: str | None) -> tuple[str, str]:
-    """(model, chosen by) for work that no adapter decides: `--model`, else V2L_MODEL, else the default that `v2l pull`
+    """Return (model, chosen_by) without an adapter: `--model`, else V2L_MODEL, else the default that `v2l pull`
     recorded, else the demonstration model."""
     if option:
         return option, "option"
@@ -94,13 +94,14 @@ def choose_model(option: str | None) -> tuple[str, str]:
     default = read_lock().default
     if default is None:
         return "tiny", "fallback"
-    if default not in PRESETS:  # any other name could be a folder's
+    if default not in PRESETS:  # any other name could be a folder
         raise V2LError(f"{printable(lock_path())} names no preset as the default; v2l pull PRESET --default sets it")
     return default, "default"
 
 
 def choose_model_for(adapter: Adapter, option: str | None) -> tuple[str, str]:
-    """The same for an adapter, which names the model it was made for where neither option nor environment does."""
+    """Return (model, chosen_by) for an adapter, which names the model it was made for if neither the option nor the
+    environment does."""
     model, chosen_by = choose_model(option)
     if chosen_by not in ("default", "fallback"):
         return model, chosen_by
@@ -109,6 +110,6 @@ def choose_model_for(adapter: Adapter, option: str | None) -> tuple[str, str]:
     if base.id not in named:
         raise V2LError(
             f"this adapter was made for {printable(base.id)} ({printable(base.fingerprint[:12])}), a model that v2l "
-            f"has no name for; say where it is with --model FOLDER or {ENVIRONMENT}"
+            f"has no name for; give its folder with --model FOLDER or {ENVIRONMENT}"
         )
     return named[base.id], "adapter"

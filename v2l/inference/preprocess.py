@@ -1,6 +1,6 @@
-"""A video as the frozen model gets it: frames through the vision tower, then prompts that fit its positions.
+"""Convert a video into the input of the frozen model: encoded frames, then prompts that fit its positions.
 
-Encoding and in-context inference both start here, so that they see the same pixels and the same words.
+Encoding and in-context inference both start here, so that they use the same pixels and the same words.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from v2l.video.client import probe, read_frames
 from v2l.video.sampling import Reading, Video, choose_frames
 
 AHEAD = 2
-"""Micro-batches of pixels that are decoded before they are seen."""
+"""Number of micro-batches of pixels that are decoded ahead of the vision tower."""
 
 
 @dataclass(frozen=True)
 class EncodedFrames:
-    """A video as the vision tower saw it.
+    """The output of the vision tower for a video.
 
     frames: time and tiles of each frame, in order
-    images: (N, tokens, D) embeddings of all images, frame by frame; N is the number of frames where none is tiled
-    notes: what a person should know about the pictures; damaged: whether any of them is
+    images: (N, tokens, D) embeddings of all images, frame by frame; N is the number of frames if none is tiled
+    notes: remarks about the pictures for the user; damaged: whether any picture is damaged
     """
 
     video: Video
@@ -45,8 +45,8 @@ class EncodedFrames:
 
 
 def fill_reading(reading: Reading, trained_with: TrainedWith, geometry: VisionGeometry) -> Reading:
-    """The reading with every None but start and end replaced by what the hypernetwork was trained with, or by the
-    model's own frame size. Raises V2LError for a number of frames, a rate or a resolution that is not positive."""
+    """Fill every None except start and end with the value that the hypernetwork was trained with, or with the model's
+    own frame size. Raises V2LError if the number of frames, the rate or the resolution is not positive."""
     if isinstance(reading.frames, bool) or not isinstance(reading.frames, Integral | None):
         raise V2LError(f"frames is {reading.frames!r}; give a whole number")
     own_resolution = trained_with.resolution or geometry.longest_edge
@@ -55,7 +55,7 @@ def fill_reading(reading: Reading, trained_with: TrainedWith, geometry: VisionGe
         frames=trained_with.frames if reading.frames is None else int(reading.frames),
         fps=float(trained_with.fps if reading.fps is None else reading.fps),
         resolution=own_resolution if reading.resolution is None else int(reading.resolution),
-        start=float(reading.start) if reading.start else None,  # from 0 on is from the beginning
+        start=float(reading.start) if reading.start else None,  # 0 is the beginning
         end=None if reading.end is None else float(reading.end),
     )
     for name in ("frames", "fps", "resolution"):
@@ -65,42 +65,42 @@ def fill_reading(reading: Reading, trained_with: TrainedWith, geometry: VisionGe
 
 
 def cut(path: str | os.PathLike, reading: Reading, segments: int | None, seconds: float | None = None) -> list[Reading]:
-    """The readings of a video's segments, which follow one another without a gap: that many of one length, or as many
-    of `seconds` as it takes. Raises V2LError where the video cannot be read or the range holds nothing."""
+    """Return the readings of a video's consecutive segments: `segments` of equal length, or as many of `seconds` as
+    needed if `segments` is None. Raises V2LError if the video cannot be read or the range is empty."""
     start = reading.start or 0.0
-    found = probe(path)
-    end = min(found.duration if reading.end is None else reading.end, found.duration)
+    video = probe(path)
+    end = min(video.duration if reading.end is None else reading.end, video.duration)
     if start >= end:
-        raise V2LError(f"{printable(path)} ends at {found.duration:.3f} s, before the start at {start:g} s")
+        raise V2LError(f"{printable(path)} ends at {video.duration:.3f} s, before the start at {start:g} s")
     if segments:
         count, length = segments, (end - start) / segments
     else:
-        length = seconds
-        count = max(1, -int((start - end) // length))
-    borders = [round(start + index * length, 6) for index in range(count)]
-    while len(borders) > 1 and borders[-1] > min(found.seconds[-1], end - 1e-6):
-        borders.pop()  # no frame is left for the last stretch: it joins the one before
-    while len(borders) > 1 and borders[1] <= found.seconds[0]:
-        borders.pop(1)  # the video starts after its sound: the first stretch joins the one behind
+        assert seconds is not None, "either the number of segments or their length is given"
+        count, length = max(1, -int((start - end) // seconds)), seconds
+    starts = [round(start + index * length, 6) for index in range(count)]
+    while len(starts) > 1 and starts[-1] > min(video.seconds[-1], end - 1e-6):
+        starts.pop()  # the last segment has no frame: merge it into the one before
+    while len(starts) > 1 and starts[1] <= video.seconds[0]:
+        starts.pop(1)  # the video starts after its sound: merge the first segment into the next one
     return [
         replace(reading, start=begin, end=finish)
-        for begin, finish in zip(borders, [*borders[1:], round(end, 6)], strict=True)
+        for begin, finish in zip(starts, [*starts[1:], round(end, 6)], strict=True)
     ]
 
 
 def segment_readings(path: str | os.PathLike, reading: Reading, segments: int) -> list[Reading]:
-    """What an adapter of that many segments is made from: the readings that `cut` gives, or `reading` as it is where
-    there is one segment."""
+    """Return the readings that an adapter of `segments` segments is made from: those of `cut`, or `reading` unchanged
+    if there is one segment."""
     return [reading] if segments == 1 else cut(path, reading, segments)
 
 
 @dataclass(frozen=True)
 class FramePlan:
-    """What is about to be seen of a video.
+    """The frames of a video that the vision tower will encode.
 
-    frames: time and tiles of each frame; images: (n, 3, S, S) uint8, a few at a time, decoded as they are asked for
-    notes: what a person should know about the pictures, and damage: what is wrong with some, both complete once all
-        images were taken
+    frames: time and tiles of each frame; images: micro-batches (n, 3, S, S) uint8, decoded on demand
+    notes: remarks about the pictures for the user; damage: descriptions of damaged pictures; both are complete once all
+        images are consumed
     """
 
     video: Video
@@ -110,23 +110,25 @@ class FramePlan:
     damage: list[str]
 
     def prefetch(self) -> FramePlan:
-        """The same, its images decoded in a thread of their own from now on."""
+        """Return the same plan with its images decoded in a background thread, starting now."""
         return replace(self, images=Prefetcher(self.images))
 
 
 def plan_frames(path: str | os.PathLike, vlm: FrozenVLM, reading: Reading) -> FramePlan:
-    """Chooses the frames that `reading` (filled) asks for. Raises V2LError where the video cannot be read."""
+    """Choose the frames for `reading`, which must be filled. Raises V2LError if the video cannot be read."""
+    assert reading.frames and reading.fps and reading.resolution, "fill_reading fills these"
+    resolution, keep_damaged = reading.resolution, reading.keep_damaged
     video = probe(path)
     chosen = choose_frames(video, reading.frames, reading.fps, reading.start, reading.end)
-    grid = tile_grid(video.width, video.height, vlm.geometry, reading.resolution)
-    _check_tiles(*grid, vlm, reading.resolution)
-    notes, damage = list(video.notes), []
+    grid = tile_grid(video.width, video.height, vlm.geometry, resolution)
+    _check_tiles(*grid, vlm, resolution)
+    notes, damage = list(video.notes), list[str]()
 
     def images() -> Iterator[np.ndarray]:
-        for frame in read_frames(video, chosen, reading.keep_damaged):
+        for frame in read_frames(video, chosen, keep_damaged):
             notes.extend(note for note in frame.notes if note not in notes)
             damage.extend([frame.damage] if frame.damage else [])
-            yield from frame_images(frame.pixels, vlm.geometry, reading.resolution, grid)
+            yield from frame_images(frame.pixels, vlm.geometry, resolution, grid)
 
     frames = tuple(prompt_frames(video, chosen, reading.end, grid))
     return FramePlan(video, frames, _batches(images()), notes, damage)
@@ -138,26 +140,26 @@ def encode_video_images(
     reading: Reading,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> EncodedFrames:
-    """Decodes the frames that `reading` (filled) asks for and shows them to the vision tower a few at a time; the next
-    few are decoded meanwhile, and pixels of no more than `AHEAD` micro-batches wait. `progress` hears of the frames
-    seen and of their number. Raises V2LError where the video cannot be read."""
+    """Decode the frames for `reading`, which must be filled, and encode them with the vision tower in micro-batches.
+    A background thread decodes at most `AHEAD` micro-batches ahead. `progress` is called with the number of encoded
+    frames and the total. Raises V2LError if the video cannot be read."""
     return encode_images(plan_frames(path, vlm, reading).prefetch(), vlm, progress)
 
 
 def encode_images(
     plan: FramePlan, vlm: FrozenVLM, progress: Callable[[int, int], None] = lambda done, total: None
 ) -> EncodedFrames:
-    """Shows what is plan at to the vision tower."""
-    count, seen = len(plan.frames), []
-    images_each = plan.frames[0].rows * plan.frames[0].cols + 1
+    """Encode the planned frames with the vision tower."""
+    images_per_frame = plan.frames[0].rows * plan.frames[0].cols + 1
+    embeddings: list[torch.Tensor] = []
     for batch in plan.images:
-        seen.append(vlm.encode_images(batch))
-        progress(sum(map(len, seen)) // images_each, count)
-    return EncodedFrames(plan.video, plan.frames, torch.cat(seen), tuple(plan.notes), bool(plan.damage))
+        embeddings.append(vlm.encode_images(batch))
+        progress(sum(map(len, embeddings)) // images_per_frame, len(plan.frames))
+    return EncodedFrames(plan.video, plan.frames, torch.cat(embeddings), tuple(plan.notes), bool(plan.damage))
 
 
 def _check_tiles(rows: int, cols: int, vlm: FrozenVLM, resolution: int) -> None:
-    """Refuses what no prompt could hold before anything is decoded for it."""
+    """Raises V2LError, before decoding, if a single frame cannot fit into a prompt."""
     tokens = (rows * cols + 1) * vlm.geometry.tokens_per_image
     if tokens > vlm.max_positions:
         raise V2LError(
@@ -167,71 +169,74 @@ def _check_tiles(rows: int, cols: int, vlm: FrozenVLM, resolution: int) -> None:
     if rows and vlm.tokenizer and vlm.tokenizer.token_to_id(f"<row_{rows}_col_{cols}>") is None:
         raise V2LError(
             f"at resolution {resolution} a frame is cut into {rows} x {cols} tiles and the model has no token for the "
-            "last of them; use a lower resolution"
+            "last one; use a lower resolution"
         )
 
 
 def _batches(images: Iterator[np.ndarray]) -> Iterator[torch.Tensor]:
-    """(n, 3, S, S) uint8, `IMAGES_AT_ONCE` at a time and the rest at the end."""
-    held: list[np.ndarray] = []
+    """Stack images into micro-batches (n, 3, S, S) uint8 of `IMAGES_AT_ONCE`; the last may be smaller."""
+    batch: list[np.ndarray] = []
     for image in images:
-        held.append(image)
-        if len(held) == IMAGES_AT_ONCE:
-            yield torch.from_numpy(np.stack(held))
-            held.clear()
-    if held:
-        yield torch.from_numpy(np.stack(held))
+        batch.append(image)
+        if len(batch) == IMAGES_AT_ONCE:
+            yield torch.from_numpy(np.stack(batch))
+            batch.clear()
+    if batch:
+        yield torch.from_numpy(np.stack(batch))
 
 
 class Prefetcher(Iterator[torch.Tensor]):
-    """The same items, made in a thread of their own from now on, at most `AHEAD` before they are asked for; an error
-    comes where the item would have."""
+    """Produce the items of an iterator in a background thread, starting now, at most `AHEAD` of them ahead. An error is
+    raised at the item that caused it."""
 
     def __init__(self, items: Iterator[torch.Tensor]):
-        self._made: queue.Queue = queue.Queue(AHEAD)
-        self._unwanted = threading.Event()
-        # the thread must not refer back to this object: it would never be forgotten
-        weakref.finalize(self, self._unwanted.set)
-        threading.Thread(target=_make, args=(items, self._made, self._unwanted)).start()
+        self._queue: queue.Queue = queue.Queue(AHEAD)
+        self._cancelled = threading.Event()
+        # The thread must not refer to this object, or it would never be garbage-collected.
+        weakref.finalize(self, self._cancelled.set)
+        threading.Thread(target=_produce, args=(items, self._queue, self._cancelled)).start()
 
     def __next__(self) -> torch.Tensor:
-        item = self._made.get()
+        item = self._queue.get()
         if isinstance(item, BaseException):
-            self._made.put(item)  # whoever asks again
+            self._queue.put(item)  # for the next call
             raise item
         return item
 
 
-def _make(items: Iterator[torch.Tensor], made: queue.Queue, unwanted: threading.Event) -> None:
-    """Ends with the StopIteration, or with the error, that ended the items; or as soon as nobody wants more."""
+def _produce(items: Iterator[torch.Tensor], output: queue.Queue, cancelled: threading.Event) -> None:
+    """Put the items into the queue, and at last the StopIteration or error that ended them. Ends early if cancelled."""
 
-    def wanted() -> bool:  # the process waits for this thread before it ends
-        return not unwanted.is_set() and threading.main_thread().is_alive()
+    def wanted() -> bool:  # the interpreter waits for this thread before it exits
+        return not cancelled.is_set() and threading.main_thread().is_alive()
 
-    def hand_over(item: object) -> None:
+    def put(item: object) -> None:
         while wanted():
             try:
-                made.put(item, timeout=0.1)
+                output.put(item, timeout=0.1)
                 break
             except queue.Full:
                 continue
 
     try:
         while wanted():
-            hand_over(next(items))
-    except BaseException as end:  # StopIteration too
-        hand_over(end)
+            put(next(items))
+    except BaseException as end:  # including StopIteration
+        put(end)
 
 
-def cut_windows(seen: EncodedFrames, vlm: FrozenVLM, trained_with: TrainedWith) -> list[Window]:
-    """The prompts that make up the video: one, as published, while that fits the model's positions; beyond them
-    windows of `window_frames` frames (fewer where even those do not fit), each a complete prompt with its own intro
-    line, absolute timestamps and positions from zero. Raises V2LError where a single frame does not fit."""
-    count = len(seen.frames)
+def cut_windows(encoded: EncodedFrames, vlm: FrozenVLM, trained_with: TrainedWith) -> list[Window]:
+    """Split a video into prompts that fit the model's positions.
+
+    A video that fits is one window, as published. A longer one is split into windows of `window_frames` frames, or
+    fewer if those do not fit. Each window is a complete prompt with its own intro line, absolute timestamps and
+    positions from zero. Raises V2LError if a single frame does not fit.
+    """
+    count = len(encoded.frames)
     size = count
     while True:
         spans = [(start, min(start + size, count)) for start in range(0, count, size)]
-        ids = [video_ids(seen, vlm, trained_with.prompt, *span, marks_end=trained_with.marks_end) for span in spans]
+        ids = [video_ids(encoded, vlm, trained_with.prompt, *span, marks_end=trained_with.marks_end) for span in spans]
         longest = max(len(window) for window in ids)
         if longest <= vlm.max_positions:
             break
@@ -241,15 +246,15 @@ def cut_windows(seen: EncodedFrames, vlm: FrozenVLM, trained_with: TrainedWith) 
                 "resolution"
             )
         size = min(trained_with.window_frames, size - 1, max(1, size * vlm.max_positions // longest))
-    per_frame = len(seen.images) // count
+    per_frame = len(encoded.images) // count
     return [
-        Window(stop - start, window, seen.images[start * per_frame : stop * per_frame])
+        Window(stop - start, window, encoded.images[start * per_frame : stop * per_frame])
         for (start, stop), window in zip(spans, ids, strict=True)
     ]
 
 
 def video_ids(
-    seen: EncodedFrames,
+    encoded: EncodedFrames,
     vlm: FrozenVLM,
     prompt: str,
     start: int = 0,
@@ -257,7 +262,7 @@ def video_ids(
     answer: bool = False,
     marks_end: bool = False,
 ) -> torch.Tensor:
-    """Token ids, (T,), of the prompt that shows frames start .. stop - 1 and says `prompt`; `answer` asks for one;
-    `marks_end` as for `video_text`."""
-    frames, duration = seen.frames[start:stop], seen.video.duration
+    """Tokenize the prompt with frames start .. stop - 1 and the text `prompt`: ids, (T,). `answer` adds the generation
+    prompt; `marks_end` as for `video_text`."""
+    frames, duration = encoded.frames[start:stop], encoded.video.duration
     return vlm.tokenize(video_text(frames, duration, prompt, vlm.geometry, answer, marks_end))

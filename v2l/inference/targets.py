@@ -1,4 +1,4 @@
-"""Which videos a command line means, and where their adapters go."""
+"""Find the videos that a command line names, and the files that their adapters are written to."""
 
 from __future__ import annotations
 
@@ -17,35 +17,32 @@ from v2l.video.sampling import Reading
 
 ADAPTER_SUFFIX = ".v2l.safetensors"
 VIDEO_SUFFIXES = frozenset(".3gp .avi .flv .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .webm .wmv".split())
-"""What a folder's videos are known by; a file that is named itself may have any name."""
-_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+:/", re.IGNORECASE)  # a Path has lost the second slash
+"""Suffixes of the videos in a folder. A file given by name may have any suffix."""
+_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+:/", re.IGNORECASE)  # Path collapses the double slash
 
 
 @dataclass(frozen=True)
 class Target:
-    """A video and its adapter's place. With segments, `output` is the composed adapter's and the segments' names come
-    from it."""
+    """A video and the path of its adapter.
+
+    output: the adapter's path; with segments the composed adapter's, from which the segments' names are derived
+    error: why there is no video to encode, empty if there is one; `video` is then the input as given
+    """
 
     video: Path
     output: Path
+    error: str = ""
 
     def segment(self, index: int) -> Target:
-        """The place of segment `index`, counted from 0: lecture.000.v2l.safetensors beside lecture.v2l.safetensors."""
+        """Return the target of segment `index`, counted from 0: lecture.000.v2l.safetensors for
+        lecture.v2l.safetensors."""
         stem = self.output.name.removesuffix(ADAPTER_SUFFIX)
         return replace(self, output=self.output.with_name(f"{stem}.{index:03d}{ADAPTER_SUFFIX}"))
 
 
 @dataclass(frozen=True)
-class Nothing:
-    """An input with no video to encode, and why."""
-
-    given: Path
-    reason: str
-
-
-@dataclass(frozen=True)
 class Destination:
-    """Where adapters are to go: beside their videos unless `output` (one file) or `folder` is given."""
+    """Where adapters are written: beside their videos, to the file `output`, or into `folder`."""
 
     output: Path | None = None
     folder: Path | None = None
@@ -53,38 +50,30 @@ class Destination:
 
 def find_targets(
     inputs: Sequence[Path], destination: Destination, reading: Reading, recursive: bool = False
-) -> list[Target | Nothing]:
-    """The targets of files and folders, in the order given, folders sorted by name; `Nothing` in the place of an input
-    that holds none.
+) -> list[Target]:
+    """Return the targets of files and folders in the given order, the videos of a folder sorted by name. An input
+    without a video becomes a target with an `error`.
 
-    reading: its start and end go into the default names
-    recursive: look into the folders of folders; with `destination.folder` their tree is kept there
+    reading: its start and end become part of the default names
+    recursive: also search subfolders; in `destination.folder` their tree is kept
 
-    Raises UsageError where two videos would write one adapter, or `destination` cannot serve them all.
+    Raises UsageError if two videos would be written to one adapter, or if `destination` does not fit all of them.
     """
-    found: list[Target | Nothing] = []
+    found: list[Target] = []
     for given in inputs:
         if _ADDRESS.match(os.fspath(given)) and not os.path.exists(given):
-            found.append(Nothing(given, f"{printable(given)} is an address; v2l reads local files, fetch it first"))
-            continue
-        if not os.path.isdir(given):  # False also for a name that no file can have
-            found.append(Target(given, _place(given, Path(given.name), destination, reading)))
-            continue
-        inside = [
-            each
-            if isinstance(each, Nothing)
-            else Target(each, _place(each, each.relative_to(given), destination, reading))
-            for each in _videos(given, recursive)
-        ]
-        deeper = "" if recursive else " (--recursive looks into its folders too)"
-        found += inside or [Nothing(given, f"the folder {printable(given)} holds no videos{deeper}")]
+            found.append(_missing(given, f"{printable(given)} is an address; v2l reads local files, fetch it first"))
+        elif not os.path.isdir(given):  # False also for a name that no file can have
+            found.append(Target(given, _output_path(given, Path(given.name), destination, reading)))
+        else:
+            found += _targets_in(given, destination, reading, recursive)
     found = list(dict.fromkeys(found))
-    targets = [target for target in found if isinstance(target, Target)]
+    targets = [target for target in found if not target.error]
     if destination.output and len(targets) > 1:
         raise UsageError(f"-o names one file and {len(targets)} videos were given; use --output-dir")
-    taken: dict[Path, Path] = {}
+    videos: dict[Path, Path] = {}  # by adapter
     for target in targets:
-        other = taken.setdefault(Path(os.path.abspath(target.output)), target.video)
+        other = videos.setdefault(Path(os.path.abspath(target.output)), target.video)
         if os.path.abspath(other) != os.path.abspath(target.video):
             raise UsageError(
                 f"{printable(other)} and {printable(target.video)} would both write {printable(target.output)}; "
@@ -94,44 +83,59 @@ def find_targets(
 
 
 def read_names(file: BinaryIO) -> list[Path]:
-    """File names of a list, one a line, or separated by NUL where it holds one (as `find -print0` writes)."""
+    """Read a list of file names: one per line, or NUL-separated if it contains a NUL (as `find -print0` writes)."""
     content = file.read()
     names = content.split(b"\0") if b"\0" in content else content.splitlines()
     return [Path(os.fsdecode(name)) for name in names if name]
 
 
 def adapters_in(folder: Path) -> list[Path]:
-    """A folder's adapters, sorted by name. Raises V2LError if there are none, or the folder cannot be listed."""
+    """Return the adapters of a folder, sorted by name. Raises V2LError if it has none or cannot be listed."""
     try:
         found = sorted(path for path in folder.iterdir() if path.name.endswith(ADAPTER_SUFFIX))
     except OSError as error:
-        raise V2LError(_unlisted(folder, error)) from error
+        raise V2LError(_listing_error(folder, error)) from error
     if not found:
         raise V2LError(f"the folder {printable(folder)} holds no adapters (*{ADAPTER_SUFFIX}); encode its videos first")
     return found
 
 
-def _videos(folder: Path, recursive: bool) -> Iterator[Path | Nothing]:
-    """A folder's videos, sorted by name, then those of the folders in it, if `recursive`, each in the same order. A
-    folder that cannot be listed is a `Nothing` in its place. Links to folders are not followed, hidden names are left
-    out."""
-    waiting = [folder]  # no recursion: folders may be nested deeper than Python's calls
-    while waiting:
-        place = waiting.pop()
+def _missing(given: Path, error: str) -> Target:
+    return Target(given, given, error)
+
+
+def _targets_in(folder: Path, destination: Destination, reading: Reading, recursive: bool) -> Iterator[Target]:
+    empty = True
+    for path, error in _videos(folder, recursive):
+        empty = False
+        output = path if error else _output_path(path, path.relative_to(folder), destination, reading)
+        yield Target(path, output, error)
+    if empty:
+        hint = "" if recursive else " (--recursive also searches its subfolders)"
+        yield _missing(folder, f"the folder {printable(folder)} holds no videos{hint}")
+
+
+def _videos(folder: Path, recursive: bool) -> Iterator[tuple[Path, str]]:
+    """Yield (path, error) for the videos of a folder, sorted by name, and then for those of its subfolders if
+    `recursive`. A folder that cannot be listed has an error. Links to folders are not followed, hidden names skipped.
+    """
+    pending = [folder]  # no recursion: folders may be nested deeper than Python's call stack
+    while pending:
+        current = pending.pop()
         try:
-            with os.scandir(place) as entries:
-                shown = sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda e: e.name)
+            with os.scandir(current) as entries:
+                visible = sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda e: e.name)
         except OSError as error:
-            yield Nothing(place, _unlisted(place, error))
+            yield current, _listing_error(current, error)
             continue
         folders = []
-        for entry in shown:
+        for entry in visible:
             if _is_folder(entry):
                 folders.append(entry)
             elif Path(entry.name).suffix.lower() in VIDEO_SUFFIXES:
-                yield place / entry.name
+                yield current / entry.name, ""
         if recursive:
-            waiting += [place / entry.name for entry in reversed(folders) if not entry.is_symlink()]
+            pending += [current / entry.name for entry in reversed(folders) if not entry.is_symlink()]
 
 
 def _is_folder(entry: os.DirEntry) -> bool:
@@ -141,14 +145,14 @@ def _is_folder(entry: os.DirEntry) -> bool:
         return False
 
 
-def _unlisted(folder: Path, error: OSError) -> str:
+def _listing_error(folder: Path, error: OSError) -> str:
     why = f"{error.strerror or error}; check its permissions"
     if error.errno == errno.ENAMETOOLONG:
-        why = "its path is longer than the system takes; move it further up"
+        why = "its path is longer than the system allows; move it further up"
     return f"cannot list {printable(folder)}: {why}"
 
 
-def _place(video: Path, relative: Path, destination: Destination, reading: Reading) -> Path:
+def _output_path(video: Path, relative: Path, destination: Destination, reading: Reading) -> Path:
     if destination.output:
         if not destination.output.name.endswith(ADAPTER_SUFFIX):
             raise UsageError(
@@ -176,38 +180,38 @@ FIRST, STEP = "SLURM_ARRAY_TASK_MIN", "SLURM_ARRAY_TASK_STEP"
 
 @dataclass(frozen=True)
 class Shard:
-    """Number `index`, 1 to `count`, of that many."""
+    """Shard number `index`, from 1 to `count`."""
 
     index: int
     count: int
 
-    def of(self, targets: Sequence[Target | Nothing]) -> list[Target | Nothing]:
-        """Those that belong to it, by the name of each as it was given: the same command on every machine parts them
-        alike, and one more or less video moves no other."""
+    def of(self, targets: Sequence[Target]) -> list[Target]:
+        """Return the targets of this shard. A target is assigned by the hash of its name as given, so every machine
+        computes the same partition and one more or fewer video moves no other."""
         return [target for target in targets if self._number(target) == self.index]
 
-    def _number(self, target: Target | Nothing) -> int:
-        name = os.fsencode(target.video if isinstance(target, Target) else target.given)
+    def _number(self, target: Target) -> int:
+        name = os.fsencode(target.video)
         return int.from_bytes(hashlib.sha256(name).digest()[:8], "big") % self.count + 1
 
 
 def read_shard(text: str, environment: Mapping[str, str] = os.environ) -> Shard:
-    """`2/8`, or `auto` for what a Slurm job array says. Raises UsageError."""
+    """Parse `2/8`, or read the task of a Slurm job array for `auto`. Raises UsageError if either is impossible."""
     if text == "auto":
         try:
             task, count = int(environment[TASK]), int(environment[COUNT])
             first, step = int(environment.get(FIRST, "0")), int(environment.get(STEP, "1"))
         except (KeyError, ValueError) as error:
             raise UsageError(
-                f"--shard auto reads {TASK} and {COUNT}, which a Slurm job array sets; outside one say --shard 1/4"
+                f"--shard auto reads {TASK} and {COUNT}, which a Slurm job array sets; elsewhere give --shard 1/4"
             ) from error
         index = (task - first) // max(step, 1) + 1
         if not 1 <= index <= count:
-            raise UsageError(f"{TASK}={task} lies outside the {count} tasks from {FIRST}={first} on; say --shard I/N")
+            raise UsageError(f"{TASK}={task} is outside the {count} tasks from {FIRST}={first}; give --shard I/N")
         return Shard(index, count)
-    index, slash, count = text.partition("/")
-    if not (slash and index.isascii() and index.isdigit() and count.isascii() and count.isdigit()):
+    number, slash, total = text.partition("/")
+    if not (slash and number.isascii() and number.isdigit() and total.isascii() and total.isdigit()):
         raise UsageError(f"--shard {printable(text)}: write INDEX/COUNT, the first of four as 1/4, or auto")
-    if not 1 <= int(index) <= int(count):
-        raise UsageError(f"--shard {printable(text)}: there are shards 1 to {int(count)}")
-    return Shard(int(index), int(count))
+    if not 1 <= int(number) <= int(total):
+        raise UsageError(f"--shard {printable(text)}: there are shards 1 to {int(total)}")
+    return Shard(int(number), int(total))

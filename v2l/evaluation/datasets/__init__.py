@@ -1,1 +1,1 @@
-"""The paper's benchmarks, read from their published files: `registry.py` lists them, every family has a file."""
+"""The paper's benchmarks, read from their published files: one file per family, listed in `registry.py`."""

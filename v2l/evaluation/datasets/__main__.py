@@ -1,4 +1,4 @@
-"""Writes a benchmark as a manifest."""
+"""Write a benchmark as a manifest."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ USAGE = "python -m v2l.evaluation.datasets NAME ROOT [SAMPLES [SEED]] > manifest
 
 
 def main(words: Sequence[str]) -> int:
-    """Prints a row for every chosen question; missing videos are counted on standard error and end with 1."""
+    """Print a row for every selected question. Missing videos are counted on standard error and give exit code 1."""
     if not 2 <= len(words) <= 4 or words[0] not in BENCHMARKS or not all(word.isdigit() for word in words[2:]):
         print(f"{USAGE}\nNAME is one of {', '.join(BENCHMARKS)}", file=sys.stderr)
         return 2

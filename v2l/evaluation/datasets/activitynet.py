@@ -1,16 +1,15 @@
 """ActivityNet Captions and ActivityNet-QA.
 
 Captions: `val_1.json` of captions.zip (cs.stanford.edu/people/ranjaykrishna/densevid), an object from `v_ID` to
-{duration, timestamps, sentences}; confirmed by many public readers of it. Target: all sentences of a video in the
-file's order, one after the other. The paper says neither which of the two validation files it took nor how it joined
-the sentences.
+{duration, timestamps, sentences}, confirmed by many public readers. Target: all sentences of a video, joined in the
+file's order. The paper states neither which of the two validation files it used nor how it joined the sentences.
 
 QA: `test_q.json` ({video_name, question, question_id}; the name lacks the `v_`) and `test_a.json` ({question_id,
-answer, type}) of github.com/MILVLG/activitynet-qa, both seen. The paper does not name the split; test is the one that
-others report.
+answer, type}) of github.com/MILVLG/activitynet-qa, both verified. The paper does not name the split; others report on
+test.
 
-The videos are YouTube's, and ActivityNet publishes no one layout for them: `v_ID.mp4` (or .mkv, .webm) is looked for
-in the folders of its own archives and in a plain `videos`.
+The videos are on YouTube, and ActivityNet publishes no standard layout for them. `v_ID.mp4` (or .mkv, .webm) is
+searched in the folders of ActivityNet's archives and in `videos`.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ VIDEOS = ("videos", "v1-2/val", "v1-2/test", "v1-3/train_val", "v1-3/test", "all
 
 
 def read_captions(folder: Folder) -> Iterator[Unit]:
-    """One unit a video of the first validation file."""
+    """Yield one unit per video of the first validation file."""
     for key, row in folder.objects("val_1.json", "captions/val_1.json"):
         video = Row({"video": key}, row.where).video("video")
         question = BenchmarkQuestion(
@@ -33,7 +32,7 @@ def read_captions(folder: Folder) -> Iterator[Unit]:
 
 
 def read_qa(folder: Folder) -> Iterator[Unit]:
-    """One unit a test question."""
+    """Yield one unit per test question."""
     answers = {
         row.id("question_id"): row.text("answer") for row in folder.entries("test_a.json", "dataset/test_a.json")
     }

@@ -1,6 +1,6 @@
-"""A benchmark's folder and its annotation files, and what a reader makes of them.
+"""Read the annotation files in a benchmark's folder, and find its videos.
 
-Annotations are foreign: every value is checked where it is read, and what is wrong is told with file and row.
+Annotations are untrusted: every value is checked when it is read, and errors name the file and the row.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from v2l.io.files import open_regular, unreadable
 from v2l.io.text import printable
 
 MAX_BYTES = 512 << 20
-"""Of one annotation file; the largest published one has a few megabytes."""
+"""Maximum size of an annotation file; the largest published one has a few megabytes."""
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".MP4")
-"""Tried in this order where an annotation's own name is not there."""
+"""Suffixes to try, in this order, if there is no file with the annotation's own name."""
 IN_ONE_SENTENCE = "Answer only the question, in one sentence."
 
 
 @dataclass(frozen=True)
 class BenchmarkQuestion:
-    """id: unique in its benchmark; kind: a style or subset, else the benchmark's name; target: the one reference"""
+    """id: unique in its benchmark; kind: a style or subset, else the benchmark's name; target: the reference answer"""
 
     id: str
     kind: str
@@ -39,11 +39,11 @@ class BenchmarkQuestion:
 
 @dataclass(frozen=True)
 class Unit:
-    """What the choice of samples takes or leaves as a whole: questions about one clip.
+    """The questions about one clip, which are sampled together.
 
     key: unique in its benchmark
-    videos: names that the video may have in a folder of videos
-    start, end: seconds of the clip in its video, None for its beginning and its end
+    videos: possible names of the video in a folder of videos
+    start, end: range of the clip in its video in seconds, None for its beginning and its end
     """
 
     key: str
@@ -54,12 +54,12 @@ class Unit:
 
 
 def ask(question: str) -> str:
-    """The paper's prompt of every question that is not for a caption (appendix B.2)."""
+    """Return the paper's prompt for a question that does not ask for a caption (appendix B.2)."""
     return f"{question}\n\n{IN_ONE_SENTENCE}"
 
 
 class Row:
-    """One object of an annotation file. Raises V2LError where a value is not there or not what it should be."""
+    """An object of an annotation file. Raises V2LError if a value is missing or invalid."""
 
     def __init__(self, values: Any, where: str):
         self.where = where
@@ -68,18 +68,18 @@ class Row:
         self._values = values
 
     def wrong(self, what: str) -> V2LError:
-        """The one line for this row."""
+        """Return the error for this row."""
         return V2LError(f"{self.where} {what}; fetch the published file again")
 
     def text(self, name: str) -> str:
-        """A text without the white space around it; it may be empty."""
+        """Return a text without surrounding white space; it may be empty."""
         value = self._values.get(name)
         if not isinstance(value, str):
             raise self.wrong(f"has no text {name}")
         return value.strip()
 
     def texts(self, name: str) -> list[str]:
-        """A list of texts, or one text alone."""
+        """Return a list of texts; a single text becomes a list."""
         value = self._values.get(name)
         if isinstance(value, str):
             value = [value]
@@ -88,30 +88,30 @@ class Row:
         return [each.strip() for each in value if each.strip()]
 
     def id(self, name: str) -> str:
-        """A name or whole number that is not empty."""
+        """Return a non-empty name or integer as text."""
         value = self._values.get(name)
         if isinstance(value, bool) or not isinstance(value, str | int) or not str(value).strip():
             raise self.wrong(f"has no {name}")
         return str(value).strip()
 
     def video(self, name: str) -> str:
-        """A name that stays inside whatever folder it is looked for in."""
+        """Return a relative file name that does not leave its folder."""
         value = self.id(name)
         parts = PurePosixPath(value).parts
         odd = any(char in "\\:\0" or "\ud800" <= char <= "\udfff" for char in value)
         if odd or not parts or value.startswith("/") or ".." in parts:
-            raise self.wrong(f"names the video {printable(value)}, which is no name inside a folder")
+            raise self.wrong(f"names the video {printable(value)}, which is not a name inside a folder")
         return value
 
     def number(self, name: str) -> float:
-        """A finite number from 0 up."""
+        """Return a finite number of at least 0."""
         value = self._values.get(name)
         if isinstance(value, bool) or not isinstance(value, int | float) or not (math.isfinite(value) and value >= 0):
             raise self.wrong(f"has no number {name} from 0 up")
         return float(value)
 
     def rows(self, name: str) -> list[Row]:
-        """A list of objects."""
+        """Return a list of objects."""
         value = self._values.get(name)
         if not isinstance(value, list):
             raise self.wrong(f"has no list {name}")
@@ -122,22 +122,22 @@ class Row:
 
 
 class Folder:
-    """A benchmark's folder. digests: sha256 of every annotation file that was read, by its name in the folder"""
+    """The folder of a benchmark. digests: sha256 of every annotation file read so far, by its name in the folder"""
 
     def __init__(self, root: Path):
         self.root = root
         self.digests: dict[str, str] = {}
         if not root.is_dir():
-            raise V2LError(f"{printable(root)} is no folder; --root names the one that the benchmark was fetched to")
+            raise V2LError(f"{printable(root)} is not a folder; --root names the one that the benchmark was fetched to")
 
     def objects(self, *names: str) -> Iterator[tuple[str, Row]]:
-        """The entries of a JSON file that is one object of objects, by key; `names` are tried in turn."""
+        """Yield the entries, by key, of a JSON file with an object of objects. `names` are tried in order."""
         name, values = self._object(*names)
         for key, value in values.items():
             yield key, Row(value, f"{self._shown(name)}, {printable(key)},")
 
     def entries(self, *names: str) -> Iterator[Row]:
-        """The entries of a JSON file that is a list of objects."""
+        """Yield the entries of a JSON file with a list of objects."""
         name, values = self._json(*names)
         if not isinstance(values, list):
             raise V2LError(f"{self._shown(name)} is not a list of objects; fetch the published file again")
@@ -145,7 +145,7 @@ class Folder:
             yield Row(value, f"{self._shown(name)}, entry {number},")
 
     def lines(self, *names: str) -> Iterator[Row]:
-        """The rows of a file with one JSON object a line."""
+        """Yield the rows of a file with one JSON object per line."""
         name, text = self._text(*names)
         for number, line in enumerate(text.split("\n"), start=1):
             if line.strip():
@@ -153,25 +153,25 @@ class Folder:
                 yield Row(_parsed(line, where), where)
 
     def table(self, *names: str) -> Iterator[Row]:
-        """The rows of a CSV file whose first line names the columns."""
+        """Yield the rows of a CSV file with column names in its first line."""
         name, text = self._text(*names)
         reader = csv.DictReader(io.StringIO(text, newline=""))
         try:
             for values in reader:
                 yield Row(values, f"{self._shown(name)}, line {reader.line_num},")
         except csv.Error as error:
-            raise V2LError(f"{self._shown(name)} is no CSV: {printable(error)}; fetch it again") from error
+            raise V2LError(f"{self._shown(name)} is not CSV: {printable(error)}; fetch it again") from error
 
     def mapping(self, *names: str) -> Mapping[str, Any]:
-        """A JSON object that may be missing: empty then."""
+        """Return a JSON object; empty if the file is missing."""
         return self._object(*names)[1] if self.find(*names) else {}
 
     def find(self, *names: str) -> str | None:
-        """The first of the names that is there."""
+        """Return the first name that exists, None if none does."""
         return next((name for name in names if os.path.isfile(self.root / name)), None)
 
     def video(self, names: tuple[str, ...], folders: tuple[str, ...]) -> Path | None:
-        """Where the video of one of the names is, None where it is in none of the folders."""
+        """Return the path of the first name found in the folders, None if there is none."""
         for folder in folders:
             for name in names:
                 known = name.lower().endswith(VIDEO_SUFFIXES)
@@ -198,11 +198,11 @@ class Folder:
     def _text(self, *names: str) -> tuple[str, str]:
         name = self.find(*names)
         if name is None:
-            raise self._lacking(names)
+            raise self._missing(names)
         try:
             with open_regular(self.root / name) as file:
                 size = os.fstat(file.fileno()).st_size
-                data = file.read(min(size, MAX_BYTES) + 1)  # which reserves as much as it may read
+                data = file.read(min(size, MAX_BYTES) + 1)  # read() allocates this size
         except OSError as error:
             raise unreadable(self.root / name, error) from error
         if len(data) > MAX_BYTES:
@@ -213,17 +213,17 @@ class Folder:
         except UnicodeDecodeError as error:
             raise V2LError(f"{self._shown(name)} is not UTF-8 text; fetch the published file again") from error
 
-    def _lacking(self, names: tuple[str, ...]) -> V2LError:
+    def _missing(self, names: tuple[str, ...]) -> V2LError:
         for name in names:
             packed = Path(name).with_suffix(".parquet")
             if os.path.isfile(self.root / packed):
                 return V2LError(
-                    f'{self._shown(name)} is there as parquet only; in that folder run: python -c "import pandas; '
+                    f'{self._shown(name)} exists as parquet only; in that folder run: python -c "import pandas; '
                     f"pandas.read_parquet('{packed}').to_json('{name}', orient='records', lines=True)\""
                 )
         return V2LError(
             f"{printable(self.root)} holds no {' nor '.join(names)}; --root names the folder that the benchmark was "
-            "fetched to, docs/benchmarks.md says from where"
+            "fetched to, docs/benchmarks.md lists the sources"
         )
 
 
@@ -231,4 +231,4 @@ def _parsed(text: str, where: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise V2LError(f"{where} is no JSON: {printable(error)}; fetch the published file again") from error
+        raise V2LError(f"{where} is not JSON: {printable(error)}; fetch the published file again") from error

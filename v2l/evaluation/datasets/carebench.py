@@ -1,11 +1,11 @@
 """CaReBench in five subsets (huggingface.co/datasets/MCG-NJU/CaReBench).
 
-`json/metadata.json`, a list with an entry a video: {video, caption, events, objects, ...}, videos in `videos`; those
-fields are what its own evaluation reads. That the separate spatial and temporal captions stand in the same entries as
-`spatial_caption` and `temporal_caption` is inferred from the names of the paper's subsets, not confirmed.
+`json/metadata.json` is a list with one entry per video: {video, caption, events, objects, ...}; the videos are in
+`videos`. CaReBench's own evaluation reads these fields. The fields `spatial_caption` and `temporal_caption` are
+inferred from the names of the paper's subsets, not confirmed.
 
-Target: the caption; for events and objects the list's items joined by "; ", as the references that the paper's project
-page shows are. The prompts are those of the paper's appendix B.1. 500 videos are chosen and asked in all five subsets.
+Target: the caption; for events and objects, the items of the list joined by "; ", as on the paper's project page. The
+prompts are those of appendix B.1. 500 videos are selected and asked in all five subsets.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ PROMPTS = {
 
 
 def read(folder: Folder) -> Iterator[Unit]:
-    """One unit a video, five questions each."""
+    """Yield one unit per video with five questions."""
     for row in folder.entries("json/metadata.json", "metadata.json"):
         video = row.video("video")
         questions = [

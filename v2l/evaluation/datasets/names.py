@@ -1,4 +1,4 @@
-"""The names of the benchmarks, importable without their readers."""
+"""The names of the benchmarks. Importable without their readers."""
 
 from enum import StrEnum
 

@@ -1,11 +1,11 @@
 """NExT-QA, open-ended (github.com/doc-doc/NExT-OE; the multiple-choice files of NExT-QA have the same names).
 
-`test.csv` with the columns video, frame_count, width, height, question, answer, qid, type, as seen there. Its further
-references (add_reference_answer_test.json) are left aside: the target is the one answer of the CSV file. The paper does
-not name the split; both of the open-ended evaluations in public use are test or validation.
+`test.csv` has the columns video, frame_count, width, height, question, answer, qid, type (verified). The additional
+references in add_reference_answer_test.json are not used: the target is the answer in the CSV file. The paper does not
+name the split; public open-ended evaluations use test or validation.
 
-Videos: NExTVideo.zip, or VidOR's own tree; `map_vid_vidorID.json` beside the CSV file (published with NExT-QA) says in
-which subfolder a video is ("0101/2909445186"); without it they are looked for by their plain number.
+Videos: NExTVideo.zip, or VidOR's folder tree. `map_vid_vidorID.json` beside the CSV file (published with NExT-QA) maps
+a video to its subfolder ("0101/2909445186"); without it, videos are searched by number.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ PLACES = ("", "dataset/nextqa/", "nextqa/")
 
 
 def read(folder: Folder) -> Iterator[Unit]:
-    """One unit a test question."""
+    """Yield one unit per test question."""
     places = folder.mapping(*(f"{place}map_vid_vidorID.json" for place in PLACES))
     for row in folder.table(*(f"{place}test.csv" for place in PLACES)):
         if "a0" in row:

@@ -2,16 +2,16 @@
 
 Fields, from the dataset's card: rdcap {uid, video, masklet_id, total_frames, dense_captions: [{start_frame, end_frame,
 caption}]}, rcap {uid, video, masklet_id, total_frames, caption, start_frame, end_frame}, sgqa {uid, video, question,
-answer, domain}. The card's files are parquet; JSON lines of the same stem stand beside them (seen for some of the
-splits, so the names of the three test files are inferred). Read here: NAME/plm_NAME_test.jsonl.
+answer, domain}. The card lists parquet files with JSON Lines files of the same stem beside them; this was verified for
+some splits only, so the names of the three test files, NAME/plm_NAME_test.jsonl, are inferred.
 
-Target: RDCap all captions in time, one after the other, for the whole video; RCap the caption of its own range; SGQA
-the answer. The frame numbers count at 6 frames a second, as the public evaluation says of these annotations, so RCap's
-clip is that part of the video: the paper calls it "this video clip" without saying whether it was cut. The paper names
-no split and does not mention the red box that the dataset's own evaluation draws around the subject; none is drawn.
+Target: for RDCap, all captions of the video joined in order of time; for RCap, the caption of its range; for SGQA, the
+answer. Frame numbers count at 6 frames per second, according to the public evaluation, so RCap's clip is that range of
+the video. The paper calls it "this video clip" without stating whether it was cut. The paper names no split and does
+not mention the red box that the dataset's own evaluation draws around the subject; none is drawn here.
 
-SGQA's videos come with the dataset (`videos/sgqa`); those of the other two are SA-V's `videos_fps_6.tar`, whose inner
-folders could not be confirmed.
+SGQA's videos are part of the dataset (`videos/sgqa`). Those of the other two are in SA-V's `videos_fps_6.tar`, whose
+inner folders are not confirmed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ FRAMES_A_SECOND = 6
 
 
 def read_rdcap(folder: Folder) -> Iterator[Unit]:
-    """One unit a subject of a video, what it does from beginning to end."""
+    """Yield one unit per subject of a video: its actions from beginning to end."""
     for row in folder.lines("rdcap/plm_rdcap_test.jsonl", "plm_rdcap_test.jsonl"):
         key = row.id("uid")
         events = sorted(row.rows("dense_captions"), key=lambda event: event.number("start_frame"))
@@ -36,7 +36,7 @@ def read_rdcap(folder: Folder) -> Iterator[Unit]:
 
 
 def read_rcap(folder: Folder) -> Iterator[Unit]:
-    """One unit an event, the part of the video in which it happens."""
+    """Yield one unit per event, with the range of the video in which it happens."""
     for row in folder.lines("rcap/plm_rcap_test.jsonl", "plm_rcap_test.jsonl"):
         key = row.id("uid")
         first, last = row.number("start_frame"), row.number("end_frame")
@@ -48,7 +48,7 @@ def read_rcap(folder: Folder) -> Iterator[Unit]:
 
 
 def read_sgqa(folder: Folder) -> Iterator[Unit]:
-    """One unit a question that the wearer of the glasses asks."""
+    """Yield one unit per question of the person who wears the camera."""
     for row in folder.lines("sgqa/plm_sgqa_test.jsonl", "plm_sgqa_test.jsonl"):
         key = row.id("uid")
         question = BenchmarkQuestion(key, "plm-sgqa", ask(row.text("question")), row.text("answer"))

@@ -1,7 +1,7 @@
-"""Which benchmarks there are, and the paper's protocol: so many samples of each, chosen by a seed and recorded.
+"""The list of benchmarks and the paper's protocol: a number of samples of each, selected by a seed and recorded.
 
-The choice depends on the annotations, the number and the seed alone, never on which videos are there: a set that is
-half downloaded is reported as such, not replaced by another choice. The paper gives no seed; 0 is this project's.
+The selection depends on the annotations, the number and the seed only, not on the videos that exist: an incomplete
+download is reported and does not change the selection. The paper states no seed; the default here is 0.
 """
 
 from __future__ import annotations
@@ -23,8 +23,11 @@ SEED = 0
 
 @dataclass(frozen=True)
 class Benchmark:
-    """read: the units of its published files; videos: folders in which its videos may lie, the first one named where
-    none is there; task: "caption" or "qa"; samples: units that the paper took"""
+    """A benchmark.
+
+    read: reads the units of its published files; videos: folders that may contain its videos
+    task: "caption" or "qa"; samples: number of units in the paper
+    """
 
     read: Callable[[Folder], Iterator[Unit]]
     videos: tuple[str, ...]
@@ -47,11 +50,11 @@ BENCHMARKS = {
 
 @dataclass(frozen=True)
 class Chosen:
-    """The questions of a benchmark that are asked, or a manifest's, of which nothing but the examples is known.
+    """The selected questions of a benchmark, or those of a manifest, which sets the examples only.
 
-    record: benchmark, samples, seed and sha256 of the annotations: what the same choice needs
-    videos: how many there are; missing: those that are nowhere, with the name that the annotations give them
-    unanswerable: questions that the annotations give no reference for, left out before the choice
+    record: benchmark, samples, seed and sha256 of the annotations, which reproduce the selection
+    videos: number of videos; missing: videos that were not found, with their names in the annotations
+    unanswerable: number of questions without a reference, removed before the selection
     """
 
     examples: list[Example]
@@ -62,12 +65,14 @@ class Chosen:
 
 
 def read_benchmark(name: str, root: Path, samples: int | None = None, seed: int = SEED) -> Chosen:
-    """Reads a benchmark's published files in the folder `root` and chooses `samples` units, the paper's number where
-    None. Raises V2LError where they are not there, not what was published, or none of the chosen videos is there."""
+    """Read the published files of a benchmark in the folder `root` and select `samples` units, None for the paper's
+    number. Raises V2LError if files are missing or not as published, or if none of the selected videos exists."""
     benchmark, folder = BENCHMARKS[name], Folder(root)
     units, unanswerable = _answerable(name, benchmark.read(folder))
     samples = samples or benchmark.samples
-    examples, missing, videos = [], {}, set()
+    examples: list[Example] = []
+    missing: dict[Path, str] = {}
+    videos = set()
     for unit in choose(units, samples, seed):
         found = folder.video(unit.videos, benchmark.videos)
         video = found or root / benchmark.videos[0] / unit.videos[0]
@@ -78,15 +83,15 @@ def read_benchmark(name: str, root: Path, samples: int | None = None, seed: int 
     if len(missing) == len(videos):
         raise V2LError(
             f"none of the {len(videos)} videos that {name} asks about is in {printable(root)}; the first was looked "
-            f"for as {printable(next(iter(missing)))}, docs/benchmarks.md says where they go"
+            f"for as {printable(next(iter(missing)))}, docs/benchmarks.md describes the folders"
         )
     record = {"benchmark": name, "samples": samples, "seed": seed, "annotations": folder.digests}
     return Chosen(examples, record, len(videos), missing, unanswerable)
 
 
 def choose(units: Sequence[Unit], samples: int, seed: int) -> list[Unit]:
-    """So many of the units, or all where there are fewer, sorted by key. Those with the lowest sha256 of seed and key
-    are taken: the same on every machine, and a smaller choice is part of a larger one."""
+    """Select `samples` units, or all if there are fewer, sorted by key. Those with the lowest sha256 of seed and key
+    are selected: the same ones on every machine, and a smaller selection is part of a larger one."""
 
     def rank(unit: Unit) -> str:
         return hashlib.sha256(f"{seed}:{unit.key}".encode("utf-8", "surrogatepass")).hexdigest()
@@ -95,7 +100,7 @@ def choose(units: Sequence[Unit], samples: int, seed: int) -> list[Unit]:
 
 
 def _answerable(name: str, units: Iterator[Unit]) -> tuple[list[Unit], int]:
-    """The units with those of their questions that have a reference, and the number of the others."""
+    """Return the units without the questions that have no reference, and the number of those questions."""
     kept: dict[str, Unit] = {}
     unanswerable = 0
     for unit in units:

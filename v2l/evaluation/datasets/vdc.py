@@ -1,11 +1,11 @@
 """VDC, AuroraCap's Video Detailed Captions in five styles (huggingface.co/datasets/wchai/Video-Detailed-Caption).
 
-`VDC_1k.jsonl`, a row a video: {video_id, video_name, short_caption, detailed_caption, camera_caption,
-background_caption, main_object_caption, ...}; the fields are those that public readers of the file use. The videos come
-as three archives whose inner folders differ between reports, so several are tried.
+`VDC_1k.jsonl` has one row per video: {video_id, video_name, short_caption, detailed_caption, camera_caption,
+background_caption, main_object_caption, ...}; public readers use these fields. The videos are in three archives whose
+inner folders differ between reports, so several are tried.
 
-500 videos are chosen and asked in all five styles, 500 questions a style; whether the paper took the same videos for
-each style is not known.
+500 videos are selected and asked in all five styles, 500 questions per style. It is not known whether the paper used
+the same videos for each style.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ PROMPTS = {
 
 
 def read(folder: Folder) -> Iterator[Unit]:
-    """One unit a video, five questions each."""
+    """Yield one unit per video with five questions."""
     for row in folder.lines("VDC_1k.jsonl"):
         key = row.id("video_id")
         questions = [

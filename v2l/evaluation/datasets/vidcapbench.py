@@ -1,11 +1,11 @@
 """VidCapBench's questions (huggingface.co/datasets/VidCapBench/VidCapBench).
 
-`VidCapBench-AE_QA.jsonl`, a row a video: {video_dir, QA_pairs: [{question, answer, sub_category, primary_category}]},
-as seen in a public copy. `video_dir` there is a path on somebody's machine; only its last part counts, looked for in
-`videos`. The other part of the benchmark, -HE, is for human judges and not read: the paper's 15.23 questions a video
-agree with -AE alone.
+`VidCapBench-AE_QA.jsonl` has one row per video: {video_dir, QA_pairs: [{question, answer, sub_category,
+primary_category}]}, verified with a public copy. `video_dir` is a path on the authors' machine; only its last part is
+used, and searched in `videos`. The other part of the benchmark, -HE, is for human judges and is not read: the paper's
+15.23 questions per video match -AE alone.
 
-100 videos are chosen and asked all their questions (1,523 in the paper).
+100 videos are selected with all their questions (1,523 in the paper).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ VIDEOS = ("videos", "")
 
 
 def read(folder: Folder) -> Iterator[Unit]:
-    """One unit a video, all its questions."""
+    """Yield one unit per video with all its questions."""
     for row in folder.lines("VidCapBench-AE_QA.jsonl"):
         name = PurePosixPath(row.id("video_dir")).name
         video = Row({"video_dir": name}, row.where).video("video_dir")

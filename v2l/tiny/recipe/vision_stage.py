@@ -26,6 +26,7 @@ from v2l.tiny.recipe.model import IMAGE_SIZE, new_model
 from v2l.tiny.world.draw import draw
 from v2l.tiny.world.scene import COLOURS, KINDS, PLACES, WORDS, Scene, place_name, sample_story
 from v2l.training.common import (
+    Stateful,
     Steps,
     append_metrics,
     load_state,
@@ -174,7 +175,7 @@ def train(stage: VisionStage, output: Path, start: Path | None = None) -> Iterat
         reader.load_state_dict(kept, strict=False)
     optimizer = torch.optim.AdamW(reader.parameters(), lr=stage.learning_rate, weight_decay=stage.weight_decay)
     schedule = warm_cosine(optimizer, stage.steps, stage.warmup)
-    parts = {"reader": reader, "optimizer": optimizer, "schedule": schedule}
+    parts: dict[str, Stateful] = {"reader": reader, "optimizer": optimizer, "schedule": schedule}
     first = restore(parts, output / "vision.pt")
     batches = cast(
         Iterator[tuple[torch.Tensor, dict[str, torch.Tensor]]], prefetch(FrameBatches(stage), first, stage.workers)

@@ -1,4 +1,4 @@
-"""The paper's benchmarks in hand-made folders of their published form: what is read, chosen, missing or refused."""
+"""The paper's benchmarks, in small folders of the published layout: reading, selection, missing files and errors."""
 
 import io
 import json
@@ -105,7 +105,7 @@ FOLDERS = {
         "videos/T_20.mp4": "",
     },
 }
-"""Every benchmark's files by their names; the videos are empty, which is enough to be found."""
+"""The files of every benchmark by name. The videos are empty, because only their names are needed."""
 
 READ = {
     "activitynet-captions": [
@@ -136,7 +136,7 @@ def write(root, files):
 
 @pytest.fixture
 def run_eval(capsys, monkeypatch):
-    """`v2l eval` in this process, which is left as it was: exit code, standard output and standard error."""
+    """Run `v2l eval` in this process, restoring its state: returns exit code, standard output and standard error."""
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO()))
     monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
     handler = signal.getsignal(signal.SIGTERM)
@@ -153,7 +153,7 @@ def run_eval(capsys, monkeypatch):
 # Reading -----------------------------------------------------------------------------------------------------------
 
 
-def test_the_command_line_names_what_the_registry_has():
+def test_the_command_line_has_the_names_of_the_registry():
     assert tuple(BENCHMARKS) == names.NAMES
 
 
@@ -202,7 +202,7 @@ def captions(*names):
 NAMES = [f"v_{number:03}" for number in range(40)]
 
 
-def test_the_choice_is_the_seeds_and_not_the_folders(tmp_path):
+def test_the_selection_depends_on_the_seed_and_not_on_the_folder(tmp_path):
     full = write(tmp_path / "full", {"val_1.json": captions(*NAMES), **{f"videos/{name}.mp4": "" for name in NAMES}})
     half = write(tmp_path / "half", {"val_1.json": captions(*reversed(NAMES)), "videos/v_001.mp4": ""})
 
@@ -219,7 +219,7 @@ def test_the_choice_is_the_seeds_and_not_the_folders(tmp_path):
     assert ids(half, 10) == chosen
 
 
-def test_the_choice_is_the_same_on_every_machine_and_in_every_version():
+def test_the_selection_is_pinned():
     units = [Unit(name, (name,), (BenchmarkQuestion(name, "k", "p", "t"),)) for name in NAMES]
     assert [unit.key for unit in choose(units, 4, 0)] == ["v_013", "v_021", "v_030", "v_037"]
 
@@ -233,7 +233,7 @@ def test_vidcapbench_counts_videos(tmp_path):
     assert chosen.record["samples"] == 100
 
 
-def test_the_record_tells_which_annotations_and_which_choice(tmp_path):
+def test_the_record_identifies_annotations_and_selection(tmp_path):
     root = write(tmp_path, FOLDERS["nextqa"])
     record = read_benchmark("nextqa", root, 1, 3).record
     assert (record["benchmark"], record["samples"], record["seed"]) == ("nextqa", 1, 3)
@@ -269,7 +269,7 @@ def refused(name, root, files=None):
 
 
 def test_a_wrong_root_is_one_line(tmp_path):
-    with pytest.raises(V2LError, match="is no folder; --root names"):
+    with pytest.raises(V2LError, match="is not a folder; --root names"):
         read_benchmark("vdc", tmp_path / "nowhere")
     for name in BENCHMARKS:
         assert f"{tmp_path} holds no " in refused(name, tmp_path)
@@ -282,9 +282,9 @@ def test_annotations_without_any_video_are_one_line(tmp_path):
     assert f"looked for as {tmp_path / 'videos' / 'v_000'}" in message
 
 
-def test_parquet_alone_is_told_with_the_command_that_converts_it(tmp_path):
+def test_parquet_alone_is_an_error_with_the_command_that_converts_it(tmp_path):
     message = refused("plm-sgqa", tmp_path, {"sgqa/plm_sgqa_test.parquet": "PAR1"})
-    assert "plm_sgqa_test.jsonl is there as parquet only" in message
+    assert "plm_sgqa_test.jsonl exists as parquet only" in message
     assert "pandas.read_parquet('sgqa/plm_sgqa_test.parquet').to_json('sgqa/plm_sgqa_test.jsonl'" in message
 
 
@@ -296,14 +296,14 @@ def test_no_annotation_leads_out_of_the_folder(tmp_path, video):
     assert "names the video" in message or "has no video" in message
 
 
-def test_neither_does_a_map_or_a_path_of_another_machine(tmp_path):
+def test_no_map_or_path_of_another_machine_leads_out_of_the_folder(tmp_path):
     files = {"test.csv": NEXTQA + "42,1,1,1,q,a,0,DO\n", "map_vid_vidorID.json": '{"42": "../42"}'}
     assert "names the video ../42" in refused("nextqa", tmp_path, files)
     row = {"video_dir": "/x/..", "QA_pairs": []}
     assert "names the video .." in refused("vidcapbench", tmp_path, {"VidCapBench-AE_QA.jsonl": jsonl(row)})
 
 
-def test_a_name_that_no_file_can_have_is_missing(tmp_path):
+def test_an_impossible_file_name_is_missing(tmp_path):
     root = write(tmp_path, {"val_1.json": captions("v_a", "v" * 5000), "v_a.mp4": ""})
     assert list(read_benchmark("activitynet-captions", root).missing.values()) == ["v" * 5000]
 
@@ -311,8 +311,8 @@ def test_a_name_that_no_file_can_have_is_missing(tmp_path):
 @pytest.mark.parametrize(
     ("name", "files", "message"),
     [
-        ("activitynet-captions", {"val_1.json": "{"}, "val_1.json is no JSON: "),
-        ("activitynet-captions", {"val_1.json": "[" * 100_000}, "val_1.json is no JSON: "),
+        ("activitynet-captions", {"val_1.json": "{"}, "val_1.json is not JSON: "),
+        ("activitynet-captions", {"val_1.json": "[" * 100_000}, "val_1.json is not JSON: "),
         ("activitynet-captions", {"val_1.json": "[]"}, "is not one JSON object"),
         ("activitynet-captions", {"val_1.json": '{"v_a": 3}'}, "val_1.json, v_a, is not an object"),
         ("activitynet-captions", {"val_1.json": '{"v_a": {}}'}, "v_a, has no list of texts sentences"),
@@ -330,7 +330,7 @@ def test_a_name_that_no_file_can_have_is_missing(tmp_path):
             "entry 1, asks x, which test_a.json does not answer",
         ),
         ("plm-rcap", {"rcap/plm_rcap_test.jsonl": '\n{"uid": true}\n'}, "line 2, has no uid"),
-        ("plm-rcap", {"rcap/plm_rcap_test.jsonl": "{\n"}, "line 1, is no JSON"),
+        ("plm-rcap", {"rcap/plm_rcap_test.jsonl": "{\n"}, "line 1, is not JSON"),
         (
             "plm-rcap",
             {"rcap/plm_rcap_test.jsonl": jsonl({"uid": 1, "start_frame": 5, "end_frame": 4})},
@@ -356,7 +356,7 @@ def test_a_name_that_no_file_can_have_is_missing(tmp_path):
         ("carebench", {"json/metadata.json": json.dumps([{"video": "a"}])}, "has no list of texts caption"),
         ("nextqa", {"test.csv": "video,question\n1,q\n"}, "test.csv, line 2, has no qid"),
         ("nextqa", {"test.csv": "video,question,a0,answer,qid\n1,q,x,0,0\n"}, "is the multiple-choice file"),
-        ("nextqa", {"test.csv": NEXTQA + "1,1,1,1," + "x" * 200_000 + ",a,0,D\n"}, "is no CSV"),
+        ("nextqa", {"test.csv": NEXTQA + "1,1,1,1," + "x" * 200_000 + ",a,0,D\n"}, "is not CSV"),
         ("nextqa", {"test.csv": NEXTQA, "map_vid_vidorID.json": "[]"}, "map_vid_vidorID.json is not one JSON object"),
     ],
 )
@@ -364,7 +364,7 @@ def test_annotations_that_are_not_as_published_are_one_line(tmp_path, name, file
     assert message in refused(name, tmp_path, files)
 
 
-def test_bytes_that_are_no_text_are_one_line(tmp_path):
+def test_bytes_that_are_not_text_are_one_line(tmp_path):
     (tmp_path / "VDC_1k.jsonl").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(V2LError, match=r"VDC_1k\.jsonl is not UTF-8 text"):
         read_benchmark("vdc", tmp_path)
@@ -395,14 +395,14 @@ def test_a_benchmark_can_be_written_as_a_manifest(tmp_path, capsys):
         (["m.jsonl", "--set", "seed=0"], "samples and seed choose from a --benchmark"),
     ],
 )
-def test_a_manifest_or_a_benchmark(run_eval, words, message):
+def test_either_a_manifest_or_a_benchmark_is_given(run_eval, words, message):
     code, out, err = run_eval(*words)
     assert (code, out) == (2, "")
     assert message in err
 
 
-def test_eval_of_a_half_downloaded_benchmark(run_eval, tmp_path, monkeypatch, videos, model_folder):
-    """What is there is answered, what is missing is told once and counts as failed; it goes on when it has come."""
+def test_eval_of_an_incomplete_benchmark(run_eval, tmp_path, monkeypatch, videos, model_folder):
+    """Existing videos are answered; missing ones are reported once, count as failed, and are answered later."""
     monkeypatch.chdir(tmp_path)
     root = write(tmp_path / "anet", {"val_1.json": captions("v_a", "v_b", "v_c"), "videos/.keep": ""})
     words = ["--benchmark", "activitynet-captions", "--root", root, "--model", model_folder, "--max-new-tokens", 4]

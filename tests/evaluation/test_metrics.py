@@ -1,4 +1,4 @@
-"""Scores on cases worked by hand, and intervals that mean what they say."""
+"""Scores of examples computed by hand, and coverage of the intervals."""
 
 import numpy as np
 import pytest
