@@ -76,5 +76,5 @@ def _read(hint: Any, value: Any, where: str) -> Any:
     if hint is int and not 0 <= value <= MAX_INT:
         raise ValueError(f"{where} must be a whole number from 0 to {MAX_INT}")
     if hint is float and not 0 <= value < math.inf:
-        raise ValueError(f"{where} must be a finite, non-negative number")
+        raise ValueError(f"{where} must be a finite number, at least 0")
     return value
