@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -165,7 +165,7 @@ def train(stage: VisionStage, output: Path, start: Path | None = None) -> Iterat
         reader.load_state_dict(kept, strict=False)
     optimizer = torch.optim.AdamW(reader.parameters(), lr=stage.learning_rate, weight_decay=stage.weight_decay)
     schedule = warm_cosine(optimizer, stage.steps, stage.warmup)
-    parts = {"reader": reader, "optimizer": optimizer, "schedule": schedule}
+    parts: dict[str, Any] = {"reader": reader, "optimizer": optimizer, "schedule": schedule}
     first = restore(parts, output / "vision.pt")
     batches = cast(
         Iterator[tuple[torch.Tensor, dict[str, torch.Tensor]]], prepared(FrameBatches(stage), first, stage.workers)
