@@ -1,13 +1,13 @@
-"""v2l: a video becomes a small LoRA adapter, and a frozen vision-language model answers from it without a visual token.
+"""v2l encodes a video into a LoRA adapter, from which a frozen vision-language model answers without visual tokens.
 
-The names below are loaded when they are first used, so that `import v2l` costs nothing.
+The public names are imported on first use, so that `import v2l` loads neither torch nor transformers.
 """
 
 from importlib import import_module
 
 __version__ = "0.1.0"
 
-_HOME = {
+_MODULES = {
     "Adapter": "adapters.adapter",
     "V2LError": "errors",
     "V2LWarning": "errors",
@@ -28,10 +28,10 @@ _HOME = {
 
 
 def __getattr__(name: str) -> object:
-    if name not in _HOME:
+    if name not in _MODULES:
         raise AttributeError(f"module 'v2l' has no attribute {name!r}")
-    return getattr(import_module(f"v2l.{_HOME[name]}"), name)
+    return getattr(import_module(f"v2l.{_MODULES[name]}"), name)
 
 
 def __dir__() -> list[str]:
-    return [*_HOME, "__version__"]
+    return [*_MODULES, "__version__"]

@@ -1,4 +1,4 @@
-"""What v2l raises and warns with on purpose."""
+"""The exceptions and the warning that v2l raises."""
 
 import sys
 from collections.abc import Iterator
@@ -6,28 +6,30 @@ from contextlib import contextmanager
 
 
 class V2LError(Exception):
-    """What is wrong, with which file or value, and what to do about it: one sentence, printed as one line."""
+    """An error with a message for the user: the problem, the file or value, and the fix, in one printable line."""
 
 
 class ModelError(V2LError):
-    """The model or its hypernetwork cannot be had, so nothing that is left to do can be done."""
+    """The model or its hypernetwork is not available, so none of the remaining work can be done."""
 
 
 class StdoutClosed(Exception):
-    """Nobody reads standard output any more: not an error of anyone's."""
+    """The reader of standard output has closed it. Ends the command quietly."""
 
 
 class V2LWarning(UserWarning):
-    """Something that works but may surprise: one sentence, printed as one line."""
+    """A result that is valid but may surprise the user, in one printable line."""
 
 
 class UsageError(V2LError):
-    """The command cannot mean what it says: exit code 2, nothing was begun."""
+    """The command line is contradictory or incomplete. Nothing was started; exit code 2."""
 
 
 def reason(error: Exception) -> str:
-    """The class and the first line of an error that v2l did not foresee; for want of memory, words instead of nothing.
-    Text of others: escape it before it is printed."""
+    """Describe an unexpected error by its class and the first line of its message.
+
+    The text may contain foreign characters: escape it before printing. Running out of memory is described with a fix.
+    """
     if isinstance(error, MemoryError):
         return "out of memory; close other programs, or raise the limit (ulimit -v)"
     first_line = (str(error).splitlines() or [""])[0]
@@ -36,7 +38,7 @@ def reason(error: Exception) -> str:
 
 @contextmanager
 def errors_in_one_line() -> Iterator[None]:
-    """For modules that are run by hand: a V2LError ends the process with its line and code 1, without a traceback."""
+    """Exit with code 1 and a one-line message on a V2LError. For modules that are run with `python -m`."""
     try:
         yield
     except V2LError as error:

@@ -1,4 +1,4 @@
-"""The adapter file: what it holds to the byte, and everything it refuses."""
+"""The adapter file: its content, byte for byte, and the files that are refused."""
 
 import dataclasses
 import json
@@ -55,7 +55,7 @@ def saved(tmp_path) -> Path:
 
 
 def rewritten(path: Path, change) -> Path:
-    """The file again after `change(tensors, metadata)`, sealed anew, so that only the change itself can be refused."""
+    """Rewrite the file after `change(tensors, metadata)` with a valid sha256: only the change can be refused."""
     tensors = load_file(path)
     length = struct.unpack("<Q", path.read_bytes()[:8])[0]
     metadata = json.loads(json.loads(path.read_bytes()[8 : 8 + length])["__metadata__"]["v2l"])
@@ -86,7 +86,7 @@ def test_round_trip(saved):
 
 
 def test_the_bytes_of_version_1(saved):
-    """Tensor names and order as PEFT has them, B transposed, one metadata key."""
+    """PEFT's tensor names and order, B transposed, one metadata key."""
     data = saved.read_bytes()
     length = struct.unpack("<Q", data[:8])[0]
     header = json.loads(data[8 : 8 + length])

@@ -1,7 +1,7 @@
-"""The adapter format, version 1, to the byte: every file that was ever committed here stays readable for ever.
+"""The adapter format, version 1, byte for byte: every file that was ever committed here stays readable.
 
-`python tests/adapters/test_golden.py` writes the files anew; a difference in git means that the format has changed, and then the
-version must, too.
+`python tests/adapters/test_golden.py` writes the files anew. A difference in git means that the format has changed, and
+then the version must change, too.
 """
 
 import json
@@ -41,7 +41,7 @@ def description(segments: tuple[Segment, ...], blocks: tuple[Block, ...], bias_r
 
 
 def factors(rank: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-    """Two layers; every value is exact in bfloat16 too."""
+    """Two layers whose values are all exact in bfloat16."""
     a = torch.arange(2 * rank * 6).view(2, rank, 6) / 8 - 3
     b = torch.arange(2 * rank * 4).view(2, rank, 4) / -16 + 1
     return a.to(dtype), b.to(dtype)
@@ -75,7 +75,7 @@ def test_every_golden_file_is_readable(path, tmp_path):
 
 
 def test_the_layout_is_what_the_documents_say():
-    """Read without v2l and without safetensors."""
+    """Read the file without v2l and safetensors."""
     data = golden("v1-whole-bfloat16").read_bytes()
     length = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + length])

@@ -1,4 +1,4 @@
-"""Adapters made to do harm, under a right seal: each is one line, and the sound ones named beside it are handled."""
+"""Hostile adapters with a valid sha256: each is reported in one line, and the command handles the others."""
 
 import dataclasses
 import json
@@ -14,7 +14,7 @@ from v2l.cli.app import app
 from v2l.io.safetensors_file import write_tensors
 
 HUGE = 3e38
-"""Close to the largest float32: finite, but what is computed with it is not."""
+"""Close to the largest float32: finite, but results computed from it are not."""
 GOOD, BAD = f"good{SUFFIX}", f"bad{SUFFIX}"
 
 
@@ -41,7 +41,7 @@ def v2l_command(tmp_path, adapters, model_folder, monkeypatch):
 
 
 def records(lines):
-    """JSON as the standard has it, not as Python reads it."""
+    """Parse strict JSON, without the extensions of Python's parser."""
 
     def refuse(word):
         raise AssertionError(f"{word} is not JSON")
@@ -78,7 +78,7 @@ def test_an_adapter_that_drives_the_model_beyond_numbers_is_an_error_and_no_empt
 
 @pytest.mark.parametrize("strength", [1e22, 1e38, -1e38])
 def test_a_strength_that_the_model_cannot_bear_is_the_same_error(adapters, vlm, strength):
-    """Whether its states become infinite, or only their squares do."""
+    """Both cases: the hidden states become infinite, or only their squares do."""
     with pytest.raises(v2l.V2LError, match="--strength"):
         list(v2l.stream(adapters[0], "what?", vlm, strength=strength))
     assert "not finite" in verify(dataclasses.replace(adapters[0], b=adapters[0].b * strength), vlm).trouble

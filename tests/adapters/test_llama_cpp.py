@@ -1,4 +1,4 @@
-"""The exported GGUF in llama.cpp itself: the embedded model's language half, an adapter beside it, v2l's answer.
+"""The exported GGUF in llama.cpp gives v2l's answers, with the language part of the embedded model as base.
 
 Slow, because llama-cpp-python is compiled where it is installed (ten minutes on two cores):
 
@@ -50,7 +50,7 @@ def tiny() -> FrozenVLM:
 
 
 def write_base(vlm: FrozenVLM, path: Path) -> Path:
-    """The language model as llama.cpp's own converter would write it, in float32: rotary halves interleaved, the
+    """Write the language model as llama.cpp's converter does, in float32: rotary halves interleaved, the
     embeddings also the head. The tokens are there by name; texts are tokenized by v2l."""
     text, config = vlm.text_model, vlm.text_model.config
     writer = GGUFWriter(path, "llama")

@@ -1,4 +1,4 @@
-"""Composition checked as algebra: what the composed adapter does to a layer, not only its shapes."""
+"""Composition as algebra: the change of a layer under the composed adapter, not only its shapes."""
 
 import dataclasses
 

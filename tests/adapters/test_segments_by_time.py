@@ -1,4 +1,4 @@
-"""The time that a question names, and which segments of a composed adapter answer it."""
+"""The time that a question names, and the segments of a composed adapter that answer it."""
 
 import json
 
@@ -7,7 +7,7 @@ import torch
 from terminal import run
 
 import v2l
-from v2l.adapters.segments import asked_time, segments_alone, segments_asked, select_segments
+from v2l.adapters.segments import keep_segments, segments_for, select_segments, time_in_question
 from v2l.evaluation.ablation import ablated
 from v2l.evaluation.conditions import ADAPTER, IN_CONTEXT, Ablation, RankAblation, Selection, ablations
 from v2l.evaluation.evaluate import Evaluation, Setting
@@ -18,7 +18,7 @@ from v2l.io.manifest import Example
 
 LATE = "what is there at 00:05?"
 LOUD = 15.0
-"""A strength at which random segments say different things."""
+"""A strength at which random segments give different answers."""
 
 
 @pytest.mark.parametrize(
@@ -50,12 +50,12 @@ LOUD = 15.0
     ],
 )
 def test_the_second_that_a_question_asks_about(question, second):
-    assert asked_time(question) == second
+    assert time_in_question(question) == second
 
 
 @pytest.fixture(scope="module")
 def segments(videos, vlm, hypernetwork):
-    """Of a clip of eight seconds: to 2.5, to 5.5, and the rest."""
+    """Three segments of a clip of eight seconds: up to 2.5, up to 5.5, and the rest."""
     borders = (0.0, 2.5, 5.5, 8.0)
     return [v2l.encode(videos[2], vlm, hypernetwork, start=borders[n], end=borders[n + 1]) for n in range(3)]
 
@@ -67,15 +67,15 @@ def same(one, other):
 def test_segments_come_out_as_they_went_in(segments):
     composed = v2l.compose(segments)
     for number, segment in enumerate(segments):
-        assert same(segments_alone(composed, [number]), segment)
-    assert same(segments_alone(composed, [2, 0]), v2l.compose([segments[0], segments[2]]))
+        assert same(keep_segments(composed, [number]), segment)
+    assert same(keep_segments(composed, [2, 0]), v2l.compose([segments[0], segments[2]]))
 
 
 def test_segments_that_were_reduced_together_stay_together(segments):
     pair = v2l.compose(segments[:2], rank=3)
     composed = v2l.compose([pair, segments[2]])
-    assert same(segments_alone(composed, [1]), pair)
-    assert same(segments_alone(composed, [2]), segments[2])
+    assert same(keep_segments(composed, [1]), pair)
+    assert same(keep_segments(composed, [2]), segments[2])
 
 
 def test_a_time_is_answered_by_the_segments_that_show_it(segments):
@@ -83,7 +83,7 @@ def test_a_time_is_answered_by_the_segments_that_show_it(segments):
     assert same(select_segments(composed, "what is there at 00:01?"), segments[0])
     assert same(select_segments(composed, "what is there at 00:07?"), segments[2])
     assert same(select_segments(composed, LATE), v2l.compose(segments[1:]))  # second 5 is cut at its half
-    assert segments_asked(composed, LATE) == (1, 2)
+    assert segments_for(composed, LATE) == (1, 2)
     for question in ("what is there at 00:08?", "what is there?", "what comes after 00:05?"):
         assert select_segments(composed, question) is composed
     assert select_segments(segments[0], "what is there at 00:07?") is segments[0]  # there is nothing to choose from
@@ -121,7 +121,7 @@ def test_the_command_asks_them_and_all_on_request(segments, model_folder, vlm, t
 
 @pytest.fixture(scope="module")
 def loud(model_folder):
-    """A random hypernetwork whose adapters say different things."""
+    """A random hypernetwork whose adapters give different answers."""
     hypernetwork = v2l.load_hypernetwork(model_folder)
     with torch.no_grad():
         hypernetwork.head.weight.mul_(LOUD)
@@ -170,7 +170,7 @@ def test_an_evaluation_asks_both_ways(videos, vlm, loud, tmp_path):
 
 
 def reading_of(hypernetwork, vlm, **span):
-    return fill_reading(v2l.Reading(**span), hypernetwork.origin.trained_with, vlm.geometry)
+    return fill_reading(v2l.Reading(**span), hypernetwork.provenance.trained_with, vlm.geometry)
 
 
 def test_the_command_evaluates_composed_adapters_in_both_ways(videos, model_folder, tmp_path):

@@ -25,7 +25,7 @@ QUICK = {"repeats": 2, "new_tokens": 3}
 
 @pytest.fixture(scope="module")
 def subject(vlm, hypernetwork, videos, tmp_path_factory):
-    reading = fill_reading(Reading(frames=8), hypernetwork.origin.trained_with, vlm.geometry)
+    reading = fill_reading(Reading(frames=8), hypernetwork.provenance.trained_with, vlm.geometry)
     folder = tmp_path_factory.mktemp("kept")
     made = Subject(videos[2], reading, vlm, hypernetwork, folder, new_tokens=4).encoded()
     # Scale the adapter until the greedy answers of random weights change.
@@ -134,7 +134,7 @@ def test_a_journal_is_resumed_and_belongs_to_its_machine(vlm, hypernetwork, tmp_
     with pytest.raises(v2l.V2LError, match="made with another model, machine or setting"):
         results_of(vlm, hypernetwork, tmp_path, path, frames=(4,), new_tokens=5)
     (tmp_path / "poem.jsonl").write_text("no bench\n")
-    with pytest.raises(v2l.V2LError, match="no bench to go on from"):
+    with pytest.raises(v2l.V2LError, match="not a resumable bench"):
         results_of(vlm, hypernetwork, tmp_path, tmp_path / "poem.jsonl", frames=(4,))
     assert (tmp_path / "poem.jsonl").read_text() == "no bench\n"
 

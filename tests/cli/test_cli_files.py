@@ -198,8 +198,8 @@ def test_import_writes_a_published_checkpoint_as_a_file_of_ones_own(tmp_path, no
         "v2l": 1,
         "command": "import",
         "hypernetwork": "mine.safetensors",
-        "base_model": mine.origin.base_model,
-        "sha256": v2l.load_hypernetwork(checkpoint).origin.sha256,
+        "base_model": mine.provenance.base_model,
+        "sha256": v2l.load_hypernetwork(checkpoint).provenance.sha256,
     }
     assert stat.S_IMODE((tmp_path / "mine.safetensors").stat().st_mode) & 0o077  # others may read it, as umask says
     again = run(*words, cwd=tmp_path)

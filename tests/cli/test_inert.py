@@ -140,9 +140,9 @@ def test_files_in_and_files_out(terminal, saved, tmp_path, evil, adapters, model
 
 def test_hypernetworks_and_checkpoints(terminal, tmp_path, model_folder):
     hypernetwork = small.small_hypernetwork(model_folder)
-    origin = hypernetwork.origin
-    trained = dataclasses.replace(origin.trained_with, prompt=EVIL)
-    named = with_provenance(hypernetwork, EVIL, EVIL, origin.base_fingerprint, trained)
+    provenance = hypernetwork.provenance
+    trained = dataclasses.replace(provenance.trained_with, prompt=EVIL)
+    named = with_provenance(hypernetwork, EVIL, EVIL, provenance.base_fingerprint, trained)
     save_hypernetwork(named, tmp_path / f"{EVIL}.safetensors")
     check(terminal("info", f"{EVIL}.safetensors"), named=4)
     (tmp_path / f"{EVIL}.pt").write_bytes(b"PK\3\4" + b"\0" * 50)

@@ -95,7 +95,7 @@ def test_another_settings_results_are_not_mixed_in(finished, examples, vlm, hype
     with pytest.raises(v2l.V2LError, match="another model, hypernetwork or setting"):
         Evaluation(examples, vlm, hypernetwork, dataclasses.replace(SETTING, max_new_tokens=7), output)
     (tmp_path / "x.jsonl").write_text("no json\n")
-    with pytest.raises(v2l.V2LError, match="no evaluation to go on from"):
+    with pytest.raises(v2l.V2LError, match="not a resumable evaluation"):
         Evaluation(examples, vlm, hypernetwork, SETTING, tmp_path / "x.jsonl")
 
 
@@ -179,7 +179,7 @@ def test_a_changed_manifest_is_answered_anew(finished, examples, vlm, hypernetwo
 def test_a_file_that_is_no_evaluation_stays_as_it_is(examples, vlm, hypernetwork, tmp_path, content):
     path = tmp_path / "notes.txt"
     path.write_bytes(content)
-    with pytest.raises(v2l.V2LError, match="no evaluation to go on from"):
+    with pytest.raises(v2l.V2LError, match="not a resumable evaluation"):
         Evaluation(examples, vlm, hypernetwork, SETTING, path)
     assert path.read_bytes() == content
 

@@ -263,7 +263,7 @@ def test_a_server_that_is_missing_or_refuses_is_an_error_at_once(stand_in, judge
 def test_a_file_without_judgements_stays_as_it_is(judge, tmp_path, content):
     path = tmp_path / "answers.judge.jsonl"
     path.write_text(content)
-    with pytest.raises(V2LError, match="is no file of judgements to go on from"):
+    with pytest.raises(V2LError, match="is not a resumable file of judgements"):
         judge()
     assert path.read_text() == content
 

@@ -1,5 +1,8 @@
-"""A disk that fails at a chosen step: every system call of Python's that writes below a folder is counted, and one of
-them, or all from it on, fails as on a full or a broken disk. Native libraries meet a real limit in `room`."""
+"""Simulated disk failures.
+
+`Disk` counts every system call by which Python writes below a folder, and fails one of them, or all from it on, like a
+full or broken disk. `room` sets the kernel's limit of file sizes, which also applies to native libraries.
+"""
 
 from __future__ import annotations
 
@@ -19,13 +22,13 @@ import pytest
 
 BY_NAME = ("mkdir", "rename", "replace", "chmod", "fchmod", "unlink", "rmdir", "truncate", "link", "symlink")
 CLEARING = ("unlink", "rmdir")
-"""What a full disk still does; only a broken one fails at it."""
+"""Calls that fail only on a broken disk, not on a full one."""
 
 
 class Disk:
-    """steps: the calls so far, by name
+    """A disk that fails at a chosen call. steps: names of the calls so far
 
-    failing: number of the call that fails, from 1; with what error; for_good: and all after it
+    failing: number of the call that fails, from 1, 0 for none; error: its errno; for_good: all later calls fail too
     """
 
     def __init__(self, root: Path, failing: int = 0, error: int = errno.ENOSPC, for_good: bool = False):
@@ -33,7 +36,7 @@ class Disk:
         self.steps: list[str] = []
 
     def step(self, name: str, *places: object) -> None:
-        """Raises the error where it is this one's turn."""
+        """Count a call, and raise the error if it is to fail."""
         if not any(self._is_below(place) for place in places):
             return
         broken = self.for_good and len(self.steps) >= self.failing
@@ -49,7 +52,7 @@ class Disk:
 
     @contextlib.contextmanager
     def mounted(self) -> Iterator[Disk]:
-        """The calls of this process go through it."""
+        """Route the calls of this process through the disk during the block."""
         with pytest.MonkeyPatch.context() as patch:
             for name in BY_NAME:
                 patch.setattr(os, name, self._by_name(name, getattr(os, name)))
@@ -71,7 +74,7 @@ class Disk:
 
     def _os_open(self, real: Callable) -> Callable:
         def call(path: Any, flags: int, *rest: Any, **named: Any) -> int:
-            if sys._getframe(1).f_code.co_filename != shutil.__file__:  # rmtree looks before it clears
+            if sys._getframe(1).f_code.co_filename != shutil.__file__:  # rmtree opens folders to list them
                 self.step("open", path)
             return real(path, flags, *rest, **named)
 
@@ -93,14 +96,14 @@ class Disk:
 
 
 class Faulty(io.FileIO):
-    """A file on a `Disk`: a write that meets a full one puts half of it down before it fails."""
+    """A file on a `Disk`. On a full disk, a write stores half of its data before it fails."""
 
     def __init__(self, disk: Disk, file: str | int, mode: str):
         super().__init__(file, mode)
         self.disk, self.full = disk, False
 
     def write(self, data: Any) -> int:
-        """As the system's."""
+        """Write like FileIO, or fail."""
         if self.full:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         try:
@@ -113,7 +116,7 @@ class Faulty(io.FileIO):
         return super().write(data)
 
     def close(self) -> None:
-        """As the system's: closed in any case."""
+        """Close like FileIO, even if the call fails."""
         if self.closed:
             return
         place = os.readlink(f"/proc/self/fd/{self.fileno()}")
@@ -123,7 +126,7 @@ class Faulty(io.FileIO):
 
 @contextlib.contextmanager
 def room(size: int) -> Iterator[None]:
-    """No file can grow beyond so many bytes: the kernel's own limit, for native libraries too."""
+    """Limit the size of all files to `size` bytes during the block, by the kernel."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:

@@ -1,4 +1,4 @@
-"""A hub on this machine: the endpoints of the Hugging Face hub that huggingface_hub's client asks for a download."""
+"""A local server with the endpoints of the Hugging Face hub that huggingface_hub uses for downloads."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 LISTING = "/"
-"""In the place of a file's name, for what is said of a repository."""
+"""Key in `Hub.lies` for listings of repositories, instead of a file name."""
 
 
 @dataclass
 class Repo:
-    """files: by name; revisions: branch, tag or commit to commit; weights stand in LFS, as on the hub."""
+    """A repository. files: contents by name; weights are served from LFS, as on the hub."""
 
     files: dict[str, bytes]
     commit: str = "a" * 40
@@ -49,13 +49,13 @@ def in_lfs(name: str) -> bool:
 
 @dataclass
 class Hub:
-    """repos: by name; requests: method, path and range of all so far
+    """The server. repos: by name; requests: method, path and range of all requests so far
 
-    served: in a file's place, by name, other bytes than its hashes say; cut: names whose next download breaks off in
-    the middle
-    token: what a request needs to get anything; cdn: LFS files are served by another host, where no token may arrive
-    lies: by a file's name, or LISTING for listings of repositories, what answers in the hub's place
-    leaving: set when the hub shuts down, for answers that wait
+    served: contents by file name that differ from the stated hashes
+    cut: file names whose next download is interrupted in the middle
+    token: required of every request; cdn: serve LFS files from another host, which refuses tokens
+    lies: handlers by file name, or LISTING for listings, that answer instead of the hub
+    leaving: set when the server shuts down, for handlers that wait
     """
 
     repos: dict[str, Repo]
@@ -76,7 +76,7 @@ class Hub:
             protocol_version = "HTTP/1.1"
 
             def do_GET(self) -> None:
-                with suppress(ConnectionError):  # a client may go whenever it has enough
+                with suppress(ConnectionError):  # the client may disconnect at any time
                     hub.answer(self)
 
             do_HEAD = do_GET
@@ -125,11 +125,11 @@ class Hub:
         return self.give(request, data, {"X-Repo-Commit": repo.commit, "ETag": f'"{tag}"'}, file[3])
 
     def listing(self, name: str) -> bytes:
-        """What the hub says of a repository."""
+        """Return the hub's description of a repository, as JSON."""
         repo = self.repos[name]
         card = {"license": repo.licence} if repo.licence else {}
-        said = {"id": name, "sha": repo.commit, "siblings": repo.siblings(), "cardData": card}
-        return json.dumps(said).encode()
+        info = {"id": name, "sha": repo.commit, "siblings": repo.siblings(), "cardData": card}
+        return json.dumps(info).encode()
 
     def redirect(self, request: BaseHTTPRequestHandler, path: str, headers: dict[str, str]) -> None:
         request.send_response(302)

@@ -1,9 +1,9 @@
-"""Videos as people have them, made by ffmpeg from numbered frames, each with the right values of a correct reader.
+"""Real-world kinds of videos, made by ffmpeg from numbered frames, with the expected results of a correct reader.
 
-`KINDS` maps a file name to its `Kind`: the recipe that makes the file, and either the frames, times, size, pixels and
-notes that a reader must report or the words of its refusal. `make(name, folder)` writes one file and what it is made
-from. Every source frame spells its number in 4 x 4 cells of known colours, so the right values of nearly every file
-follow from its recipe; the times are checked against ffprobe by a slow test (`Kind.truth` names the exceptions).
+`KINDS` maps a file name to its `Kind`: the recipe of the file, and either the expected frames, times, size, pixels and
+notes, or a pattern of the expected error. `make(name, folder)` writes a file and its inputs. Every source frame encodes
+its number in 4 x 4 cells of known colours, so that the expected values of nearly every file follow from its recipe. A
+slow test checks the times against ffprobe (`Kind.truth` names the exceptions).
 
 Conventions. Times are seconds from the container's start time (AVFormatContext.start_time). The video stream is the one
 that FFmpeg selects by its `default` disposition, never an attached picture. Sizes are as shown: width scaled by the
@@ -32,19 +32,18 @@ RED, BLUE = (40, 128, 215), (215, 128, 40)
 
 @dataclass(frozen=True)
 class Kind:
-    """One file and what a correct reader reports of it.
+    """A file and the expected results of reading it.
 
-    command: ffmpeg's arguments without the output; a word `@name` is an input made first: another kind, a part of
+    command: ffmpeg's arguments without the output; a word `@name` is an input to make first: another kind, a part of
     `PARTS` or `NofWxH.rgb`, N raw numbered frames. edit: makes the bytes of the file from those of the inputs `of`.
     refused: pattern that the error must match; empty for a file that must be read.
-    numbers: number spelled by each frame, (N,). times: seconds from the container's start, (N,). within: tolerance of
-    the times in seconds, half a frame. size: (width, height) as shown. sizes: the same for each frame where it varies.
-    upright: turns shown pixels (H, W, 3) back to the source's orientation. levels: tolerance of the cells' colours in
-    0 .. 255, None where the codec spoils them. like: ffmpeg's output options that make the reference pixels, None to
-    skip this. most: greatest difference from that reference in levels; decibels: least PSNR, used instead if given.
+    numbers: number encoded in each frame, (N,). times: seconds from the container's start, (N,). within: tolerance of
+    the times in seconds, half a frame. size: (width, height) as shown. sizes: the same for each frame if it varies.
+    upright: restores the source's orientation of pixels (H, W, 3). levels: tolerance of the cells' colours in
+    0 .. 255, None if the codec distorts them. like: ffmpeg's output options for the reference pixels, None to skip
+    this. most: greatest difference from that reference in levels; decibels: least PSNR, used instead if given.
     notes: patterns, each matched by some note. stream: index of the video stream in the file, None if unspecified.
-    truth: "ffprobe" where ffprobe's times are the right ones, else the reason why they are not. slow: only in the
-    slow part of the corpus.
+    truth: "ffprobe" if ffprobe's times are correct, else the reason why not. slow: used only by slow tests.
     """
 
     command: str = ""
@@ -69,29 +68,29 @@ class Kind:
 
 KINDS: dict[str, Kind] = {}
 PARTS: dict[str, Kind] = {}
-"""Files that others are made from, without right values."""
+"""Files that others are made from, without expected values."""
 
 
 def colours(number: int) -> np.ndarray:
-    """(4, 4, 3) uint8 RGB of the cells that spell `number`: green is a bit, red and blue tell the cell."""
+    """Return the cells that encode `number`, (4, 4, 3) uint8 RGB: green is the bit, red and blue identify the cell."""
     cells = [(RED[k % 3], 225 if number >> k & 1 else 25, BLUE[k // 3 % 3]) for k in range(16)]
     return np.array(cells, np.uint8).reshape(4, 4, 3)
 
 
 def cells_of(pixels: np.ndarray) -> np.ndarray:
-    """(4, 4, 3) float mean colours of the middles of the 4 x 4 cells of a picture (H, W, 3) of any size."""
+    """Return the mean colours, (4, 4, 3) float, of the centres of the 4 x 4 cells of a picture (H, W, 3)."""
     spots = (np.arange(4)[:, None] + np.linspace(0.3, 0.7, 5)).ravel() / 4
     rows, columns = (spots * pixels.shape[0]).astype(int), (spots * pixels.shape[1]).astype(int)
     return pixels[rows][:, columns].reshape(4, 5, 4, 5, 3).mean((1, 3))
 
 
 def number_of(pixels: np.ndarray) -> int:
-    """The number that a picture (H, W, 3) spells."""
+    """Return the number encoded in a picture (H, W, 3)."""
     return sum(int(value > 128) << k for k, value in enumerate(cells_of(pixels)[..., 1].ravel()))
 
 
 def make(name: str, folder: Path) -> Path:
-    """The file of this name in `folder`, made if it is missing; safe to call from several processes at once."""
+    """Return the file of this name in `folder`; makes it if it is missing. Safe to call from several processes."""
     path = folder / name
     with FileLock(folder / f".{name}.lock"):
         if not path.exists():
@@ -134,7 +133,7 @@ def _write(kind: Kind, name: str, path: Path, folder: Path) -> None:
 
 
 def drawn(count: int = 40, rate: float | str = 10, width: int = SIDE, height: int = SIDE) -> str:
-    """ffmpeg's input of `count` numbered frames, `rate` per second."""
+    """Return ffmpeg's options for an input of `count` numbered frames at `rate` per second."""
     form = f"-f rawvideo -pixel_format rgb24 -video_size {width}x{height} -framerate {rate}"
     return f"{form} -i @{count}of{width}x{height}.rgb"
 
@@ -144,7 +143,7 @@ def steps(count: int, rate: float = 10, start: float = 0) -> list[float]:
 
 
 def odd(name: str, command: str = "", count: int = 40, rate: float = 10, start: float = 0, **right) -> None:
-    """Add a kind whose frames, unless stated, are 0 .. count - 1 at `rate` per second from `start` on."""
+    """Add a kind. By default, its frames are 0 .. count - 1 at `rate` per second from `start` seconds."""
     if not right.get("refused"):
         numbers = right.setdefault("numbers", range(count))
         right.setdefault("times", steps(len(numbers), rate, start))
@@ -158,7 +157,7 @@ def part(name: str, command: str = "", edit: Callable[..., bytes] | None = None)
 
 
 def h264(more: str = "", key: int = 12, back: int = 3) -> str:
-    """x264's options: key frames every `key` frames, always `back` B-frames between two others."""
+    """Return x264's options: a key frame every `key` frames, `back` B-frames between two others."""
     plan = f"keyint={key}:min-keyint=1:scenecut=0:b-adapt=0:bframes={back}{more and ':' + more}"
     return f"-c:v libx264 -preset veryfast -crf 10 -threads 1 -pix_fmt yuv420p -x264-params {plan}"
 
@@ -308,7 +307,7 @@ odd("last slide held.mkv", "-i @10.mp4 -i @180s.mp2 -map 0 -map 1 -c copy", 10)
 odd("last slide held.ts", "-i @10.mp4 -i @180s.mp2 -map 0 -map 1 -c copy", 10, slow=True)
 NEGATIVE = "-i @plain.mp4 -c copy -output_ts_offset -3 -avoid_negative_ts disabled"
 odd("negative.ts", NEGATIVE)
-HIDDEN = {"numbers": range(30, 40)}  # an edit list hides what is shown before 0
+HIDDEN = {"numbers": range(30, 40)}  # an edit list hides frames before 0
 odd("negative.mp4", NEGATIVE, **HIDDEN)
 odd("negative.mov", NEGATIVE, **HIDDEN, slow=True)
 odd("far from zero.mkv", "-i @plain.mp4 -c copy -output_ts_offset 100000")
@@ -339,7 +338,7 @@ odd(
     of=["plain.ts", "plain.ts"],
     numbers=[*range(40)] * 2,
     within=0.25,
-    truth="the second part's times begin anew",
+    truth="the second part's times start again from zero",
 )
 
 
@@ -373,7 +372,7 @@ for form, sound in AUDIO.items():
     shape = (50, 25) if form == "mpg" else (40, 10)
     tail = f"-i @10s.{sound} -map 0:v -map 1:a -c copy"
     odd(f"longer sound.{form}", f"-i '@{source}' {tail}", *shape, truth=NO_PTS if form == "avi" else "ffprobe")
-    if form != "avi":  # AVI has no start of its own for a stream
+    if form != "avi":  # AVI does not store start times of streams
         odd(f"sound first.{form}", f"-itsoffset 5 -i '@{source}' {tail}", *shape, start=5)
     if form in ("mkv", "ts", "mp4"):
         odd(f"picture first.{form}", f"-i '@{source}' -itsoffset 5 {tail}", *shape, slow=form != "mp4")
@@ -420,7 +419,7 @@ odd("narrow pixels.mp4", f"{drawn()} -vf setsar=1/2 {h264()}", size=(32, 64))
 
 
 def matrix_box(data: bytes, *numbers: float) -> bytes:
-    """The MP4 with the display matrix (a, b, c, d) in the header of its first track."""
+    """Return the MP4 with the display matrix (a, b, c, d) in the header of its first track."""
     at = data.find(b"tkhd") + 4
     at += 4 + (20 if data[at] == 0 else 32) + 16
     a, b, c, d = (round(value * 65536) for value in numbers)
@@ -464,7 +463,7 @@ odd(
     of=["plain.ts", "large.ts"],
     **TWO_SIZES,
     within=0.25,
-    truth="the second part's times begin anew",
+    truth="the second part's times start again from zero",
 )
 odd(
     "two sizes.h264",
@@ -483,7 +482,7 @@ odd("odd size.mp4", f"{drawn(10, 10, 65, 63)} {h264().replace('yuv420p', 'yuv444
 
 
 def tagged(matrix: str, scaled: str, full: bool = False, pixels: str = "yuv420p", more: str = "") -> str:
-    """Options that convert to this matrix and range, and write both into the stream."""
+    """Return options that convert to this matrix and range, and write both into the stream."""
     span = "pc" if full else "tv"
     scale = f"scale=out_color_matrix={scaled}:out_range={span}:flags=accurate_rnd+full_chroma_int,format={pixels}"
     return f"-vf {scale} -colorspace {matrix} -color_range {span} {more}"
@@ -539,7 +538,7 @@ odd("sixteen bit rgb.mkv", f"{drawn(10)} -pix_fmt gbrp16le -c:v ffv1", 10, level
 def woven(
     count: int, rate: float, first: str, more: str = "setsar=1", side: str = "64x64", pixels: str = "yuv420p"
 ) -> str:
-    """Input and filters of `count` interlaced frames: frame k shows number 3 k in its first field, then 3 k + 1."""
+    """Return input and filters of `count` interlaced frames: the fields of frame k show the numbers 3 k and 3 k + 1."""
     fields = f"select='lt(mod(n,3),2)',setpts=N/{2 * rate}/TB,format={pixels},tinterlace=mode=interleave_{first}"
     width, height = map(int, side.split("x"))
     return f'{drawn(3 * count, 2 * rate, width, height)} -vf "{fields},{more}" -flags +ildct+ilme'
@@ -598,7 +597,7 @@ odd("animated.webp", f"{drawn(10)} -c:v libwebp_anim -lossless 1 -loop 0", refus
 
 
 def without(kind: bytes) -> Callable[[bytes], bytes]:
-    """Drops the outermost MP4 boxes of this kind."""
+    """Return an edit that removes the top-level MP4 boxes of this kind."""
 
     def edit(data: bytes) -> bytes:
         out, at = b"", 0
@@ -642,13 +641,13 @@ odd(
 
 
 def zeroed(data: bytes) -> bytes:
-    """A third of the bytes in the middle of the file set to 0."""
+    """Set the middle third of the bytes to 0."""
     third = len(data) // 3
     return data[:third] + bytes(third) + data[2 * third :]
 
 
 def thinned(data: bytes) -> bytes:
-    """A transport stream without every tenth of its packets, the first twenty kept."""
+    """Remove every tenth packet of a transport stream, except from the first twenty."""
     packets = [data[at : at + 188] for at in range(0, len(data), 188)]
     return b"".join(packet for at, packet in enumerate(packets) if at < 20 or at % 10)
 

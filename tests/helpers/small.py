@@ -1,4 +1,4 @@
-"""Small models of the real classes with random weights, and small videos, for tests that need no download."""
+"""Small models with random weights and small videos, for tests without downloads."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ IMAGE_TOKEN_ID = SPECIAL_TOKENS.index("<image>")
 
 
 def write_tokenizer(folder: Path) -> None:
-    """A byte-level BPE tokenizer with the SmolVLM family's special tokens, digits one by one."""
+    """Write a byte-level BPE tokenizer with the special tokens of SmolVLM, which splits numbers into digits."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
@@ -88,7 +88,7 @@ def small_config(**text_changes) -> SmolVLMConfig:
 def write_model(
     folder: Path, seed: int = 0, config: SmolVLMConfig | None = None, dtype: torch.dtype = torch.float32
 ) -> Path:
-    """A SmolVLM folder in the Hugging Face layout, 4 tokens per 32-pixel image unless the config says otherwise."""
+    """Write a SmolVLM folder in the Hugging Face layout, by default with 4 tokens per 32-pixel image."""
     config = config or small_config()
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
@@ -117,7 +117,7 @@ def write_model(
 
 
 def small_hypernetwork(base: Path, seed: int = 0, trained_with: TrainedWith | None = None, **sizes) -> Hypernetwork:
-    """A random hypernetwork for the model in `base`, with scalers away from zero so that it does something."""
+    """Return a random hypernetwork for the model in `base`, with scalers that make its adapters effective."""
     folder = find_model(base)
     text = folder.config.text_config
     config = HypernetworkConfig(
@@ -158,7 +158,7 @@ def write_hypernetwork(base: Path, seed: int = 0, **options) -> Path:
 def write_video(
     path: Path, frames: int = 32, fps: float = 8.0, width: int = 64, height: int = 48, seed: int = 0
 ) -> Path:
-    """A square that moves over noise; every seed and every moment looks different."""
+    """Write a video of a square that moves over noise; frames differ between seeds and over time."""
     writer = cv2.VideoWriter(str(path), cv2.CAP_FFMPEG, cv2.VideoWriter_fourcc(*"mp4v"), fps, (width, height))
     assert writer.isOpened()
     random = np.random.default_rng(seed)
@@ -174,9 +174,8 @@ def write_video(
 
 
 def video_of(seconds: Sequence[float], fps: float, constant: bool = True, width: int = 64, height: int = 48) -> Video:
-    """What `probe` would say of a progressive file with frames at these times, of which nothing is on disk."""
+    """Return the probe result of a progressive file with frames at these times, without a file."""
     times = np.round(np.asarray(seconds, float), 6)
-    plain = dict.fromkeys(("pts", "packet", "keys", "key_pts"))
     return Video(
         path="/v.mp4",
         stream=0,
@@ -189,12 +188,12 @@ def video_of(seconds: Sequence[float], fps: float, constant: bool = True, width:
         interlaced=False,
         notes=(),
         seconds=times,
-        **plain,
+        index=None,
     )
 
 
 if __name__ == "__main__":
-    # `python tests/helpers/small.py FOLDER` writes a model and a clip to try the commands on; it knows nothing
+    # `python tests/helpers/small.py FOLDER` writes a random model and a clip, to try the commands on
     place = Path(sys.argv[1])
     write_hypernetwork(write_model(place / "model"))
     write_video(place / "lecture.mp4", frames=160, width=320, height=180)

@@ -1,4 +1,4 @@
-"""A judge on this machine: a server of chat completions that says what a test wants."""
+"""A local judge: a server of chat completions with answers chosen by the test."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ GOOD = '{"extracted_answer": "a square", "score": 4}'
 
 @dataclass(frozen=True)
 class Said:
-    """An answer: its body is JSON unless it is text; wait: seconds before it comes."""
+    """A response. body: sent as JSON unless it is text; wait: seconds before it is sent"""
 
     body: object
     status: int = 200
@@ -24,14 +24,14 @@ class Said:
 
 
 def completion(text: str | None, finish: str = "stop", wait: float = 0.0) -> Said:
-    """A reply as chat completions are."""
+    """Return a response in the format of chat completions."""
     choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": finish}
     return Said({"choices": [choice], "usage": {"prompt_tokens": 100, "completion_tokens": 10}}, wait=wait)
 
 
 @dataclass
 class StandIn:
-    """answer: from what is asked and the number of the request; requests: path, body and headers of all so far"""
+    """The server. answer: from prompt and number of the request; requests: path, body and headers of all so far"""
 
     answer: Callable[[str, int], Said] = lambda text, number: completion(GOOD)
     requests: list[tuple[str, dict, dict[str, str]]] = field(default_factory=list)
@@ -49,12 +49,12 @@ class StandIn:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 with lock:
                     stand_in.requests.append((self.path, body, dict(self.headers)))
-                    said = stand_in.answer(body["messages"][0]["content"], len(stand_in.requests))
-                time.sleep(said.wait)
-                data = (said.body if isinstance(said.body, str) else json.dumps(said.body)).encode()
-                with contextlib.suppress(OSError):  # the client may have gone
-                    self.send_response(said.status)
-                    for name, value in {**said.headers, "Content-Length": str(len(data))}.items():
+                    reply = stand_in.answer(body["messages"][0]["content"], len(stand_in.requests))
+                time.sleep(reply.wait)
+                data = (reply.body if isinstance(reply.body, str) else json.dumps(reply.body)).encode()
+                with contextlib.suppress(OSError):  # the client may have disconnected
+                    self.send_response(reply.status)
+                    for name, value in {**reply.headers, "Content-Length": str(len(data))}.items():
                         self.send_header(name, value)
                     self.end_headers()
                     self.wfile.write(data)
@@ -63,7 +63,7 @@ class StandIn:
                 pass
 
         server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        server.handle_error = lambda *_: None  # a client that goes away is what some tests are about
+        server.handle_error = lambda *_: None  # some tests disconnect on purpose
         self.url = f"http://127.0.0.1:{server.server_port}/v1"
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
         try:

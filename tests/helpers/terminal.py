@@ -1,4 +1,4 @@
-"""The installed command in processes of its own: through pipes, and at a terminal that can be typed at."""
+"""Runs of the installed command in separate processes, with pipes or at a terminal that accepts input."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from places import OFFLINE
 from warm import run_warm
 
 AT_START = ("HF_", "PYTHON", "OMP_", "LD_", "PATH", "HOME", "LC_", "LANG")
-"""Variables that are read while Python and its libraries start: a test that sets one gets a process of its own."""
+"""Prefixes of variables read at the start of Python and its libraries: tests that set one start a new process."""
 
 V2L = str(Path(sys.executable).with_name("v2l"))
 SUFFIX = ".v2l.safetensors"
-PATIENCE = 120
-"""Seconds that a process may take on a busy machine before it counts as hanging."""
+PATIENCE = 600
+"""Seconds after which a process counts as hung, even on a busy machine."""
 
 TRACEBACK = "Traceback (most recent"
 LIBGL_MISSING = 'raise ImportError("libGL.so.1: cannot open shared object file: No such file or directory")\n'
@@ -39,7 +39,7 @@ _LEFT_OUT = ("V2L_", "FORCE_COLOR", "NO_COLOR", "CLICOLOR", "COLUMNS", "LINES", 
 
 @dataclass(frozen=True)
 class Done:
-    """A process that ended: exit code, standard output and standard error."""
+    """The result of a process: exit code, standard output and standard error."""
 
     code: int
     out: str
@@ -55,12 +55,12 @@ class Done:
 
     @property
     def records(self) -> list[dict]:
-        """The objects of --json, one a line, nothing else between them."""
+        """The objects printed with --json, one per line."""
         return [json.loads(line) for line in self.out.splitlines()]
 
 
 def surroundings(model: Path | str | None = None, **changes: str) -> dict[str, str]:
-    """This process's environment without what changes v2l's or rich's ways; `model` for V2L_MODEL."""
+    """Return this environment without variables that affect v2l or rich. model: value of V2L_MODEL"""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(_LEFT_OUT)}
     chosen = {} if model is None else {"V2L_MODEL": str(model)}
     offline = {"PYTHONPATH": str(OFFLINE)}
@@ -68,7 +68,7 @@ def surroundings(model: Path | str | None = None, **changes: str) -> dict[str, s
 
 
 class Running:
-    """The command with pipes for its streams."""
+    """The command with pipes for its standard streams."""
 
     def __init__(
         self,
@@ -80,10 +80,10 @@ class Running:
         env: dict[str, str] | None = None,
         program: Sequence[str] = (V2L,),
     ):
-        """prepare: runs in the new process before the command"""
+        """prepare: called in the new process before the command starts"""
 
         def before() -> None:
-            # a test run in the background of a script ignores interrupts, and its children would too
+            # background jobs of a script ignore interrupts, and so would their children
             signal.signal(signal.SIGINT, signal.default_int_handler)
             if prepare:
                 prepare()
@@ -99,35 +99,35 @@ class Running:
         )
 
     def end(self, stdin: bytes = b"", traceback: bool = False) -> Done:
-        """Waits for the end."""
+        """Wait for the process to end."""
         try:
             out, err = self.process.communicate(stdin, timeout=PATIENCE)
         except subprocess.TimeoutExpired:
             self.process.kill()
             out, err = self.process.communicate()
-            raise AssertionError(f"the command hung; it had said {out!r} and {err!r}") from None
+            raise AssertionError(f"the command hung; its output: {out!r} and {err!r}") from None
         return checked(Done(self.process.returncode, *(os.fsdecode(text or b"") for text in (out, err))), traceback)
 
 
 def run(*words: str | os.PathLike, stdin: bytes = b"", traceback: bool = False, **options) -> Done:
-    """`v2l WORDS...` with its streams in pipes or files, to its end; the options are those of `Running`."""
+    """Run `v2l WORDS...` to its end without a terminal; the options are those of `Running`."""
     changes = options.get("env") or {}
     if options.keys() <= {"cwd", "model", "env"} and not any(name.startswith(AT_START) for name in changes):
         env = surroundings(options.get("model"), **changes)
-        code, *said = run_warm([os.fspath(word) for word in words], env, options.get("cwd"), stdin)
-        return checked(Done(code, *map(os.fsdecode, said)), traceback)
+        code, *output = run_warm([os.fspath(word) for word in words], env, options.get("cwd"), stdin)
+        return checked(Done(code, *map(os.fsdecode, output)), traceback)
     return Running(*words, **options).end(stdin, traceback)
 
 
 def checked(done: Done, traceback: bool) -> Done:
-    """What ended without a terminal: it shows no traceback (unless `traceback`), no control sequence and no bar."""
+    """Check that output without a terminal has no control sequences, progress bar or, unless `traceback`, traceback."""
     assert traceback or TRACEBACK not in done.err, done.err
     assert not re.search(r"[\x1b\r]", done.out + done.err), done
     return done
 
 
 def run_each(*commands: Sequence[str | os.PathLike], **options) -> list[Done]:
-    """`run` for several lists of words, two at a time."""
+    """Run several commands, two at a time."""
     done = []
     for at in range(0, len(commands), 2):
         running = [Running(*words, **options) for words in commands[at : at + 2]]
@@ -136,7 +136,7 @@ def run_each(*commands: Sequence[str | os.PathLike], **options) -> list[Done]:
 
 
 class Terminal:
-    """The command at a terminal of its own, which is where all its streams lead."""
+    """The command with all its streams at a new terminal."""
 
     def __init__(
         self,
@@ -147,7 +147,7 @@ class Terminal:
         env: dict[str, str] | None = None,
         stdout: int | None = None,
     ):
-        """stdout: somewhere else for standard output alone"""
+        """stdout: another target for standard output"""
         self.master, slave = pty.openpty()
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 50, columns, 0, 0))
 
@@ -169,11 +169,11 @@ class Terminal:
         self.screen = ""
 
     def read_until(self, text: str) -> str:
-        """Reads until `text` has come since the last such wait; returns everything up to its end."""
+        """Read until `text` appears and return everything since the last call up to its end."""
         deadline = time.monotonic() + PATIENCE
         while text not in self.screen:
             if not self._read(deadline):
-                raise AssertionError(f"{text!r} never came, only {self.screen!r}")
+                raise AssertionError(f"{text!r} never appeared, only {self.screen!r}")
         before, _, self.screen = self.screen.partition(text)
         return before + text
 
@@ -181,7 +181,7 @@ class Terminal:
         os.write(self.master, text.encode())
 
     def end(self) -> tuple[int, str]:
-        """The exit code, and what came since the last wait."""
+        """Wait for the process to end; return its exit code and the unread output."""
         deadline = time.monotonic() + PATIENCE
         while self._read(deadline):
             pass
@@ -199,7 +199,7 @@ class Terminal:
         ready, _, _ = select.select([self.master], [], [], max(0.0, deadline - time.monotonic()))
         if not ready:
             return False
-        with contextlib.suppress(OSError):  # how Linux says that nobody holds the other end
+        with contextlib.suppress(OSError):  # Linux, when the other end is closed
             data = os.read(self.master, 65536)
             self.screen += os.fsdecode(data)
             return bool(data)
@@ -207,12 +207,12 @@ class Terminal:
 
 
 def plain(screen: str) -> str:
-    """What a terminal got, without colours and with plain line ends."""
+    """Remove colours from terminal output, and normalise line ends."""
     return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", screen).replace("\r\n", "\n")
 
 
 def wait_for(path: Path, process: subprocess.Popen) -> None:
-    """Until there is a file at `path`."""
+    """Wait until `path` exists."""
     deadline = time.monotonic() + PATIENCE
     while not path.exists():
         assert process.poll() is None, f"the command ended before it wrote {path}: {process.communicate()}"
@@ -221,7 +221,7 @@ def wait_for(path: Path, process: subprocess.Popen) -> None:
 
 
 def obey_permissions() -> None:
-    """Gives up root's privilege to read and write whatever it likes; for `prepare`."""
+    """Drop root's privilege to ignore file permissions; for `prepare`."""
     if os.geteuid() != 0:
         return
     kernel = ctypes.CDLL(None, use_errno=True)
@@ -232,14 +232,14 @@ def obey_permissions() -> None:
 
 
 def nobody_reads() -> int:
-    """The writing end of a pipe whose reader has gone."""
+    """Return the write end of a pipe whose read end is closed."""
     reading, writing = os.pipe()
     os.close(reading)
     return writing
 
 
 def fill(folder: Path, **videos: Path) -> Path:
-    """A folder with copies of videos under new names (without .mp4)."""
+    """Copy videos into a folder under new names (without .mp4) and return it."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, video in videos.items():
         shutil.copy(video, folder / f"{name}.mp4")
@@ -247,10 +247,10 @@ def fill(folder: Path, **videos: Path) -> Path:
 
 
 def tree(folder: Path) -> list[str]:
-    """All files below a folder, hidden ones too, by their names from there."""
+    """Return the relative paths of all files below a folder, including hidden ones."""
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir())
 
 
 def counts(line: str) -> dict[str, int]:
-    """What the summary line of `encode` counts."""
+    """Parse the summary line of `encode`."""
     return {kind: int(number) for number, kind in (part.split(" ") for part in line.split(", "))}

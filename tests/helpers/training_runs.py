@@ -1,4 +1,4 @@
-"""A short training run of a small hypernetwork, for the tests of trainer, losses and recipe."""
+"""A short training run of a small hypernetwork, for the tests of the trainer, the losses and the recipe."""
 
 import torch
 
@@ -27,7 +27,7 @@ def fresh(vlm, seed=0):
 
 
 def lively(vlm):
-    """A hypernetwork whose factors are not zero from the start."""
+    """A hypernetwork whose initial factors are not zero."""
     hypernetwork = fresh(vlm)
     with torch.no_grad():
         hypernetwork.scaler_B["down_proj"].normal_(std=0.5)

@@ -1,7 +1,7 @@
-"""The command in processes that need not import torch and transformers anew: a server that has them forks for each.
+"""Fast runs of the command: a server that has imported torch and transformers forks a process for each.
 
-What is imported at the start of a real process, and how fast, is shown by the tests that start one; here a test saves
-the four seconds. The server reads a request a line, {"words", "env", "cwd", "streams"}, and writes its exit code.
+This saves about four seconds per run. Tests of what a process imports, and how fast, start a real one instead. The
+server reads one request per line, {"words", "env", "cwd", "streams"}, and writes the exit code.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 
 
 def run_warm(words: Sequence[str], env: Mapping[str, str], cwd: Path | None, stdin: bytes) -> tuple[int, bytes, bytes]:
-    """Exit code, standard output and standard error of `v2l WORDS...`."""
+    """Run `v2l WORDS...` and return its exit code, standard output and standard error."""
     with tempfile.TemporaryDirectory() as place:
         streams = [Path(place) / name for name in ("in", "out", "err")]
         streams[0].write_bytes(stdin)
@@ -38,7 +38,7 @@ def _server() -> subprocess.Popen:
 
 
 def serve() -> None:
-    """Runs until nobody asks any more."""
+    """Answer requests until standard input is closed."""
     import torch  # noqa: F401
     from transformers.models.smolvlm import modeling_smolvlm  # noqa: F401
 
@@ -55,7 +55,7 @@ def serve() -> None:
 
 
 def become(words: list[str], env: dict[str, str], cwd: str, streams: list[str]) -> None:
-    """This process is the command from here on."""
+    """Replace this process by the command."""
     for number, (name, flags) in enumerate(
         zip(streams, (os.O_RDONLY, *[os.O_WRONLY | os.O_CREAT | os.O_APPEND] * 2), strict=True)
     ):

@@ -165,12 +165,12 @@ def test_a_model_that_cannot_be_loaded_ends_the_batch(target, tmp_path):
 
 def test_the_verdict_names_what_changed(target, loader):
     statuses(target, loader)
-    reading = fill_reading(Reading(), loader.origin.trained_with, loader.folder.geometry)
-    wanted = Wanted(target.video, reading, loader.fingerprint, loader.origin)
+    reading = fill_reading(Reading(), loader.provenance.trained_with, loader.folder.geometry)
+    wanted = Wanted(target.video, reading, loader.fingerprint, loader.provenance)
     assert check_staleness(target.output, wanted).state == "current"
     changed = dataclasses.replace(wanted, reading=dataclasses.replace(reading, frames=3))
     assert check_staleness(target.output, changed).reason == "frames was 8 and is 3"
-    another = dataclasses.replace(wanted, origin=dataclasses.replace(loader.origin, sha256="0" * 64))
+    another = dataclasses.replace(wanted, provenance=dataclasses.replace(loader.provenance, sha256="0" * 64))
     assert check_staleness(target.output, another).reason == "it was made by another hypernetwork"
     target.output.write_bytes(b"damaged")
     assert check_staleness(target.output, wanted).state == "stale"

@@ -25,7 +25,7 @@ def segment(adapter: v2l.Adapter):
 def test_an_adapter_describes_its_source(videos, vlm, hypernetwork, adapters):
     description = adapters[0].description
     assert description.base_model.fingerprint == vlm.fingerprint
-    assert description.hypernetwork.sha256 == hypernetwork.origin.sha256
+    assert description.hypernetwork.sha256 == hypernetwork.provenance.sha256
     assert [(block.rank, block.segments) for block in description.blocks] == [(4, 1)]
     assert description.bias_rank == 4
     only = segment(adapters[0])
@@ -112,9 +112,9 @@ def test_a_resolution_no_prompt_could_hold_is_refused_before_decoding(videos, vl
 
 
 def test_a_hypernetwork_that_only_fits_by_size_is_one_warning(videos, vlm, hypernetwork, monkeypatch):
-    strange = dataclasses.replace(hypernetwork.origin, base_model="someone/other", base_fingerprint=None)
-    monkeypatch.setattr(hypernetwork, "origin", strange)
-    with pytest.warns(v2l.V2LWarning, match=r"trained for someone/other .* calls itself small"):
+    strange = dataclasses.replace(hypernetwork.provenance, base_model="someone/other", base_fingerprint=None)
+    monkeypatch.setattr(hypernetwork, "provenance", strange)
+    with pytest.warns(v2l.V2LWarning, match=r"trained for someone/other .* is named small"):
         v2l.encode(videos[0], vlm, hypernetwork)
 
 
@@ -173,7 +173,7 @@ def test_real_clips(name, vlm, hypernetwork, tmp_path):
 
 
 def test_public_names():
-    for name in v2l._HOME:
+    for name in v2l._MODULES:
         assert getattr(v2l, name).__name__ == name
     assert v2l.load_hypernetwork(DATA / "official-a" / "hypernet.pt").config.rank == 4
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):

@@ -50,9 +50,9 @@ class Workspace:
             clock.touch()
 
     def compare(self, **how):
-        reading = fill_reading(Reading(), self.loader.origin.trained_with, self.loader.folder.geometry)
+        reading = fill_reading(Reading(), self.loader.provenance.trained_with, self.loader.folder.geometry)
         return check_staleness(
-            self.output, Wanted(self.video, reading, self.loader.fingerprint, self.loader.origin), **how
+            self.output, Wanted(self.video, reading, self.loader.fingerprint, self.loader.provenance), **how
         )
 
     def is_stale(self):

@@ -1,4 +1,4 @@
-"""Crashes and processes that meet: nothing half-written, nothing lost, nothing left lying about."""
+"""Crashes and concurrent processes: no partial file, no lost file, no temporary file left."""
 
 import ast
 import errno
@@ -25,9 +25,9 @@ from v2l.video.sampling import Reading
 
 
 def test_twenty_kills_of_a_folder_encode():
-    """The documented run has a thousand: `python tests/stress/kills.py 1000`."""
+    """For a long run: `python tests/stress/kills.py 1000`."""
     command = [sys.executable, STRESS / "kills.py", "20", "7"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
     counts = ast.literal_eval(done.stdout.splitlines()[-1])
     assert counts["kills"] == 20
@@ -51,7 +51,7 @@ PEFT = {"adapter_config.json": b"{}", "adapter_model.safetensors": b"weights"}
 
 @pytest.fixture
 def unswept(monkeypatch):
-    """This process looks into every folder anew."""
+    """Make this process sweep every folder again."""
     monkeypatch.setattr(files, "_swept", set())
 
 
@@ -60,8 +60,10 @@ def names(folder):
 
 
 def other_namespace():
-    """What starts a command where none of this machine's process ids means anything, as in a container of its own;
-    nothing where that is not allowed."""
+    """Return the prefix of a command that runs it in its own process id namespace, like a container.
+
+    Empty if namespaces are not permitted.
+    """
     words = ["unshare", "--user", "--map-root-user", "--pid", "--fork"]
     try:
         return words if subprocess.run([*words, "true"], capture_output=True).returncode == 0 else []
@@ -69,7 +71,7 @@ def other_namespace():
         return []
 
 
-def test_what_a_killed_process_left_is_cleared_away(tmp_path, unswept):
+def test_temporary_files_of_a_killed_process_are_removed(tmp_path, unswept):
     place = tmp_path / "a.bin"
     child = subprocess.Popen(
         [sys.executable, "-c", WRITING, place], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -79,15 +81,15 @@ def test_what_a_killed_process_left_is_cleared_away(tmp_path, unswept):
     child.kill()
     child.communicate()
     (tmp_path / left.replace("a.bin", "clip.peft")).mkdir()
-    kept = [left.replace(files._HERE, "0" * 8), ".mine.part", "b.bin"]
+    kept = [left.replace(files._HOST, "0" * 8), ".mine.part", "b.bin"]
     for name in kept:
         (tmp_path / name).write_bytes(b"half")
     write_atomically(place, b"whole")
     assert names(tmp_path) == sorted([*kept, "a.bin"])
 
 
-def test_what_is_being_written_is_left_alone_by_processes_that_cannot_see_the_writer(tmp_path):
-    """As from two containers that have one host name and one folder."""
+def test_files_in_use_are_kept_by_processes_that_cannot_see_the_writer(tmp_path):
+    """Like two containers with the same host name that share a folder."""
     write = [*other_namespace(), sys.executable, "-c", WRITE]
     with (
         files.part_of(tmp_path / "clip.peft", is_folder=True) as (made, _),
@@ -102,7 +104,7 @@ def test_what_is_being_written_is_left_alone_by_processes_that_cannot_see_the_wr
 
 
 def test_a_process_id_of_another_namespace_decides_nothing(tmp_path, unswept):
-    """The writer's id there is the id of nobody here."""
+    """The writer's process id does not exist in this namespace."""
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
     writing = f"import os; os.getpid = lambda: {dead.pid}\n{WRITING}"
@@ -116,7 +118,7 @@ def test_a_process_id_of_another_namespace_decides_nothing(tmp_path, unswept):
 
 
 def test_a_folder_that_is_being_replaced_is_left_alone(tmp_path, unswept, monkeypatch):
-    """While the old one has a temporary name, another process sweeps."""
+    """Another process sweeps while the old folder has a temporary name."""
     write_folder(tmp_path / "clip.peft", PEFT)
     rename, swept = os.rename, []
 
@@ -132,17 +134,17 @@ def test_a_folder_that_is_being_replaced_is_left_alone(tmp_path, unswept, monkey
 
 
 def test_a_sweep_between_making_and_locking_a_temporary_file_costs_nothing(tmp_path, monkeypatch):
-    real, met = fcntl.flock, []
+    real, found = fcntl.flock, []
 
     def swept_first(handle, how):
-        if not met:
-            met.extend(tmp_path.iterdir())
-            met[0].unlink()
+        if not found:
+            found.extend(tmp_path.iterdir())
+            found[0].unlink()
         real(handle, how)
 
     monkeypatch.setattr(fcntl, "flock", swept_first)
     write_atomically(tmp_path / "a.bin", b"whole")
-    assert met and names(tmp_path) == ["a.bin"]
+    assert found and names(tmp_path) == ["a.bin"]
 
 
 def test_a_file_system_without_locks_is_written_to_and_not_swept(tmp_path, unswept, monkeypatch):
@@ -230,7 +232,7 @@ def its_folder_vanishes(video):
 
 
 def encode_while(happens, video, output, model_folder, vlm, hypernetwork):
-    """The outcome where that happens once the model has seen the first frame."""
+    """Encode a video, call `happens(video)` after the first frame, and return the outcome."""
     choice = ModelLoader(str(model_folder), "option")
     choice.vlm, choice.hypernetwork = vlm, hypernetwork
     happened = []

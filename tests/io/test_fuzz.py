@@ -1,4 +1,4 @@
-"""Mutated files through the readers, led by hypothesis; the long run is `python tests/stress/fuzz.py 100000`."""
+"""Mutated files are read or refused, driven by hypothesis. For a long run: `python tests/stress/fuzz.py 100000`."""
 
 import random
 

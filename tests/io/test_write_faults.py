@@ -1,5 +1,7 @@
-"""Every step of every write fails once, as a full disk and as a broken one: one line that says so, what stood there is
-untouched, and nothing is left beside it."""
+"""Every step of every write fails once, as on a full and on a broken disk.
+
+The result is a one-line error, the old file is unchanged, and no temporary file is left.
+"""
 
 import dataclasses
 import errno
@@ -32,7 +34,7 @@ PACKAGE = Path(v2l.__file__).parent
 
 
 def command(*words):
-    """`v2l WORDS...` in this process: its error, None where there was none."""
+    """Run `v2l WORDS...` in this process and return its error; None if it succeeded."""
     done = CliRunner().invoke(app, [os.fspath(word) for word in words])
     assert done.exit_code in (0, 1), done.output
     if done.exit_code == 0:
@@ -43,7 +45,7 @@ def command(*words):
 
 
 def library(work):
-    """The same for a call."""
+    """Call `work` and return its error; None if it succeeded."""
     try:
         work()
     except v2l.V2LError as error:
@@ -53,35 +55,35 @@ def library(work):
 
 @pytest.fixture(scope="module")
 def shelf(tmp_path_factory, adapters, videos):
-    """Two adapters and a video, out of the failing disk's reach."""
+    """Return a folder with two adapters and a video, outside the failing disk."""
     folder = fill(tmp_path_factory.mktemp("shelf"), talk=videos[0])
     for name, adapter in zip("ab", adapters, strict=False):
         adapter.save(folder / f"{name}{SUFFIX}")
     return folder
 
 
-def header(path):
+def open_journal(path):
     return Journal(path, {"v2l": 1, "model": "x"}, "evaluation", "model")
 
 
-def begin_journal(path):
-    with header(path):
+def start_journal(path):
+    with open_journal(path):
         pass
 
 
-def go_on(path, row):
-    with header(path) as journal:
+def append(path, row):
+    with open_journal(path) as journal:
         journal.add({"row": row, "text": "x" * 50})
 
 
 def half_a_line(path):
-    go_on(path, row=1)
+    append(path, row=1)
     path.write_text(path.read_text() + '{"row": 2, "te')
 
 
 @dataclasses.dataclass
 class Kit:
-    """A folder to write into, and what a writer needs, out of the failing disk's reach."""
+    """A folder to write into (`place`), and the inputs of the writers outside the failing disk."""
 
     place: Path
     shelf: Path
@@ -89,7 +91,7 @@ class Kit:
     choice: ModelLoader
 
     def old(self, name):
-        """Something stands there before."""
+        """Write an existing file."""
         (self.place / name).write_bytes(b"old")
 
     def command(self, *words, output):
@@ -97,7 +99,7 @@ class Kit:
 
     def keep(self, step):
         torch.manual_seed(0)
-        common.keep({"part": torch.nn.Linear(30, 20)}, step, self.place / "state.pt")
+        common.save_state({"part": torch.nn.Linear(30, 20)}, step, self.place / "state.pt")
 
     def manifest(self):
         write_dataset(self.place, "test", 1)
@@ -118,7 +120,7 @@ class Kit:
 
 
 X, JOURNAL, FIGURES = f"x{SUFFIX}", "x.jsonl", "metrics.jsonl"
-WRITERS = {  # what stands there before; the write that fails, which returns its error
+WRITERS = {  # preparation; the write, which returns its error
     "adapter": (
         lambda kit: kit.adapters[0].save(kit.place / X),
         lambda kit: library(lambda: kit.adapters[1].save(kit.place / X)),
@@ -143,19 +145,19 @@ WRITERS = {  # what stands there before; the write that fails, which returns its
         lambda kit: write_lock(Lock(default="smolvlm2-500m")),
         lambda kit: library(lambda: write_lock(Lock(default="smolvlm2-2.2b"))),
     ),
-    "a new journal": (lambda kit: None, lambda kit: library(lambda: begin_journal(kit.place / JOURNAL))),
+    "a new journal": (lambda kit: None, lambda kit: library(lambda: start_journal(kit.place / JOURNAL))),
     "a journal's next line": (
-        lambda kit: go_on(kit.place / JOURNAL, row=1),
-        lambda kit: library(lambda: go_on(kit.place / JOURNAL, row=2)),
+        lambda kit: append(kit.place / JOURNAL, row=1),
+        lambda kit: library(lambda: append(kit.place / JOURNAL, row=2)),
     ),
     "a journal's half line": (
         lambda kit: half_a_line(kit.place / JOURNAL),
-        lambda kit: library(lambda: begin_journal(kit.place / JOURNAL)),
+        lambda kit: library(lambda: start_journal(kit.place / JOURNAL)),
     ),
     "training's state": (lambda kit: kit.keep(1), lambda kit: library(lambda: kit.keep(2))),
     "training's figures": (
-        lambda kit: common.record(kit.place / FIGURES, {"step": 10}),
-        lambda kit: library(lambda: common.record(kit.place / FIGURES, {"step": 20})),
+        lambda kit: common.append_metrics(kit.place / FIGURES, {"step": 10}),
+        lambda kit: library(lambda: common.append_metrics(kit.place / FIGURES, {"step": 20})),
     ),
     "a manifest": (lambda kit: [kit.manifest(), kit.old("test.jsonl")], lambda kit: library(kit.manifest)),
     "a drawn clip": (lambda kit: kit.old("x.mp4"), lambda kit: library(kit.clip)),
@@ -178,12 +180,12 @@ def choice(model_folder, vlm, hypernetwork):
 
 @pytest.fixture
 def bench(tmp_path, shelf, adapters, choice, monkeypatch):
-    """A writer by name, in a folder of its own, begun anew for every try: (folder, write)."""
+    """Return a function that prepares a writer, by name, in a new folder and returns (folder, write)."""
     from huggingface_hub import constants
 
     tries = iter(range(10_000))
 
-    def anew(name):
+    def prepare(name):
         place = tmp_path / str(next(tries))
         (place / "home").mkdir(parents=True)
         monkeypatch.setattr(constants, "HF_HOME", str(place / "home"))
@@ -192,7 +194,7 @@ def bench(tmp_path, shelf, adapters, choice, monkeypatch):
         before(kit)
         return place, lambda: write(kit)
 
-    return anew
+    return prepare
 
 
 def contents(place):
@@ -210,19 +212,19 @@ def test_every_step_of_a_write_fails_once(bench, name):
     for number in range(1, len(steps) + 1):
         for error in (errno.ENOSPC, errno.EIO):
             place, write = bench(name)
-            before, told = contents(place), f"{name}, step {number} of {steps}, {os.strerror(error)}"
+            before, case = contents(place), f"{name}, step {number} of {steps}, {os.strerror(error)}"
             with Disk(place.parent, number, error).mounted():
                 line = write()
-            assert line is not None and line.isprintable(), told
-            assert os.strerror(error) in line, (told, line)
-            if "was written whole, but" in line:
-                assert contents(place) == written and steps[number - 1 :] in (["open", "fsync"], ["fsync"]), told
-            elif "cannot go on writing" in line and steps[number - 1] == "close":
-                assert contents(place) == written, told
+            assert line is not None and line.isprintable(), case
+            assert os.strerror(error) in line, (case, line)
+            if "was written, but" in line:
+                assert contents(place) == written and steps[number - 1 :] in (["open", "fsync"], ["fsync"]), case
+            elif "cannot append to" in line and steps[number - 1] == "close":
+                assert contents(place) == written, case
             else:
-                assert contents(place) == before, told
+                assert contents(place) == before, case
                 if number == len(steps) - 2:
-                    assert write() is None and contents(place) == written, told  # the disk is sound again
+                    assert write() is None and contents(place) == written, case  # the disk works again
 
 
 @pytest.mark.parametrize("name", WRITERS)
@@ -245,12 +247,12 @@ def test_a_disk_that_dies_in_the_middle_loses_nothing_that_was_there(bench, name
 
 @pytest.mark.parametrize("name", WRITERS)
 def test_a_file_system_that_takes_no_more_bytes(bench, name):
-    """The kernel refuses them, whoever writes."""
+    """The kernel refuses them, also from native libraries."""
     place, write = bench(name)
     before = contents(place)
     assert write() is None
     (size,) = {len(data) for path, data in contents(place).items() if data != before.get(path) and "config" not in path}
-    by_opencv = name in ("a drawn clip", "demo's lecture")  # whose last bytes are a remark
+    by_opencv = name in ("a drawn clip", "demo's lecture")  # whose last bytes are a comment
     for limit in (0, 1, size // 2, size // 2 if by_opencv else size - 1):
         place, write = bench(name)
         before = contents(place)
@@ -263,16 +265,16 @@ WRITING = re.compile(r"""open\(.*["'][wax]b?\+?["']|write_text\(|write_bytes\(|s
 
 
 def test_nothing_writes_but_through_files():
-    """Else the list above would have a hole."""
+    """Otherwise WRITERS would be incomplete."""
     found = {str(path.relative_to(PACKAGE)) for path in PACKAGE.rglob("*.py") if WRITING.search(path.read_text())}
     assert found == {
-        "files.py",
-        "world/clip.py",  # a drawn clip, above: OpenCV writes by itself
-        "finevideo.py",  # a clip that ffmpeg cut
-        "pull.py",  # the Hugging Face cache, in test_pull.py
-        "world/model.py",  # a model that is being made for a release
-        "arch.py",  # a model with random weights, in a temporary folder
-        "ways.py",  # the bench's KV cache, in a temporary folder
-        "machine.py",  # to /proc
-        "decode_worker.py",  # a pipe
+        "io/files.py",
+        "tiny/world/clip.py",  # a drawn clip, covered above: written by OpenCV
+        "training/finevideo.py",  # a clip cut by ffmpeg
+        "models/pull.py",  # the Hugging Face cache, covered by test_pull.py
+        "tiny/recipe/model.py",  # a model made for a release
+        "bench/random_model.py",  # in a temporary folder
+        "bench/methods.py",  # the KV cache, in a temporary folder
+        "bench/resources.py",  # to /proc
+        "video/worker.py",  # a pipe
     }

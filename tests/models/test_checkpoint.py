@@ -1,4 +1,4 @@
-"""Hypernetwork files: the published pickle and v2l's safetensors are one network; anything else is refused."""
+"""Hypernetwork files: a published pickle and v2l's safetensors load as the same network; other files are refused."""
 
 import json
 import random
@@ -26,7 +26,7 @@ def same(one: Hypernetwork, other: Hypernetwork) -> bool:
     states = one.state_dict(), other.state_dict()
     return (
         one.config == other.config
-        and one.origin == other.origin
+        and one.provenance == other.provenance
         and list(states[0]) == list(states[1])
         and all(torch.equal(states[0][name], states[1][name]) for name in states[0])
     )
@@ -38,7 +38,7 @@ def test_an_import_is_the_same_network(tmp_path):
     published, own = v2l.load_hypernetwork(OFFICIAL), v2l.load_hypernetwork(output)
     assert same(imported, published)
     assert same(own, published)
-    assert v2l.load_hypernetwork(tmp_path).origin == own.origin
+    assert v2l.load_hypernetwork(tmp_path).provenance == own.provenance
     first = output.read_bytes()
     v2l.import_checkpoint(OFFICIAL, output)
     assert output.read_bytes() == first
@@ -49,7 +49,7 @@ def test_settings_of_a_published_checkpoint():
     assert hypernetwork.config == HypernetworkConfig(
         num_layers=3, hidden_size=48, intermediate_size=96, rank=4, lora_alpha=16.0, latent_size=32, num_blocks=3
     )
-    trained_with = hypernetwork.origin.trained_with
+    trained_with = hypernetwork.provenance.trained_with
     assert trained_with == TrainedWith()
     assert (trained_with.frames, trained_with.fps, trained_with.window_frames) == (12, 1.0, 12)
     assert trained_with.prompt == INTERNALIZATION_PROMPT == "Internalize this video for later captioning."
@@ -62,11 +62,11 @@ def test_own_files_round_trip(model_folder, tmp_path):
     save_hypernetwork(hypernetwork, tmp_path / "h.safetensors")
     again = v2l.load_hypernetwork(tmp_path / "h.safetensors")
     assert same(again, hypernetwork)
-    assert again.origin.trained_with == settings
+    assert again.provenance.trained_with == settings
 
 
 def test_a_file_says_that_the_end_was_marked_where_it_was(model_folder, tmp_path):
-    """And of others it says nothing: what was written before this could be said keeps its bytes and its sha256."""
+    """The field is omitted if it is False, so files written before it existed keep their bytes and sha256."""
     for marks in (False, True):
         hypernetwork = small.small_hypernetwork(model_folder, trained_with=TrainedWith(marks_end=marks))
         save_hypernetwork(hypernetwork, tmp_path / "h.safetensors")
@@ -79,12 +79,12 @@ def test_a_file_says_that_the_end_was_marked_where_it_was(model_folder, tmp_path
 
 def test_a_hypernetwork_must_say_where_it_comes_from(tmp_path, videos, vlm):
     hypernetwork = Hypernetwork(HypernetworkConfig(3, 48, 96, rank=2, latent_size=16, num_blocks=1))
-    with pytest.raises(v2l.V2LError, match="no origin"):
+    with pytest.raises(v2l.V2LError, match="no provenance"):
         save_hypernetwork(hypernetwork, tmp_path / "h.safetensors")
-    with pytest.raises(v2l.V2LError, match="not loaded from a file"):
+    with pytest.raises(v2l.V2LError, match="has no provenance"):
         v2l.encode(videos[0], vlm, hypernetwork)
     named = with_provenance(hypernetwork, "mine", "small", None, TrainedWith())
-    assert len(named.origin.sha256) == 64
+    assert len(named.provenance.sha256) == 64
 
 
 def test_every_truncation_and_flipped_bits_are_refused(model_folder, tmp_path):
@@ -138,7 +138,7 @@ def test_what_is_not_a_hypernetwork(tmp_path, model_folder, monkeypatch):
         tmp_path / "empty": "cannot read",
         tmp_path / "model.safetensors": "not a sound v2l hypernetwork",
         tmp_path / "bare.safetensors": "metadata",
-        tmp_path / "notes.txt": "is no hypernetwork",
+        tmp_path / "notes.txt": "is not a hypernetwork",
         tmp_path / "missing.pt": "cannot read",
         "smolvlm2-2.2b": "v2l pull gets it",
     }.items():
@@ -150,7 +150,7 @@ def test_what_is_not_a_hypernetwork(tmp_path, model_folder, monkeypatch):
 
 def test_a_hypernetwork_for_another_model_is_refused(videos, vlm, tmp_path):
     other = small.write_model(tmp_path / "other", seed=3)
-    with pytest.raises(v2l.V2LError, match="trained for other, the model at hand is small"):
+    with pytest.raises(v2l.V2LError, match="trained for other and does not fit small"):
         v2l.encode(videos[0], vlm, small.small_hypernetwork(other))
     larger = small.write_model(tmp_path / "larger", config=small.small_config(num_hidden_layers=2))
     with pytest.raises(v2l.V2LError, match="trained for larger"):
@@ -164,8 +164,8 @@ def test_half_precision_is_read_as_float32(hypernetwork, tmp_path):
     save_hypernetwork(hypernetwork, whole)
     assert path.stat().st_size < 0.6 * whole.stat().st_size
     read = v2l.load_hypernetwork(path, device="cpu")
-    assert read.origin.sha256 != hypernetwork.origin.sha256
-    assert read.origin.trained_with == hypernetwork.origin.trained_with
+    assert read.provenance.sha256 != hypernetwork.provenance.sha256
+    assert read.provenance.trained_with == hypernetwork.provenance.trained_with
     for name, tensor in read.state_dict().items():
         assert tensor.dtype == torch.float32
         own = hypernetwork.state_dict()[name]

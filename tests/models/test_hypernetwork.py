@@ -1,4 +1,4 @@
-"""What must hold for any sizes and any input; the published numbers are in test_official.py."""
+"""Properties of the hypernetwork for any size and input; the published numbers are in test_official.py."""
 
 import pytest
 import torch
@@ -89,7 +89,7 @@ def test_pieces_of_a_layer_are_read_as_one(hypernetwork):
 
 
 def test_each_layer_is_read_and_dropped_before_the_next(hypernetwork):
-    """No stack of layers: when a layer is asked for, nothing of the one before is needed any more."""
+    """A lazy iterable is not stacked: the previous layer can be freed when the next one is requested."""
     events = []
 
     def layers():
@@ -115,7 +115,7 @@ def test_half_precision_hidden_states(hypernetwork):
 
 
 def test_absorbed_attention_is_plain_attention():
-    """The keys and values that are never formed, formed: context first, latents last, one softmax over both."""
+    """Compare with keys and values computed explicitly: context first, latents last, one softmax over both."""
     torch.manual_seed(3)
     attention = ResamplerAttention(width=24, heads=4, kv_heads=2, head_dim=8).requires_grad_(False)
     latents, context, gain = torch.randn(2, 5, 24), torch.randn(2, 7, 24), torch.rand(24)
@@ -159,7 +159,7 @@ def test_what_does_not_fit_is_refused(hypernetwork, states, mask, message):
 
 
 def test_published_sizes():
-    """Parameter counts and the 140 names of the published 500M and 2.2B hypernetworks."""
+    """Compare parameter counts and the 140 names with the published 500M and 2.2B hypernetworks."""
     with torch.device("meta"):
         small = Hypernetwork(HypernetworkConfig(num_layers=32, hidden_size=960, intermediate_size=2560))
         large = Hypernetwork(HypernetworkConfig(num_layers=24, hidden_size=2048, intermediate_size=8192))

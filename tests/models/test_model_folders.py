@@ -1,5 +1,5 @@
-"""Model folders that anyone may have written: the worst of those that tests/stress/model_folders.py tries, what a
-configuration asks for against transformers' own module, and foreign words in messages."""
+"""Untrusted model folders: a selection of the cases of tests/stress/model_folders.py, the tensor shapes of a
+configuration compared with transformers' module, and escaping in messages."""
 
 import dataclasses
 import os
@@ -34,7 +34,7 @@ def sound(tmp_path_factory):
 
 @pytest.fixture
 def no_hanging():
-    """An exception where a test takes minutes: opening a pipe, say, would wait for ever."""
+    """Raise an exception if a test takes minutes: opening a pipe, for example, would block."""
     before = signal.signal(signal.SIGALRM, lambda *_: pytest.fail("it does not end"))
     signal.alarm(120)
     yield
@@ -138,9 +138,9 @@ def test_a_hypernetwork_cannot_be_of_impossible_training(sound, tmp_path, change
 
 
 def test_a_hypernetworks_hashes_are_hashes(hypernetwork, tmp_path):
-    origin = hypernetwork.origin
+    provenance = hypernetwork.provenance
     strange = small.small_hypernetwork(EMBEDDED, latent_size=8, num_blocks=1)
-    with_provenance(strange, "mine", "small", EVIL, origin.trained_with)
+    with_provenance(strange, "mine", "small", EVIL, provenance.trained_with)
     with pytest.raises(v2l.V2LError, match="base_fingerprint is not 64 hex digits"):
         save_hypernetwork(strange, tmp_path / "h.safetensors")
 

@@ -1,4 +1,4 @@
-"""The numbers of the official Frames2LoRA code, computed by it in float32 on a CPU, reproduced to 1e-5.
+"""Reproduce the numbers of the official Frames2LoRA code, computed in float32 on a CPU, to 1e-5.
 
 tests/data/official-a holds a small frozen model, a checkpoint exactly as the official code saves it, inputs and what
 it computed from them (transformers 4.51.3, peft 0.17.1).
@@ -42,24 +42,24 @@ def layer_inputs(vlm, expected):
 
 
 def close(actual: torch.Tensor, expected: torch.Tensor) -> bool:
-    """Within 1e-5 of the largest expected value, everywhere."""
+    """Assert that all values are within 1e-5 of the largest expected value."""
     assert actual.shape == expected.shape
     return float((actual - expected).abs().max() / expected.abs().max()) < 1e-5
 
 
 def stacked(factors, hypernetwork):
-    """The factors as the official code states them: (B, L, R, d), `lora_alpha` not yet applied."""
+    """Return the factors in the form of the official code: (B, L, R, d), before `lora_alpha` is applied."""
     a, b = (torch.stack(part, dim=1) for part in zip(*factors, strict=True))
     return a, b / hypernetwork.config.lora_alpha
 
 
 def as_adapter(a, b, vlm, hypernetwork, segments=1) -> Adapter:
-    """Factors (L, R, d) as an adapter, with a description that only has to be consistent."""
+    """Build an adapter from factors (L, R, d), with any consistent description."""
     rank = hypernetwork.config.rank
     segment = Segment(FileIdentity("a.mp4", 1, "0" * 64), 0.0, 1.0, (0.0,), 32, 32, (1,), 12, Reading(), "", "")
     description = Description(
         BaseModel(vlm.id, None, vlm.fingerprint),
-        HypernetworkInfo(hypernetwork.origin.id, hypernetwork.origin.sha256, 1, 1),
+        HypernetworkInfo(hypernetwork.provenance.id, hypernetwork.provenance.sha256, 1, 1),
         (segment,) * segments,
         (Block(rank, 1, 0.0),) * segments,
         rank,
@@ -116,4 +116,4 @@ def test_two_segments(vlm, hypernetwork, expected):
 
 def test_the_checkpoint_states_its_multiplier(hypernetwork):
     assert hypernetwork.config.lora_alpha == 16.0
-    assert hypernetwork.origin.base_model == "fixture/smolvlm-a"
+    assert hypernetwork.provenance.base_model == "fixture/smolvlm-a"

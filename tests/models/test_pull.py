@@ -1,5 +1,5 @@
-"""`v2l pull` with the real client against a hub on this machine: what arrives is proven, recorded and tried, and a hub
-that lies gets nowhere. `tests/stress/hubs.py` tries more such hubs."""
+"""`v2l pull` with the real client against a local hub: files are verified, recorded and tested, and a hostile hub gains
+nothing. `tests/stress/hubs.py` has more such hubs."""
 
 import errno
 import gzip
@@ -31,7 +31,7 @@ HYPERNETWORK = PRESETS["smolvlm2-500m"].file
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A small model whose images take as many tokens as the preset's."""
+    """A small model with as many tokens per image as the preset."""
     config = small.small_config()
     config.vision_config.image_size, config.scale_factor = 64, 1
     folder = small.write_model(tmp_path_factory.mktemp("hub") / "model", config=config)
@@ -59,7 +59,7 @@ def pull(hub, tmp_path):
 
 @pytest.fixture
 def fetch(hub, tmp_path, monkeypatch):
-    """The same in this process; returns what was pulled."""
+    """Pull in this process. Returns the downloaded repositories."""
     home = tmp_path / "home"
     where = {"ENDPOINT": hub.address, "HF_HOME": str(home), "HF_HUB_CACHE": str(home / "hub")}
     for name, value in {**where, "HF_HUB_OFFLINE": False, "HF_HUB_DOWNLOAD_TIMEOUT": 1}.items():
@@ -69,7 +69,7 @@ def fetch(hub, tmp_path, monkeypatch):
 
 @pytest.fixture
 def victim(tmp_path):
-    """A file of the user's, near the cache and not in it."""
+    """A file of the user outside the cache."""
     path = tmp_path / "precious.txt"
     path.write_text("the user's")
     return path
@@ -121,7 +121,7 @@ def test_a_broken_connection_is_taken_up_again(hub, pull):
         done = pull()
         if done.code == 0:
             break
-        assert done.code == 1 and "what has arrived is kept" in done.err
+        assert done.code == 1 and "completed parts are kept" in done.err
     assert done.code == 0
     begins = [rest for method, path, rest in hub.requests if method == "GET" and path.endswith("more.safetensors")]
     assert begins == [None, "bytes=12582912-"]
@@ -138,8 +138,8 @@ def test_a_moved_branch_does_not_move_what_is_pinned(hub, pull, tmp_path):
     assert lock(tmp_path)["repos"][MODEL]["commit"] == "c" * 40
     repo.files = older  # the same commit, and other files
     first, again = pull(), pull()  # what is there contradicts the hub, then what came contradicts the record
-    assert first.code == 1 and "it was thrown away, pull again" in first.err
-    assert again.code == 1 and "another file of the same commit than was recorded" in again.err
+    assert first.code == 1 and "it was discarded, pull again" in first.err
+    assert again.code == 1 and "differs from the file that was recorded for this commit" in again.err
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
@@ -147,7 +147,7 @@ def test_a_file_that_is_not_what_the_hub_states_is_thrown_away(hub, pull, tmp_pa
     data = hub.repos[MODEL].files[name]
     hub.served[name] = data[:-2] + b"!!"
     done = pull()
-    assert done.code == 1 and f"{name} has the hash" in done.err and "it was thrown away" in done.err
+    assert done.code == 1 and f"{name} has the hash" in done.err and "it was discarded" in done.err
     assert not (tmp_path / "home" / "v2l.lock.json").exists()
     hub.served.clear()
     assert pull().code == 0
@@ -160,7 +160,7 @@ def test_older_names_of_the_hypernetwork_are_tried(hub, pull, tmp_path):
     hub.repos[OLDEST] = repo
     done = pull()
     assert done.code == 0, done.err
-    assert done.err.count("trying an older name") == 2
+    assert done.err.count("trying a former name") == 2
     assert list(lock(tmp_path)["repos"][OLDEST]["files"]) == ["video2lora-500m.pt"]
     small.write_video(tmp_path / "clip.mp4")
     assert run("encode", "clip.mp4", cwd=tmp_path, env={"HF_HOME": str(tmp_path / "home")}).code == 0
@@ -176,9 +176,9 @@ def test_what_cannot_be_fetched_is_one_line(hub, pull, tmp_path):
     refused["has no .safetensors at aaaaaaaaaaaa"] = pull()
     hub.repos.pop(PUBLISHED)
     hub.repos[MODEL].files["model.safetensors"] = b"x"
-    refused["none of the names of its hypernetwork is there"] = pull()
+    refused["the hub has the hypernetwork under none of its names"] = pull()
     del hub.repos[MODEL]
-    refused[f"the hub has no {MODEL}"] = pull()
+    refused[f"the hub does not have {MODEL}"] = pull()
     for says, done in refused.items():
         assert done.code == 1 and says in done.err
         assert sum(line.startswith("v2l: error:") for line in done.notes) == 1
@@ -195,7 +195,7 @@ def test_a_model_that_is_not_the_one_expected_fails_its_test(hub, pull, tmp_path
 
 
 def test_a_full_disk_is_one_line(hub, tmp_path):
-    """A limit on the size of files stands in for the disk: the same refusal in the middle of a write."""
+    """A limit on the size of files replaces a full disk: the write fails half-way in the same manner."""
     where = {"HF_ENDPOINT": hub.address, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
 
     def small_files_only():
@@ -216,13 +216,13 @@ def test_a_disk_that_fails_at_any_step_is_one_line_and_nothing_half_written_is_t
         place = v2l.models.pull.CachePlace(MODEL, listing.commit, *listing.files)
         with Disk(tmp_path, number, (errno.ENOSPC, errno.EIO)[number % 2]).mounted() as disk:
             try:
-                v2l.models.pull._proven(place, None)
+                v2l.models.pull._fetch_file(place, None)
             except V2LError as trouble:
                 assert str(trouble).isprintable()
             if len(disk.steps) < number:
                 break
         assert not place.blob.exists() or place.blob.read_bytes() == data
-        v2l.models.pull._proven(place, None)
+        v2l.models.pull._fetch_file(place, None)
         assert place.pointer.read_bytes() == data
     assert 10 < number < 99
 
@@ -231,7 +231,7 @@ def test_a_disk_that_fails_at_any_step_is_one_line_and_nothing_half_written_is_t
 
 
 def answer(body, status=200, **headers):
-    """Says this in the hub's place."""
+    """Return these responses instead of the hub."""
 
     def told(request):
         request.send_response(status)
@@ -244,7 +244,7 @@ def answer(body, status=200, **headers):
 
 
 def endless(hub, head, piece, pause=0, status="200 OK"):
-    """Goes on until nobody listens."""
+    """Send until the client closes the connection."""
 
     def told(request):
         request.close_connection = True
@@ -257,7 +257,7 @@ def endless(hub, head, piece, pause=0, status="200 OK"):
 
 
 def says(hub, **changes):
-    """The model's listing with other values."""
+    """Return the listing of the model with other values."""
     hub.lies.clear()
     hub.lies[LISTING] = answer(json.dumps(json.loads(hub.listing(MODEL)) | changes).encode())
 
@@ -270,7 +270,7 @@ def test_commits_and_hashes_are_checked_before_they_are_paths(hub, fetch, tmp_pa
     lies += [{"siblings": [file | change]} for change in changes]
     for lie in lies:
         says(hub, **lie)
-        with pytest.raises(V2LError, match=f"the hub's answer about {MODEL} is not understood"):
+        with pytest.raises(V2LError, match=f"the hub's listing of {MODEL} is invalid"):
             fetch()
     assert downloads(hub) == [] and not (tmp_path / "home").exists() and victim.read_text() == "the user's"
 
@@ -317,7 +317,7 @@ def test_a_listing_of_any_shape_is_one_line(hub, fetch):
         bodies.append(json.dumps(json.loads(hub.listing(MODEL)) | shape).encode())
     for body in bodies:
         hub.lies[LISTING] = answer(body)
-        with pytest.raises(V2LError, match=f"the hub's answer about {MODEL} is not understood") as raised:
+        with pytest.raises(V2LError, match=f"the hub's listing of {MODEL} is invalid") as raised:
             fetch()
         assert str(raised.value).isprintable() and len(str(raised.value)) < 500
 
@@ -341,7 +341,7 @@ def test_no_more_is_read_than_was_stated(hub, fetch, tmp_path):
     bomb = gzip.compress(bytes(100 * 2**20))
     floods = {
         "is longer than 4194304 bytes": (LISTING, endless(hub, b"\r\n", b"[" * 2**16)),
-        "which was not asked for": (LISTING, answer(bomb, Content_Encoding="gzip")),
+        "which was not requested": (LISTING, answer(bomb, Content_Encoding="gzip")),
         "sends more than the": ("config.json", endless(hub, b"\r\n", b"x" * 2**16)),
         "it redirects more than 10 times": ("config.json", answer(b"", 302, Location="config.json")),
         "unsupported protocol 'file://'": (LISTING, answer(b"", 302, Location="file:///etc/hostname")),
@@ -390,7 +390,7 @@ def test_what_sigterm_leaves_is_not_trusted_but_completed(hub, fetch, tmp_path):
 def test_a_hub_cannot_move_a_recorded_commit(hub, fetch, tmp_path):
     fetch()
     says(hub, sha="c" * 40)
-    with pytest.raises(V2LError, match=f"answers with commit cccccccccccc of {MODEL} where aaaaaaaaaaaa was asked for"):
+    with pytest.raises(V2LError, match=f"answers with commit cccccccccccc of {MODEL} instead of aaaaaaaaaaaa"):
         fetch()
     assert lock(tmp_path)["repos"][MODEL]["commit"] == "a" * 40
 
@@ -437,7 +437,7 @@ def test_a_link_to_a_file_is_removed_or_refused_and_the_file_stays(hub, fetch, t
     place = tmp_path / "home" / "hub" / f"models--{MODEL.replace('/', '--')}" / kind.format(blob=blob)
     place.parent.mkdir(parents=True)
     place.symlink_to(victim)
-    with pytest.raises(V2LError, match=r"it was thrown away|cannot write into"):
+    with pytest.raises(V2LError, match=r"it was discarded|cannot write into"):
         fetch()
     assert victim.read_text() == "the user's"
 
@@ -453,13 +453,13 @@ def test_a_pipe_in_the_place_of_what_has_arrived_is_not_waited_for(hub, fetch, t
 
 def test_a_cdn_gets_no_token_and_a_gated_repository_needs_one(hub, fetch, monkeypatch, tmp_path):
     hub.cdn, hub.token = True, "secret"
-    with pytest.raises(V2LError, match=f"{MODEL} must be asked for on the hub first; then set HF_TOKEN"):
+    with pytest.raises(V2LError, match=f"{MODEL} requires access; request it on the hub, then set HF_TOKEN"):
         fetch()
     monkeypatch.setenv("HF_TOKEN", "secret")
     fetch()  # the hub refuses what comes without it, the other host what comes with it
     assert any(path.startswith("/cdn/") for _, path, _ in hub.requests)
     monkeypatch.setenv("HF_TOKEN", "secret\nX-Other: 1")
-    with pytest.raises(V2LError, match="holds characters that no token has") as raised:
+    with pytest.raises(V2LError, match="contains invalid characters") as raised:
         fetch()
     assert "secret" not in str(raised.value)
     monkeypatch.delenv("HF_TOKEN")

@@ -1,4 +1,4 @@
-"""The real architectures at their true size, with random weights: nothing but the weights is missing."""
+"""The real architectures at their true size, with random weights."""
 
 import json
 import os
@@ -96,14 +96,14 @@ def write_500m(folder):
 
 
 def write_published_hypernetwork(folder):
-    """Of the published sizes, random, beside the model."""
+    """A random hypernetwork of the published sizes, in the model folder."""
     sizes = {"rank": 16, "lora_alpha": 128.0, "latent_size": 512, "num_blocks": 9}
     heads = {"num_heads": 16, "num_kv_heads": 4, "head_dim": 128}
     small.write_hypernetwork(folder, trained_with=TrainedWith(resolution=384), **sizes, **heads)
 
 
 def fill_vocabulary(folder):
-    """A name for each of the model's 49,280 tokens, so that whatever random weights say is something."""
+    """A tokenizer with a name for each of the model's 49,280 tokens, so that random answers are not empty."""
     path = folder / "tokenizer.json"
     tokenizer = json.loads(path.read_text())
     vocabulary = tokenizer["model"]["vocab"]
@@ -114,7 +114,7 @@ def fill_vocabulary(folder):
 
 @pytest.mark.slow
 def test_500m_takes_an_optimisation_step_on_the_cpu(tmp_path):
-    """Of the published hypernetwork, fresh, on a 12-frame clip, in float32; prints its peak memory."""
+    """Train a new hypernetwork of the published size on a 12-frame clip, in float32; print the peak memory."""
     folder = write_500m(tmp_path / "500m")
     video = small.write_video(tmp_path / "clip.mp4", frames=15 * 8, width=320, height=180)
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -144,7 +144,7 @@ def test_500m_encodes_a_12_frame_clip_on_the_cpu(tmp_path):
 
 @pytest.mark.slow
 def test_500m_is_evaluated_on_two_clips_on_the_cpu(tmp_path):
-    """The rehearsal: `v2l eval` as on the day the weights are there, but with random ones; prints memory and time."""
+    """Run `v2l eval` as with the published weights, but with random ones; print memory and time."""
     folder = write_500m(tmp_path / "500m")
     write_published_hypernetwork(folder)
     fill_vocabulary(folder)
@@ -176,7 +176,7 @@ def test_500m_is_evaluated_on_two_clips_on_the_cpu(tmp_path):
 
 @pytest.mark.slow
 def test_memory_at_1024_frames(tmp_path):
-    """Section 6 of the design on a model of 8 layers x 256: 1,024 frames against 64, each in its own process."""
+    """Compare the memory of 1,024 frames with that of 64 on a model of 8 layers x 256, each in its own process."""
     config = small.small_config(
         hidden_size=256,
         intermediate_size=640,

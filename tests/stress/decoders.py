@@ -1,9 +1,9 @@
-"""The corpus of odd videos through v2l and three libraries as one would first use them: who reads what right.
+"""Comparison of v2l and three libraries, with their default use, on the corpus of odd videos.
 
-    python tests/stress/decoders.py            torchcodec takes part where it is installed
+    python tests/stress/decoders.py            includes torchcodec if it is installed
 
-A file is right where every frame has its number, its time within half a frame, its size and its colours, or where it is
-refused and must be. It is wrong where it is read otherwise, without an error.
+A result is right if every frame has the expected number, time (within half a frame), size and colours, or if a file
+that must be refused is refused. It is wrong if a file is read otherwise without an error.
 """
 
 import collections
@@ -115,7 +115,7 @@ def main() -> None:
                 counts[found] += 1
                 if reader == "v2l" and found != "right":
                     print(f"  v2l: {name}: {found}")
-            print(f"{reader:10}  " + ", ".join(f"{number} {what}" for what, number in counts.most_common()))
+            print(f"{reader:10}  " + ", ".join(f"{number} {outcome}" for outcome, number in counts.most_common()))
 
 
 if __name__ == "__main__":

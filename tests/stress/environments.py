@@ -1,4 +1,4 @@
-"""Run the installed `v2l` in disturbed environments: it works as always, or it gives one line that says why not.
+"""Run the installed `v2l` in disturbed environments: it works as usual, or prints one error line with the reason.
 
     python tests/stress/environments.py
     python tests/stress/environments.py --only HOME --only ulimit
@@ -50,22 +50,22 @@ class Same:
 
 @dataclass(frozen=True)
 class Refused:
-    """An exit code and an error line with these words. `written`: the adapter is complete all the same; `heard`:
-    somebody reads standard error."""
+    """An exit code and an error line with these words. `written`: the adapter is complete nevertheless; `stderr_read`:
+    standard error is open."""
 
     words: str
     code: int = 1
     written: bool = False
-    heard: bool = True
+    stderr_read: bool = True
 
 
 @dataclass(frozen=True)
 class Environment:
     """One way to run the command.
 
-    shell: a script of `sh`; "$@" is the command. prepare: gets the folder before the run. name: the video's file name.
-    program: what runs v2l. where: the working folder inside the environment's own. needs: a shell command that fails
-    where the machine does not permit this kind. asks: `ask` runs after `encode`.
+    shell: a script of `sh`; "$@" is the command. prepare: called with the folder before the run. name: the video's file
+    name. program: the command that starts v2l. where: the working folder, relative to that of the environment. needs: a
+    shell command that fails if the machine does not permit this kind. asks: `ask` runs after `encode`.
     """
 
     shell: str = RUN
@@ -82,30 +82,30 @@ class Environment:
 
 
 def variables(*words: str, **options) -> Environment:
-    """The command with environment variables set, or unset by `-u NAME`."""
+    """Run the command with environment variables set, or unset by `-u NAME`."""
     return Environment(f'exec env {shlex.join(words)} "$@"', **options)
 
 
 def python(*flags: str, module: bool = False, **options) -> Environment:
-    """The command in an interpreter with these flags, as a script or as `-m v2l`."""
+    """Run the command in an interpreter with these flags, as a script or as `-m v2l`."""
     return Environment(program=(sys.executable, *flags, *(("-m", "v2l") if module else (V2L,))), **options)
 
 
 def mounts(*commands: str, **options) -> Environment:
-    """The command after these commands in a mount namespace of its own."""
+    """Run the command after these commands in a new mount namespace."""
     script = "; ".join(["set -e", *commands, RUN])
     return Environment(f'exec unshare -m sh -c {shlex.quote(script)} sh "$@"', needs="unshare -m true", **options)
 
 
 def unprivileged(before: str = "", user: int = 0, expected: Same | Refused = Same(), **options) -> Environment:
-    """The command without root's privilege over files, as another user where `user` is not 0."""
+    """Run the command without root's privileges over files, as another user if `user` is not 0."""
     who = f"--reuid={user} --regid={user} --clear-groups" if user else "--bounding-set=-dac_override,-dac_read_search"
     script = f'exec setpriv {who} sh -c {shlex.quote(before + RUN)} sh "$@"'
     return Environment(script, expected, needs=f"setpriv {who} {shlex.quote(V2L)} --version", **options)
 
 
 def processors(count: int, before: str = "") -> Environment:
-    """A machine with this many processors, as a preloaded library says."""
+    """Run the command with a preloaded library that reports this number of processors."""
     return Environment(before + f'LD_PRELOAD="$SHIMS/processors-{count}.so" exec "$@"', needs="cc --version")
 
 
@@ -135,7 +135,7 @@ def aged(seconds: int) -> Callable[[Path], None]:
 
 
 def deep(size: int) -> bytes:
-    """Nested folders whose path takes this many bytes, the environment's own folder left out."""
+    """Return nested folders whose path has this many bytes, without the folder of the environment."""
     whole, rest = divmod(size, 200)
     return b"/".join([b"d" * 199] * whole + [b"r" * rest] * bool(rest))
 
@@ -195,7 +195,7 @@ ENVIRONMENTS = {
     "streams: none at all": Environment(RUN + " <&- >&- 2>&-"),
     "streams: stdout is full": Environment(RUN + " >/dev/full", Refused("standard output", written=True)),
     "streams: stderr is full": Environment(RUN + " 2>/dev/full"),
-    "streams: both are full": Environment(RUN + " >/dev/full 2>&1", Refused("", written=True, heard=False)),
+    "streams: both are full": Environment(RUN + " >/dev/full 2>&1", Refused("", written=True, stderr_read=False)),
     "streams: stdout cannot be written": Environment(RUN + " 1</dev/null", Refused("standard output", written=True)),
     "streams: stderr cannot be written": Environment(RUN + " 2</dev/null"),
     "python: -I": python("-I", asks=True),
@@ -288,7 +288,7 @@ ENVIRONMENTS = {
 
 
 class Trial:
-    """The model, the clip and the undisturbed run that the others are compared to."""
+    """The model, the clip and the undisturbed run with which the others are compared."""
 
     def __init__(self, root: Path):
         self.root = root
@@ -304,7 +304,7 @@ class Trial:
         assert not wrong, wrong
 
     def run(self, title: str, environment: Environment, first: bool = False) -> str:
-        """Returns what is wrong, empty if nothing is."""
+        """Return the differences from the expected outcome."""
         own = self.root / f"{len(list(self.root.iterdir()))}-{''.join(filter(str.isalnum, title))}"
         place = Path(os.fsdecode(os.path.join(os.fsencode(own), environment.where)))
         place.mkdir(parents=True)
@@ -338,7 +338,7 @@ class Trial:
         return "; ".join(wrong) + (f" (exit {code}, stderr {err.decode(errors='replace')[-1500:]!r})" if wrong else "")
 
     def _same(self, written: bytes, environment: Environment) -> bool:
-        """The same bytes; the tensors alone where the video has another name, which the adapter records."""
+        """Compare the bytes, or only the tensors if the video has another name, which the adapter records."""
         if isinstance(environment.expected, Same) and not environment.expected.bits:
             found, wanted = safetensors.numpy.load(written), safetensors.numpy.load(self.adapter)
             close = (np.allclose(found[name], wanted[name], rtol=0, atol=1e-4) for name in wanted)
@@ -356,7 +356,7 @@ class Trial:
         if code != wanted:
             wrong.append(f"exit code {code}, not {wanted}")
         errors = [line for line in text.splitlines() if line.startswith("v2l: error: ")]
-        if isinstance(expected, Refused) and expected.heard:
+        if isinstance(expected, Refused) and expected.stderr_read:
             if len(errors) != 1 or expected.words not in errors[0]:
                 wrong.append(f"no single error line with {expected.words!r}")
         elif errors:

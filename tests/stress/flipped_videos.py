@@ -1,13 +1,13 @@
-"""Videos with flipped bits: no frame is invented where ffmpeg itself reports the damage.
+"""Videos with flipped bits: v2l does not accept wrong frames if ffmpeg reports the damage.
 
     python tests/stress/flipped_videos.py --files 1000
     python tests/stress/flipped_videos.py --files 150 --only h264 --keep FOLDER --verdicts
 
-Each file is a sound clip with 1 to 50 flipped bits in its coded pictures. ffmpeg's verdict is what `ffmpeg -v error -i
-FILE -f null -` prints. Each file is then probed, and the frames that `v2l encode` takes are compared with those of the
-sound clip. The run prints a table of outcomes against verdicts. It fails if a file crashes the reader, or if the reader
-accepts a picture that differs from the sound one although ffmpeg reports damage of it or of what it refers to
-(`ffprobe -show_log` tells which frame each is about). Other changed pictures, which no decoder reports, are counted.
+Each file is an intact clip with 1 to 50 flipped bits in its coded pictures. ffmpeg's verdict is the output of `ffmpeg
+-v error -i FILE -f null -`. Each file is then probed, and the frames that `v2l encode` selects are compared with those
+of the intact clip. The run prints a table of outcomes by verdict. It fails if a file crashes the reader, or if the
+reader accepts a picture that differs from the intact one although ffmpeg reports damage of it or of a frame it refers
+to (`ffprobe -show_log` assigns reports to frames). Other changed pictures, which no decoder reports, are counted.
 --verdicts only makes the files and `verdicts.json`.
 """
 
@@ -49,7 +49,7 @@ def ffmpeg(words: list[str], **more) -> subprocess.CompletedProcess:
 
 
 def coded_part(data: bytes, name: str) -> tuple[int, int]:
-    """First and last byte of what holds coded pictures and no index."""
+    """Return the first and last byte of the part with coded pictures and without an index."""
     if name.endswith(".mp4"):
         at = data.find(b"mdat")
         return at + 64, at - 4 + int.from_bytes(data[at - 4 : at], "big") - 64
@@ -66,21 +66,21 @@ def flipped(data: bytes, name: str, seed: int) -> bytes:
 
 
 def verdict(path: Path) -> dict:
-    """What ffmpeg reports of a file: the number of lines and the first of them."""
+    """Return ffmpeg's report on a file: the number of lines and the first of them."""
     done = ffmpeg(["-threads", "1", "-i", str(path), "-f", "null", "-"], errors="replace")
     lines = done.stderr.splitlines()
     return {"reports": len(lines), "first": lines[0] if lines else "", "exit": done.returncode}
 
 
 def make(folder: Path, count: int, only: str):
-    """Yield (source, path, verdict) of each damaged file, written into `folder` together with its sources."""
+    """Write the sources and damaged files into `folder`; yield (source, path, verdict) of each damaged file."""
     names = [name for name in SOURCES if name.startswith(only)]
     sound = {}
     for name in names:
         path = folder / f"sound {name}"
         done = ffmpeg([*shlex.split(SOURCES[name]), str(path)])
         assert done.returncode == 0, done.stderr
-        assert not verdict(path)["reports"], f"{name} is not sound"
+        assert not verdict(path)["reports"], f"{name} is not intact"
         sound[name] = path.read_bytes()
     for number in range(count):
         name = names[number % len(names)]
@@ -91,14 +91,14 @@ def make(folder: Path, count: int, only: str):
 
 
 def outcome(path: Path, sound: dict[int, np.ndarray]) -> tuple[str, str, list[int]]:
-    """One of refused, same, changed and crashed; the message or the greatest difference in levels; the changed frames'
-    numbers."""
-    from v2l.video import decoding
+    """Read a damaged file and return the outcome (refused, same, changed or crashed), the error message or the greatest
+    difference in levels, and the numbers of the changed frames."""
+    from v2l.video import client
 
     try:
-        video = decoding.probe(path)
+        video = client.probe(path)
         changed = {}
-        for frame in decoding.read_frames(video, choose_frames(video, 12)):
+        for frame in client.read_frames(video, choose_frames(video, 12)):
             number = round(float(frame.seconds) * RATE)
             expected = sound.get(number, np.zeros(0))
             if expected.shape != frame.pixels.shape:
@@ -107,17 +107,16 @@ def outcome(path: Path, sound: dict[int, np.ndarray]) -> tuple[str, str, list[in
                 changed[number] = int(np.abs(expected.astype(int) - frame.pixels).max())
         return ("changed", f"by up to {max(changed.values())} of 255", list(changed)) if changed else ("same", "", [])
     except V2LError as error:
-        kind = "crashed" if "crashed the decoder" in str(error) or "hang" in str(error) else "refused"
+        kind = "crashed" if "crashed the decoder" in str(error) or "hung the decoder" in str(error) else "refused"
         return kind, str(error), []
-    except Exception as error:  # no file may raise anything else
+    except Exception as error:  # anything else is a bug
         return "crashed", repr(error), []
 
 
 def decoded(path: Path, *options: str) -> tuple[list[tuple[int, bool]], dict[int, str], set[int]]:
-    """The (number, key) of each packet; ffmpeg's reports by the number of the frame that each is about; the numbers of
-    the frames that ffmpeg shows.
+    """Return (number, key) of each packet, ffmpeg's reports by frame number, and the numbers of the frames it outputs.
 
-    ffprobe logs a report with the frame that is output meanwhile, which is the decoder's delay behind.
+    ffprobe logs a report with the frame that is output at that time, which lags by the decoder's delay.
     """
     command = ["ffprobe", "-v", "error", "-threads", "1", *options, "-show_log", "16", "-select_streams", "v:0"]
     entries = "packet=pts_time,flags:frame=best_effort_timestamp_time:stream=has_b_frames:format=start_time:log"
@@ -141,8 +140,7 @@ def decoded(path: Path, *options: str) -> tuple[list[tuple[int, bool]], dict[int
 
 
 def reported_before(path: Path, numbers: list[int]) -> str:
-    """ffmpeg's report, if any, that concerns one of these frames: on the frame itself, or on one that is decoded before
-    it, from the last key frame on, and that others refer to."""
+    """Return ffmpeg's report, if any, on one of these frames or on a reference frame between it and its key frame."""
     packets, reports, _ = decoded(path)
     referred = decoded(path, "-skip_frame", "noref")[2]
     needed: list[int] = []
@@ -157,36 +155,36 @@ def reported_before(path: Path, numbers: list[int]) -> str:
 
 
 def every_frame(path: Path) -> dict[int, np.ndarray]:
-    """The pixels of a sound clip by the number of the frame."""
-    from v2l.video import decoding
+    """Return the pixels of an intact clip by frame number."""
+    from v2l.video import client
 
-    video = decoding.probe(path)
-    return {round(float(f.seconds) * RATE): f.pixels for f in decoding.read_frames(video, range(video.frame_count))}
+    video = client.probe(path)
+    return {round(float(f.seconds) * RATE): f.pixels for f in client.read_frames(video, range(video.frame_count))}
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--files", type=int, default=1000)
-    parser.add_argument("--only", default="", help="sources whose name begins so")
-    parser.add_argument("--keep", type=Path, help="folder for the files, which are removed otherwise")
+    parser.add_argument("--only", default="", help="prefix of the sources to use")
+    parser.add_argument("--keep", type=Path, help="folder in which the files are kept")
     parser.add_argument("--verdicts", action="store_true", help="only make the files and verdicts.json")
     options = parser.parse_args()
     folder = options.keep or Path(tempfile.mkdtemp())
     folder.mkdir(parents=True, exist_ok=True)
     verdicts, counts, frames, bad = {}, collections.Counter(), {}, []
-    for source, path, said in make(folder, options.files, options.only):
-        verdicts[path.name] = said | {"source": f"sound {source}"}
+    for source, path, report in make(folder, options.files, options.only):
+        verdicts[path.name] = report | {"source": f"sound {source}"}
         if options.verdicts:
             continue
         if source not in frames:
             frames[source] = every_frame(folder / f"sound {source}")
-        kind, why, changed = outcome(path, frames[source])
-        reported = "reported" if said["reports"] else "not reported"
+        kind, detail, changed = outcome(path, frames[source])
+        reported = "reported" if report["reports"] else "not reported"
         counts[source, reported, kind] += 1
-        verdicts[path.name] |= {"outcome": kind, "why": why}
-        told = reported_before(path, changed) if changed and said["reports"] else ""
-        if kind == "crashed" or told:
-            bad.append(f"{path.name}: {kind}, {why}; {told}")
+        verdicts[path.name] |= {"outcome": kind, "detail": detail}
+        reported_frame = reported_before(path, changed) if changed and report["reports"] else ""
+        if kind == "crashed" or reported_frame:
+            bad.append(f"{path.name}: {kind}, {detail}; {reported_frame}")
         if not options.keep:
             path.unlink()
     (folder / "verdicts.json").write_text(json.dumps(verdicts, indent=1))

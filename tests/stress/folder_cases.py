@@ -1,4 +1,4 @@
-"""The hostile and broken model folders that tests/stress/model_folders.py tries: what is changed in a sound one."""
+"""The hostile and broken model folders of tests/stress/model_folders.py, as changes of a sound folder."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ KNOWN_TEMPLATE = (
     "{% elif line['type'] == 'image' %}{{ '<image>' }}{% endif %}{% endfor %}<end_of_utterance>\n{% endfor %}"
     "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
 )
-"""Of the published models."""
+"""The chat template of the published models."""
 ENDLESS_TEMPLATE = (
     "{% set held = namespace(text='x') %}"
     "{% for a in range(99999) %}{% for b in range(99999) %}{% set held.text = held.text ~ held.text %}{% endfor %}"
@@ -38,7 +38,7 @@ Change = Callable[[Path], None]
 
 @dataclass(frozen=True)
 class Case:
-    """change: what is done to a sound folder; outcome: LOADS, WARNS, or a regular expression of the refusal's words"""
+    """change: modifies a sound folder; outcome: LOADS, WARNS, or a regular expression for the error"""
 
     change: Change
     outcome: str
@@ -48,7 +48,7 @@ CASES: dict[str, Case] = {}
 
 
 def case(name: str, outcome: str, change: Change) -> None:
-    """Adds a case."""
+    """Add a case."""
     assert name not in CASES, name
     CASES[name] = Case(change, outcome)
 
@@ -112,7 +112,7 @@ def in_turn(*changes: Change) -> Change:
 
 
 def stated(file: str, *keys: str | int, value: Any) -> Change:
-    """A value of a JSON file replaced or added."""
+    """Replace or add a value of a JSON file."""
 
     def change(folder: Path) -> None:
         path = folder / file
@@ -127,7 +127,7 @@ def stated(file: str, *keys: str | int, value: Any) -> Change:
 
 
 def raw(file: str, key: str, text: str) -> Change:
-    """A value of a JSON file replaced by text that Python would not write."""
+    """Replace a value of a JSON file by text that Python would not write."""
 
     def change(folder: Path) -> None:
         path = folder / file
@@ -139,7 +139,7 @@ def raw(file: str, key: str, text: str) -> Change:
 
 
 def tensors(change_all: Callable[[dict[str, torch.Tensor]], Any]) -> Change:
-    """Other weights."""
+    """Change the weights."""
 
     def change(folder: Path) -> None:
         weights = load_file(folder / "model.safetensors")
@@ -159,7 +159,7 @@ def of_bytes(name: str, change_data: Callable[[bytes], bytes]) -> Change:
 
 
 class Evil:
-    """Unpickled, it leaves a file behind in the working folder."""
+    """Creates a file in the working folder when it is unpickled."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return open, ("EXECUTED", "w")
@@ -173,7 +173,7 @@ def pickled(name: str) -> Change:
 
 
 def sharded(index: Callable[[dict[str, str]], Any] = lambda shards: {"metadata": {}, "weight_map": shards}) -> Change:
-    """The weights in two files, and the index that `index` makes of name -> file."""
+    """Store the weights in two files, with an index that `index` makes from name -> file."""
 
     def change(folder: Path) -> None:
         weights = load_file(folder / "model.safetensors")
@@ -189,12 +189,12 @@ def sharded(index: Callable[[dict[str, str]], Any] = lambda shards: {"metadata":
 
 
 def one_shard(name: Any) -> Change:
-    """The index with another file for the norm."""
+    """Return an index with another file for the norm."""
     return sharded(lambda shards: {"weight_map": shards | {NORM: name}})
 
 
 def snapshot(folder: Path) -> None:
-    """The folder as the Hugging Face cache has it: a snapshot of links to blobs, which takes the folder's place."""
+    """Replace the folder by a snapshot of the Hugging Face cache: links to blobs."""
     sharded()(folder)
     cache = folder.with_name(f"{folder.name}-cache") / "models--someone--model"
     place, blobs = cache / "snapshots" / ("a" * 40), cache / "blobs"
@@ -208,7 +208,7 @@ def snapshot(folder: Path) -> None:
 
 
 def relinked(folder: Path) -> None:
-    """One of two shards under the name of a link to it."""
+    """Name one of two shards by a link to it."""
     sharded()(folder)
     (folder / "l.safetensors").symlink_to("one.safetensors")
     index = folder / "model.safetensors.index.json"
@@ -304,7 +304,7 @@ for _value in (0, -3, 10**6, 1.5, None):
 case("scale_factor = 3", "do not divide", stated(CONFIG, "scale_factor", value=3))
 case("scale_factor = 4", "holds model.connector", stated(CONFIG, "scale_factor", value=4))
 case("more layers than stored", r"has no .*layers\.3\.", stated(CONFIG, "text_config", "num_hidden_layers", value=1000))
-case("fewer layers than stored", "does not ask for", stated(CONFIG, "text_config", "num_hidden_layers", value=2))
+case("fewer layers than stored", "does not belong to", stated(CONFIG, "text_config", "num_hidden_layers", value=2))
 case("a terabyte's inner width", "holds .* as", stated(CONFIG, "text_config", "intermediate_size", value=2**18))
 case("a terabyte's vocabulary", "holds .*embed_tokens", stated(CONFIG, "text_config", "vocab_size", value=2**22))
 case("vision widths of gigabytes", "holds .* as", stated(CONFIG, "vision_config", "intermediate_size", value=2**18))
@@ -422,7 +422,7 @@ case("video_sampling is a list", LOADS, stated("preprocessor_config.json", "vide
 
 # Weights: which files -----------------------------------------------------------------------------------------------
 
-_NO_PICKLES = "has no model.safetensors; v2l reads no pickled weights"
+_NO_PICKLES = "has no model.safetensors; v2l does not read pickled weights"
 case("a pickle alone", _NO_PICKLES, in_turn(removed("model.safetensors"), pickled("pytorch_model.bin")))
 case(
     "an index of pickles",
@@ -435,7 +435,7 @@ case(
 )
 case("pickles beside safetensors", LOADS, in_turn(pickled("pytorch_model.bin"), pickled("model.bin")))
 case("a pickle called safetensors", "is damaged", pickled("model.safetensors"))
-_ONLY = "reads nothing but .safetensors in the same folder"
+_ONLY = "reads only .safetensors in the same folder"
 case("a shard that is a pickle", _ONLY, in_turn(one_shard("evil.bin"), pickled("evil.bin")))
 case(
     "a shard that is a pickle by its content",
@@ -523,7 +523,7 @@ case(
 case("weights of 65 GiB", "is damaged: 69,", lambda folder: os.truncate(folder / _WEIGHTS, 65 << 30))
 case("weights cut short", "is damaged", of_bytes(_WEIGHTS, lambda data: data[:-100]))
 case("weights with a tail", "is damaged", of_bytes(_WEIGHTS, lambda data: data + b"tail"))
-case("a tensor is missing", "has no .*gate_proj.*whole SmolVLM", tensors(lambda weights: _without(weights, GATE)))
+case("a tensor is missing", "has no .*gate_proj.*complete SmolVLM", tensors(lambda weights: _without(weights, GATE)))
 case("a tensor is missing from the tower", "has no .*fc1", tensors(lambda w: _without(w, FC1)))
 case(
     "a tensor too many",
@@ -536,7 +536,7 @@ case("a misshaped tensor", "holds .*gate_proj.* as", tensors(lambda w: w | {GATE
 case("a scalar", "holds .*norm.weight as", tensors(lambda w: w | {NORM: torch.tensor(1.0)}))
 case("an empty tensor", "holds .*norm.weight as", tensors(lambda w: w | {NORM: torch.zeros(0)}))
 for _dtype in (torch.int8, torch.float64, torch.bool, torch.complex64, torch.float8_e4m3fn):
-    case(f"weights in {_dtype}", "holds .*asks for", tensors(lambda w, d=_dtype: w | {GATE: w[GATE].to(d)}))
+    case(f"weights in {_dtype}", "holds .*requires", tensors(lambda w, d=_dtype: w | {GATE: w[GATE].to(d)}))
 case("weights in bfloat16", LOADS, tensors(lambda w: {name: tensor.bfloat16() for name, tensor in w.items()}))
 case("weights in mixed types", LOADS, tensors(lambda w: w | {GATE: w[GATE].half()}))
 for _name, _value in {
@@ -610,7 +610,7 @@ def added(text: str, id: int = 440) -> dict[str, Any]:
     )
 
 
-_UNKNOWN = "a pre_tokenizer that v2l does not know"
+_UNKNOWN = "an unknown pre_tokenizer"
 case("an expression that never ends", _UNKNOWN, cut_by(split("(a+)+$"), BYTE_LEVEL))
 case("an expression that never ends, everywhere", _UNKNOWN, cut_by(split(r"((\s|\S)+)+\d\d\d$")))
 case("an expression that panics", _UNKNOWN, cut_by(split(r"(?:(?:a?){9999}){9999}")))
@@ -655,7 +655,7 @@ case(
     stated(TOKENIZER, "model", "unk_token", value="nowhere"),
 )
 case("another kind of tokenizer", "not BPE", stated(TOKENIZER, "model", "type", value="Unigram"))
-case("no vocabulary", "cannot read|does not know", stated(TOKENIZER, "model", "vocab", value={}))
+case("no vocabulary", "cannot read|does not have", stated(TOKENIZER, "model", "vocab", value={}))
 case("a vocabulary of words", "cannot read", stated(TOKENIZER, "model", "vocab", "!", value="zero"))
 case("merges of nothing", "cannot read", stated(TOKENIZER, "model", "merges", 0, value=["nowhere", "never"]))
 case("merges of three", "cannot read", stated(TOKENIZER, "model", "merges", 0, value=["a", "b", "c"]))
@@ -687,7 +687,7 @@ case("a tokenizer of 17 MB", "v2l reads at most", stated(TOKENIZER, "x", value="
 case("a tokenizer of 15 MB", LOADS, stated(TOKENIZER, "x", value=[[]] * 3_900_000))
 case(
     "a tokenizer that knows no frames",
-    "does not know|not knowing|disagree",
+    "does not have|not knowing|disagree",
     of_bytes(TOKENIZER, lambda d: d.replace(b"<image>", b"<imago>")),
 )
 case("a tokenizer that is a folder", "cannot read", subfolder(TOKENIZER))
@@ -698,7 +698,7 @@ case("no tokenizer", LOADS, removed(TOKENIZER))
 
 
 def metadata(*keys: str, value: Any) -> Change:
-    """Another value in the hypernetwork's metadata, sealed as its maker would."""
+    """Change a value in the metadata of the hypernetwork, with a valid sha256."""
 
     def change(folder: Path) -> None:
         data = (folder / HYPERNETWORK).read_bytes()

@@ -1,8 +1,8 @@
-"""Damaged and hostile files for the three readers of foreign files: `python tests/stress/fuzz.py INPUTS [SEED]`.
+"""Damaged and hostile files for the three readers of untrusted files: `python tests/stress/fuzz.py INPUTS [SEED]`.
 
-Every input is read or refused with one printable line, within seconds and a few gigabytes, and nothing is imported for
-it. The mutations know the formats: bits and blocks of the whole file; values of the header and of the metadata, sealed
-again by the right hash so that what stands behind the seal is reached; and opcodes of the pickle inside its zip.
+Every input is read, or refused with a one-line printable error, within seconds and a few gigabytes, and without further
+imports. Mutations follow the formats: bits and blocks of the whole file; values of the header; metadata and tensors,
+with a corrected sha256 so that the checks behind it are reached; and the pickle inside its zip.
 """
 
 from __future__ import annotations
@@ -38,26 +38,26 @@ STRANGE = (
     *([], {}, [[]], [0, 0], [2**40, 2**40], {"v2l": "{}"}),
 )
 SLOW = 5.0
-"""CPU seconds that reading a small damaged file may take, however busy the machine is."""
+"""Limit of CPU seconds for reading a small damaged file, independent of the load of the machine."""
 MEMORY = 6 * 2**30
 
 
 def of_bytes(data: bytes, chance: random.Random) -> bytes:
-    """Flipped bits, cut, doubled, moved and overwritten blocks."""
+    """Flip bits, and cut, double, insert or overwrite blocks."""
     changed = bytearray(data)
     for _ in range(chance.choice((1, 1, 2, 8))):
         place = chance.randrange(len(changed)) if changed else 0
-        if chance.random() < 0.6:  # what says how to read the rest stands at the ends
+        if chance.random() < 0.6:  # headers and indexes are at the ends
             place = chance.choice((place % 600, max(0, len(changed) - 1 - place % 600)))
         length = chance.choice((1, 2, 8, 64, 1000))
-        what = chance.randrange(5)
-        if what == 0 and changed:
+        kind = chance.randrange(5)
+        if kind == 0 and changed:
             changed[place] ^= 1 << chance.randrange(8)
-        elif what == 1:
+        elif kind == 1:
             del changed[place : place + length]
-        elif what == 2:
+        elif kind == 2:
             changed[place:place] = changed[place : place + length]
-        elif what == 3:
+        elif kind == 3:
             changed[place : place + length] = chance.randbytes(length)
         else:
             del changed[place:]
@@ -65,28 +65,28 @@ def of_bytes(data: bytes, chance: random.Random) -> bytes:
 
 
 def of_json(value: object, chance: random.Random) -> object:
-    """The same with one value somewhere in it replaced, removed or doubled."""
+    """Replace, remove or double one value at any depth of a JSON value."""
     if isinstance(value, dict) and value and chance.random() < 0.85:
         name = chance.choice(list(value))
-        what = chance.random()
-        if what < 0.1:
+        choice = chance.random()
+        if choice < 0.1:
             return {key: kept for key, kept in value.items() if key != name}
-        if what < 0.2:
+        if choice < 0.2:
             return value | {chance.choice(["", "v2l", "x\n", name + "x"]): value[name]}
         return value | {name: of_json(value[name], chance)}
     if isinstance(value, list) and value and chance.random() < 0.85:
         place = chance.randrange(len(value))
-        what = chance.random()
-        if what < 0.1:
+        choice = chance.random()
+        if choice < 0.1:
             return value[:place] + value[place + 1 :]
-        if what < 0.2:
+        if choice < 0.2:
             return value * chance.choice((2, 500))
         return [*value[:place], of_json(value[place], chance), *value[place + 1 :]]
     return chance.choice(STRANGE)
 
 
 def of_header(data: bytes, chance: random.Random) -> bytes:
-    """A safetensors file with another header: a bomb of a size or a shape, a hole, an overlap, a name."""
+    """Change the header of a safetensors file: sizes, shapes, offsets, names."""
     length = int.from_bytes(data[:8], "little")
     header = json.dumps(of_json(json.loads(data[8 : 8 + length]), chance)).encode("utf-8", "surrogatepass")
     stated = chance.choice((len(header),) * 9 + (2**62,))
@@ -94,7 +94,7 @@ def of_header(data: bytes, chance: random.Random) -> bytes:
 
 
 def of_metadata(data: bytes, chance: random.Random) -> bytes:
-    """A safetensors file with other metadata or tensors, sealed as its makers would."""
+    """Change the metadata or a tensor of a safetensors file, and seal it with the correct sha256."""
     length = int.from_bytes(data[:8], "little")
     metadata = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["v2l"])
     tensors = load(data)
@@ -119,7 +119,7 @@ def of_metadata(data: bytes, chance: random.Random) -> bytes:
 
 
 def of_pickle(data: bytes, chance: random.Random) -> bytes:
-    """A checkpoint whose pickle, or another entry of its zip, is damaged and packed again."""
+    """Damage the pickle, or another entry of the zip, of a checkpoint."""
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         entries = {entry.filename: archive.read(entry) for entry in archive.infolist()}
     pickles = [name for name in entries if name.endswith("data.pkl")]
@@ -133,7 +133,7 @@ def of_pickle(data: bytes, chance: random.Random) -> bytes:
 
 
 def subjects(folder: Path) -> dict[str, tuple[list[bytes], list[Callable], Callable[[Path], object]]]:
-    """By kind of file: sound ones, mutations and the reader."""
+    """Return, by kind of file, intact files, mutations and the reader."""
     adapters = [path.read_bytes() for path in sorted((DATA / "golden").glob("*.safetensors"))]
     model = small.write_model(folder / "model")
     sizes = {"rank": 2, "latent_size": 4, "num_blocks": 1, "num_latents": 2, "num_heads": 2, "num_kv_heads": 1}
@@ -149,21 +149,21 @@ def subjects(folder: Path) -> dict[str, tuple[list[bytes], list[Callable], Calla
 
 
 def read(path: Path, reader: Callable[[Path], object]) -> str:
-    """ "read" or "refused". Raises AssertionError where it is neither, or took too long."""
+    """Return "read" or "refused". Raises AssertionError for any other outcome, or if it took too long."""
     start, known = time.process_time(), set(sys.modules)
     try:
         reader(path)
-        what = "read"
+        outcome = "read"
     except V2LError as error:
         assert str(error).isprintable() and len(str(error)) < 1500, error
-        what = "refused"
+        outcome = "refused"
     assert time.process_time() - start < SLOW, f"{time.process_time() - start:.1f} s"
     assert not {name for name in set(sys.modules) - known if not name.startswith(("torch", "numpy", "encodings"))}
-    return what
+    return outcome
 
 
 def main(inputs: int, seed: int) -> dict[str, int | float]:
-    """Counts by kind and outcome, the longest reading in seconds and the most memory in MB."""
+    """Return counts by kind and outcome, the longest read in seconds and the peak memory in MB."""
     counts: collections.Counter = collections.Counter()
     slowest = 0.0
     with tempfile.TemporaryDirectory() as place:
@@ -171,7 +171,7 @@ def main(inputs: int, seed: int) -> dict[str, int | float]:
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
         for number in range(inputs):
             chance = random.Random(f"{seed} {number}")
-            # the pickle is large and slow to pack
+            # checkpoints are slow to pack
             kind = chance.choices(list(kinds), (4, 4, 1))[0]
             sound, mutations, reader = kinds[kind]
             mutation = chance.choice(mutations)

@@ -1,4 +1,4 @@
-"""Hubs that lie, stall, flood and redirect, against the installed `v2l pull`: what each may do, and what must follow.
+"""Run the installed `v2l pull` against hubs that lie, stall, flood and redirect, and check the outcome of each.
 
     python tests/stress/hubs.py              all of them, two at a time, in about ten minutes
     python tests/stress/hubs.py NAME...      some
@@ -48,7 +48,7 @@ SLOW = 2
 UP = "../" * 16
 ESCAPE = "\x1b]0;owned\x07\x1b[2J\x9b31m"
 
-NOT_UNDERSTOOD = "the hub's answer about .* is not understood"
+INVALID = "the hub's listing of .* is invalid"
 NOTHING_COMES = "fewer than 1000 bytes a second in 2 s"
 LINK = "is a link out of the cache"
 
@@ -58,10 +58,10 @@ Lie = Callable[[Request], None]
 
 @dataclass
 class Scene:
-    """A hub and the home of who asks it.
+    """A hub and the home directory of its client.
 
-    process: the command, once it runs; others: commands that run beside it and must end well
-    begun: set when an answer that never ends has begun
+    process: the command, once it runs; others: commands that run at the same time and must succeed
+    started: set when an endless response has started
     """
 
     hub: Hub
@@ -69,7 +69,7 @@ class Scene:
     environment: dict[str, str] = field(default_factory=dict)
     process: subprocess.Popen | None = None
     others: list[subprocess.Popen] = field(default_factory=list)
-    begun: threading.Event = field(default_factory=threading.Event)
+    started: threading.Event = field(default_factory=threading.Event)
 
     @property
     def cache(self) -> Path:
@@ -84,21 +84,21 @@ class Scene:
         return self.home / "notes" / "precious.txt"
 
     def place(self, path: Path) -> Path:
-        """The path, with its folders made."""
+        """Return the path after creating its folders."""
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
     def says(self, **changes: object) -> None:
-        """The model's listing with other values."""
+        """Return the listing of the model with other values."""
         said = json.loads(self.hub.listing(MODEL)) | changes
         self.hub.lies[LISTING] = self.only_model(answer(json.dumps(said).encode()))
 
     def lists(self, *entries: object, instead: bool = False) -> None:
-        """The model's listing with more files, or with these alone."""
+        """Return the listing of the model with more files, or with these alone."""
         self.says(siblings=[*([] if instead else self.hub.repos[MODEL].siblings()), *entries])
 
     def only_model(self, lie: Lie) -> Lie:
-        """Lies about the model and tells the truth of the hypernetwork."""
+        """Answer falsely for the model and correctly for the hypernetwork."""
 
         def told(request: Request) -> None:
             if MODEL in request.path:
@@ -109,12 +109,12 @@ class Scene:
         return told
 
     def endless(self, head: bytes, piece: bytes, pause: float = 0.0) -> Lie:
-        """Begins with `head` and repeats `piece` for as long as anybody listens."""
+        """Send `head`, then repeat `piece` until the client closes the connection."""
 
         def told(request: Request) -> None:
             request.close_connection = True
             request.wfile.write(head)
-            self.begun.set()
+            self.started.set()
             while not self.hub.leaving.wait(pause):
                 request.wfile.write(piece)
                 request.wfile.flush()
@@ -122,29 +122,29 @@ class Scene:
         return told
 
     def stall(self, head: bytes = b"") -> Lie:
-        """Begins with `head` and says no more."""
+        """Send `head`, then nothing."""
 
         def told(request: Request) -> None:
             request.close_connection = True
             request.wfile.write(head)
             request.wfile.flush()
-            self.begun.set()
+            self.started.set()
             self.hub.leaving.wait()
 
         return told
 
-    def signal_when_begun(self, number: int) -> None:
-        """Sends the command a signal while the answer is under way."""
+    def signal_when_started(self, number: int) -> None:
+        """Send a signal to the command during the response."""
 
         def wait() -> None:
-            assert self.begun.wait(PATIENCE)
+            assert self.started.wait(PATIENCE)
             self.process.send_signal(number)
 
         threading.Thread(target=wait, daemon=True).start()
 
 
 def answer(body: bytes, status: int = 200, **headers: str) -> Lie:
-    """A whole answer; underscores in the headers' names are dashes."""
+    """Build a complete response; underscores in names of headers become dashes."""
 
     def told(request: Request) -> None:
         request.send_response(status)
@@ -157,12 +157,12 @@ def answer(body: bytes, status: int = 200, **headers: str) -> Lie:
 
 
 def entry(name: object, data: bytes = b"{}", **changes: object) -> dict:
-    """A file as a hub lists it."""
+    """Return the entry of a file in a listing."""
     return {"rfilename": name, "size": len(data), "blobId": git_blob(data), **changes}
 
 
 def head(length: int | None = None, status: str = "200 OK", **headers: str) -> bytes:
-    """The beginning of an answer, up to its body."""
+    """Return the status line and headers of a response."""
     stated = {"Connection": "close", **({} if length is None else {"Content_Length": str(length)}), **headers}
     lines = [f"{name.replace('_', '-')}: {value}" for name, value in stated.items()]
     return "\r\n".join([f"HTTP/1.1 {status}", *lines, "", ""]).encode("latin-1")
@@ -173,11 +173,10 @@ def head(length: int | None = None, status: str = "200 OK", **headers: str) -> b
 
 @dataclass
 class Scenario:
-    """What is done to a scene, and what must follow: the exit code, and what the one line of error says, or, where
-    nothing is wrong, that there is none.
+    """A change of a scene and the expected outcome: the exit code, and the text of the one error line, if any.
 
-    home: the command at a terminal, where nothing may control it
-    after: looks at the scene when the command has ended
+    home: run the command at a terminal, to which no control characters may be written
+    after: checks the scene after the command has ended
     """
 
     name: str
@@ -231,7 +230,7 @@ def _(scene: Scene) -> None:
 
 @scenario("honest-but-slow", None)
 def _(scene: Scene) -> None:
-    """20 kB a second and no faster, for ten times the patience."""
+    """Send 20 kB a second, for ten times the timeout."""
 
     def told(request: Request) -> None:
         data = scene.hub.repos[MODEL].files["model.safetensors"][: 20 * 20_000]
@@ -263,7 +262,7 @@ def _(scene: Scene) -> None:
     scene.hub.lies["LICENSE"] = told
 
 
-@scenario("gated", "must be asked for on the hub first; then set HF_TOKEN")
+@scenario("gated", "requires access; request it on the hub, then set HF_TOKEN")
 def _(scene: Scene) -> None:
     scene.hub.token = "secret"
 
@@ -272,7 +271,7 @@ def _(scene: Scene) -> None:
 
 listings(
     "commit",
-    NOT_UNDERSTOOD,
+    INVALID,
     leads_to_bashrc=lambda scene: scene.says(sha=f"{UP}{scene.home}/.bashrc"),
     is_a_path=lambda scene: scene.says(sha=f"{scene.home}/.bashrc"),
     is_dots=lambda scene: scene.says(sha=".."),
@@ -288,7 +287,7 @@ listings(
 )
 
 
-@scenario("commit-of-the-record-moved", "answers with commit cccccccccccc of .* where aaaaaaaaaaaa was asked for")
+@scenario("commit-of-the-record-moved", "answers with commit cccccccccccc of .* instead of aaaaaaaaaaaa")
 def _(scene: Scene) -> None:
     record(scene, commit="a" * 40)
     scene.says(sha="c" * 40)
@@ -296,7 +295,7 @@ def _(scene: Scene) -> None:
 
 listings(
     "hash",
-    NOT_UNDERSTOOD,
+    INVALID,
     leads_out=lambda scene: scene.lists(entry("config.json", blobId=f"{UP}{scene.victim}"), instead=True),
     is_a_pattern=lambda scene: scene.lists(entry("config.json", blobId="*"), instead=True),
     of_lfs_leads_out=lambda scene: scene.lists(entry("a.safetensors", lfs={"sha256": f"{UP}{scene.victim}"})),
@@ -317,7 +316,7 @@ scenario("etag-names-a-file", "has the hash")(lambda scene: etag(scene, f"{UP}{s
 scenario("commit-of-a-file-leads-out", None)(
     file(lambda scene: answer(scene.hub.repos[MODEL].files["config.json"], X_Repo_Commit=f"{UP}{scene.home}/.bashrc"))
 )
-scenario("missing-file-with-a-commit-that-leads-out", "the hub has no .*, or not its file")(
+scenario("missing-file-with-a-commit-that-leads-out", "the hub does not have .*, or a file of it")(
     file(lambda scene: answer(b"", 404, X_Error_Code="EntryNotFound", X_Repo_Commit=f"{UP}{scene.home}/.bashrc"))
 )
 
@@ -338,12 +337,12 @@ ODD_NAMES = (
     "\0.safetensors",
 )
 scenario("odd-names-are-left-out", None)(lambda scene: scene.lists(*map(entry, ODD_NAMES)))
-scenario("no-name-but-odd-ones", "has none of the files that are needed")(
+scenario("no-name-but-odd-ones", "has none of the required files")(
     lambda scene: scene.lists(*map(entry, ODD_NAMES), instead=True)
 )
 
 
-@scenario("hypernetwork-leads-out", "none of the names of its hypernetwork is there")
+@scenario("hypernetwork-leads-out", "the hub has the hypernetwork under none of its names")
 def _(scene: Scene) -> None:
     for name in HYPERNETWORKS:
         scene.hub.repos[name] = Repo({f"{UP}{scene.home}/.ssh/x-500m.pt": b"evil", "a/x-500m.pt": b"evil"}, "b" * 40)
@@ -353,7 +352,7 @@ def _(scene: Scene) -> None:
 
 listings(
     "listing",
-    NOT_UNDERSTOOD,
+    INVALID,
     a_list=body(b"[]"),
     null=body(b"null"),
     number=body(b"5"),
@@ -398,7 +397,7 @@ scenario("listing-gzip-bomb", "compresses its answer")(
     listing(lambda scene: answer(gzip.compress(bytes(300 * 2**20)), Content_Encoding="gzip"))
 )
 scenario("listing-in-brotli", "compresses its answer")(listing(lambda scene: answer(b"\x8b", Content_Encoding="br")))
-scenario("file-endless", "sends more than the [0-9]+ bytes that it states for config.json; nothing of it is kept")(
+scenario("file-endless", "sends more than the [0-9]+ bytes that it states for config.json; the file was discarded")(
     file(lambda scene: scene.endless(head(), b"x" * 2**20))
 )
 scenario("file-longer-than-stated", "sends more than the")(
@@ -454,7 +453,7 @@ def _(scene: Scene) -> None:
 
 @scenario("a-byte-a-connection", "cannot fetch from")
 def _(scene: Scene) -> None:
-    """Each request brings one more byte: forever, if that counted as progress."""
+    """Each request returns one more byte, which must not count as progress."""
     data = scene.hub.repos[MODEL].files["model.safetensors"]
 
     def told(request: Request) -> None:
@@ -468,7 +467,7 @@ def _(scene: Scene) -> None:
 
 @scenario("never-more-than-the-first-half", "cannot fetch from")
 def _(scene: Scene) -> None:
-    """Ranges are ignored, and every answer breaks off: forever, if what is fetched again counted as progress."""
+    """Ranges are ignored and every response breaks off; bytes that are sent again must not count as progress."""
     scene.hub.repos[MODEL].files["a.safetensors"] = data = bytes(4 * 2**20)
 
     def told(request: Request) -> None:
@@ -480,16 +479,16 @@ def _(scene: Scene) -> None:
 
 # Wrong content and wrong answers
 
-scenario("file-is-another", "config.json has the hash .* it was thrown away")(
+scenario("file-is-another", "config.json has the hash .* it was discarded")(
     lambda scene: scene.hub.served.update({"config.json": scene.hub.repos[MODEL].files["config.json"][:-2] + b"!!"})
 )
-scenario("weights-are-others", "model.safetensors has the hash .* it was thrown away")(
+scenario("weights-are-others", "model.safetensors has the hash .* it was discarded")(
     lambda scene: scene.hub.served.update(
         {"model.safetensors": bytes(len(scene.hub.repos[MODEL].files["model.safetensors"]))}
     )
 )
 scenario("file-is-shorter", "it ends after 2 of [0-9]+ bytes")(file(lambda scene: answer(b"{}")))
-scenario("file-is-missing", "the hub has no .*, or not its file")(
+scenario("file-is-missing", "the hub does not have .*, or a file of it")(
     file(lambda scene: answer(b"", 404, X_Error_Code="EntryNotFound"))
 )
 scenario("file-is-empty-success", "it answers 204")(file(lambda scene: answer(b"", 204)))
@@ -535,7 +534,7 @@ scenario("redirect-without-a-place", "it answers 302")(file(lambda scene: answer
 
 for where in ("pipe", "terminal"):
     more = {"terminal": where == "terminal"}
-    scenario(f"escapes-in-the-commit-{where}", NOT_UNDERSTOOD, **more)(lambda scene: scene.says(sha=ESCAPE))
+    scenario(f"escapes-in-the-commit-{where}", INVALID, **more)(lambda scene: scene.says(sha=ESCAPE))
     scenario(f"escapes-in-the-licence-{where}", None, **more)(lambda scene: scene.says(cardData={"license": ESCAPE}))
     scenario(f"escapes-in-an-error-{where}", "it answers 403", **more)(
         listing(lambda scene: answer(b"", 403, X_Error_Message="\x9b2J no \xa0 \x85 " + "x" * 3000))
@@ -556,7 +555,7 @@ for where in ("pipe", "terminal"):
 
 @scenario("login-that-ends-soon-is-left-alone", None)
 def _(scene: Scene) -> None:
-    """huggingface_hub would ask the server for a new token and write down what it answers."""
+    """huggingface_hub would request a new token from the server and store the answer."""
     scene.hub.token = "secret"
     (scene.cache / "token").write_text("secret")
     login = f"[me]\nhf_token = secret\nrefresh_token = other\nexpires_at = {int(time.time()) + 60}\n"
@@ -589,7 +588,7 @@ scenario("hub-is-a-link", None)(lambda scene: move_the_cache(scene))
 
 
 def move_the_cache(scene: Scene) -> None:
-    """The user's own link: the cache is where it leads."""
+    """The cache is a link of the user: its target is used."""
     elsewhere = scene.cache / "elsewhere"
     elsewhere.mkdir(parents=True)
     (scene.cache / "hub").symlink_to(elsewhere)
@@ -599,12 +598,12 @@ def config_blob(scene: Scene) -> str:
     return git_blob(scene.hub.repos[MODEL].files["config.json"])
 
 
-@scenario("pointer-leads-to-a-file", "config.json has the hash .* it was thrown away")
+@scenario("pointer-leads-to-a-file", "config.json has the hash .* it was discarded")
 def _(scene: Scene) -> None:
     scene.place(scene.repo / "snapshots" / ("a" * 40) / "config.json").symlink_to(scene.victim)
 
 
-@scenario("content-leads-to-a-file", "config.json has the hash .* it was thrown away")
+@scenario("content-leads-to-a-file", "config.json has the hash .* it was discarded")
 def _(scene: Scene) -> None:
     scene.place(scene.repo / "blobs" / config_blob(scene)).symlink_to(scene.victim)
 
@@ -622,7 +621,7 @@ def _(scene: Scene) -> None:
 
 @scenario("two-at-once", None)
 def _(scene: Scene) -> None:
-    """Another command fetches the same into the same cache meanwhile."""
+    """A second command downloads the same files into the same cache at the same time."""
     scene.hub.lies["model.safetensors"] = both(scene)
     words = [V2L, "pull", "smolvlm2-500m"]
     silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
@@ -630,7 +629,7 @@ def _(scene: Scene) -> None:
 
 
 def both(scene: Scene) -> Lie:
-    """The weights, a little at a time."""
+    """Send the weights in small pieces."""
     data = scene.hub.repos[MODEL].files["model.safetensors"]
 
     def told(request: Request) -> None:
@@ -648,12 +647,12 @@ def _(scene: Scene) -> None:
     os.mkfifo(scene.place(scene.repo / "blobs" / f"{config_blob(scene)}.incomplete"))
 
 
-@scenario("part-is-of-another", "config.json has the hash .* it was thrown away")
+@scenario("part-is-of-another", "config.json has the hash .* it was discarded")
 def _(scene: Scene) -> None:
     scene.place(scene.repo / "blobs" / f"{config_blob(scene)}.incomplete").write_bytes(b"XXXX")
 
 
-@scenario("content-is-of-another", "config.json has the hash .* it was thrown away")
+@scenario("content-is-of-another", "config.json has the hash .* it was discarded")
 def _(scene: Scene) -> None:
     scene.place(scene.repo / "blobs" / config_blob(scene)).write_bytes(b"XXXX")
 
@@ -683,7 +682,7 @@ scenario("record-is-long", RECORD)(lambda scene: scene.place(scene.cache / "v2l.
 scenario("record-is-a-pipe", "is a device, pipe or socket")(
     lambda scene: os.mkfifo(scene.place(scene.cache / "v2l.lock.json"))
 )
-scenario("record-disagrees", "is another file of the same commit than was recorded")(
+scenario("record-disagrees", "differs from the file that was recorded for this commit")(
     lambda scene: record(scene, files={"config.json": "a" * 64})
 )
 
@@ -691,7 +690,7 @@ scenario("record-disagrees", "is another file of the same commit than was record
 
 
 def whole_next_time(scene: Scene) -> None:
-    """Nothing half-written is trusted: an honest hub afterwards completes what has arrived."""
+    """Partial files are not trusted: a correct hub completes them afterwards."""
     scene.hub.lies.clear()
     done = subprocess.run([V2L, "pull", "smolvlm2-500m"], env=environment(scene), capture_output=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
@@ -700,7 +699,7 @@ def whole_next_time(scene: Scene) -> None:
 
 
 def half(scene: Scene) -> Lie:
-    """Half of the weights, and then a snail."""
+    """Send half of the weights, then continue very slowly."""
     data = scene.hub.repos[MODEL].files["model.safetensors"]
     return scene.endless(head(len(data)) + data[: len(data) // 2], data[:1], 0.1)
 
@@ -722,13 +721,13 @@ for name, number, code, says in (
             lambda scene, number=number: (
                 scene.hub.lies.update({LISTING: scene.stall()}),
                 scene.environment.update(HF_HUB_DOWNLOAD_TIMEOUT="100"),
-                scene.signal_when_begun(number),
+                scene.signal_when_started(number),
             )
         )
 
 
 def when_there(scene: Scene, folder: Path, number: int) -> None:
-    """Sends the signal once half of the weights have arrived in the cache."""
+    """Send the signal after half of the weights have arrived in the cache."""
     enough = len(scene.hub.repos[MODEL].files["model.safetensors"]) // 2
 
     def wait() -> None:
@@ -758,7 +757,7 @@ def environment(scene: Scene) -> dict[str, str]:
 
 @contextmanager
 def scenes(model: dict[str, bytes]) -> Iterator[Scene]:
-    """A new one: an honest hub, and a home with files in it."""
+    """Create a scene: a correct hub, and a home with files in it."""
     hub = Hub({MODEL: Repo(dict(model)), HYPERNETWORKS[0]: Repo({PT: hypernetwork()}, "b" * 40, licence="mit")})
     with tempfile.TemporaryDirectory() as place, hub.running():
         home = Path(place) / "home"
@@ -776,7 +775,7 @@ def hypernetwork() -> bytes:
 
 
 def outside(scene: Scene) -> dict[str, object]:
-    """All that the home holds outside the cache, and the login in it: names, kinds, modes, times and contents."""
+    """Return names, types, modes, times and contents of all files in the home outside the cache, and of the login."""
     found, own = {}, {scene.cache / name for name in ("token", "stored_tokens")}
     for path in sorted(scene.home.rglob("*")):
         if path.is_relative_to(scene.cache) and path not in own:
@@ -789,7 +788,7 @@ def outside(scene: Scene) -> dict[str, object]:
 
 
 def check_cache(scene: Scene) -> None:
-    """Nothing beside the cache and the record, and no content that is not what its name says."""
+    """Assert that only the cache and the lock file were written, and that every blob has the hash in its name."""
     names = {path.name for path in scene.cache.iterdir()} if scene.cache.exists() else set()
     assert names <= {"hub", "v2l.lock.json", "elsewhere", "token", "stored_tokens"}, names
     for path in (scene.cache / "hub").glob("models--*/blobs/*"):
@@ -803,7 +802,7 @@ def check_cache(scene: Scene) -> None:
 
 
 def run(scene: Scene) -> tuple[int, str, str, int]:
-    """Exit code, standard output and error, and the most memory in bytes."""
+    """Return exit code, standard output and error, and peak memory in bytes."""
     words = [V2L, "pull", "smolvlm2-500m"]
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         scene.process = subprocess.Popen(
@@ -831,7 +830,7 @@ def run(scene: Scene) -> tuple[int, str, str, int]:
 
 
 def most_memory(process: int) -> int:
-    """Bytes that it has held in memory at once, so far; 0 where it has just gone."""
+    """Return the peak memory of a process in bytes; 0 if it has just ended."""
     with suppress(OSError):
         held = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{process}/status").read_text())
         return int(held[1]) * 1024 if held else 0
@@ -846,12 +845,12 @@ def run_at_terminal(scene: Scene) -> tuple[int, str, str, int]:
 
 
 def check(wanted: Scenario, model: dict[str, bytes]) -> tuple[str, str]:
-    """(figures, the line that was said). Raises AssertionError."""
+    """Run a scenario. Returns (figures, the error line). Raises AssertionError."""
     with scenes(model) as scene:
         wanted.prepare(scene)
-        before, begun = outside(scene), time.monotonic()
+        before, started = outside(scene), time.monotonic()
         code, out, err, memory = (run_at_terminal if wanted.terminal else run)(scene)
-        seconds = time.monotonic() - begun
+        seconds = time.monotonic() - started
         assert all(other.wait(PATIENCE) == 0 for other in scene.others)
         assert code == wanted.code, f"exit code {code}: {err!r}"
         lines = err.splitlines()
@@ -877,7 +876,7 @@ def check(wanted: Scenario, model: dict[str, bytes]) -> tuple[str, str]:
 
 
 def model_files() -> dict[str, bytes]:
-    """A small model whose images take as many tokens as the preset's."""
+    """Write a small model with as many tokens per image as the preset."""
     config = small.small_config()
     config.vision_config.image_size, config.scale_factor = 64, 1
     with tempfile.TemporaryDirectory() as place:
@@ -887,7 +886,7 @@ def model_files() -> dict[str, bytes]:
 
 
 def main(names: list[str]) -> int:
-    """How many of them fail."""
+    """Run the scenarios and return the number of failures."""
     chosen = [one for one in SCENARIOS if not names or one.name in names]
     assert len({one.name for one in SCENARIOS}) == len(SCENARIOS)
     model, failed = model_files(), []

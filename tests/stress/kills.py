@@ -1,13 +1,13 @@
 """kill -9 at random moments of a folder encode: `python tests/stress/kills.py KILLS [SEED]`.
 
-After every kill nothing half-written stands under an adapter's name; then the same command finishes, and the outputs
-are those of an undisturbed run to the byte, with nothing left beside them.
+A kill comes a random moment after a random number of adapters was written, so that it hits every stage on any machine.
+After every kill, all adapters are complete. Finally the same command completes; its outputs equal those of an
+undisturbed run to the byte, and no other file is left.
 """
 
 from __future__ import annotations
 
 import collections
-import math
 import os
 import random
 import shutil
@@ -28,25 +28,30 @@ from v2l.cli import commands, console
 from v2l.inference import batch
 from v2l.inference.model_loader import ModelLoader
 from v2l.inference.targets import Destination
-from v2l.video import decoding
+from v2l.video import client
 from v2l.video.sampling import Reading
 
 VIDEOS = 6
 ROUND = 12
-"""Kills after which the command is let finish and everything begins anew: enough to meet every stage."""
-LOOK = 0.002
-"""Seconds between looks whether a process has ended."""
+"""Kills after which the command is run to its end and all outputs are removed: enough to hit every stage."""
+STEP = 3
+"""Largest number of adapters that a run may add before its kill."""
+POLL = 0.002
+"""Seconds between two checks of a running process."""
 
 
 def encode(folder: Path, model: Path) -> bool:
-    """What `v2l encode FOLDER --segments 2 --compose` does: three adapters a video."""
+    """Do what `v2l encode FOLDER --segments 2 --compose` does: three adapters per video."""
     options = batch.EncodeOptions(Reading(), segments=2, compose=True)
     choice = ModelLoader(str(model), "option", device="cpu")
     return commands.encode([folder], Destination(), options, choice, console.Display(quiet=True))
 
 
-def in_child(work: Callable[[], object], within: float = math.inf) -> int:
-    """Runs it in a process of its own, killed if it has not ended within those seconds; how it ended."""
+def in_child(work: Callable[[], object], is_due: Callable[[], bool] = lambda: False, delay: float = 0.0) -> int:
+    """Run `work` in a child process and return its exit code.
+
+    is_due: the child is killed `delay` seconds after this is true for the first time, unless it has ended
+    """
     child = os.fork()  # no thread has been started in this process
     if child == 0:
         code = 1
@@ -54,16 +59,22 @@ def in_child(work: Callable[[], object], within: float = math.inf) -> int:
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # until the process ends
             code = 0 if work() else 1
         finally:
-            decoding.the_worker().close()
+            client.shared_worker().close()
             os._exit(code)
-    late = time.perf_counter() + within
-    while time.perf_counter() < late:
+    due_since = None
+    while due_since is None or time.perf_counter() < due_since + delay:
         ended, status = os.waitpid(child, os.WNOHANG)
         if ended:
             return os.waitstatus_to_exitcode(status)
-        time.sleep(LOOK)
+        if due_since is None and is_due():
+            due_since = time.perf_counter()
+        time.sleep(POLL)
     os.kill(child, signal.SIGKILL)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def adapters_in(folder: Path) -> list[str]:
+    return [name for name in os.listdir(folder) if name.endswith(".v2l.safetensors") and not name.startswith(".")]
 
 
 def outputs(folder: Path) -> dict[str, bytes]:
@@ -71,9 +82,8 @@ def outputs(folder: Path) -> dict[str, bytes]:
 
 
 def main(kills: int, seed: int) -> collections.Counter:
-    """Counts of kills, of what was found after them, and of runs that were let finish or ended before their kill.
-    Raises AssertionError."""
-    torch.set_num_threads(1)  # a pool of threads would not live on in the children
+    """Return counts of kills, of files found after them, and of runs that ended. Raises AssertionError."""
+    torch.set_num_threads(1)  # a thread pool does not survive a fork
     chance, counts = random.Random(seed), collections.Counter()
     with tempfile.TemporaryDirectory() as place:
         model, folder = small.write_model(Path(place) / "model"), Path(place) / "talks"
@@ -84,16 +94,20 @@ def main(kills: int, seed: int) -> collections.Counter:
         undisturbed = Path(shutil.copytree(folder, Path(place) / "undisturbed"))
         start = time.perf_counter()
         assert in_child(lambda: encode(undisturbed, model)) == 0
-        whole, expected = time.perf_counter() - start, outputs(undisturbed)
+        per_adapter, expected = (time.perf_counter() - start) / (3 * VIDEOS), outputs(undisturbed)
         assert len(expected) == 3 * VIDEOS
         while counts["kills"] < kills:
-            anew, start = not outputs(folder), time.perf_counter()
-            code = in_child(lambda: encode(folder, model), chance.uniform(0, whole))
+            target = len(adapters_in(folder)) + chance.randint(0, STEP)
+            code = in_child(
+                lambda: encode(folder, model),
+                lambda target=target: len(adapters_in(folder)) >= target,
+                chance.uniform(0, 2 * per_adapter),
+            )
             if code == -signal.SIGKILL:
                 counts["kills"] += 1
                 for name in outputs(folder):
                     if name.endswith(".v2l.safetensors"):
-                        assert Adapter.load(folder / name).sha256()  # nothing half-written
+                        assert Adapter.load(folder / name).sha256()  # complete
                         counts["adapters found whole"] += 1
                     else:
                         counts["temporary files left"] += 1
@@ -103,8 +117,6 @@ def main(kills: int, seed: int) -> collections.Counter:
                 counts["finished runs, equal to the byte"] += 1
             else:
                 counts["runs that ended before their kill, equal to the byte"] += 1
-                if anew:
-                    whole = min(whole, time.perf_counter() - start)  # the machine is not as busy any more
             assert code == 0
             assert outputs(folder) == expected
             for name in outputs(folder):

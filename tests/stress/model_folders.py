@@ -1,8 +1,8 @@
 """Hostile and broken model folders: `python tests/stress/model_folders.py [NAME ...]` tries all, or those named.
 
 Each case changes a copy of a sound folder. A child process with little address space loads the copy in every way that
-the commands do. The folder must load, or be refused with one printable line of the stated words, in time; nothing in
-it may be executed. A few of them then go through every command that takes `--model`.
+the commands do. The folder must load, or be refused with one printable line with the stated words, in time; nothing in
+it may be executed. A few cases are then given to every command that takes `--model`.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def attempt(folder: Path) -> tuple[str, str]:
 
 
 def fault(expected: str, outcome: str, line: str) -> str | None:
-    """What is wrong with how a folder was met; None where nothing is."""
+    """Return the difference from the expected outcome; None if there is none."""
     if not line.isprintable() or len(line) > 1500:
         return "the line is not one printable line"
     if expected in (LOADS, WARNS):
@@ -74,20 +74,20 @@ def fault(expected: str, outcome: str, line: str) -> str | None:
 
 
 def build(name: str, sound: Path, place: Path) -> Path:
-    """A changed copy of the sound folder."""
+    """Return a changed copy of the sound folder."""
     folder = shutil.copytree(sound, place / f"{len(list(place.iterdir())):03d}" / "model")
     CASES[name].change(folder)
     return folder
 
 
 def write_sound(folder: Path) -> Path:
-    """The folder that every case changes."""
+    """Write the folder that every case changes."""
     small.write_hypernetwork(small.write_model(folder), latent_size=8, num_blocks=1)
     return folder
 
 
 def child() -> None:
-    """Reads folders' paths from standard input and writes an object for each: outcome, line, seconds and peak."""
+    """Read paths of folders from standard input; write an object for each: outcome, line, seconds and peak memory."""
     resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE, ADDRESS_SPACE))
 
     def listen(event: str, arguments: tuple[Any, ...]) -> None:
@@ -107,7 +107,7 @@ def child() -> None:
 
 
 class Child:
-    """A process that loads folders; ended where one takes too long."""
+    """A process that loads folders. It is killed if one takes too long."""
 
     def __init__(self, place: Path):
         self.process = subprocess.Popen(
@@ -127,7 +127,7 @@ class Child:
         self.lines.put("")
 
     def try_folder(self, folder: Path, first: bool) -> dict[str, Any]:
-        """What became of it; outcome "hung" or "died" where the process is of no more use."""
+        """Load a folder and return the result; the outcome is "hung" or "died" if the process must be replaced."""
         self.process.stdin.write(json.dumps(str(folder)) + "\n")
         self.process.stdin.flush()
         try:
@@ -144,7 +144,7 @@ class Child:
 
 
 def try_all(names: list[str], place: Path) -> Iterator[tuple[str, dict[str, Any], str | None]]:
-    """(name, result, fault) of each case."""
+    """Yield (name, result, fault) of each case."""
     sound = write_sound(place / "sound")
     folders, work = place / "folders", place / "work"
     folders.mkdir()
@@ -171,7 +171,7 @@ def try_all(names: list[str], place: Path) -> Iterator[tuple[str, dict[str, Any]
 
 
 def try_commands(place: Path) -> Iterator[tuple[str, str | None]]:
-    """(command and case, fault) of hostile folders at every command that takes a model."""
+    """Yield (command and case, fault) for hostile folders given to each command that takes a model."""
     sound, adapter = place / "sound", place / "clip 0.v2l.safetensors"
     videos = [small.write_video(place / f"clip {number}.mp4", seed=number) for number in range(2)]
     rows = [{"id": path.stem, "video_path": path.name, "question": "what?", "answer": "this"} for path in videos]
@@ -206,7 +206,7 @@ def try_commands(place: Path) -> Iterator[tuple[str, str | None]]:
 
 
 def main(names: list[str]) -> int:
-    """The number of faults."""
+    """Run the cases and return the number of faults."""
     chosen, counts, faults, slowest, peak = names or list(CASES), collections.Counter(), 0, ("", 0.0), 0
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as place:

@@ -1,11 +1,11 @@
-"""What chosen frames of a long video cost: v2l's own seeking, PyAV's and torchcodec's, in turn in one run.
+"""CPU time of decoding selected frames of a long video with v2l, PyAV and torchcodec, alternating in one run.
 
-    python tests/stress/seek.py [VIDEO]        ten minutes of 720p with a key frame every 250 frames where none is given
+    python tests/stress/seek.py [VIDEO]        default: ten minutes of 720p with a key frame every 250 frames
 
-Each reader is a process of its own that opens the file and decodes 12, 64 and 256 frames spread over it to RGB; the
-figures are its CPU seconds (user and system) without imports, the median of three turns. PyAV seeks to the key frame
-before each frame and decodes on from there, or decodes on where that is nearer. torchcodec (`pip install torchcodec`,
-which needs FFmpeg's libraries) is given all indices at once, with as many threads as there are processors.
+Each reader runs in a separate process that opens the file and decodes 12, 64 and 256 evenly spread frames to RGB. The
+figures are CPU seconds (user and system) without imports, the median of three turns. PyAV seeks to the key frame before
+each frame, or decodes on if that is nearer. torchcodec (`pip install torchcodec`, which needs FFmpeg's libraries) gets
+all indices at once, with one thread per processor.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ def with_pyav(path: str, count: int) -> int:
     container = av.open(path)
     stream = container.streams.video[0]
     stream.thread_type = "AUTO"
-    rate, base, read, decoding, near = stream.average_rate, stream.time_base, 0, iter(()), 0
+    rate, base, read, decoded, near = stream.average_rate, stream.time_base, 0, iter(()), 0
     for index in spread(stream.frames, count):
         wanted = round(index / rate / base)
         if wanted - near > 125 / rate / base or not read:
             container.seek(wanted, stream=stream)
-            decoding = container.decode(stream)
-        for frame in decoding:
+            decoded = container.decode(stream)
+        for frame in decoded:
             near = frame.pts
             if frame.pts >= wanted:
                 frame.to_ndarray(format="rgb24")
@@ -69,7 +69,7 @@ IMPORTS = {"v2l": "v2l.video.probe", "PyAV": "av", "torchcodec": "torchcodec.dec
 
 
 def spread(frames: int, count: int) -> list[int]:
-    """`count` indices, evenly spread, without the first and the last second at 25 frames each."""
+    """Return `count` evenly spread indices, without the first and the last second (at 25 frames per second)."""
     return np.unique(np.linspace(25, frames - 26, count).astype(int)).tolist()
 
 
@@ -79,7 +79,7 @@ def used() -> float:
 
 
 def turn(reader: str, path: str, count: int) -> float | None:
-    """CPU seconds of one reading in a process of its own; None where the reader is not installed."""
+    """Return the CPU seconds of a reader in a new process; None if it is not installed."""
     done = subprocess.run([sys.executable, __file__, reader, path, str(count)], capture_output=True, text=True)
     if "ModuleNotFoundError" in done.stderr:
         return None

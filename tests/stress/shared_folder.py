@@ -1,8 +1,8 @@
 """Containers that share a folder and a host name: `python tests/stress/shared_folder.py WRITES [CONTAINERS [SEED]]`.
 
-Every process has a process namespace of its own, if `unshare` is permitted. One after the other in each container
-sweeps the folder and writes a file and a folder into it, twice each; a random third of them is killed. Every write that
-nobody killed must succeed and stand there whole. In the end one more write leaves no temporary file.
+Every process has its own process id namespace, if `unshare` is permitted. In each container, one process after the
+other sweeps the folder and writes a file and a folder into it, twice each; a random third of the processes is killed.
+Every other write must succeed and be complete. At the end, one more write leaves no temporary file.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ WHOLE = {".bin": 2_000_000, ".peft": 3 * 200_000}
 
 
 def namespace() -> list[str]:
-    """What starts a command in a process namespace of its own; nothing where that is not permitted."""
+    """Return the prefix of a command that runs it in a new process id namespace; empty if not permitted."""
     words = ["unshare", "--user", "--map-root-user", "--pid", "--fork", "--kill-child"]
     return words if subprocess.run([*words, "true"], capture_output=True).returncode == 0 else []
 
 
 def write_often(place: Path, container: int, writes: int, chance: random.Random) -> collections.Counter:
-    """What happens in one container."""
+    """Run the writers of one container, and count the outcomes."""
     counts: collections.Counter = collections.Counter()
     for number in range(writes):
         name = f"{container}-{number}"
@@ -52,29 +52,29 @@ def write_often(place: Path, container: int, writes: int, chance: random.Random)
         if chance.random() < 1 / 3:
             time.sleep(chance.uniform(0, 0.05))
             process.kill()
-        _, said = process.communicate()
+        _, stderr = process.communicate()
         if process.returncode == -signal.SIGKILL:
             counts["killed"] += 1
-            counts["left by them"] += len(list(place.glob(f".{name}.*.part")))
+            counts["temporary files left"] += len(list(place.glob(f".{name}.*.part")))
             continue
-        assert process.returncode == 0, said
+        assert process.returncode == 0, stderr
         for suffix, size in WHOLE.items():
             path = place / f"{name}{suffix}"
             found = [path] if path.is_file() else list(path.iterdir())
             assert sum(each.stat().st_size for each in found) == size, path
-        counts["written whole"] += 1
+        counts["written completely"] += 1
     return counts
 
 
 def main(writes: int, containers: int, seed: int) -> collections.Counter:
-    """Counts of writers killed and not, and of what was left and swept. Raises AssertionError."""
+    """Return counts of killed and completed writers, and of temporary files. Raises AssertionError."""
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(containers) as pool:
         place = Path(folder)
-        begun = [
+        futures = [
             pool.submit(write_often, place, number, writes, random.Random(seed * 1000 + number))
             for number in range(containers)
         ]
-        counts = sum((each.result() for each in begun), collections.Counter())
+        counts = sum((each.result() for each in futures), collections.Counter())
         write_atomically(place / "last.bin", b"last")
         assert not list(place.glob(".*.part"))
     return counts

@@ -1,4 +1,4 @@
-"""All figures of the embedded model in one command: what it leaves, and how it goes on."""
+"""Quality figures of the embedded model: results, resuming and failures."""
 
 import json
 
@@ -20,40 +20,40 @@ def done(folder):
     return [json.loads(line)["test"] for line in (folder / DONE).read_text().splitlines()[1:]]
 
 
-def test_tests_leave_results_and_are_not_done_twice(tmp_path, capsys):
+def test_results_are_saved_and_not_repeated(tmp_path, capsys):
     some = named("tiny/test-kept", "tiny/held-out")
     run(tmp_path, jobs=2, share=SHARE, tests=some[:1])
     kept = (tmp_path / "results" / f"{some[0].name}.json").read_bytes()
     run(tmp_path, jobs=2, share=SHARE, tests=some)
     assert sorted(done(tmp_path)) == ["tiny/held-out", "tiny/test-kept"]
     for test in some:
-        (told,) = (tmp_path / "results" / f"{test.name}.json").read_text().splitlines()
-        assert json.loads(told)["command"] == "eval" and json.loads(told)["counts"]["colour"] == 2
+        (output,) = (tmp_path / "results" / f"{test.name}.json").read_text().splitlines()
+        assert json.loads(output)["command"] == "eval" and json.loads(output)["counts"]["colour"] == 2
     assert (tmp_path / "results" / f"{some[0].name}.json").read_bytes() == kept
-    assert len(capsys.readouterr().out.splitlines()) == 2  # a line for each, none for what was done
+    assert len(capsys.readouterr().out.splitlines()) == 2  # one line per new test
     with pytest.raises(V2LError, match="another model or share"):
         run(tmp_path, share=2 * SHARE, tests=some)
 
 
-def test_a_test_that_fails_says_why_and_is_tried_again(tmp_path):
+def test_a_failed_test_is_reported_and_retried(tmp_path):
     some = named("tiny/held-out")
     (tmp_path / "clips").write_text("in the way")
-    with pytest.raises(V2LError, match=r"tiny/held-out: python -m v2l\.world\.dataset .* ended with code 1: error: "):
+    with pytest.raises(V2LError, match=r"tiny/held-out: .*\.tiny\.world\.dataset .* failed with exit code 1: error: "):
         run(tmp_path, share=SHARE, tests=some)
     (tmp_path / "clips").unlink()
     run(tmp_path, share=SHARE, tests=some)
     assert done(tmp_path) == ["tiny/held-out"]
 
 
-def test_clips_and_questions_are_looked_for_where_they_are_written():
+def test_paths_match_those_of_the_dataset():
     assert Measurement("a", "test 300 two --scenes").videos == "clips/test-two"
     assert Measurement("a", "test 300 two --scenes").manifest == "clips/test-two-scenes.jsonl"
     assert Measurement("a", "test 60", folder="few").manifest == "few/test.jsonl"
     assert Measurement("a", "test 60 --from=9").manifest == "clips/test-from-9.jsonl"
 
 
-def test_every_result_in_the_docs_has_its_test():
-    """By name, so that the command makes what docs/reproduce.md and docs/tiny.md tell."""
+def test_every_result_in_the_docs_has_a_test():
+    """The command reproduces every file that docs/reproduce.md and docs/model-card.md cite."""
     names = {test.name for test in TESTS}
     assert len(names) == len(TESTS)
     assert {f"reproduce/{path.stem}" for path in (RESULTS / "reproduce").glob("*.json")} <= names

@@ -1,4 +1,4 @@
-"""The stage in which a hypernetwork's ranks learn what their frames show."""
+"""The reading stage: targets, losses, exact resumption, and the command line."""
 
 import json
 import math
@@ -16,14 +16,14 @@ from v2l.io.manifest import group_by_clip
 from v2l.models.checkpoint import FILE_NAME
 from v2l.models.hypernetwork import Hypernetwork
 from v2l.models.presets import find_model
-from v2l.tiny.recipe.reading_stage import ReadingTrainer, ReadingTraining, edges_of, frames_show
+from v2l.tiny.recipe.reading_stage import ReadingLoss, ReadingTraining, edge_targets, frame_facts
 from v2l.tiny.recipe.vision_stage import PLACE_NAMES
 from v2l.tiny.world.dataset import varied, write_dataset
 from v2l.tiny.world.scene import WORDS
-from v2l.training.common import Processes, keep
+from v2l.training.common import save_state
 from v2l.training.data import NO_END, SampleReader, SamplingConfig, read_sample
 from v2l.training.packing import IGNORED
-from v2l.training.trainer import STATE, sizes_for
+from v2l.training.trainer import STATE, Trainer, sizes_for
 
 CURRICULUM = SamplingConfig(frames=12, windows=2, segments=2, denser=1, questions=4)
 
@@ -33,23 +33,18 @@ def trainer(vlm, examples, folder, steps=4, answers=True, hypernetwork=None, **w
     often = {"steps": steps, "validate_every": steps, "save_every": 2}
     changed = {"curriculum": CURRICULUM, **often, "answers": answers, **weights}
     training = ReadingTraining(**{**vars(TRAINING), **changed})
-    return ReadingTrainer(
-        vlm,
-        hypernetwork or Hypernetwork(sizes_for(vlm, {**SIZES, "rank": 16, "num_latents": 16})),
-        (examples, examples[:4]),
-        training,
-        folder,
-        processes=Processes(),
-    )
+    hypernetwork = hypernetwork or Hypernetwork(sizes_for(vlm, {**SIZES, "rank": 16, "num_latents": 16}))
+    auxiliary = ReadingLoss(vlm, hypernetwork, training)
+    return Trainer(vlm, hypernetwork, (examples, examples[:4]), training, folder, auxiliary=auxiliary)
 
 
-def test_what_a_frame_shows_is_what_is_answered_about_it(world_examples, vlm):
-    """The manifest's own questions tell the words and, of some seconds, the place."""
+def test_the_facts_of_a_frame_agree_with_the_answers(world_examples, vlm):
+    """The manifest's questions give the words and, for some seconds, the place."""
     reader = SampleReader(vlm.tokenizer, vlm.geometry, vlm.max_positions)
-    told = 0
+    compared = 0
     for clip in group_by_clip(world_examples):
         sample = read_sample(clip, reader, CURRICULUM, None)
-        shown = frames_show(*sample.shows[:2])
+        shown = frame_facts(*sample.shows[:2])
         words = [WORDS[number] for number in shown[:, 0].tolist()]
         changes = [i for i in range(1, len(words)) if words[i] != words[i - 1]]
         assert [i for i in range(len(words)) if shown[i, 1] != IGNORED] == changes
@@ -61,35 +56,36 @@ def test_what_a_frame_shows_is_what_is_answered_about_it(world_examples, vlm):
                 second = int(example.prompt.split("00:")[1][:2])
                 if second in seconds:
                     assert PLACE_NAMES[shown[seconds.index(second), 2]] == example.target
-                    told += 1
+                    compared += 1
             if example.prompt == "what is written first?":
                 assert example.target == words[0]
-    assert told > 3
+    assert compared > 3
 
 
-def test_it_learns_what_frames_show(vlm, world_examples, tmp_path):
+def test_heads_learn_the_facts_of_frames(vlm, world_examples, tmp_path):
     run = trainer(vlm, world_examples, tmp_path, steps=40, answers=False)
     first, *_, last = run.run()
+    reading = run.objective.auxiliary
     assert last.loss < 0.8 * first.loss
-    assert all(heads.abs().max() > 1e-3 for heads in (*run.objective.heads, *run.objective.when, *run.objective.edges))
+    assert all(heads.abs().max() > 1e-3 for heads in (*reading.heads, *reading.when, *reading.edges))
 
 
-def test_seconds_and_minutes_count_as_often_as_is_said(vlm, world_examples, tmp_path):
-    """New heads know nothing of either, at tokens, latents and ranks."""
+def test_seconds_and_minutes_have_the_given_weight(vlm, world_examples, tmp_path):
+    """New heads predict a uniform distribution of either, from tokens, latents and ranks."""
     reader = SampleReader(vlm.tokenizer, vlm.geometry, vlm.max_positions)
     sample = read_sample(group_by_clip(world_examples)[0], reader, CURRICULUM, None)
-    lost = [
+    losses = [
         trainer(vlm, world_examples, tmp_path / str(weight), answers=False, when_weight=weight)
         .objective.loss([sample])
         .item()
         for weight in (0, 1, 3)
     ]
-    assert lost[1] - lost[0] == pytest.approx(6 * math.log(60), rel=1e-3)
-    assert lost[2] - lost[0] == pytest.approx(18 * math.log(60), rel=1e-3)
+    assert losses[1] - losses[0] == pytest.approx(6 * math.log(60), rel=1e-3)
+    assert losses[2] - losses[0] == pytest.approx(18 * math.log(60), rel=1e-3)
 
 
-def test_ends_of_parts_are_asked_for_the_ends_of_the_video(vlm, world_examples, tmp_path):
-    """Of each part its first frame and its last: new heads know nothing of either, at tokens, latents and ranks."""
+def test_the_ends_of_the_video_are_targets_of_the_ends_of_parts(vlm, world_examples, tmp_path):
+    """For the first and the last frame of each part new heads predict a uniform distribution."""
     reader = SampleReader(vlm.tokenizer, vlm.geometry, vlm.max_positions)
     clip = group_by_clip(world_examples)[0]
     samples = {
@@ -98,30 +94,30 @@ def test_ends_of_parts_are_asked_for_the_ends_of_the_video(vlm, world_examples, 
     }
     assert samples.keys() == {(False, 1), (False, 2), (True, 2)}
     for (composed, parts), sample in samples.items():
-        edges = edges_of(sample)
+        edges = edge_targets(sample)
         assert edges[0][0, 0] == edges[-1][-1, 1] == 1
         assert parts == 1 or edges[0][-1, 1] == edges[1][0, 0] == 0
         assert int((torch.cat(edges) != IGNORED).sum()) == 2 * parts
-        lost = [
+        losses = [
             trainer(vlm, world_examples, tmp_path / f"{composed}-{parts}-{weight}", answers=False, edge_weight=weight)
             .objective.loss([sample])
             .item()
             for weight in (0, 1, 3)
         ]
-        each = 6 * math.log(2) * (1 if composed else parts)  # a composed part is an adapter of its own
-        assert lost[1] - lost[0] == pytest.approx(each, rel=1e-3)
-        assert lost[2] - lost[0] == pytest.approx(3 * each, rel=1e-3)
+        each = 6 * math.log(2) * (1 if composed else parts)  # each part of a composed sample is an adapter
+        assert losses[1] - losses[0] == pytest.approx(each, rel=1e-3)
+        assert losses[2] - losses[0] == pytest.approx(3 * each, rel=1e-3)
 
 
-def test_a_clip_cut_from_a_video_has_not_its_ends(vlm, world_examples):
+def test_a_clip_cut_from_a_video_lacks_its_ends(vlm, world_examples):
     reader = SampleReader(vlm.tokenizer, vlm.geometry, vlm.max_positions)
     clip = [replace(example, start=1.0, end=3.0) for example in group_by_clip(world_examples)[0]]
-    edges = torch.cat(edges_of(read_sample(clip, reader, CURRICULUM, None)))
+    edges = torch.cat(edge_targets(read_sample(clip, reader, CURRICULUM, None)))
     assert edges[0, 0] == edges[-1, 1] == 0
     assert int((edges != IGNORED).sum()) == 2
 
 
-def test_a_part_is_not_asked_what_came_before_its_first_frame(vlm, world_examples, tmp_path):
+def test_the_word_before_a_parts_first_frame_is_no_target(vlm, world_examples, tmp_path):
     run = trainer(vlm, world_examples, tmp_path, answers=False)
     reader = SampleReader(vlm.tokenizer, vlm.geometry, vlm.max_positions)
     unknown = 0
@@ -129,9 +125,9 @@ def test_a_part_is_not_asked_what_came_before_its_first_frame(vlm, world_example
         for seed in range(8):
             sample = read_sample(clip, reader, CURRICULUM, np.random.default_rng(seed))
             run.objective.loss([sample])
-            whole = frames_show(*sample.shows[:2])
+            whole = frame_facts(*sample.shows[:2])
             firsts = np.cumsum([0, *(part.frames for part in sample.parts[:-1])])
-            asked = torch.cat(run.objective.shown)
+            asked = torch.cat(run.objective.auxiliary.row_facts)
             assert (asked[firsts, 1] == IGNORED).all()
             unknown += int((whole[firsts, 1] != IGNORED).sum())
             asked[firsts, 1] = whole[firsts, 1]
@@ -139,8 +135,8 @@ def test_a_part_is_not_asked_what_came_before_its_first_frame(vlm, world_example
     assert unknown > 3
 
 
-def test_the_heads_ask_frames_of_several_tiles_too(vlm, world_examples, tmp_path):
-    """A frame of twice the model's edge is five images; the token behind the last of them ends it."""
+def test_heads_read_frames_of_several_tiles(vlm, world_examples, tmp_path):
+    """A frame of twice the model's edge is five images; the token after the last one ends it."""
     run = trainer(vlm, world_examples, tmp_path, answers=False)
     reader = SampleReader(vlm.tokenizer, vlm.geometry, vlm.max_positions)
     tiled = replace(CURRICULUM, frames=4, resolutions=(2 * vlm.geometry.image_size,))
@@ -149,17 +145,17 @@ def test_the_heads_ask_frames_of_several_tiles_too(vlm, world_examples, tmp_path
     assert sum(part.count for part in sample.parts) == 5 * frames
     assert sum(int((part.ends != NO_END).sum()) for part in sample.parts) == frames
     run.objective.loss([sample]).backward()
-    assert len(torch.cat(run.objective.shown)) == frames
-    assert all(heads.any() for heads in run.objective.heads.grad)
+    assert len(torch.cat(run.objective.auxiliary.row_facts)) == frames
+    assert all(heads.any() for heads in run.objective.auxiliary.heads.grad)
 
 
-def test_an_interrupted_run_goes_on_exactly(vlm, world_examples, tmp_path):
+def test_an_interrupted_run_resumes_exactly(vlm, world_examples, tmp_path):
     list(trainer(vlm, world_examples, tmp_path / "whole").run())
     run = trainer(vlm, world_examples, tmp_path / "parts")
     for _ in range(2):
-        run._learn(run.samples.batch(number) for number in range(run.step, 99))
+        run._train_step(run.samples.batch(number) for number in range(run.step, 99))
         run.step += 1
-    keep(run.parts, run.step, tmp_path / "parts" / STATE)
+    save_state(run.parts, run.step, tmp_path / "parts" / STATE)
     list(trainer(vlm, world_examples, tmp_path / "parts").run())
     one, other = (torch.load(tmp_path / place / STATE, weights_only=True) for place in ("whole", "parts"))
     assert one["step"] == other["step"] == 4
@@ -168,32 +164,32 @@ def test_an_interrupted_run_goes_on_exactly(vlm, world_examples, tmp_path):
         assert all(torch.equal(tensor, other[part][name]) for name, tensor in one[part].items())
 
 
-def test_it_goes_on_from_the_heads_of_another_run(vlm, world_examples, tmp_path):
+def test_heads_are_loaded_from_another_run(vlm, world_examples, tmp_path):
     list(trainer(vlm, world_examples, tmp_path / "one").run())
-    taught = torch.load(tmp_path / "one" / STATE, weights_only=True)["heads"]
+    heads = torch.load(tmp_path / "one" / STATE, weights_only=True)["heads"]
     run = trainer(vlm, world_examples, tmp_path / "other", taught=str(tmp_path / "one"))
-    assert taught["0"].any() and torch.equal(run.objective.heads, taught["0"])
+    assert heads["0"].any() and torch.equal(run.objective.auxiliary.heads, heads["0"])
 
 
-def test_heads_that_another_run_did_not_have_are_new(vlm, world_examples, tmp_path):
+def test_heads_that_the_other_run_lacks_are_new(vlm, world_examples, tmp_path):
     (tmp_path / "one").mkdir()
-    heads = trainer(vlm, world_examples, tmp_path / "none").objective.heads + 1
+    heads = trainer(vlm, world_examples, tmp_path / "none").objective.auxiliary.heads + 1
     torch.save({"heads": {"0": heads}}, tmp_path / "one" / STATE)
-    student = trainer(vlm, world_examples, tmp_path / "other", taught=str(tmp_path / "one")).objective
-    assert torch.equal(student.heads, heads) and not student.when.any()
+    reading = trainer(vlm, world_examples, tmp_path / "other", taught=str(tmp_path / "one")).objective.auxiliary
+    assert torch.equal(reading.heads, heads) and not reading.when.any()
 
 
-def test_what_is_said_on_the_command_line_is_how_it_goes(tmp_path):
-    """Every number that an option takes, another one each, stands in the run's own record."""
+def test_options_become_the_settings_of_the_run(tmp_path):
+    """Each numeric option gets a different value, and all are found in training.json."""
     manifest = write_dataset(tmp_path, "train", 2, varied, "train-varied")
     model = find_model("tiny").path
-    told = subprocess.run(
+    usage = subprocess.run(
         [sys.executable, "-m", "v2l.tiny.recipe.reading_stage", "--help"], capture_output=True, text=True, check=True
     )
-    names = re.findall(r"\[--(\S+-weight|seed|learning-rate) ", told.stdout)
+    names = re.findall(r"\[--(\S+-weight|seed|learning-rate) ", usage.stdout)
     assert len(names) > 8
-    said = {name: number / 1000 if name != "seed" else number for number, name in enumerate(names, 3)}
-    options = [part for name, value in said.items() for part in (f"--{name}", str(value))]
+    values = {name: number / 1000 if name != "seed" else number for number, name in enumerate(names, 3)}
+    options = [part for name, value in values.items() for part in (f"--{name}", str(value))]
     files = [manifest, manifest, model, model / FILE_NAME, tmp_path / "run"]
     subprocess.run(
         [
@@ -212,28 +208,28 @@ def test_what_is_said_on_the_command_line_is_how_it_goes(tmp_path):
         capture_output=True,
     )
     kept = json.loads((tmp_path / "run" / "training.json").read_text())
-    assert {name: kept[name.replace("-", "_")] for name in names} == said
+    assert {name: kept[name.replace("-", "_")] for name in names} == values
     assert (kept["steps"], kept["answers"], kept["curriculum"]["marks_end"]) == (1, True, True)
 
 
 @pytest.mark.parametrize(
-    ("options", "code", "told"),
+    ("options", "code", "message"),
     [
         (
             ["--bind-weight", "1"],
             2,
-            "--bind-weight and --found-weight are about what questions name and need --answers",
+            "--bind-weight and --found-weight concern the words of questions and need --answers",
         ),
         (
             ["--found-weight", "1"],
             2,
-            "--bind-weight and --found-weight are about what questions name and need --answers",
+            "--bind-weight and --found-weight concern the words of questions and need --answers",
         ),
         (["--resolution", "64,7"], 1, "--resolution '64,7': give numbers of at least 8"),
     ],
 )
-def test_options_that_mean_nothing_are_refused(options, code, told):
+def test_invalid_options_are_refused(options, code, message):
     done = subprocess.run(
         [sys.executable, "-m", "v2l.tiny.recipe.reading_stage", *"abcde", *options], capture_output=True, text=True
     )
-    assert done.returncode == code and told in done.stderr.splitlines()[-1]
+    assert done.returncode == code and message in done.stderr.splitlines()[-1]

@@ -1,4 +1,4 @@
-"""The embedded model from nothing: its stages go on where they were interrupted, and a manifest of several."""
+"""Training series of the embedded model: resuming, failing stages, and mixed manifests."""
 
 import json
 
@@ -14,13 +14,13 @@ from v2l.tiny.world.mixture import mix
 SHARE = 0.002
 
 
-def told(folder):
-    """What the series says of its stages' runs."""
+def records(folder):
+    """Return the series' records of its stages."""
     return [json.loads(line) for line in (folder / DONE).read_text().splitlines()][1:]
 
 
-def begun(folder, left):
-    """A series of which all stages are done but one."""
+def unfinished(folder, left):
+    """Write the journal of a series with one unfinished stage; return the number of finished ones."""
     commands = {stage.name: stage.command for stage in stages(SHARE)}
     assert left in commands and len(commands) == len(list(stages(SHARE)))
     done = [{"stage": name, "minutes": 1.5, "done": True} for name in commands if name != left]
@@ -30,39 +30,39 @@ def begun(folder, left):
     return len(done)
 
 
-def test_a_series_goes_on_with_what_is_not_done(tmp_path, capsys):
+def test_a_series_resumes_with_unfinished_stages(tmp_path, capsys):
     folder = tmp_path / "series"
-    done = begun(folder, "clips, two")
+    done = unfinished(folder, "clips, two")
     run(folder, SHARE)
-    assert len(told(folder)) == done + 1
-    last = told(folder)[-1]
+    assert len(records(folder)) == done + 1
+    last = records(folder)[-1]
     assert (last["stage"], last["done"]) == ("clips, two", True)
     assert sorted(path.name for path in folder.iterdir()) == [DONE, "train-two", "train-two.jsonl"]
     assert len({example.video for example in read_manifest(folder / "train-two.jsonl")}) == 5
     first = capsys.readouterr().out
     assert "clips, two: python -m v2l.tiny.world.dataset . train 5 two" in first
     run(folder, SHARE)
-    assert len(told(folder)) == done + 1
-    assert capsys.readouterr().out == first[first.index("\nin all") :]
+    assert len(records(folder)) == done + 1
+    assert capsys.readouterr().out == first[first.index("\nfinished in") :]
     with pytest.raises(V2LError, match="other settings"):
         run(folder, 2 * SHARE)
 
 
-def test_a_stage_that_fails_ends_the_series_and_is_tried_again(tmp_path, capfd):
+def test_a_failed_stage_ends_the_series_and_is_retried(tmp_path, capfd):
     folder = tmp_path / "series"
-    done = begun(folder, "clips, two")
+    done = unfinished(folder, "clips, two")
     (folder / "train-two").write_text("in the way")
-    with pytest.raises(V2LError, match="clips, two ended with code 1"):
+    with pytest.raises(V2LError, match="'clips, two' failed with exit code 1"):
         run(folder, SHARE)
-    assert told(folder)[-1]["done"] is False
-    said = capfd.readouterr().err.splitlines()
-    assert len(said) == 1 and said[0].startswith("error: ") and "train-two" in said[0]
+    assert records(folder)[-1]["done"] is False
+    errors = capfd.readouterr().err.splitlines()
+    assert len(errors) == 1 and errors[0].startswith("error: ") and "train-two" in errors[0]
     (folder / "train-two").unlink()
     run(folder, SHARE)
-    assert [each["done"] for each in told(folder)[done:]] == [False, True]
+    assert [each["done"] for each in records(folder)[done:]] == [False, True]
 
 
-def test_a_mixture_has_captions_as_often_as_they_shall_count(tmp_path):
+def test_a_mixture_repeats_captions(tmp_path):
     ours = [write_dataset(tmp_path, "train", 3), write_dataset(tmp_path, "validation", 2)]
     mix(tmp_path / "mixed.jsonl", ours, captions=3)
     apart = [example for path in ours for example in read_manifest(path)]
@@ -77,7 +77,7 @@ def test_a_mixture_has_captions_as_often_as_they_shall_count(tmp_path):
     assert again[5].id == f"again-2-{captions[0].id}"
 
 
-def test_a_mixture_has_first_and_last_words_and_motions_as_often_as_they_shall_count(tmp_path):
+def test_a_mixture_repeats_first_and_last_words_and_motions(tmp_path):
     ours = write_dataset(tmp_path, "validation", 8)
     mix(tmp_path / "mixed.jsonl", [ours], captions=2, ends=4, motions=3)
     apart, mixed = (
@@ -91,10 +91,10 @@ def test_a_mixture_has_first_and_last_words_and_motions_as_often_as_they_shall_c
     assert len({row["id"] for row in mixed}) == len(mixed)
 
 
-def test_a_mixture_stays_beside_its_clips(tmp_path):
+def test_a_mixture_must_be_in_the_folder_of_its_manifests(tmp_path):
     (tmp_path / "other").mkdir()
     manifest = write_dataset(tmp_path, "train", 1)
-    with pytest.raises(V2LError, match="not in one folder"):
+    with pytest.raises(V2LError, match="in different folders"):
         mix(tmp_path / "other" / "mixed.jsonl", [manifest])
     with pytest.raises(V2LError, match=r"missing\.jsonl"):
         mix(tmp_path / "mixed.jsonl", [manifest, tmp_path / "missing.jsonl"])
@@ -103,9 +103,9 @@ def test_a_mixture_stays_beside_its_clips(tmp_path):
 
 @pytest.mark.slow
 def test_the_whole_series_makes_a_model(tmp_path):
-    """A five-hundredth of it: it learns nothing, but every stage takes what the one before left."""
+    """With 1/500 of the steps it learns nothing, but every stage reads the output of the previous one."""
     run(tmp_path, SHARE)
-    assert all(each["done"] for each in told(tmp_path))
+    assert all(each["done"] for each in records(tmp_path))
     vlm = v2l.load_vlm(tmp_path / "model", device="cpu")
     hypernetwork = v2l.load_hypernetwork(tmp_path / "model", device="cpu")
     adapter = v2l.encode(tmp_path / "test" / "00000.mp4", vlm, hypernetwork)

@@ -1,4 +1,4 @@
-"""The embedded model itself: what its shipped weights know, through the same path as every other model."""
+"""Accuracy of the shipped weights, and the demonstration."""
 
 import json
 
@@ -10,13 +10,13 @@ import v2l
 from v2l.cli.demo import ASKED, FORM, SECONDS, sample_lecture
 from v2l.evaluation.metrics import METRICS
 from v2l.models.presets import EMBEDDED, RELEASE
-from v2l.tiny.world.clip import seen_times, write_clip
+from v2l.tiny.world.clip import frame_times, write_clip
 from v2l.tiny.world.dataset import scenes_of_eight_seconds, story_of
 from v2l.tiny.world.questions import ask_about, ask_by_scene
 from v2l.tiny.world.scene import SHAPES, sample_story
 
 CLIPS = range(9000, 9012)
-"""Seeds of the test split beyond every table in docs/."""
+"""Seeds of the test split that no table in docs/ uses."""
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def tiny():
 
 @pytest.fixture(scope="module")
 def fresh(tiny, tmp_path_factory):
-    """Adapters of clips that no training saw, and what is asked about each."""
+    """Adapters of test clips and the questions about each clip."""
     folder = tmp_path_factory.mktemp("fresh")
     hypernetwork = v2l.load_hypernetwork("tiny", device="cpu")
     adapters, questions = [], []
@@ -34,20 +34,20 @@ def fresh(tiny, tmp_path_factory):
         story = sample_story("test", seed, SECONDS, shapes=SHAPES)
         write_clip(story, folder / f"{seed}.mp4", FORM)
         adapters.append(v2l.encode(folder / f"{seed}.mp4", tiny, hypernetwork))
-        asked = ask_about(story, seen_times(SECONDS, FORM, 12), np.random.default_rng(seed))
-        questions.append([question for question in asked if question.kind != "count"])  # it knows one shape a scene
+        asked = ask_about(story, frame_times(SECONDS, FORM, 12), np.random.default_rng(seed))
+        questions.append([question for question in asked if question.kind != "count"])  # tiny knows one shape per scene
     return adapters, questions
 
 
 def accuracy(adapters, questions, tiny, whole=False):
     right = []
     for adapter, asked in zip(adapters, questions, strict=True):
-        said = v2l.ask_each([adapter] * len(asked), [question.prompt for question in asked], tiny, 16, whole=whole)
-        right += [METRICS["exact"](text, question.answer) for text, question in zip(said, asked, strict=True)]
+        answers = v2l.ask_each([adapter] * len(asked), [question.prompt for question in asked], tiny, 16, whole=whole)
+        right += [METRICS["exact"](text, question.answer) for text, question in zip(answers, asked, strict=True)]
     return np.mean(right)
 
 
-def test_a_fresh_clip_is_answered_right_from_its_adapter_and_not_from_anothers(fresh, tiny):
+def test_a_clip_is_answered_from_its_own_adapter_only(fresh, tiny):
     adapters, questions = fresh
     own = accuracy(adapters, questions, tiny)
     shuffled = accuracy([*adapters[1:], adapters[0]], questions, tiny)
@@ -56,8 +56,8 @@ def test_a_fresh_clip_is_answered_right_from_its_adapter_and_not_from_anothers(f
     assert shuffled < 0.15
 
 
-def test_of_eight_segments_the_one_that_shows_a_time_tells_what_is_there(tiny, tmp_path):
-    """All of them together hardly ever do."""
+def test_the_segment_that_shows_a_time_answers_best(tiny, tmp_path):
+    """All segments together rarely do."""
     hypernetwork = v2l.load_hypernetwork("tiny", device="cpu")
     adapters, questions = [], []
     for seed in CLIPS[:4]:
@@ -82,7 +82,7 @@ def test_it_is_small_and_names_its_release(fresh):
     assert {adapter.description.base_model.id for adapter in adapters} == {RELEASE}
 
 
-def test_the_demo_is_all_that_a_newcomer_needs(tmp_path):
+def test_the_demo_writes_a_clip_an_adapter_and_a_table(tmp_path):
     done = run("demo", cwd=tmp_path)
     assert done.code == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["lecture.mp4", "lecture.v2l.safetensors"]
@@ -99,7 +99,7 @@ def test_the_demo_is_all_that_a_newcomer_needs(tmp_path):
     assert asked.out == rows[0][2] + "\n"
 
 
-def test_the_demo_replaces_nothing_of_others(tmp_path):
+def test_the_demo_keeps_existing_files(tmp_path):
     (tmp_path / "lecture.mp4").write_bytes(b"mine")
     done = run("demo", cwd=tmp_path)
     assert done.code == 1

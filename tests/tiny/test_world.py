@@ -1,4 +1,4 @@
-"""The embedded world: the same from everywhere, honest about what it shows, and nothing kept for the test leaks out."""
+"""The drawn world is deterministic, its answers match its pixels, and no test data leaks into training."""
 
 import hashlib
 import math
@@ -25,7 +25,7 @@ from v2l.tiny.world.questions import (
     caption,
     clock,
     describe,
-    seen_words,
+    visible_words,
 )
 from v2l.tiny.world.scene import (
     COLOURS,
@@ -77,13 +77,13 @@ def test_two_processes_draw_the_same_pixels():
 
 
 def test_splits_share_no_scene():
-    seen = {split: set(scenes(split, 50)) for split in ("train", "validation", "test")}
-    assert not seen["train"] & seen["test"]
-    assert not seen["train"] & seen["validation"]
-    assert len(seen["train"]) == 50
+    stories = {split: set(scenes(split, 50)) for split in ("train", "validation", "test")}
+    assert not stories["train"] & stories["test"]
+    assert not stories["train"] & stories["validation"]
+    assert len(stories["train"]) == 50
 
 
-def test_kept_combinations_are_in_the_held_out_split_alone():
+def test_held_out_combinations_appear_in_their_split_only():
     for split in ("train", "validation", "test"):
         assert not any(held_out_in(scene) for scene in scenes(split, 300))
     assert all(held_out_in(scene) for scene in scenes("held-out", 100))
@@ -91,7 +91,7 @@ def test_kept_combinations_are_in_the_held_out_split_alone():
     assert 0.04 < share < 0.09
 
 
-def test_kept_phrasings_are_asked_for_the_test_alone():
+def test_kept_phrasings_appear_in_the_test_only():
     def patterns(kept):
         asked = set()
         for seed, scene in enumerate(scenes("train", 60)):
@@ -107,13 +107,13 @@ def test_kept_phrasings_are_asked_for_the_test_alone():
 
 
 def shape_pixels(scene, seconds, shape, size=96):
-    """The pixels that would not be there without the shape."""
+    """Return a mask of the pixels that the shape changes."""
     clean = replace(scene, noise=0.0, brightness=1.0)
     without = replace(clean, shapes=tuple(other for other in scene.shapes if other is not shape))
     return np.any(draw(clean, seconds, size, size) != draw(without, seconds, size, size), axis=-1)
 
 
-def test_places_and_colours_are_those_of_the_pixels():
+def test_places_and_colours_match_the_pixels():
     for seed, scene in enumerate(scenes("train", 40)):
         for shape in scene.shapes:
             for seconds in (0.0, 3.0, 7.0):
@@ -127,12 +127,12 @@ def test_places_and_colours_are_those_of_the_pixels():
                 assert min(distance, key=distance.get) == shape.colour
 
 
-def test_answers_are_those_of_the_scene():
+def test_answers_match_the_scene():
     for seed, scene in enumerate(scenes("train", 200)):
         by_kind = {
             question.kind: question for question in ask_about(Story((scene,)), SECONDS, np.random.default_rng(seed))
         }
-        words = seen_words(Story((scene,)), SECONDS)
+        words = visible_words(Story((scene,)), SECONDS)
         assert by_kind["words"].answer == " then ".join(words)
         assert by_kind["count"].answer == ("one", "two")[len(scene.shapes) - 1]
         at = next(t for t in SECONDS if clock(t) in by_kind["word at"].prompt)
@@ -152,12 +152,12 @@ def test_answers_are_those_of_the_scene():
             "down": end[1] > start[1],
         }
         assert moved.get(by_kind["motion"].answer, True)
-        said = caption(Story((scene,)), SECONDS, np.random.default_rng(0)).answer
-        assert all(word in said for word in words)
+        description = caption(Story((scene,)), SECONDS, np.random.default_rng(0)).answer
+        assert all(word in description for word in words)
 
 
 def test_a_question_can_hardly_be_guessed_from_its_words():
-    """The best blind score: always the commonest answer to these words, whatever the time. Printed, and bounded."""
+    """Print and bound the blind score: the most frequent answer to a prompt, ignoring its time."""
     answers = defaultdict(lambda: defaultdict(Counter))
     for seed, scene in enumerate(scenes("train", 1500)):
         for question in ask_about(Story((scene,)), SECONDS, np.random.default_rng(seed)):
@@ -171,7 +171,7 @@ def test_a_question_can_hardly_be_guessed_from_its_words():
     assert max(blind.values()) < 0.35
 
 
-def test_a_clip_is_a_file_like_any(tmp_path):
+def test_a_clip_is_an_ordinary_video_file(tmp_path):
     story = sample_story("train", 3, 5.0, start=100.0, count=2)
     write_clip(story, tmp_path / "clip.mp4", ClipFormat(320, 180, 10.0))
     video = probe(tmp_path / "clip.mp4")
@@ -210,7 +210,7 @@ def test_a_dataset_is_a_manifest_and_its_clips(tmp_path):
     assert one.digest() == other.digest()
 
 
-def test_a_dataset_may_begin_with_another_clip(tmp_path):
+def test_a_dataset_can_start_at_another_seed(tmp_path):
     def short(random):
         return Filming(seconds=4.0, form=ClipFormat(64, 64, 4.0))
 
@@ -221,8 +221,8 @@ def test_a_dataset_may_begin_with_another_clip(tmp_path):
     assert sorted(path.name for path in (tmp_path / "test").iterdir()) == ["00002.mp4", "00003.mp4"]
 
 
-def test_of_an_excerpt_what_it_shows_is_asked(tmp_path):
-    """In its video's time, and as of one scene where it shows one."""
+def test_questions_about_an_excerpt_are_about_its_frames(tmp_path):
+    """Times are those of the video; an excerpt within one scene is asked about like a single scene."""
     clips = group_by_clip(read_manifest(write_dataset(tmp_path, "train", 12, FILMINGS["excerpt"], "train-excerpt")))
     scenes = set()
     for seed, clip in enumerate(clips):
@@ -230,7 +230,7 @@ def test_of_an_excerpt_what_it_shows_is_asked(tmp_path):
         assert film.clip == (clip[0].start, clip[0].end)
         assert [video.seconds[i] for i in choose_frames(video, 96, 1.0, *film.clip)] == pytest.approx(film.times)
         story = story_of("train", seed, film)
-        words = seen_words(story, film.times)
+        words = visible_words(story, film.times)
         assert {e.target for e in clip if e.kind == "words"} == {" then ".join(words)}
         for example in clip:
             if example.kind == "word at":
@@ -255,7 +255,7 @@ def test_of_an_excerpt_what_it_shows_is_asked(tmp_path):
         ("thousand", (255, 1_024), (255, 1_100)),
     ],
 )
-def test_of_a_clip_of_rare_frames_every_one_is_read_and_asked_about(tmp_path, filming, frames, length):
+def test_every_frame_of_a_sparse_clip_is_read_and_asked_about(tmp_path, filming, frames, length):
     clips = group_by_clip(read_manifest(write_dataset(tmp_path, "train", 8, FILMINGS[filming], f"train-{filming}")))
     asked = set()
     for seed, clip in enumerate(clips):
@@ -266,7 +266,7 @@ def test_of_a_clip_of_rare_frames_every_one_is_read_and_asked_about(tmp_path, fi
         seconds = {math.floor(second) for second in film.times}
         assert len(seconds) == film.views
         story = story_of("train", seed, film)
-        assert {e.target for e in clip if e.kind == "words"} == {" then ".join(seen_words(story, film.times))}
+        assert {e.target for e in clip if e.kind == "words"} == {" then ".join(visible_words(story, film.times))}
         for example in clip:
             for minute, second in re.findall(r"(\d\d):(\d\d)", example.prompt):
                 assert 60 * int(minute) + int(second) in seconds
@@ -288,23 +288,23 @@ def test_the_papers_benchmarks_have_counterparts(tmp_path):
     assert {example.task for example in styles} == {"caption"}
     by_clip = [[example.kind for example in styles if example.video == video] for video in {e.video for e in styles}]
     assert all(kinds == ["short", "detailed", "camera", "background", "main subject"] for kinds in by_clip)
-    told = {(example.video, example.kind): example.target for example in everything}
+    answers = {(example.video, example.kind): example.target for example in everything}
     for example in styles:
         kind = {"camera": "motion", "background": "words", "main subject": "shape"}.get(example.kind, "caption")
-        assert example.target == told[example.video, kind]
-    with pytest.raises(V2LError, match="asked of one scene"):
+        assert example.target == answers[example.video, kind]
+    with pytest.raises(V2LError, match="need a story of one scene"):
         describe(sample_story("test", 0, 8.0, count=2), [0, 4], np.random.default_rng(0))
 
 
 @pytest.mark.parametrize("scenes", [2, 8])
-def test_by_scene_a_guess_that_ignores_the_time_is_right_about_one_scene_at_most(scenes):
+def test_ignoring_the_time_answers_at_most_one_scene(scenes):
     kinds = Counter()
     for seed in range(80):
         story = sample_story("test", seed, 8.0 * scenes, views=8 * scenes, count=scenes, shapes=1)
         times = [seconds + 0.5 for seconds in range(8 * scenes)]
         asked = ask_by_scene(story, times, np.random.default_rng(seed))
         assert Counter(question.kind for question in asked)["word at"] == scenes
-        alike = defaultdict(list)  # answers to what reads the same but for its phrasing and its time
+        alike = defaultdict(list)  # answers to questions that differ only in phrasing and time
         for question in asked:
             named = next((word for word in question.prompt.rstrip("?.").split() if word in (*KINDS, *COLOURS)), None)
             alike[question.kind, named].append(question.answer)
@@ -324,7 +324,7 @@ def test_by_scene_a_guess_that_ignores_the_time_is_right_about_one_scene_at_most
 
 
 def second_has_other_answers(question, story) -> bool:
-    """Whether another frame of the second that a question names would be answered otherwise."""
+    """Return whether another frame of the question's second has another answer."""
     named = re.search(r"(\d\d):(\d\d)", question.prompt)
     answers = set()
     for moment in np.linspace(0, 0.999, 20) + (int(named[1]) * 60 + int(named[2])):
@@ -340,8 +340,8 @@ def second_has_other_answers(question, story) -> bool:
     return answers != {question.answer}
 
 
-def test_what_a_test_asks_at_a_time_has_one_answer_in_that_second():
-    """Segments that are encoded alone, and fewer frames in context, show other frames of it."""
+def test_a_question_at_a_time_has_one_answer_in_its_second():
+    """Separately encoded segments and sparse sampling show other frames of that second."""
     unclear, clear = Counter(), Counter()
     for seed in range(60):
         story = sample_story("test", seed, 8.0, views=8, count=2, shapes=1)
@@ -357,7 +357,7 @@ def test_what_a_test_asks_at_a_time_has_one_answer_in_that_second():
 
 
 @pytest.mark.parametrize("seconds", [12, 64, 1024])
-def test_in_a_long_film_a_fact_is_there_for_a_sixteenth_of_the_time(seconds):
+def test_a_fact_lasts_at_most_a_sixteenth_of_a_long_video(seconds):
     film = FILMINGS[f"length-{seconds}"](np.random.default_rng(0))
     story = sample_story("test", 0, film.seconds, views=seconds, count=film.scenes, shapes=1)
     words = [story.word_at(second) for second in range(seconds)]
@@ -365,7 +365,7 @@ def test_in_a_long_film_a_fact_is_there_for_a_sixteenth_of_the_time(seconds):
     assert FILMINGS[f"facts-{seconds}"](np.random.default_rng(0)).scenes == min(seconds // 4, len(WORDS))
 
 
-def test_a_question_about_several_scenes_names_its_time_or_an_order():
+def test_a_question_about_several_scenes_names_a_time_or_an_order():
     story = sample_story("train", 4, 16.0, views=16, count=4)
     assert [scene.start for scene in story.scenes] == [0, 4, 8, 12]
     written = [word for scene in story.scenes for word in scene.board.words]
@@ -389,14 +389,14 @@ def test_a_question_about_several_scenes_names_its_time_or_an_order():
 @pytest.mark.parametrize(
     ("split", "seconds", "count"), [("nowhere", 8.0, 1), ("train", 1.0, 1), ("train", 4000.0, 1), ("train", 4.0, 5)]
 )
-def test_stories_that_cannot_be(split, seconds, count):
+def test_invalid_stories_are_refused(split, seconds, count):
     with pytest.raises(V2LError):
         sample_story(split, 0, seconds, count=count)
 
 
-def test_nothing_is_readable_in_a_tiny_frame():
+def test_frames_below_32_pixels_are_refused():
     story = sample_story("train", 0, 2.0)
-    with pytest.raises(V2LError, match="below 32"):
+    with pytest.raises(V2LError, match="at least 32"):
         draw(story.at(0.0), 0.0, 16, 16)
-    with pytest.raises(V2LError, match="no frame is seen"):
+    with pytest.raises(V2LError, match="without visible frames"):
         ask_about(story, [], np.random.default_rng(0))

@@ -1,4 +1,4 @@
-"""The embedded model's tokenizer, sizes and training stages: real classes, a few steps, the same trajectory twice."""
+"""Tokenizer, architecture and training stages of the embedded model, with a few real and reproducible steps."""
 
 import shutil
 
@@ -11,8 +11,16 @@ from transformers import AutoTokenizer
 import v2l
 from v2l.errors import V2LError
 from v2l.models.processor import INTERNALIZATION_PROMPT, question_text
-from v2l.tiny.recipe.asked_clips import BEFORE, LOOKS, clip_questions, pointers, sample_clip, shown, write_rows
-from v2l.tiny.recipe.language_stage import ClipBatches, LanguageStage, Size, Trainer
+from v2l.tiny.recipe.asked_clips import (
+    BEFORE,
+    FRAME_LABELS,
+    clip_questions,
+    pointers,
+    prompt_text,
+    sample_clip,
+    write_rows,
+)
+from v2l.tiny.recipe.language_stage import ClipBatches, LanguageStage, LanguageTrainer, Size
 from v2l.tiny.recipe.model import new_model, save_model
 from v2l.tiny.recipe.release import release
 from v2l.tiny.recipe.vision_stage import LABELS, PATCH_LABELS, VisionStage, frame_batch, train
@@ -28,7 +36,7 @@ def tokenizer():
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """The embedded model as it is saved, untrained."""
+    """Folder of the untrained embedded model."""
     place = tmp_path_factory.mktemp("tiny")
     save_model(new_model(), place)
     return place
@@ -44,7 +52,7 @@ def test_the_worlds_words_are_single_tokens(tokenizer):
     assert tokenizer.to_str() == train_tokenizer().to_str()
 
 
-def test_the_folder_loads_as_any_model_does(folder):
+def test_the_folder_loads_like_any_model(folder):
     vlm = v2l.load_vlm(folder)
     assert sum(p.numel() for p in new_model().parameters()) < 3e6
     assert (folder / "model.safetensors").stat().st_size < 6e6
@@ -56,20 +64,20 @@ def test_the_folder_loads_as_any_model_does(folder):
     assert vlm.encode_images(torch.zeros(2, 3, 64, 64)).shape == (2, 4, 160)
 
 
-def test_saving_leaves_the_weights_alone(tmp_path):
+def test_saving_does_not_change_the_model(tmp_path):
     model = new_model()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     save_model(model, tmp_path / "m")
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
 
-def test_training_sees_nothing_that_is_kept_for_the_test():
+def test_training_clips_contain_no_held_out_combination():
     random = np.random.default_rng(0)
     for _ in range(60):
         assert not any(held_out_in(scene) for scene in sample_clip(random, 8).story.scenes)
 
 
-def test_frames_and_labels_belong_together():
+def test_frame_labels_are_valid_and_reproducible():
     images, labels = frame_batch(seed=1, step=2, count=6)
     assert images.shape == (6, 3, 64, 64)
     answers = LABELS | PATCH_LABELS
@@ -84,24 +92,24 @@ def test_frames_and_labels_belong_together():
     assert not torch.equal(images, other)
 
 
-def test_the_loss_counts_answers_and_nothing_else(tokenizer):
+def test_the_loss_covers_answers_only(tokenizer):
     random = np.random.default_rng(5)
     clip = sample_clip(random, 6)
     asked = [(each.prompt, each.answer) for each in clip_questions(clip, random)[:5]]
-    for seen in (clip, None):
-        sequence = pack_questions(shown(seen), asked, tokenizer)
+    for visible in (clip, None):
+        sequence = pack_questions(prompt_text(visible), asked, tokenizer)
         assert len(sequence.ids) == len(sequence.labels) == len(sequence.positions) == len(sequence.group)
         counted = sequence.labels[sequence.labels != IGNORED].tolist()
         text = tokenizer.decode(counted, skip_special_tokens=False)
         assert text == "".join(f" {answer}<end_of_utterance>" for _, answer in asked)
-        for number, (prompt, answer) in enumerate(asked, 1):  # each as v2l itself would ask it
+        for number, (prompt, answer) in enumerate(asked, 1):  # compare with a single question as v2l asks it
             alone = (sequence.group == 0) | (sequence.group == number)
-            whole = shown(seen).replace("\0", prompt) + f" {answer}<end_of_utterance>"
+            whole = prompt_text(visible).replace("\0", prompt) + f" {answer}<end_of_utterance>"
             assert sequence.ids[alone].tolist() == tokenizer.encode(whole, add_special_tokens=False).ids
             assert torch.equal(sequence.positions[alone], torch.arange(int(alone.sum())))
 
 
-def test_clips_are_of_many_kinds(tokenizer):
+def test_sampled_clips_vary(tokenizer):
     random = np.random.default_rng(2)
     clips = [sample_clip(random, 2 + number % 11) for number in range(60)]
     assert {len(clip.times) for clip in clips} == set(range(2, 13))
@@ -112,15 +120,17 @@ def test_clips_are_of_many_kinds(tokenizer):
     assert INTERNALIZATION_PROMPT in prompts
 
 
-def test_questions_stand_in_rows_as_they_would_alone(tokenizer):
+def test_packed_questions_equal_single_ones(tokenizer):
     random = np.random.default_rng(5)
     clip = sample_clip(random, 6)
     questions = clip_questions(clip, random)
-    for seen in (True, False):
-        asked = write_rows(clip, seen, questions, tokenizer)
+    for visible in (True, False):
+        asked = write_rows(clip, visible, questions, tokenizer)
         assert len(asked.kinds) > 8
-        assert (asked.images is None, asked.looks is None) == (not seen, not seen)
-        whole = pack_questions(shown(clip if seen else None), [(q.prompt, q.answer) for q in questions], tokenizer)
+        assert (asked.images is None, asked.frame_labels is None) == (not visible, not visible)
+        whole = pack_questions(
+            prompt_text(clip if visible else None), [(q.prompt, q.answer) for q in questions], tokenizer
+        )
         assert torch.equal(asked.ids, whole.ids[whole.group == 0])
         own = {tuple(whole.ids[whole.group == number + 1].tolist()) for number in range(len(questions))}
         for number in range(len(asked.kinds)):
@@ -130,18 +140,18 @@ def test_questions_stand_in_rows_as_they_would_alone(tokenizer):
         assert (asked.labels[asked.question == UNASKED] == IGNORED).all()
 
 
-def test_a_question_looks_at_the_frames_that_tell(tokenizer):
+def test_pointers_name_the_frames_with_the_answer(tokenizer):
     random = np.random.default_rng(6)
     kinds = set()
     for _ in range(20):
         clip = sample_clip(random, 8)
         labels = clip.labels()
-        assert set(labels) == set(LOOKS)
+        assert set(labels) == set(FRAME_LABELS)
         for question in clip_questions(clip, random):
-            asked = pack_questions(shown(clip), [(question.prompt, question.answer)], tokenizer)
+            asked = pack_questions(prompt_text(clip), [(question.prompt, question.answer)], tokenizer)
             own = asked.group == 1
-            ids, heard = asked.ids[own].tolist(), int((asked.labels[own] == IGNORED).sum())
-            for pointer in pointers(clip, question, ids, heard, tokenizer):
+            ids, length = asked.ids[own].tolist(), int((asked.labels[own] == IGNORED).sum())
+            for pointer in pointers(clip, question, ids, length, tokenizer):
                 kinds.add(question.kind)
                 assert pointer.back == (question.kind == "word before")
                 token = tokenizer.id_to_token(ids[pointer.place])
@@ -154,13 +164,13 @@ def test_a_question_looks_at_the_frames_that_tell(tokenizer):
                         assert (f"Ġ{WORDS[now]}", WORDS[before]) == (token, pointer.word)
                     else:
                         assert (f"Ġ{WORDS[before]}", WORDS[now]) == (token, pointer.word)
-                said = tokenizer.decode(ids[pointer.answers[0] + 1 : len(ids) - 1]).split()
+                answer = tokenizer.decode(ids[pointer.answers[0] + 1 : len(ids) - 1]).split()
                 if question.kind in ("word at", "word after", "word before"):
-                    assert said == [pointer.word]
+                    assert answer == [pointer.word]
     assert kinds >= {"word at", "place at", "colour at", "shape at", "word after", "word before", "words", "caption"}
 
 
-def test_the_steps_of_the_language_stage_are_of_many_kinds():
+def test_batches_of_the_language_stage_vary():
     batches = ClipBatches(LanguageStage(steps=80))
     early, steps = batches.batch(0), range(24, 40)
     assert {len(clip.images) for clip in early if clip.images is not None} == {1}
@@ -176,11 +186,11 @@ def test_the_steps_of_the_language_stage_are_of_many_kinds():
     assert any(clip.images is None for clip in clips)
     assert any((clip.ids == row).any() for clip in clips)
     for clip in clips:
-        if clip.images is not None:  # every frame has its labels
-            assert len(clip.looks["word"]) == int((clip.ids == view).sum())
+        if clip.images is not None:
+            assert len(clip.frame_labels["word"]) == int((clip.ids == view).sum())
 
 
-def test_the_vision_stage_goes_on_as_if_never_ended(tmp_path):
+def test_the_vision_stage_resumes_exactly(tmp_path):
     stage = VisionStage(steps=4, batch=4, save_every=2, measured=16)
     whole = list(train(stage, tmp_path / "whole"))
     parts = train(stage, tmp_path / "parts")
@@ -193,24 +203,26 @@ def test_the_vision_stage_goes_on_as_if_never_ended(tmp_path):
     assert all(torch.equal(one["reader"][name], other["reader"][name]) for name in one["reader"])
 
 
-def test_the_language_stage_goes_on_as_if_never_ended(tmp_path):
+def test_the_language_stage_resumes_exactly(tmp_path):
     list(train(VisionStage(steps=1, batch=2, save_every=1, measured=4), tmp_path))
     stage = LanguageStage(steps=4, sizes=(Size(1.0, 2, 3, 160),), save_every=2, warmup=1)
 
     def state(name):
         return torch.load(tmp_path / name / "language.pt", weights_only=True)["model"]
 
-    losses = [record["answers"] for record in Trainer(stage, tmp_path / "vision.pt", tmp_path / "whole").train()]
-    first = Trainer(stage, tmp_path / "vision.pt", tmp_path / "parts").train()
+    losses = [
+        record["answers"] for record in LanguageTrainer(stage, tmp_path / "vision.pt", tmp_path / "whole").train()
+    ]
+    first = LanguageTrainer(stage, tmp_path / "vision.pt", tmp_path / "parts").train()
     next(first)
     first.close()
-    list(Trainer(stage, tmp_path / "vision.pt", tmp_path / "parts").train())
+    list(LanguageTrainer(stage, tmp_path / "vision.pt", tmp_path / "parts").train())
     assert losses[1] < losses[0]
     assert all(torch.equal(tensor, state("parts")[name]) for name, tensor in state("whole").items())
     assert v2l.load_vlm(tmp_path / "whole" / "model").max_positions == 512
 
 
-def test_a_release_is_the_two_that_belong_together(folder, tmp_path):
+def test_a_release_needs_a_matching_pair(folder, tmp_path):
     model = tmp_path / "tiny-9"
     shutil.copytree(folder, model)
     small.write_hypernetwork(model)
@@ -219,8 +231,8 @@ def test_a_release_is_the_two_that_belong_together(folder, tmp_path):
     release(tmp_path / "released", model, tmp_path / "released")
     assert (tmp_path / "released" / "model.safetensors").stat().st_mtime_ns == frozen
     vlm, hypernetwork = v2l.load_vlm(tmp_path / "released"), v2l.load_hypernetwork(tmp_path / "released")
-    assert hypernetwork.origin.base_model == "tiny-9"
-    assert hypernetwork.origin.base_fingerprint == vlm.fingerprint
+    assert hypernetwork.provenance.base_model == "tiny-9"
+    assert hypernetwork.provenance.base_fingerprint == vlm.fingerprint
     other = small.write_model(tmp_path / "other")
     with pytest.raises(V2LError, match="was not trained for"):
         release(other, model, tmp_path / "wrong")

@@ -1,4 +1,4 @@
-"""Manifests from timed scenes: the published mixture, prompts and targets, and everything unusable said by name."""
+"""Manifests from timed scenes: the published mixture, prompts and targets; every unusable entry is named."""
 
 import hashlib
 import json
@@ -18,7 +18,7 @@ from v2l.errors import UsageError, V2LError
 from v2l.io.manifest import read_manifest
 from v2l.training.finevideo import PROMPTS, draw, prompt_for, row
 from v2l.training.finevideo_annotations import read_split
-from v2l.training.teacher import taught
+from v2l.training.teacher import with_teacher_answers
 from v2l.video.probe import probe
 from v2l.video.sampling import Reading
 
@@ -47,7 +47,7 @@ def annotation(*scenes, description="What the whole video shows."):
 
 
 def sound():
-    """Seven scenes; the last ends a moment after the video, as annotations have it."""
+    """Seven scenes; the last one ends slightly after the video, as in real annotations."""
     return annotation(*(scene(n, 1.7 * n, 1.7 * (n + 1) + (0.5 if n == SCENES - 1 else 0)) for n in range(SCENES)))
 
 
@@ -65,7 +65,7 @@ def video(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def folder(video, tmp_path_factory):
-    """Five sound pairs to train on, two to validate."""
+    """Five sound pairs for training, two for validation."""
     folder = tmp_path_factory.mktemp("finevideo")
     for split, count in (("train", VIDEOS), ("val", 2)):
         (folder / split).mkdir()
@@ -82,7 +82,7 @@ def pools(folder):
 
 
 def build(*words, cwd=None, **changes):
-    """The command in a process; changes: of its environment"""
+    """Run the program in a process; changes: of its environment."""
     line = [sys.executable, "-m", "v2l.training.finevideo", *map(str, words)]
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     environment = {**os.environ, "PYTHONPATH": path, **changes}
@@ -147,12 +147,12 @@ def test_more_than_there_are_or_a_share_of_a_row_is_refused(pools):
 
 
 def test_prompts_are_chosen_by_hash(pools):
-    met = set()
+    prompts = set()
     for span in (span for pool in pools.values() for span in pool):
         first = hashlib.sha256(span.id.encode()).digest()[0]
         assert prompt_for(span) == PROMPTS[span.kind][first % len(PROMPTS[span.kind])]
-        met.add(prompt_for(span))
-    assert len(met) == 5
+        prompts.add(prompt_for(span))
+    assert len(prompts) == 5
 
 
 def test_the_command_writes_rows_that_are_read_back(folder, tmp_path):
@@ -188,7 +188,7 @@ BAD = {
     "long": (annotation(scene(0, 1, 3), description="x" * 20_001), r"full: a text of 20,001 characters"),
     "reversed": (annotation(scene(0, 5, 3)), r"scenes\[0\]: it ends at 3 s, not after its start at 5 s"),
     "beyond": (annotation(scene(0, 5, 14)), r"scenes\[0\]: it ends at 14 s, past the end of the video at 12.000 s"),
-    "after": (annotation(scene(0, 12.2, 12.9)), r"scenes\[0\]: start \(12.2 s\) lies past the end"),
+    "after": (annotation(scene(0, 12.2, 12.9)), r"scenes\[0\]: start \(12.2 s\) is after the end"),
     "between frames": (annotation(scene(0, 1.01, 1.02)), r"scenes\[0\]: no frame .* is shown between 1.01 and 1.02"),
     "silent": (annotation(scene(0, 1, 3, activities=0)), r"scene-000: no activity is described"),
     "disorder": (
@@ -197,14 +197,14 @@ BAD = {
     ),
     "no time": (
         annotation({"timestamps": {"start_timestamp": "00:61:00", "end_timestamp": "later"}}),
-        r"scenes\[0\]: '00:61:00' is no time as HH:MM:SS.sss",
+        r"scenes\[0\]: '00:61:00' is not a time of the form HH:MM:SS.sss",
     ),
     "no timestamps": (annotation({"title": "x"}, "x"), r"scenes\[0\]: it has no timestamps"),
 }
 
 
 def test_what_cannot_be_used_is_named(video, tmp_path):
-    """Every fault is said, with the file it stands in; the rest of the file is used."""
+    """Every fault is reported with its file; the rest of the file is used."""
     place = tmp_path / "train"
     place.mkdir()
     for name, (content, _) in BAD.items():
@@ -246,8 +246,8 @@ def test_unusable_entries_are_counted_and_the_rest_is_written(folder, video, tmp
     done = build(tmp_path, tmp_path / "train.jsonl", "--quiet")
     assert done.returncode == 0
     first, last = done.stderr.splitlines()
-    assert first.startswith("v2l: train/a\\nb.json: it is not JSON")
-    assert last == "v2l: 1 annotations, scenes or spans could not be used; they are named above"
+    assert first.startswith("warning: train/a\\nb.json: it is not JSON")
+    assert last == "warning: 1 annotations, scenes or spans could not be used; they are named above"
     assert len(read_manifest(tmp_path / "train.jsonl")) == 50
 
 
@@ -269,7 +269,7 @@ def test_names_that_lead_out_are_not_followed(video, tmp_path):
 def test_cutting_without_ffmpeg_is_one_line(folder, tmp_path):
     done = build(folder, tmp_path / "m.jsonl", "--cut", tmp_path / "clips", PATH=str(tmp_path))
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.startswith("v2l: error: --cut needs the program ffmpeg")
+    assert done.stderr.startswith("error: --cut needs the program ffmpeg")
     assert done.stderr.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
 
@@ -303,24 +303,24 @@ def test_a_clip_that_cannot_be_cut_is_left_out_and_the_run_failed(folder, tmp_pa
     line = (folder, tmp_path / "val.jsonl", "--split", "val", "--target", 3, "--cut", tmp_path / "clips")
     done = build(*line, PATH=str(tmp_path / "bin"))
     assert done.returncode == 1
-    assert len(re.findall(r"^v2l: error: ffmpeg cannot cut val-video \S+: no space$", done.stderr, re.MULTILINE)) == 2
+    assert len(re.findall(r"^error: ffmpeg cannot cut val-video \S+: no space$", done.stderr, re.MULTILINE)) == 2
     assert "2 clips could not be cut and are left out" in done.stderr
     assert [example.kind for example in read_manifest(tmp_path / "val.jsonl")] == ["full"]
     assert list((tmp_path / "clips").iterdir()) == []
 
 
 def test_a_teachers_words_go_into_the_manifest_as_documented(folder, tmp_path, vlm, monkeypatch):
-    """The script in docs/training.md, on answers that the teacher really kept."""
+    """The script in docs/training.md, on a real file of the teacher's answers."""
     monkeypatch.chdir(tmp_path)
     assert build(folder, "val.jsonl", "--split", "val", "--target", 3, cwd=tmp_path).returncode == 0
     reading = Reading(2, 1.0, None, None, 32)
-    told = taught(read_manifest("val.jsonl"), vlm, reading, Path("val.teacher.jsonl"))
+    answered = with_teacher_answers(read_manifest("val.jsonl"), vlm, reading, Path("val.teacher.jsonl"))
     page = (ROOT / "docs" / "training.md").read_text()
     (script,) = re.findall(r"^```python\n(# taught\.py\n.*?)^```", page, re.MULTILINE | re.DOTALL)
     monkeypatch.setattr(sys, "argv", ["taught.py", "val.jsonl", "val.teacher.jsonl", "val-taught.jsonl"])
     exec(compile(script, "taught.py", "exec"), {})
-    assert read_manifest("val-taught.jsonl") == told
-    assert told != read_manifest("val.jsonl")
+    assert read_manifest("val-taught.jsonl") == answered
+    assert answered != read_manifest("val.jsonl")
 
 
 def test_a_row_has_the_published_fields(pools, folder):

@@ -1,4 +1,4 @@
-"""Where the hypernetwork's latents look while they are steered."""
+"""Attention guidance: the ends of frames, the loss against a reference, and that it decreases."""
 
 import dataclasses
 
@@ -10,7 +10,7 @@ from v2l.io.manifest import Example
 from v2l.models.processor import IMAGE, IMAGE_EDGE
 from v2l.models.smolvlm import Window
 from v2l.training.data import NO_END, SampleReader, SamplingConfig, read_sample
-from v2l.training.losses import FAINT, TrainingObjective
+from v2l.training.losses import EPSILON, TrainingObjective
 from v2l.training.trainer import Trainer
 
 CURRICULUM = SamplingConfig(frames=6, windows=1, segments=1, questions=1)
@@ -27,7 +27,7 @@ def reader(vlm):
 
 
 @pytest.mark.parametrize("tiles", [1, 2])
-def test_the_end_of_a_frame_is_the_token_behind_its_last_image(examples, reader, vlm, tiles):
+def test_the_end_of_a_frame_is_the_token_after_its_last_image(examples, reader, vlm, tiles):
     curriculum = dataclasses.replace(CURRICULUM, frames=2, resolutions=(tiles * vlm.geometry.image_size,))
     (part,) = read_sample(examples[:1], reader, curriculum, None).parts
     assert part.count == (part.frames if tiles == 1 else 5 * part.frames)
@@ -43,15 +43,15 @@ def test_the_end_of_a_frame_is_the_token_behind_its_last_image(examples, reader,
         assert tokens[:end].count(IMAGE) == number * images
 
 
-def test_the_distance_is_the_mean_over_what_should_look_somewhere(examples, reader, vlm):
-    """Of two rows of unlike lengths in one pass, against each alone, weight by weight."""
+def test_the_loss_is_the_mean_over_guided_latents(examples, reader, vlm):
+    """Two rows of different lengths in one pass, against each alone, weight by weight."""
     hypernetwork = lively(vlm)
     samples = [read_sample([example], reader, CURRICULUM, None) for example in examples[:2]]
     samples[1] = read_sample([examples[1]], reader, dataclasses.replace(CURRICULUM, frames=2), None)
-    student = TrainingObjective(vlm, hypernetwork, steer_weight=1.0)
-    images = student.encode_images(samples)
+    objective = TrainingObjective(vlm, hypernetwork, steer_weight=1.0)
+    images = objective.encode_images(samples)
     with torch.no_grad():
-        _, strayed = student._factors(samples, images)
+        _, distance = objective.factors_and_loss(samples, images)
         wanted = 0.0
         for sample, seen in zip(samples, images, strict=True):
             (part,) = sample.parts
@@ -63,29 +63,29 @@ def test_the_distance_is_the_mean_over_what_should_look_somewhere(examples, read
                 for latent in range(4)
             ]
             found = []
-            for attention, inputs in student.steering.of_encoder:
+            for attention, inputs in objective.guidance.encoder_calls:
                 weights = attention.weights(*inputs).view(vlm.num_layers, attention.heads, 4, -1)[1:]
                 found.append(
-                    [-(weights[:, :, n, own].sum(-1) + FAINT).log().mean() for n, own in enumerate(frames) if own]
+                    [-(weights[:, :, n, own].sum(-1) + EPSILON).log().mean() for n, own in enumerate(frames) if own]
                 )
-            ((attention, inputs),) = student.steering.of_decoder
+            ((attention, inputs),) = objective.guidance.decoder_calls
             weights = attention.weights(*inputs).view(vlm.num_layers, attention.heads, 4, -1)[1:]
-            found.append([-(weights[:, :, n, n] + FAINT).log().mean() for n in range(4)])
-            student.steering.of_encoder.clear(), student.steering.of_decoder.clear()
+            found.append([-(weights[:, :, n, n] + EPSILON).log().mean() for n in range(4)])
+            objective.guidance.encoder_calls.clear(), objective.guidance.decoder_calls.clear()
             wanted += torch.stack([torch.stack(each).mean() for each in found]).mean().item()
-    assert strayed.item() == pytest.approx(wanted, rel=1e-4)
+    assert distance.item() == pytest.approx(wanted, rel=1e-4)
 
 
-def test_steered_latents_learn_where_to_look(examples, vlm, tmp_path):
+def test_guided_latents_learn_where_to_attend(examples, vlm, tmp_path):
     training = dataclasses.replace(TRAINING, steps=40, validate_every=40, save_every=40, steer_weight=1.0)
     run = Trainer(vlm, fresh(vlm), (examples, examples[:2]), training, tmp_path)
     samples = run.samples.batch(0)
     images = run.objective.encode_images(samples)
 
     @torch.no_grad()
-    def strayed():
-        return run.objective._factors(samples, images)[1].item()
+    def distance():
+        return run.objective.factors_and_loss(samples, images)[1].item()
 
-    before = strayed()
+    before = distance()
     list(run.run())
-    assert strayed() < 0.8 * before
+    assert distance() < 0.8 * before

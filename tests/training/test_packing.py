@@ -1,11 +1,11 @@
-"""Clips and questions side by side: the same numbers as transformers' own forward pass, one sequence at a time."""
+"""Packed clips and questions: the same results as transformers' own forward pass, one sequence at a time."""
 
 import numpy as np
 import pytest
 import torch
 
 from v2l.adapters.lora import attached
-from v2l.training.packing import IGNORED, UNASKED, PackedRows, pack_questions, place_in_rows, read_side_by_side
+from v2l.training.packing import IGNORED, UNASKED, PackedRows, pack_questions, packed_forward, place_in_rows
 
 QUESTIONS = (("what is on the whiteboard?", "a square"), ("where?", "left"), ("what moves at last?", "nothing at all"))
 SHOWN = ("a video of a square \0\nAssistant:", "\0\nAssistant:", "another, longer video, of things \0\nAssistant:")
@@ -29,9 +29,9 @@ def rows(sequences):
 
 
 @torch.no_grad()
-def read(vlm, rows, factors=None, pointing=()):
+def read(vlm, rows, factors=None, attention_layers=()):
     embed = vlm.text_model.embed_tokens
-    return read_side_by_side(
+    return packed_forward(
         vlm.text_model,
         embed(rows.opening),
         rows.there,
@@ -39,11 +39,11 @@ def read(vlm, rows, factors=None, pointing=()):
         rows.positions,
         rows.question,
         factors,
-        pointing,
+        attention_layers,
     )
 
 
-def test_questions_stand_in_rows_once_each(sequences, rows):
+def test_every_question_is_in_one_row(sequences, rows):
     assert rows.question.max() == 5
     for number, (clip, own) in enumerate([(0, 1), (0, 2), (0, 3), (1, 1), (1, 2), (2, 1)]):
         there, here = sequences[clip].group == own, rows.question[clip] == number
@@ -57,7 +57,7 @@ def test_questions_stand_in_rows_once_each(sequences, rows):
     assert torch.equal(rows.in_order(rows.question), rows.question[rows.question != UNASKED].sort().values)
 
 
-def test_a_row_takes_the_next_that_fits():
+def test_a_question_goes_to_the_first_row_with_room():
     places, rows = place_in_rows([5, 4, 3, 2, 1], 6)
     assert places == [(0, slice(0, 5)), (1, slice(0, 4)), (2, slice(0, 3)), (1, slice(4, 6)), (0, slice(5, 6))]
     assert rows == 3
@@ -72,9 +72,9 @@ def test_it_is_the_models_own_forward_pass(vlm, sequences, rows, factors, adapte
     for clip, sequence in enumerate(sequences):
         for own in range(1, int(sequence.group.max()) + 1):
             ids = sequence.ids[(sequence.group == 0) | (sequence.group == own)][None]
-            worn = [(a[clip], b[clip] if adapted else 0 * b[clip]) for a, b in factors]
+            applied = [(a[clip], b[clip] if adapted else 0 * b[clip]) for a, b in factors]
             inner.clear()
-            with torch.no_grad(), attached(vlm.down_projections, worn):
+            with torch.no_grad(), attached(vlm.down_projections, applied):
                 alone = vlm.text_model(input_ids=ids, output_hidden_states=True)
             first = int((sequence.group == 0).sum())
             here = rows.question[clip] == number
@@ -82,15 +82,15 @@ def test_it_is_the_models_own_forward_pass(vlm, sequences, rows, factors, adapte
             for layer, inputs in enumerate(found.clip):
                 assert torch.allclose(inputs[clip, :first], alone.hidden_states[layer][0, :first], atol=2e-5)
                 assert torch.allclose(found.asked[layer][clip][here], alone.hidden_states[layer][0, first:], atol=2e-5)
-            for ranks, inputs, (a, _) in zip(found.fired, inner, worn, strict=True) if adapted else ():
+            for ranks, inputs, (a, _) in zip(found.activations, inner, applied, strict=True) if adapted else ():
                 assert torch.allclose(ranks[clip][here], inputs[0, first:] @ a.T, atol=2e-5)
             number += 1
-    assert len(found.fired) == (vlm.num_layers if adapted else 0)
+    assert len(found.activations) == (vlm.num_layers if adapted else 0)
 
 
-def test_attention_sees_the_clip_and_ones_own_question(vlm, rows):
+def test_a_token_attends_to_its_clip_and_its_own_question(vlm, rows):
     last = vlm.num_layers - 1
-    attention = read(vlm, rows, pointing=(last,)).attention[0][:, 0]
+    attention = read(vlm, rows, attention_layers=(last,)).attention[0][:, 0]
     clip, row, token = (rows.question != UNASKED).nonzero().T
     assert torch.allclose(attention[clip, row, token].sum(-1), torch.ones(len(clip)), atol=1e-6)
     length = rows.opening.shape[1]
@@ -105,7 +105,7 @@ def test_attention_sees_the_clip_and_ones_own_question(vlm, rows):
 def test_gradients_reach_the_factors(vlm, rows, factors):
     learned = [(a.clone().requires_grad_(), b.clone().requires_grad_()) for a, b in factors]
     embed = vlm.text_model.embed_tokens
-    found = read_side_by_side(
+    found = packed_forward(
         vlm.text_model, embed(rows.opening), rows.there, embed(rows.ids), rows.positions, rows.question, learned
     )
     found.rows.square().sum().backward()

@@ -1,4 +1,4 @@
-"""Training on small random models: what is learned from, that the sums are right, and that a run goes on exactly."""
+"""Training on small random models: the sampled clips, the loss against a reference, and exact resumption of a run."""
 
 import dataclasses
 import json
@@ -26,7 +26,7 @@ from v2l.tiny.world.dataset import varied, write_dataset
 from v2l.tiny.world.scene import COLOURS, KINDS, WORDS, is_held_out
 from v2l.training.data import MicroBatches, SampleReader, TrainingSample, UnreadableClip, read_sample, validation_split
 from v2l.training.resize import widened
-from v2l.training.teacher import NOTHING_SAID, taught
+from v2l.training.teacher import EMPTY_ANSWER, with_teacher_answers
 from v2l.training.trainer import METRICS, SETTINGS, STATE, Trainer, sizes_for
 
 QUESTIONS = (("what is on the whiteboard?", "a square"), ("where is it?", "left"), ("what moves?", "nothing at all"))
@@ -50,23 +50,23 @@ def trainer(vlm, examples, folder, training=TRAINING, hypernetwork=None, **optio
     return Trainer(vlm, hypernetwork or fresh(vlm), (examples, examples[:6]), training, folder, **options)
 
 
-# What is learned from ----------------------------------------------------------------------------------------------
+# Samples ----------------------------------------------------------------------------------------------
 
 
-def test_clips_are_met_whole_in_windows_and_in_segments(examples, reader):
+def test_clips_are_sampled_whole_in_windows_and_in_segments(examples, reader):
     samples = MicroBatches(examples, reader, CURRICULUM, seed=1, steps=20, batch=3, together=2)
     assert len(samples) == 40
-    met = [sample for number in range(40) for sample in samples.batch(number)]
-    assert len(met) == 60
-    ways = Counter((sample.composed, len(sample.parts)) for sample in met)
-    assert ways[True, 2] > ways[True, 3]
-    assert set(ways) == {(False, 1), (False, 2), (False, 3), (True, 2), (True, 3)}
-    assert len({sum(part.frames for part in sample.parts) for sample in met}) > 3
+    drawn = [sample for number in range(40) for sample in samples.batch(number)]
+    assert len(drawn) == 60
+    modes = Counter((sample.composed, len(sample.parts)) for sample in drawn)
+    assert modes[True, 2] > modes[True, 3]
+    assert set(modes) == {(False, 1), (False, 2), (False, 3), (True, 2), (True, 3)}
+    assert len({sum(part.frames for part in sample.parts) for sample in drawn}) > 3
     first, again = samples.batch(7), samples.batch(7)
     assert all(torch.equal(x.parts[0].images, y.parts[0].images) for x, y in zip(first, again, strict=True))
 
 
-def test_every_clip_has_its_turn(examples, reader):
+def test_every_clip_is_sampled_once_an_epoch(examples, reader):
     samples = MicroBatches(examples, reader, CURRICULUM, seed=1, steps=2, batch=3, together=3)
     lengths = [sorted(len(sample.in_context.ids) for sample in samples.batch(step)) for step in range(2)]
     assert all(len(set(each)) == 3 for each in lengths)
@@ -83,11 +83,11 @@ def test_processes_share_a_step(examples, reader):
 
 
 @pytest.mark.parametrize("marks_end", [False, True])
-def test_without_chance_a_clip_is_read_as_encoding_reads_it(examples, reader, vlm, videos, marks_end):
+def test_without_randomness_a_clip_is_read_as_encoding_reads_it(examples, reader, vlm, videos, marks_end):
     curriculum = dataclasses.replace(CURRICULUM, frames=12, marks_end=marks_end)
     sample = read_sample(examples[:3], reader, curriculum, None)
     reading = fill_reading(
-        v2l.Reading(frames=12), v2l.load_hypernetwork(vlm.folder.path).origin.trained_with, vlm.geometry
+        v2l.Reading(frames=12), v2l.load_hypernetwork(vlm.folder.path).provenance.trained_with, vlm.geometry
     )
     seen = v2l.inference.preprocess.encode_video_images(videos[0], vlm, reading)
     (part,) = sample.parts
@@ -104,31 +104,31 @@ def test_what_does_not_fit_is_cut_as_encoding_cuts_it(examples, reader, vlm, vid
     assert len(windows) == 16
     sample = read_sample(examples[6:9], reader, curriculum, None)
     assert all(torch.equal(part.ids, window.input_ids) for part, window in zip(sample.parts, windows, strict=True))
-    ways = [read_sample(examples[6:9], reader, curriculum, np.random.default_rng(seed)) for seed in range(8)]
-    assert {(sample.composed, len(sample.parts)) for sample in ways} == {(False, 16), (True, 3)}
+    modes = [read_sample(examples[6:9], reader, curriculum, np.random.default_rng(seed)) for seed in range(8)]
+    assert {(sample.composed, len(sample.parts)) for sample in modes} == {(False, 16), (True, 3)}
 
 
 def test_the_end_of_the_video_is_marked_in_its_last_part_alone(examples, reader):
-    """And nowhere in a clip that ends before its video does; the teacher hears nothing of it."""
+    """A clip that ends before its video has no mark, and neither has the teacher's prompt."""
     curriculum = dataclasses.replace(CURRICULUM, marks_end=True)
     ended = {True: examples[:3], False: [dataclasses.replace(example, end=3.0) for example in examples[:3]]}
 
     def marked(ids: torch.Tensor) -> bool:
         return "Last frame from" in reader.tokenizer.decode(ids.tolist(), skip_special_tokens=False)
 
-    ways = set()
+    modes = set()
     for last, clip in ended.items():
         for seed in range(8):
             sample = read_sample(clip, reader, curriculum, np.random.default_rng(seed))
             assert [marked(part.ids) for part in sample.parts] == [False] * (len(sample.parts) - 1) + [last]
             assert sample.edges[1] == last
             assert not marked(sample.in_context.ids)
-            ways.add((last, sample.composed, len(sample.parts) > 1))
-    assert len(ways) == 6
+            modes.add((last, sample.composed, len(sample.parts) > 1))
+    assert len(modes) == 6
 
 
 def test_nothing_held_out_reaches_a_training_manifest(tmp_path):
-    """Read from the manifest's own captions, not from what wrote them."""
+    """Checked on the captions of the manifest, independently of the code that wrote them."""
     manifest = write_dataset(tmp_path, "train", 60, varied)
     moves = {
         "stands still": "still",
@@ -159,17 +159,17 @@ def test_one_clip_in_a_hundred_validates(examples):
     learn, validate = validation_split(examples)
     assert {example.video for example in validate} == {examples[0].video}
     assert len(learn) == 6
-    with pytest.raises(V2LError, match="one clip only"):
+    with pytest.raises(V2LError, match="only one clip"):
         validation_split(examples[:3])
 
 
-# Sums --------------------------------------------------------------------------------------------------------------
+# Loss --------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def samples(examples, reader):
-    all_lessons = MicroBatches(examples, reader, CURRICULUM, seed=3, steps=8, batch=3, together=3)
-    return [sample for number in range(8) for sample in all_lessons.batch(number)]
+    batches = MicroBatches(examples, reader, CURRICULUM, seed=3, steps=8, batch=3, together=3)
+    return [sample for number in range(8) for sample in batches.batch(number)]
 
 
 def test_the_factors_of_a_batch_are_those_of_each_alone(vlm, examples, samples, tmp_path):
@@ -212,8 +212,9 @@ def test_the_loss_is_the_mean_over_clips_of_questions_of_tokens(vlm, examples, s
 
 
 def alone(vlm, sample, number, images, factors):
-    """One question in transformers' own pass: without the video, wearing factors, and in context. Returns for both the
-    (N, vocabulary) log-probabilities of the answer and the hidden states of question and answer behind each layer."""
+    """Run transformers' own pass on one question, without the video and with `factors` applied, and with the video in
+    context. Return for both the (N, vocabulary) log-probabilities of the answer and the hidden states of question and
+    answer after each layer."""
     own = sample.in_context.group == number
     length = min(int(own.sum()), int((sample.sequence.group == number).sum()))  # the first word's tokens may differ
     said = int((sample.in_context.labels[own] >= 0).sum())
@@ -221,8 +222,8 @@ def alone(vlm, sample, number, images, factors):
     shown = sample.in_context.ids[(sample.in_context.group == 0) | own]
     zero = [(torch.zeros_like(a), torch.zeros_like(b)) for a, b in factors]
     found = []
-    for embedded, worn in ((vlm.embed(text), factors), (vlm.embed(shown, images), zero)):
-        with torch.no_grad(), attached(vlm.down_projections, worn):
+    for embedded, applied in ((vlm.embed(text), factors), (vlm.embed(shown, images), zero)):
+        with torch.no_grad(), attached(vlm.down_projections, applied):
             read = vlm.text_model(inputs_embeds=embedded[None], output_hidden_states=True)
         states = [state[0, -length:] for state in read.hidden_states[1:]]
         assert torch.equal(states[-1], read.last_hidden_state[0, -length:])
@@ -240,17 +241,17 @@ def test_the_teacher_is_the_same_model_with_the_video_in_context(vlm, examples, 
     run = trainer(vlm, examples, tmp_path / "a", dataclasses.replace(TRAINING, **{weighted: 0.5}), hypernetwork)
     plain = trainer(vlm, examples, tmp_path / "b", hypernetwork=hypernetwork)
     some = [sample for sample in samples if not sample.composed][:3]
-    some[1] = dataclasses.replace(some[1], in_context=None)  # as of a clip that does not fit: it has no teacher
+    some[1] = dataclasses.replace(some[1], in_context=None)  # as for a clip that exceeds the teacher's context
     with torch.no_grad():
-        added = run.objective.loss(some).item() - plain.student.loss(some).item()
+        added = run.objective.loss(some).item() - plain.objective.loss(some).item()
         factors = run.objective.factors(some, run.objective.encode_images(some))
     wanted = 0.0
     for place in (0, 2):
         images = vlm.encode_images(torch.cat([part.images for part in some[place].parts]))
         means = []
         for number in range(1, 4):
-            worn = [(a[place], b[place]) for a, b in factors]
-            (student, own), (teacher, shown) = alone(vlm, some[place], number, images, worn)
+            own_factors = [(a[place], b[place]) for a, b in factors]
+            (student, own), (teacher, shown) = alone(vlm, some[place], number, images, own_factors)
             if weighted == "kl_weight":
                 means.append((teacher.exp() * (teacher - student)).sum(-1).mean().item())
             else:
@@ -262,11 +263,11 @@ def test_the_teacher_is_the_same_model_with_the_video_in_context(vlm, examples, 
 
 
 def test_micro_batches_change_nothing(vlm, examples, tmp_path):
-    """The gradients themselves are compared: AdamW would hide a wrong scale."""
+    """Compares gradients: AdamW would hide a wrong scale."""
 
     def gradients(together):
         run = trainer(vlm, examples, tmp_path / str(together), dataclasses.replace(TRAINING, together=together))
-        run._learn(iter([run.samples.batch(number) for number in range(run.samples.per_step)]))
+        run._train_step(iter([run.samples.batch(number) for number in range(run.samples.per_step)]))
         return torch.cat([p.grad.ravel() for p in run.hypernetwork.parameters() if p.grad is not None])
 
     one, all_at_once = gradients(1), gradients(3)
@@ -293,14 +294,14 @@ def test_it_learns(vlm, examples, tmp_path):
     assert (segment.reading.frames, segment.window_frames) == (4, 4)
 
 
-def test_an_interrupted_run_goes_on_exactly(finished, vlm, examples, tmp_path):
+def test_an_interrupted_run_resumes_exactly(finished, vlm, examples, tmp_path):
     folder, whole = finished
     run = trainer(vlm, examples, tmp_path / "parts").run()
     assert next(run) == dataclasses.replace(whole[0], clips_per_second=pytest.approx(0, abs=1e9))
     run.close()  # after the state of step 2 was written
-    going_on = trainer(vlm, examples, tmp_path / "parts", hypernetwork=fresh(vlm, seed=9))
-    assert going_on.step == 2
-    list(going_on.run())
+    resumed = trainer(vlm, examples, tmp_path / "parts", hypernetwork=fresh(vlm, seed=9))
+    assert resumed.step == 2
+    list(resumed.run())
     one, other = (torch.load(place / STATE, weights_only=True) for place in (folder, tmp_path / "parts"))
     assert one["step"] == other["step"] == 4
     for name, tensor in one["hypernetwork"].items():
@@ -316,17 +317,17 @@ def test_a_run_keeps_the_best_and_its_figures(finished):
     lines = [json.loads(line) for line in (folder / METRICS).read_text().splitlines()]
     assert [line["validation"] for line in lines] == [each.validation for each in progress]
     assert json.loads((folder / SETTINGS).read_text())["steps"] == 4
-    origin = v2l.load_hypernetwork(folder).origin
-    assert (origin.id, origin.trained_with.frames, origin.trained_with.windows) == ("whole", 4, 3)
+    provenance = v2l.load_hypernetwork(folder).provenance
+    assert (provenance.id, provenance.trained_with.frames, provenance.trained_with.windows) == ("whole", 4, 3)
 
 
-def test_another_run_is_not_gone_on_with(finished, vlm, examples):
+def test_a_run_with_other_settings_is_not_resumed(finished, vlm, examples):
     folder, _ = finished
     with pytest.raises(V2LError, match="other settings"):
         trainer(vlm, examples, folder, dataclasses.replace(TRAINING, learning_rate=1e-4))
 
 
-def test_clips_that_cannot_be_read_are_passed_over(vlm, examples, reader, tmp_path):
+def test_clips_that_cannot_be_read_are_skipped(vlm, examples, reader, tmp_path):
     (tmp_path / "no.mp4").write_bytes(b"no video")
     broken = dataclasses.replace(examples[0], id="broken", video=tmp_path / "no.mp4")
     samples = MicroBatches([*examples, broken], reader, CURRICULUM, 0, steps=1, batch=4, together=4).batch(0)
@@ -357,7 +358,7 @@ def test_sizes_that_make_no_network(vlm, sizes, complaint):
     assert sizes_for(vlm, {}).lora_alpha == 128.0
 
 
-def test_a_wider_hypernetwork_begins_as_what_it_was(vlm, examples, samples, tmp_path):
+def test_a_wider_hypernetwork_starts_with_almost_the_same_output(vlm, examples, samples, tmp_path):
     old = lively(vlm)
     wide = widened(old, sizes_for(vlm, {"rank": 8}, old.config))
     assert (wide.config.rank, wide.config.num_latents) == (8, 4)
@@ -368,9 +369,9 @@ def test_a_wider_hypernetwork_begins_as_what_it_was(vlm, examples, samples, tmp_
             assert wide_a.shape[1] == 2 * a.shape[1]
             change, wide_change = a.transpose(1, 2) @ b, wide_a.transpose(1, 2) @ wide_b
             assert (wide_change - change).norm() < 0.5 * change.norm()  # an unrelated one: 1.4
-            assert (wide_a[:, 4:8] - wide_a[:, :4]).norm() > 0.1 * wide_a[:, :4].norm()  # no twins
+            assert (wide_a[:, 4:8] - wide_a[:, :4]).norm() > 0.1 * wide_a[:, :4].norm()  # copies differ
             assert wide_b[:, :4].norm() > 0
-            assert wide_b[:, 4:8].norm() == 0  # nothing yet
+            assert wide_b[:, 4:8].norm() == 0  # no effect yet
     other = widened(old, sizes_for(vlm, {"num_latents": 12}, old.config))
     assert other.aggregator["perceiver"].encoder.latents_q.shape == (12, 32)
     heads = widened(old, sizes_for(vlm, {"num_kv_heads": old.config.num_heads}, old.config))
@@ -388,7 +389,7 @@ def test_a_wider_hypernetwork_begins_as_what_it_was(vlm, examples, samples, tmp_
         widened(old, sizes_for(vlm, {"latent_size": 64}, old.config))
 
 
-def test_what_was_seen_is_neither_decoded_nor_looked_at_again(vlm, examples, reader, tmp_path):
+def test_cached_frames_are_neither_decoded_nor_encoded_again(vlm, examples, reader, tmp_path):
     same = dataclasses.replace(TRAINING, curriculum=dataclasses.replace(CURRICULUM, denser=1.0))
     run = trainer(vlm, examples, tmp_path, same, hypernetwork=lively(vlm))
     first, again = (run.samples.batch(0) for _ in range(2))
@@ -397,64 +398,64 @@ def test_what_was_seen_is_neither_decoded_nor_looked_at_again(vlm, examples, rea
         again = run.samples.batch(0)
         assert all(part.images is None for sample in again for part in sample.parts)
         assert run.objective.loss(again).item() == loss
-    assert set(run.objective.seen) == {sample.shows for sample in first}
+    assert set(run.objective.image_cache) == {sample.shows for sample in first}
 
 
-def test_frames_of_several_resolutions_are_met(examples, reader):
+def test_frames_of_several_resolutions_are_sampled(examples, reader):
     several = dataclasses.replace(CURRICULUM, resolutions=(32, 64), segments=1, windows=1)
     samples = MicroBatches(examples, reader, several, seed=3, steps=8, batch=3, together=3)
-    met = [sample for number in range(8) for sample in samples.batch(number)]
-    assert {sample.shows[2] for sample in met} == {32, 64}
-    assert all(part.count == len(part.images) for sample in met for part in sample.parts)
-    assert {part.count // part.frames for sample in met for part in sample.parts} > {1}
+    drawn = [sample for number in range(8) for sample in samples.batch(number)]
+    assert {sample.shows[2] for sample in drawn} == {32, 64}
+    assert all(part.count == len(part.images) for sample in drawn for part in sample.parts)
+    assert {part.count // part.frames for sample in drawn for part in sample.parts} > {1}
     rare = dataclasses.replace(several, at_first=0.9)
-    samples.curriculum = rare
+    samples.sampling = rare
     again = Counter(sample.shows[2] for number in range(8) for sample in samples.batch(number))
-    assert 0 < again[64] < sum(sample.shows[2] == 64 for sample in met)
-    assert max(len(part.ids) for sample in met for part in sample.parts) <= reader.positions
+    assert 0 < again[64] < sum(sample.shows[2] == 64 for sample in drawn)
+    assert max(len(part.ids) for sample in drawn for part in sample.parts) <= reader.positions
 
 
 def test_a_clip_that_tiles_would_make_too_long_is_read_at_the_first_resolution(examples, reader):
-    """Of four seconds tiles make 30 images at most, of eight 40 at least."""
+    """Tiles make at most 30 images of four seconds, and at least 40 of eight."""
     tiled = dataclasses.replace(CURRICULUM, resolutions=(32, 64), at_first=0.0, longest=38)
-    met = {0: set(), 6: set()}
-    for first, resolutions in met.items():
+    drawn = {0: set(), 6: set()}
+    for first, resolutions in drawn.items():
         for seed in range(12):
             sample = read_sample(examples[first : first + 3], reader, tiled, np.random.default_rng(seed))
             assert sum(part.count for part in sample.parts) <= 38
             resolutions.add(sample.shows[2])
-    assert met == {0: {32, 64}, 6: {32}}
+    assert drawn == {0: {32, 64}, 6: {32}}
 
 
 # Teacher -----------------------------------------------------------------------------------------------------------
 
 
-def test_the_teacher_speaks_once(vlm, hypernetwork, examples, tmp_path):
+def test_the_teacher_answers_once(vlm, hypernetwork, examples, tmp_path):
     cache = tmp_path / "teacher.jsonl"
-    reading = fill_reading(v2l.Reading(frames=3), hypernetwork.origin.trained_with, vlm.geometry)
+    reading = fill_reading(v2l.Reading(frames=3), hypernetwork.provenance.trained_with, vlm.geometry)
     asked = examples[:4]
-    answered = taught(asked, vlm, reading, cache)
+    answered = with_teacher_answers(asked, vlm, reading, cache)
     for before, after in zip(asked, answered, strict=True):
-        said = v2l.ask_in_context(before.video, before.prompt, vlm, reading, 64)
-        assert after == dataclasses.replace(before, target=said or NOTHING_SAID)
+        text = v2l.ask_in_context(before.video, before.prompt, vlm, reading, 64)
+        assert after == dataclasses.replace(before, target=text or EMPTY_ANSWER)
     lines = cache.read_text().splitlines()
     changed = [lines[0], *(json.dumps({**json.loads(line), "text": "kept"}) for line in lines[1:-1])]
     cache.write_text("\n".join(changed) + "\n" + lines[-1][:9])  # the last line was cut short
-    again = taught(asked, vlm, reading, cache)
+    again = with_teacher_answers(asked, vlm, reading, cache)
     assert [each.target for each in again] == ["kept"] * 3 + [answered[3].target]
     with pytest.raises(V2LError, match="another reading"):
-        taught(asked, vlm, dataclasses.replace(reading, frames=2), cache)
+        with_teacher_answers(asked, vlm, dataclasses.replace(reading, frames=2), cache)
 
 
 def test_what_the_teacher_cannot_read_is_left_out(vlm, hypernetwork, examples, tmp_path):
-    reading = fill_reading(v2l.Reading(), hypernetwork.origin.trained_with, vlm.geometry)
+    reading = fill_reading(v2l.Reading(), hypernetwork.provenance.trained_with, vlm.geometry)
     lost = dataclasses.replace(examples[0], video=tmp_path / "lost.mp4")
     warnings = []
-    kept = taught([lost, examples[0]], vlm, reading, tmp_path / "t.jsonl", warn=warnings.append)
+    kept = with_teacher_answers([lost, examples[0]], vlm, reading, tmp_path / "t.jsonl", warn=warnings.append)
     assert [example.id for example in kept] == [examples[0].id]
     assert "lost.mp4" in warnings[0]
     with pytest.raises(V2LError, match="none of the manifest's videos"):
-        taught([lost], vlm, reading, tmp_path / "t.jsonl")
+        with_teacher_answers([lost], vlm, reading, tmp_path / "t.jsonl")
 
 
 # The command -------------------------------------------------------------------------------------------------------
@@ -462,7 +463,7 @@ def test_what_the_teacher_cannot_read_is_left_out(vlm, hypernetwork, examples, t
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory, examples, model_folder):
-    """A folder with clips, a manifest about them and a model, for real processes."""
+    """A folder with clips, their manifest and a model, for separate processes."""
     folder = tmp_path_factory.mktemp("training")
     shutil.copytree(model_folder, folder / "model")
     rows = []
@@ -486,7 +487,7 @@ def launch(workplace, *words):
     )
 
 
-def test_two_processes_learn_what_one_learns(workplace):
+def test_two_processes_compute_the_gradients_of_one(workplace):
     one = launch(workplace, "v2l", "train", *options("one", 2))
     assert (one.returncode, one.stdout) == (0, "one/hypernetwork.safetensors\n")
     assert "validation" in one.stderr
@@ -502,7 +503,7 @@ def test_two_processes_learn_what_one_learns(workplace):
         assert torch.allclose(mine, theirs, atol=1e-6)
 
 
-def test_the_command_goes_on_and_speaks_json(workplace):
+def test_the_command_resumes_and_prints_json(workplace):
     first = launch(workplace, "v2l", "train", *options("run", 2), "--json")
     lines = [json.loads(line) for line in first.stdout.splitlines()]
     assert lines[-1]["hypernetwork"] == "run/hypernetwork.safetensors"
@@ -518,13 +519,13 @@ def test_the_command_goes_on_and_speaks_json(workplace):
     assert len((workplace / "m.teacher.jsonl").read_text().splitlines()) == 1 + len(QUESTIONS) * 3
 
 
-def test_the_end_is_marked_where_that_is_said_or_was_before(workplace):
+def test_the_end_is_marked_if_requested_or_if_the_weights_were_trained_so(workplace):
     def marks(folder, *words):
         run = launch(workplace, "v2l", "train", *options(folder, 1), *words)
         assert run.returncode == 0, run.stderr
-        told = v2l.load_hypernetwork(workplace / folder).origin.trained_with.marks_end
-        assert json.loads((workplace / folder / SETTINGS).read_text())["curriculum"]["marks_end"] == told
-        return told
+        marked = v2l.load_hypernetwork(workplace / folder).provenance.trained_with.marks_end
+        assert json.loads((workplace / folder / SETTINGS).read_text())["curriculum"]["marks_end"] == marked
+        return marked
 
     from_marked = "--hypernetwork", "marked/hypernetwork.safetensors"
     assert marks("marked", "--mark-end")
@@ -541,7 +542,7 @@ def test_the_end_is_marked_where_that_is_said_or_was_before(workplace):
         (("--validation", "none.jsonl"), 1, "none.jsonl"),
     ],
 )
-def test_bad_words_are_one_line(workplace, words, code, complaint):
+def test_invalid_options_are_one_line(workplace, words, code, complaint):
     run = launch(workplace, "v2l", "train", "m.jsonl", "-o", "bad", "--model", "model", "--steps", "1", *words)
     assert run.returncode == code
     assert complaint in run.stderr

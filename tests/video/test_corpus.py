@@ -1,6 +1,6 @@
-"""A folder of files as people have them: one `v2l encode` over all of it, with a stated outcome for every one.
+"""One `v2l encode` over a folder of all kinds of files, with an expected outcome for each.
 
-What OpenCV can write is always here; what only ffmpeg can write is added where the distribution's is installed.
+The second test adds files that OpenCV cannot write, if ffmpeg is installed.
 """
 
 import os
@@ -15,11 +15,11 @@ from places import DATA
 from terminal import SUFFIX, run
 
 FRAMES = "encoded"
-"""The outcome of a file that is a video, whatever it looks like."""
+"""The outcome of every file that is a video."""
 
 
-def written(path, fourcc="mp4v", frames=12, fps=8.0, width=64, height=48):
-    """A grey gradient that wanders, in any container and codec of OpenCV's."""
+def write_clip(path, fourcc="mp4v", frames=12, fps=8.0, width=64, height=48):
+    """Write a moving grey gradient in any container and codec of OpenCV."""
     writer = cv2.VideoWriter(str(path), cv2.CAP_FFMPEG, cv2.VideoWriter_fourcc(*fourcc), fps, (width, height))
     assert writer.isOpened(), path
     for index in range(frames):
@@ -30,8 +30,8 @@ def written(path, fourcc="mp4v", frames=12, fps=8.0, width=64, height=48):
 
 
 def with_opencv(folder):
-    """Names to outcomes: FRAMES, or words of the error."""
-    clip = written(folder / "plain.mp4").read_bytes()
+    """Write the files and return their outcomes by name: FRAMES, or a part of the error."""
+    clip = write_clip(folder / "plain.mp4").read_bytes()
     outcomes = {
         "plain.mp4": FRAMES,
         "one frame.mp4": FRAMES,
@@ -59,10 +59,10 @@ def with_opencv(folder):
         "zero device.mp4": "a device, pipe or socket",
         "adapter.mp4": "no video stream",
     }
-    written(folder / "one frame.mp4", frames=1)
-    written(folder / "odd sizes.avi", "MJPG", width=63, height=47)
-    written(folder / "8K.mp4", frames=2, width=7680, height=4320)
-    written(folder / "VP9.webm", "VP90")
+    write_clip(folder / "one frame.mp4", frames=1)
+    write_clip(folder / "odd sizes.avi", "MJPG", width=63, height=47)
+    write_clip(folder / "8K.mp4", frames=2, width=7680, height=4320)
+    write_clip(folder / "VP9.webm", "VP90")
     for name in ("wrong extension.avi", "no video by its name.txt", *list(outcomes)[7:12]):
         (folder / name).write_bytes(clip)
     (folder / "link.mp4").symlink_to("plain.mp4")
@@ -78,11 +78,11 @@ def with_opencv(folder):
     os.mkfifo(folder / "pipe.mp4")
     (folder / "zero device.mp4").symlink_to("/dev/zero")
     shutil.copy(next((DATA / "golden").iterdir()), folder / "adapter.mp4")
-    # cut off at many points: either nothing, or an error that says so; never a part of it in silence
+    # cut at many points: an error, never a silently shortened video
     for tenths in range(1, 10):
         outcomes[f"cut at {tenths}0%.mp4"] = "cut at"
         (folder / f"cut at {tenths}0%.mp4").write_bytes(clip[: len(clip) * tenths // 10])
-    avi = written(folder / "whole.avi", "MJPG", frames=40).read_bytes()
+    avi = write_clip(folder / "whole.avi", "MJPG", frames=40).read_bytes()
     (folder / "whole.avi").unlink()
     for tenths in range(2, 10, 2):
         outcomes[f"AVI cut at {tenths}0%.avi"] = "40 frames" if tenths > 2 else "cut at"
@@ -103,7 +103,7 @@ FFMPEG = {
 
 
 def with_ffmpeg(folder, scratch):
-    written(scratch / "in.mp4")
+    write_clip(scratch / "in.mp4")
     for name, options in FFMPEG.items():
         command = f"ffmpeg -hide_banner -loglevel error -y {options} '{folder / name}'"
         made = subprocess.run(command, shell=True, cwd=scratch, capture_output=True)
@@ -112,7 +112,7 @@ def with_ffmpeg(folder, scratch):
 
 
 def check(folder, outcomes, model_folder):
-    """One command over all files; every outcome is as stated, and no file's trouble is another's."""
+    """Run one command over all files and check that each has its own outcome."""
     done = run("encode", *(f"./{name}" for name in sorted(outcomes)), "--json", cwd=folder, model=model_folder)
     assert done.code == 1
     records = {os.path.basename(record["video"]): record for record in done.records}

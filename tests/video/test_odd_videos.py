@@ -1,6 +1,6 @@
-"""Every kind of `odd_videos` is read with its right frames, times, size and colours, or refused for the true reason.
+"""Every kind of `odd_videos` is read with the right frames, times, size and colours, or refused for the right reason.
 
-The slow part holds the rarer kinds, and a comparison of the right times with those of ffprobe, which prints its table:
+The slow tests cover the rarer kinds, and compare the expected times with those of ffprobe in a table:
 
     python -m pytest -m slow tests/video/test_odd_videos.py -s
 """
@@ -16,7 +16,7 @@ import pytest
 from odd_videos import KINDS, Kind
 
 from v2l.errors import V2LError
-from v2l.video import decoding
+from v2l.video import client
 from v2l.video.probe import probe, read_frames
 from v2l.video.sampling import choose_frames
 
@@ -26,7 +26,7 @@ SLOW = [pytest.param(name, marks=pytest.mark.slow) if kind.slow else name for na
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory):
-    """One folder for all workers of a run; `odd_videos.make` writes each file once."""
+    """A folder shared by all xdist workers; `odd_videos.make` writes each file once."""
     base = tmp_path_factory.getbasetemp()
     shared = (base.parent if base.name.startswith("popen-") else base) / "odd videos"
     shared.mkdir(exist_ok=True)
@@ -34,7 +34,7 @@ def folder(tmp_path_factory):
 
 
 def read_by_ffmpeg(path, stream, options, sizes):
-    """Frames (H, W, 3) of a stream as ffmpeg converts them with these output options."""
+    """Return the frames (H, W, 3) of a stream, converted by ffmpeg with these output options."""
     command = ["ffmpeg", "-v", "quiet", "-nostdin", "-i", str(path), "-map", f"0:{stream}", *options.split()]
     command += ["-fps_mode", "passthrough", "-pix_fmt", "rgb24", "-f", "rawvideo", "-"]
     data = subprocess.run(command, capture_output=True, check=True).stdout
@@ -91,7 +91,7 @@ def test_is_read_right_or_refused_for_its_reason(name, folder):
 
 
 def shown_by_ffprobe(path, stream):
-    """Seconds of each frame from the container's start time (its first frame if there is none), NaN where unknown."""
+    """Return the seconds of each frame from the container's start time, or from its first frame; NaN if unknown."""
     asked = "format=start_time:frame=best_effort_timestamp_time,width"
     command = ["ffprobe", "-v", "quiet", "-of", "json", "-select_streams", str(stream), "-show_entries", asked]
     found = json.loads(subprocess.run([*command, str(path)], capture_output=True, check=True).stdout)
@@ -109,7 +109,7 @@ def test_the_right_times_are_those_of_ffprobe(folder):
         video = probe(path)
         theirs = shown_by_ffprobe(path, video.stream)
         assert len(theirs) == video.frame_count, name
-        known = ~np.isnan(theirs)  # the last frames of a decoder's delay can lack a time
+        known = ~np.isnan(theirs)  # the last frames may lack a time because of the decoder's delay
         worst = np.abs(video.seconds - theirs)[known].max()
         print(f"| {name} | {video.frame_count} | {video.seconds[0]:.3f} | {video.seconds[-1]:.3f} | {worst:.4f} |")
         assert worst <= kind.within, name
@@ -119,16 +119,16 @@ def test_the_right_times_are_those_of_ffprobe(folder):
 
 @pytest.mark.slow
 def test_one_worker_reads_them_all(folder, monkeypatch):
-    """Sound and damaged files in any order: no file ends the process that decodes the next."""
-    worker = decoding.Worker()
-    monkeypatch.setattr(decoding, "_worker", worker)
+    """Sound and damaged files in any order: none of them ends the worker process."""
+    worker = client.WorkerProcess()
+    monkeypatch.setattr(client, "_worker", worker)
     outcomes = {"read": 0, "refused": 0}
     try:
         for name, kind in KINDS.items():
             path = odd_videos.make(name, folder)
             try:
-                video = decoding.probe(path)
-                list(decoding.read_frames(video, choose_frames(video, 12)))
+                video = client.probe(path)
+                list(client.read_frames(video, choose_frames(video, 12)))
                 outcomes["read"] += 1
             except V2LError as error:
                 assert kind.refused and "decoder" not in str(error), (name, error)

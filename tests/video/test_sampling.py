@@ -1,4 +1,4 @@
-"""Which frames: the published cases, sub-ranges, clips of variable rate. No file is opened here."""
+"""Frame selection: the published cases, ranges, and variable rates. No test here opens a file."""
 
 import json
 import math
@@ -59,7 +59,7 @@ def test_range_holds_exactly_the_frames_shown_in_it(fps):
         (None, -1, "end"),
         (2, 2, "before end"),
         (3, 2, "before end"),
-        (10, None, "past the end"),
+        (10, None, "after the end"),
         (math.nan, None, "start"),
         (0, math.inf, "end"),
         (1.01, 1.02, "no frame"),

@@ -1,1 +1,1 @@
-"""The product: the adapter file, composition of segments, and the adapter applied to a model."""
+"""Adapters: the file format, composition and selection of segments, application to a model, export and verification."""

@@ -1,8 +1,9 @@
-"""The adapter: what `encode` makes, what `ask` wears, and its file, version 1.
+"""The adapter and its file format, version 1.
 
 The file is safetensors. Its tensors have the names that PEFT gives them in a SmolVLMForConditionalGeneration, with
-`lora_alpha` folded into B, so that every reader's scale is 1; its rank order is segment 1, segment 2, ..., then the
-hypernetwork's learned bias once. Everything else stands in one canonical JSON string under the metadata key `v2l`.
+`lora_alpha` folded into B, so that the scale is 1 for every reader. The ranks are in the order segment 1, segment 2,
+..., then the learned bias of the hypernetwork once. All other data is one canonical JSON string under the metadata key
+`v2l`.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from v2l.video.sampling import Reading
 
 VERSION = 1
 MAX_RANK = 512
-"""Total rank, bias included: the most that any serving engine takes."""
+"""Largest total rank, bias included: the limit of the serving engines."""
 MAX_FILE_BYTES = 1 << 30
 
 _PEFT_NAME = "base_model.model.model.text_model.layers.{layer}.mlp.down_proj.lora_{factor}.weight"
@@ -30,7 +31,7 @@ _DTYPE_NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 
 @dataclass(frozen=True)
 class BaseModel:
-    """The frozen model that an adapter was made for; only the fingerprint decides, the rest is for people."""
+    """The frozen model that an adapter was made for. Only the fingerprint is compared; the rest is for display."""
 
     id: str
     revision: str | None
@@ -39,7 +40,7 @@ class BaseModel:
 
 @dataclass(frozen=True)
 class HypernetworkInfo:
-    """The hypernetwork that made an adapter, and the most windows and segments that it saw together in training."""
+    """The hypernetwork that made an adapter, and the most windows and segments that it was trained with together."""
 
     id: str
     sha256: str
@@ -49,15 +50,15 @@ class HypernetworkInfo:
 
 @dataclass(frozen=True)
 class Segment:
-    """One stretch of video inside an adapter, and everything that its content depends on.
+    """One segment of video in an adapter, and everything that its content depends on.
 
-    start, end: seconds that the frames were chosen from
-    timestamps: seconds of each frame, as the prompt stated them before flooring
-    width, height: pixels of the video as shown
-    windows: frames in each prompt that the model read; more than one where the video exceeds its positions
-    window_frames: the setting that such windows are cut by
-    reading, prompt: as asked for, with the hypernetwork's own settings filled in
-    decoder: what decoded the frames, with its version, the revision of reading and notes (`sampling.decoded_by`)
+    start, end: seconds between which the frames were chosen
+    timestamps: seconds of each frame; the prompt states them floored
+    width, height: pixels of the displayed video
+    windows: number of frames in each prompt; several if the video exceeds the model's positions
+    window_frames: the setting for the size of such windows
+    reading, prompt: as requested, completed with the hypernetwork's settings
+    decoder: name and version of the decoder, the revision of the frame reader, and notes (`sampling.decoded_by`)
     """
 
     source: FileIdentity
@@ -75,10 +76,10 @@ class Segment:
 
 @dataclass(frozen=True)
 class Block:
-    """Consecutive ranks that carry consecutive segments: one segment as generated, or several after a reduction.
+    """Consecutive ranks for consecutive segments: one segment as generated, or several after a reduction.
 
-    relative_error: Frobenius norm of what the latest reduction to `rank` left out, relative to the whole; 0 where
-    nothing was reduced
+    relative_error: Frobenius norm of the part that the last reduction to `rank` dropped, relative to the whole; 0 if
+        nothing was reduced
     """
 
     rank: int
@@ -88,7 +89,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Description:
-    """All metadata of an adapter, in the order that people ask for it."""
+    """All metadata of an adapter."""
 
     base_model: BaseModel
     hypernetwork: HypernetworkInfo
@@ -104,7 +105,7 @@ class Description:
 
     @property
     def not_validated(self) -> list[str]:
-        """What of this adapter goes beyond what its hypernetwork met in training, a line each; empty for most."""
+        """The ways in which this adapter exceeds the training of its hypernetwork, a line each; usually empty."""
         windows = max(len(segment.windows) for segment in self.segments)
         notes = []
         if windows > self.hypernetwork.trained_windows:
@@ -120,8 +121,8 @@ class Adapter:
     """A LoRA adapter for `mlp.down_proj` of every decoder layer: a layer's output changes by (x a^T) b.
 
     a: (L, R, d_in), b: (L, R, d_out), float32 or bfloat16, `lora_alpha` folded into b
-    checked_ns: time in nanoseconds at which the video was last known to be the one described; None if unknown. Not
-        part of the file's content, but its modification time, which staleness.py compares with the video's times
+    checked_ns: time in nanoseconds at which the video was last known to be the described one; None if unknown. It is
+        the modification time of the file, not part of its content; staleness.py compares it with the video's times
     """
 
     a: torch.Tensor
@@ -133,7 +134,7 @@ class Adapter:
         if self.a.dtype != self.b.dtype or self.a.dtype not in _DTYPE_NAMES or self.a.shape[:2] != self.b.shape[:2]:
             raise V2LError(
                 f"factors of shapes {tuple(self.a.shape)} and {tuple(self.b.shape)} in {self.a.dtype} and "
-                f"{self.b.dtype} make no adapter; both are (layers, ranks, width), in float32 or bfloat16"
+                f"{self.b.dtype} are not an adapter; both must be (layers, ranks, width), in float32 or bfloat16"
             )
 
     @property
@@ -142,18 +143,18 @@ class Adapter:
         return self.a.shape[1]
 
     def bias_alone(self) -> Adapter:
-        """The same with its generated ranks at zero: what the hypernetwork says of any video."""
+        """Return a copy with the generated ranks set to zero: the part that all adapters of the hypernetwork share."""
         b = self.b.clone()
         b[:, : self.rank - self.description.bias_rank] = 0
         return replace(self, b=b)
 
     def sha256(self) -> str:
-        """Of metadata and tensors: what the file states about itself."""
+        """Return the sha256 of metadata and tensors, which the file states, too."""
         return content_sha256(self._metadata(), self.named_tensors())
 
     def save(self, path: str | os.PathLike) -> None:
-        """Writes the adapter file, whole or not at all; the same adapter gives the same bytes. Raises V2LError if it
-        cannot be written, or if `load` would refuse it."""
+        """Write the adapter file, atomically. The same adapter gives the same bytes. Raises V2LError if it cannot be
+        written, or if `load` would refuse it."""
         try:
             _check_description(from_json(Description, to_json(self.description), "metadata"))
             if not (torch.isfinite(self.a).all() and torch.isfinite(self.b).all()):
@@ -168,8 +169,8 @@ class Adapter:
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> Adapter:
-        """Reads an adapter file onto the CPU. Raises V2LError where it is missing, damaged, of another version, or
-        anything in it is not as version 1 says."""
+        """Read an adapter file onto the CPU. Raises V2LError if it is missing, damaged, of another version, or does not
+        conform to version 1."""
         try:
             checked_ns = os.stat(path).st_mtime_ns
         except OSError as error:
@@ -196,7 +197,7 @@ class Adapter:
         }
 
     def named_tensors(self) -> dict[str, torch.Tensor]:
-        """PEFT's names to A, (R, d_in), and B, (d_out, R), of every layer, contiguous."""
+        """Return A, (R, d_in), and B, (d_out, R), of every layer under their PEFT names, contiguous."""
         named = {}
         for layer in range(len(self.a)):
             named[_PEFT_NAME.format(layer=layer, factor="A")] = self.a[layer].contiguous()
@@ -205,16 +206,16 @@ class Adapter:
 
 
 def check_rank(rank: int) -> None:
-    """Raises V2LError where a total rank is more than any engine serves."""
+    """Raise V2LError if a total rank is larger than engines serve."""
     if rank > MAX_RANK:
         raise V2LError(
-            f"the adapter would have rank {rank}, and {MAX_RANK} is the most that engines serve; use fewer segments, "
+            f"the adapter would have rank {rank}, and engines serve at most {MAX_RANK}; use fewer segments, "
             "or reduce them with: v2l compose --rank (rank= in Python)"
         )
 
 
 def _stack(tensors: dict[str, torch.Tensor], rank: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """(L, R, d_in) and (L, R, d_out) from the file's tensors, which must be exactly one pair per layer."""
+    """Stack the file's tensors, exactly one pair per layer, to (L, R, d_in) and (L, R, d_out). Raises ValueError."""
     layers = len(tensors) // 2
     names = {(layer, f): _PEFT_NAME.format(layer=layer, factor=f) for layer in range(layers) for f in "AB"}
     if not layers or tensors.keys() != set(names.values()):
@@ -229,7 +230,7 @@ def _stack(tensors: dict[str, torch.Tensor], rank: int) -> tuple[torch.Tensor, t
 
 
 def _check_description(description: Description) -> None:
-    """What the types alone do not say. Raises ValueError."""
+    """Check the conditions that the types do not express. Raises ValueError."""
     if not description.segments or sum(block.segments for block in description.blocks) != len(description.segments):
         raise ValueError("its ranks and its segments do not agree")
     if any(block.rank < 1 or block.segments < 1 for block in description.blocks):

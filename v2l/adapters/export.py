@@ -1,4 +1,4 @@
-"""An adapter as other engines read it: a PEFT folder, or an adapter GGUF for llama.cpp; and how each is served.
+"""Export adapters for other engines: a PEFT folder, or a GGUF file for llama.cpp, and the command that serves each.
 
 Formats: PEFT's adapter_config.json and adapter_model.safetensors, whose tensor names are those of the served class
 SmolVLMForConditionalGeneration; GGUF as llama.cpp's adapter loader expects it (general.type adapter, tensors
@@ -24,19 +24,23 @@ from v2l.io.text import printable
 from v2l.models.presets import EMBEDDED, RELEASE
 
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-"""What vLLM's --max-lora-rank may be."""
+"""Values that vLLM accepts for --max-lora-rank."""
 
 
 def export_peft(adapter: Adapter, folder: Path, overwrite: bool = False) -> None:
-    """Writes the folder, whole or not at all. Raises V2LError where something else is there or it cannot be
-    written."""
+    """Write an adapter as a PEFT folder, atomically.
+
+    overwrite: replace an exported folder; other folders are never replaced
+
+    Raises V2LError if the folder exists and may not be replaced, or cannot be written.
+    """
     if os.path.lexists(folder) and not (overwrite and _is_export(folder)):
         raise V2LError(
-            f"{printable(folder)} is there already"
+            f"{printable(folder)} already exists"
             + (
                 "; --overwrite replaces it"
                 if _is_export(folder)
-                else " and is no exported adapter; name another folder"
+                else " and is not an exported adapter; name another folder"
             )
         )
     config = json.dumps(peft_config(adapter), indent=2) + "\n"
@@ -45,14 +49,14 @@ def export_peft(adapter: Adapter, folder: Path, overwrite: bool = False) -> None
 
 
 def _is_export(folder: Path) -> bool:
-    """Whether all that is there is what `export_peft` writes."""
+    """Return whether the folder contains exactly the files that `export_peft` writes."""
     names = {"adapter_config.json", "adapter_model.safetensors"}
     return folder.is_dir() and not folder.is_symlink() and {path.name for path in folder.iterdir()} == names
 
 
 def peft_config(adapter: Adapter) -> dict[str, Any]:
-    """adapter_config.json. The multiplier stands in the factors, so alpha equals the rank and every engine's scale
-    is 1."""
+    """Return the content of adapter_config.json. The multiplier is folded into the factors, so alpha equals the rank,
+    which gives a scale of 1 in every engine."""
     base = adapter.description.base_model
     return {
         "peft_type": "LORA",
@@ -76,20 +80,20 @@ def peft_config(adapter: Adapter) -> dict[str, Any]:
 
 
 def export_gguf(adapter: Adapter, path: Path) -> None:
-    """Writes the file, whole or not at all, in float32. Raises UsageError where the `gguf` package is not installed,
-    V2LError where the file cannot be written."""
+    """Write an adapter as a GGUF file in float32, atomically. Raises UsageError if the `gguf` package is not installed,
+    and V2LError if the file cannot be written."""
     try:
         from gguf import GGUFReader, GGUFWriter
     except ImportError as error:
-        raise UsageError("GGUF is written by the gguf package, which is not here: pip install 'v2l[export]'") from error
+        raise UsageError("GGUF needs the gguf package, which is not installed: pip install 'v2l[export]'") from error
     tensors = {}
     for layer, (a, b) in enumerate(zip(adapter.a.float(), adapter.b.float(), strict=True)):
         tensors[f"blk.{layer}.ffn_down.weight.lora_a"] = a.contiguous().numpy()  # (R, d_in)
         tensors[f"blk.{layer}.ffn_down.weight.lora_b"] = b.T.contiguous().numpy()  # (d_out, R)
     try:
-        with tempfile.TemporaryDirectory() as place:
-            made = Path(place) / "adapter.gguf"
-            writer = GGUFWriter(made, "llama")
+        with tempfile.TemporaryDirectory() as folder:
+            written = Path(folder) / "adapter.gguf"
+            writer = GGUFWriter(written, "llama")
             writer.add_string("general.type", "adapter")
             writer.add_string("general.name", printable(adapter.description.segments[0].source.name))
             writer.add_string("adapter.type", "lora")
@@ -100,25 +104,28 @@ def export_gguf(adapter: Adapter, path: Path) -> None:
             writer.write_kv_data_to_file()
             writer.write_tensors_to_file()
             writer.close()
-            data = made.read_bytes()
-            try:  # numpy passes over a disk that is full at the end
-                whole = all(np.array_equal(each.data, tensors[each.name]) for each in GGUFReader(made).tensors)
+            data = written.read_bytes()
+            try:  # read it back: numpy does not report a disk that becomes full at the end
+                complete = all(np.array_equal(each.data, tensors[each.name]) for each in GGUFReader(written).tensors)
             except (ValueError, IndexError):
-                whole = False
-            if not whole:
-                raise OSError(f"only a part of it fitted into {printable(place)}")
+                complete = False
+            if not complete:
+                raise OSError(f"only a part of it could be written into {printable(folder)}")
     except OSError as error:
         raise unwritable(path, error) from error
     write_atomically(path, data)
 
 
 def smallest_vllm_rank(rank: int) -> int:
-    """The smallest --max-lora-rank that vLLM allows for an adapter of that rank: buffers are as large as it says."""
+    """Return the smallest --max-lora-rank of vLLM for an adapter of that rank; it sets the size of vLLM's buffers."""
     return next(allowed for allowed in VLLM_RANKS if allowed >= rank)
 
 
 def serving_command(adapter: Adapter, output: Path, form: str) -> str:
-    """The command line that serves what was exported."""
+    """Return the command line that serves an exported adapter.
+
+    output: the exported file or folder; form: gguf or peft
+    """
     base = adapter.description.base_model.id
     name, base = shlex.quote(output.stem), shlex.quote(str(EMBEDDED) if base == RELEASE else base)
     place = shlex.quote(str(output))

@@ -1,5 +1,11 @@
-"""Several adapters as one: segments' ranks one after the other, the learned bias once (paper section 5.6); and some
-segments out of it again."""
+"""Compose adapters of segments into one, reduce its rank, and select segments by the time that a question names.
+
+Composition concatenates the generated ranks of all segments and adds the learned bias once (paper section 5.6).
+
+Selection: the ranks of other segments contribute to an answer about one time, too, and outnumber those of the segment
+in question (docs/model-card.md). A question that names a time is therefore answered from the segments that show it. The
+time is parsed from the text; the model is not involved.
+"""
 
 from __future__ import annotations
 
@@ -9,23 +15,23 @@ from collections.abc import Collection, Sequence
 
 import torch
 
-from v2l.adapters.adapter import Adapter, Block, check_rank
+from v2l.adapters.adapter import Adapter, Block, Segment, check_rank
 from v2l.errors import V2LError
 from v2l.io.text import printable
 
 
 def compose(adapters: Sequence[Adapter], rank: int | None = None) -> Adapter:
-    """One adapter that carries all segments of `adapters`, in the order given.
+    """Compose adapters into one with all of their segments, in order.
 
-    A layer's change becomes the sum of the generated changes plus the learned bias once: nothing is averaged. The
-    total rank is that of all generated ranks plus the bias's.
+    The change of a layer is the sum of the generated changes, without averaging, plus the learned bias once. The total
+    rank is the sum of the generated ranks plus the rank of the bias.
 
-    rank: reduce the generated ranks together to this many by singular value decomposition of each layer's change;
-        the bias stays separate and exact, so that a reduced adapter composes again. The relative error that the
-        reduction left stands in the result's `description.blocks`.
+    rank: reduce the generated ranks together to this many by singular value decomposition of each layer's change. The
+        bias stays separate and exact, so a reduced adapter can be composed again. The relative error of the reduction
+        is in `description.blocks` of the result.
 
-    Raises V2LError where the adapters were made for different models or by different hypernetworks, or where the
-    total rank exceeds what engines serve.
+    Raises V2LError if the adapters were made for different models or by different hypernetworks, or if the total rank
+    exceeds the limit of the engines.
     """
     adapters = list(adapters)
     if not adapters:
@@ -33,6 +39,7 @@ def compose(adapters: Sequence[Adapter], rank: int | None = None) -> Adapter:
     first = adapters[0].description
     for adapter in adapters[1:]:
         _check_alike(adapters[0], adapter)
+    # Concatenate the generated ranks of all adapters
     a = torch.cat([adapter.a[:, : adapter.rank - first.bias_rank].float() for adapter in adapters], dim=1)
     b = torch.cat([adapter.b[:, : adapter.rank - first.bias_rank].float() for adapter in adapters], dim=1)
     blocks = tuple(block for adapter in adapters for block in adapter.description.blocks)
@@ -43,19 +50,22 @@ def compose(adapters: Sequence[Adapter], rank: int | None = None) -> Adapter:
     description = dataclasses.replace(first, segments=segments, blocks=blocks)
     check_rank(description.rank)
     bias_a, bias_b = _bias(adapters[0])
-    checked = [adapter.checked_ns for adapter in adapters]
-    oldest = None if None in checked else min(checked)
+    # The oldest check of all videos holds for the whole; unknown if one is unknown
+    checked = [adapter.checked_ns for adapter in adapters if adapter.checked_ns is not None]
+    oldest = min(checked) if len(checked) == len(adapters) else None
     return Adapter(torch.cat([a, bias_a], dim=1), torch.cat([b, bias_b], dim=1), description, oldest)
 
 
-def segments_alone(adapter: Adapter, numbers: Collection[int]) -> Adapter:
-    """The adapter of some of the segments that an adapter carries, in its order: their ranks and the learned bias.
-    Segments that were reduced together cannot be told apart and stay together. The adapter itself where nothing is left
-    out.
+def keep_segments(adapter: Adapter, numbers: Collection[int]) -> Adapter:
+    """Return an adapter with only some of the segments: their ranks and the learned bias, in the original order.
+    Segments that were reduced together cannot be separated, so all of them are kept. Returns the same object if no
+    segment is dropped.
 
-    numbers: of the segments, from 0, at least one that is there
+    numbers: indices of the segments to keep, from 0, at least one of them valid
     """
-    blocks, segments, ranks = [], [], []
+    blocks: list[Block] = []
+    segments: list[Segment] = []
+    ranks: list[int] = []
     rank = segment = 0
     for block in adapter.description.blocks:
         if any(segment <= number < segment + block.segments for number in numbers):
@@ -72,32 +82,33 @@ def segments_alone(adapter: Adapter, numbers: Collection[int]) -> Adapter:
 
 
 def reduce_rank(a: torch.Tensor, b: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor, float]:
-    """The best approximation of every layer's change b^T a with `rank` ranks.
+    """Return the best approximation of every layer's change b^T a of the given rank.
 
-    a: (L, R, d_in), b: (L, R, d_out). Returns the reduced a and b and the Frobenius norm of what is left out, over
-    all layers, relative to the whole. Raises V2LError where `rank` is not below R and at least 1, or the reduced
-    factors exceed float32.
+    a: (L, R, d_in), b: (L, R, d_out). Returns the reduced a and b, and the Frobenius norm of the dropped part over all
+    layers, relative to the whole. Raises V2LError if `rank` is not from 1 to R - 1, or if the reduced factors exceed
+    float32.
     """
+    # QR of both factors, so that the SVD is that of a small (R, R) matrix
     if not 1 <= rank < a.shape[1]:
         raise V2LError(f"cannot reduce {a.shape[1]} generated ranks to {rank}; choose from 1 to {a.shape[1] - 1}")
     rows_a, left_a = torch.linalg.qr(a.double().transpose(1, 2))  # (L, d_in, k), (L, k, R)
     rows_b, left_b = torch.linalg.qr(b.double().transpose(1, 2))
     u, singular, vh = torch.linalg.svd(left_b @ left_a.transpose(1, 2), full_matrices=False)  # descending
+    # Keep the largest singular values, split evenly between the factors
     kept = singular[:, :rank].sqrt()
     reduced_a = kept[..., None] * (vh[:, :rank] @ rows_a.transpose(1, 2))
     reduced_b = kept[..., None] * (rows_b @ u[..., :rank]).transpose(1, 2)
+    # Relative error of the reduction
     whole = singular.norm()
     error = float(singular[:, rank:].norm() / whole) if whole > 0 else 0.0
     reduced_a, reduced_b = reduced_a.float(), reduced_b.float()
     if not (torch.isfinite(reduced_a).all() and torch.isfinite(reduced_b).all()):
-        raise V2LError(
-            f"the factors reduced to rank {rank} exceed float32, they are that large; compose without a rank"
-        )
+        raise V2LError(f"the factors reduced to rank {rank} are too large for float32; compose without a rank")
     return reduced_a, reduced_b, error
 
 
 def _bias(adapter: Adapter) -> tuple[torch.Tensor, torch.Tensor]:
-    """The ranks of the learned bias, (L, bias rank, d): the last ones."""
+    """Return the factors of the learned bias, (L, bias rank, d): the last ranks."""
     first = adapter.rank - adapter.description.bias_rank
     return adapter.a[:, first:].float(), adapter.b[:, first:].float()
 
@@ -122,8 +133,8 @@ def _check_alike(one: Adapter, other: Adapter) -> None:
     same_bias = left.bias_rank == right.bias_rank and all(map(torch.equal, _bias(one), _bias(other)))
     if not (same_shape and same_bias):
         raise V2LError(
-            "the adapters claim one hypernetwork but differ in shape or in its learned bias; one of them is not what "
-            "it says, make it again"
+            "the adapters state one hypernetwork but differ in shape or in its learned bias; the description of one is "
+            "wrong, encode it again"
         )
 
 
@@ -132,30 +143,32 @@ _TIME = re.compile(
     r"(?<![\d:.])(?:(\d{1,2}):([0-5]?\d)|(\d{1,3})):([0-5]\d)(?!:?\d)",
     re.IGNORECASE,
 )
-"""12:30, 100:07 or 1:02:03, and whether "at" stands before it."""
+"""12:30, 100:07 or 1:02:03, and the word "at" before it, if any."""
 _ELSEWHERE = re.compile(
     r"\b(?:after|before|until|till|since|from|first|last|next|previous|when|how long|how often|[ap]\.?m)\b",
     re.IGNORECASE,
 )
-"""Words with which the answer may stand elsewhere than at the time, or the time be another clock's."""
+"""Words that allow an answer from another time of the video, or that mean a time of day."""
 
 
-def asked_time(question: str) -> int | None:
-    """The whole second of a video that a question asks about, as in "what is on the board at 12:30?"; None where it
-    names no time, several, one without "at" before it, or one beside a word with which the answer may stand elsewhere
-    ("what comes after the word at 12:30?")."""
-    named = _TIME.findall(question)
+def time_in_question(question: str) -> int | None:
+    """Return the whole second of a video that a question asks about, as in "what is on the board at 12:30?".
+
+    None if the question names no time or several, if there is no "at" before the time, or if a word allows an answer
+    from another time ("what comes after the word at 12:30?").
+    """
+    times = _TIME.findall(question)
     seconds = {
-        3600 * int(hours or 0) + 60 * int(minutes or more) + int(rest) for _, hours, minutes, more, rest in named
+        3600 * int(hours or 0) + 60 * int(minutes or more) + int(rest) for _, hours, minutes, more, rest in times
     }
-    alone = len(seconds) == 1 and any(at for at, *_ in named) and not _ELSEWHERE.search(question)
-    return seconds.pop() if alone else None
+    is_clear = len(seconds) == 1 and any(at for at, *_ in times) and not _ELSEWHERE.search(question)
+    return seconds.pop() if is_clear else None
 
 
-def segments_asked(adapter: Adapter, question: str) -> tuple[int, ...]:
-    """Which of an adapter's segments answer a question, from 0: those that show some of the second that it asks about;
-    all of them where it asks about none, or one that the adapter does not show."""
-    second, segments = asked_time(question), adapter.description.segments
+def segments_for(adapter: Adapter, question: str) -> tuple[int, ...]:
+    """Return the indices, from 0, of the segments that answer a question: those that overlap the second that it asks
+    about; all segments if it asks about none, or if the adapter does not cover it."""
+    second, segments = time_in_question(question), adapter.description.segments
     every = range(len(segments))
     if second is None:
         return tuple(every)
@@ -163,5 +176,5 @@ def segments_asked(adapter: Adapter, question: str) -> tuple[int, ...]:
 
 
 def select_segments(adapter: Adapter, question: str) -> Adapter:
-    """What of an adapter answers a question."""
-    return segments_alone(adapter, segments_asked(adapter, question))
+    """Return an adapter with only the segments that answer a question (see `segments_for`)."""
+    return keep_segments(adapter, segments_for(adapter, question))

@@ -1,8 +1,8 @@
-"""Proof that an adapter is sound and does something to the model it names.
+"""Verify an adapter on the model that it was made for.
 
-That a file opens shows its keys, shapes, finite values and seal. What only the model can show: that it is the one the
-adapter was made for, that its answers change under the adapter, and that they change by more than the learned bias,
-which every adapter of a hypernetwork has in common.
+Opening the file checks keys, shapes, finite values and its hash. Verification needs the model, and checks that the
+adapter was made for it, that its answers change under the adapter, and that they change by more than under the learned
+bias alone, which all adapters of a hypernetwork share.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from v2l.models.processor import INTERNALIZATION_PROMPT, QUESTIONS, question_tex
 from v2l.models.smolvlm import FrozenVLM
 
 PROBES = (*QUESTIONS, INTERNALIZATION_PROMPT, "describe the video.")
-"""Prompts whose next tokens are compared."""
+"""Prompts whose next-token distributions are compared."""
 NOTHING = 1e-6
-"""Mean divergence, in nats, that is rounding and no effect."""
+"""Mean divergence, in nats, up to which an effect is rounding."""
 
 
 @dataclass(frozen=True)
 class Effect:
-    """How far next-token distributions move, over all tokens of the probes.
+    """The change of next-token distributions, over all tokens of the probes.
 
-    divergence: mean Kullback-Leibler divergence in nats; largest: change of a logit; tokens: share of the positions
-        whose most likely token changes
+    divergence: mean Kullback-Leibler divergence in nats; largest: largest absolute change of a logit
+    tokens: fraction of the positions whose most likely token changes
     """
 
     divergence: float
@@ -40,19 +40,23 @@ class Effect:
 
     @property
     def is_finite(self) -> bool:
-        """Whether the model still computes with numbers."""
+        """Return whether the model's outputs are finite."""
         return math.isfinite(self.divergence) and math.isfinite(self.largest)
 
     @property
     def is_there(self) -> bool:
-        """Whether it is more than rounding."""
+        """Return whether the effect is larger than rounding."""
         return self.divergence > NOTHING
 
 
 @dataclass(frozen=True)
 class Verification:
-    """on_model: against the model without any adapter; over_bias: against the adapter's learned bias alone, what the
-    video itself brings; weights_sha256: of every weight of the model's language part"""
+    """The effect of an adapter on its model.
+
+    on_model: compared with the model without an adapter
+    over_bias: compared with the learned bias alone: the effect of the video
+    weights_sha256: of the files with the model's weights
+    """
 
     on_model: Effect
     over_bias: Effect
@@ -60,31 +64,33 @@ class Verification:
 
     @property
     def trouble(self) -> str | None:
-        """What is wrong, in a line; None where the adapter is sound."""
+        """The problem, in one line; None if the adapter is sound."""
         if not (self.on_model.is_finite and self.over_bias.is_finite):
             return "its factors are so large that the model's numbers are not finite; encode the video again"
         if not self.on_model.is_there:
             return "it changes nothing in the model it was made for; encode the video again"
         if not self.over_bias.is_there:
-            return "it does what the learned bias alone does and carries nothing of its video; encode the video again"
+            return (
+                "it has the effect of the learned bias alone and contains nothing of its video; encode the video again"
+            )
         return None
 
 
 def verify(adapter: Adapter, vlm: FrozenVLM) -> Verification:
-    """Wears the adapter, and its learned bias alone, on the model. Raises V2LError, with both names, where the adapter
-    was made for another model."""
+    """Compare the model's outputs under the adapter with those without it and with those under its learned bias alone.
+    Raises V2LError, with both names, if the adapter was made for another model."""
     check_fits(adapter, vlm)
     plain = _logits(vlm)
     with applied(vlm, adapter, merged=False):
-        worn = _logits(vlm)
+        adapted = _logits(vlm)
     with applied(vlm, adapter.bias_alone(), merged=False):
         bias = _logits(vlm)
-    return Verification(_effect(plain, worn), _effect(bias, worn), weights_sha256(vlm))
+    return Verification(_effect(plain, adapted), _effect(bias, adapted), weights_sha256(vlm))
 
 
 def _logits(vlm: FrozenVLM) -> torch.Tensor:
-    """(tokens of all probes, vocabulary), float32; NaN for a token whose logits are all equal, because its hidden state
-    overflowed in the last norm."""
+    """Return the logits of all probes, (tokens, vocabulary), float32; NaN for a token whose logits are all equal
+    because its hidden state overflowed in the last norm."""
     logits = torch.cat([vlm.logits(vlm.tokenize(question_text(probe))).float() for probe in PROBES])
     return logits.masked_fill((logits == logits[:, :1]).all(-1, keepdim=True), math.nan)
 
@@ -96,8 +102,8 @@ def _effect(before: torch.Tensor, after: torch.Tensor) -> Effect:
 
 
 def weights_sha256(vlm: FrozenVLM) -> str:
-    """Of the files that hold the model's weights, in the order of their names: all of their bytes, where the
-    fingerprint takes a few tensors'."""
+    """Return the sha256 over the complete files with the model's weights, in the order of their names. (The fingerprint
+    covers only a few tensors.)"""
     digest = hashlib.sha256()
     for path in sorted({tensor.file for tensor in vlm.folder.tensors().values()}):
         with open_regular(path) as file:

@@ -36,7 +36,7 @@ from v2l.models.checkpoint import check_belongs
 from v2l.models.hypernetwork import Hypernetwork
 from v2l.models.processor import QUESTIONS
 from v2l.models.smolvlm import FrozenVLM, Window
-from v2l.video.decoding import probe
+from v2l.video.client import probe
 from v2l.video.sampling import Reading, choose_frames
 
 QUICK_SECONDS, QUICK_REPEATS, SLOW_REPEATS = 1.0, 30, 5
@@ -138,7 +138,7 @@ class Bench:
     def __init__(self, vlm: FrozenVLM, hypernetwork: Hypernetwork, plan: Plan, folder: Path):
         if min(plan.frames) < plan.segments:
             raise V2LError(f"{min(plan.frames):,} frames cannot make {plan.segments:,} segments; give a frame for each")
-        self.origin = check_belongs(hypernetwork, vlm)
+        self.provenance = check_belongs(hypernetwork, vlm)
         self.vlm, self.hypernetwork, self.plan, self.folder = vlm, hypernetwork, plan, folder
         self.resolutions = tuple(self._filled(resolution) for resolution in plan.resolutions)
         self.video = plan.video or drawn_video(max(plan.frames), max(self.resolutions), folder)
@@ -161,7 +161,7 @@ class Bench:
             "v2l": 1,
             "bench": self.vlm.id,
             "model": self.vlm.fingerprint,
-            "hypernetwork": self.origin.sha256,
+            "hypernetwork": self.provenance.sha256,
             "dtype": str(self.vlm.dtype).removeprefix("torch."),
             "machine": describe_machine(self.vlm.device),
             "video": identify(self.video).sha256,
@@ -186,7 +186,7 @@ class Bench:
     def _measure(self, frames: int, resolution: int, done: dict[tuple, Cell | Encoding]) -> Iterator[Cell | Encoding]:
         rate = frames / self.probed.duration
         reading = fill_reading(
-            Reading(frames, rate, None, None, resolution), self.origin.trained_with, self.vlm.geometry
+            Reading(frames, rate, None, None, resolution), self.provenance.trained_with, self.vlm.geometry
         )
         plan = self.plan
         subject = Subject(self.video, reading, self.vlm, self.hypernetwork, self.folder, plan.new_tokens, plan.segments)
@@ -318,7 +318,7 @@ class Bench:
 
     def _encoding(self, subject: Subject, frames: int, resolution: int) -> Encoding:
         """Time each part of an encoding alone, after a warm-up of the whole."""
-        vlm, trained_with = self.vlm, self.origin.trained_with
+        vlm, trained_with = self.vlm, self.provenance.trained_with
         readings = segment_readings(subject.video, subject.reading, subject.segments)
 
         def windows() -> list[list[Window]]:
@@ -353,7 +353,7 @@ class Bench:
 
     def _filled(self, resolution: int | None) -> int:
         reading = Reading(1, 1.0, None, None, resolution)
-        filled = fill_reading(reading, self.origin.trained_with, self.vlm.geometry).resolution
+        filled = fill_reading(reading, self.provenance.trained_with, self.vlm.geometry).resolution
         assert filled is not None, "fill_reading fills the resolution"
         return filled
 

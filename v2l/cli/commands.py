@@ -244,9 +244,14 @@ def import_published(checkpoint: Path, output: Path, overwrite: bool, display: D
         )
     refuse_to_replace(output, overwrite, same=lambda: False)
     hypernetwork = import_checkpoint(checkpoint, output)
-    origin = hypernetwork.origin
-    display.note(f"a hypernetwork for {printable(origin.base_model)}, rank {hypernetwork.config.rank}")
-    record = {"command": "import", "hypernetwork": output, "base_model": origin.base_model, "sha256": origin.sha256}
+    provenance = hypernetwork.provenance
+    display.note(f"a hypernetwork for {printable(provenance.base_model)}, rank {hypernetwork.config.rank}")
+    record = {
+        "command": "import",
+        "hypernetwork": output,
+        "base_model": provenance.base_model,
+        "sha256": provenance.sha256,
+    }
     display.result(shown(output), record)
 
 

@@ -18,7 +18,7 @@ from v2l.inference.targets import ADAPTER_SUFFIX
 from v2l.io.files import unwritable, write_atomically
 from v2l.io.text import printable
 from v2l.models.smolvlm import FrozenVLM
-from v2l.tiny.world.clip import ClipFormat, seen_times, write_clip
+from v2l.tiny.world.clip import ClipFormat, frame_times, write_clip
 from v2l.tiny.world.questions import Question, ask_about
 from v2l.tiny.world.scene import SHAPES, Story, sample_story
 from v2l.video.sampling import Reading
@@ -48,7 +48,7 @@ class DemoAnswer:
 def sample_lecture() -> tuple[Story, list[Question]]:
     """The clip and what is asked about it, with the true answers."""
     story = sample_story("test", SCENE_SEED, SECONDS, shapes=SHAPES)
-    asked = ask_about(story, seen_times(SECONDS, FORM, 12), np.random.default_rng(QUESTION_SEED))
+    asked = ask_about(story, frame_times(SECONDS, FORM, 12), np.random.default_rng(QUESTION_SEED))
     return story, [question for kind in ASKED for question in asked if question.kind == kind]
 
 

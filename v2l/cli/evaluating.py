@@ -120,7 +120,7 @@ def evaluate(
     if runs and tables.plot:
         from v2l.cli.plots import plot_eval
 
-        title = f"{models[0].id}, {models[1].origin.id}, {tables.metric}, {len(asked.examples)} questions"
+        title = f"{models[0].id}, {models[1].provenance.id}, {tables.metric}, {len(asked.examples)} questions"
         write_atomically(tables.plot, plot_eval(runs, title, tables.plot.suffix[1:]))
         display.note(f"wrote {shown(tables.plot)}")
     return len(runs) == len(settings) and not any(run.report.failed for run in runs)

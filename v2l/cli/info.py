@@ -28,12 +28,12 @@ def describe(path: Path) -> tuple[str, PackedRows, dict[str, Any]]:
         adapter = Adapter.load(path)
         return "adapter", [*_adapter_rows(adapter, size)], _adapter_record(adapter, path, size)
     hypernetwork = load_hypernetwork(path)
-    origin, config = hypernetwork.origin, hypernetwork.config
-    trained = origin.trained_with
+    provenance, config = hypernetwork.provenance, hypernetwork.config
+    trained = provenance.trained_with
     parameters = sum(parameter.numel() for parameter in hypernetwork.parameters())
     rows = [
-        ("id", printable(origin.id)),
-        ("for", _model(origin.base_model, origin.base_fingerprint)),
+        ("id", printable(provenance.id)),
+        ("for", _model(provenance.base_model, provenance.base_fingerprint)),
         ("size", f"{parameters:,} parameters"),
         ("rank", f"{config.rank} generated + {config.rank} learned bias, multiplier {config.lora_alpha:g}"),
         ("latents", f"{config.num_latents} x {config.latent_size}, {config.num_blocks} blocks"),
@@ -44,10 +44,10 @@ def describe(path: Path) -> tuple[str, PackedRows, dict[str, Any]]:
         ("", f"up to {trained.windows} windows of {trained.window_frames} frames, {trained.segments} segments"),
         ("prompt", printable(trained.prompt)),
         *([("", "the video's last frame is announced as such")] if trained.marks_end else []),
-        ("sha256", origin.sha256),
+        ("sha256", provenance.sha256),
     ]
     record = {"kind": "hypernetwork", "file": path, "bytes": size, "parameters": parameters}
-    return "hypernetwork", rows, {**record, "config": to_json(config), **to_json(origin)}
+    return "hypernetwork", rows, {**record, "config": to_json(config), **to_json(provenance)}
 
 
 def versions() -> dict[str, str]:
@@ -56,7 +56,7 @@ def versions() -> dict[str, str]:
     for name in ("torch", "transformers", "safetensors", "av", "opencv-python", "opencv-python-headless"):
         with contextlib.suppress(PackageNotFoundError):  # either OpenCV will do
             found[name] = version(name)
-    from v2l.video.decoding import library_versions
+    from v2l.video.client import library_versions
 
     try:
         return {**found, "FFmpeg avcodec": library_versions()["libavcodec"]}

@@ -20,7 +20,7 @@ from v2l.models.smolvlm import FrozenVLM
 from v2l.training.common import Processes
 from v2l.training.data import validation_split
 from v2l.training.resize import widened
-from v2l.training.teacher import taught
+from v2l.training.teacher import with_teacher_answers
 from v2l.training.trainer import Trainer, Training, sizes_for
 from v2l.video.sampling import Reading
 
@@ -75,7 +75,7 @@ def train(
             validate = _taught(validate, material, training, vlm, display)
     hypernetwork = _hypernetwork(choice, vlm, sizes, training.seed, display)
     if mark_end is None:
-        mark_end = hypernetwork.origin is not None and hypernetwork.origin.trained_with.marks_end
+        mark_end = hypernetwork.provenance is not None and hypernetwork.provenance.trained_with.marks_end
     curriculum = dataclasses.replace(training.curriculum, marks_end=mark_end)
     training = dataclasses.replace(training, curriculum=curriculum)
     warned: set[str] = set()
@@ -119,7 +119,9 @@ def _taught(
     reading = Reading(curriculum.frames, curriculum.fps, None, None, resolution)
     display.start_progress(len(examples), "answer")
     cache = material.manifest.with_suffix(".teacher.jsonl")
-    answered = taught(examples, vlm, reading, cache, lambda done, of: display.progress(done, of), display.warn)
+    answered = with_teacher_answers(
+        examples, vlm, reading, cache, lambda done, of: display.progress(done, of), display.warn
+    )
     display.end_progress()
     return answered
 
@@ -134,9 +136,9 @@ def _hypernetwork(
     hypernetwork = load_hypernetwork(choice.hypernetwork_source, device=vlm.device)
     if not fits(hypernetwork, vlm):
         check_belongs(hypernetwork, vlm)  # which says what does not fit
-    if hypernetwork.origin.base_fingerprint not in (None, vlm.fingerprint):
+    if hypernetwork.provenance.base_fingerprint not in (None, vlm.fingerprint):
         display.note(
-            f"{printable(hypernetwork.origin.id)} was trained for another model of these sizes; it goes on here"
+            f"{printable(hypernetwork.provenance.id)} was trained for another model of these sizes; it goes on here"
         )
     torch.manual_seed(seed)
     return widened(hypernetwork, sizes_for(vlm, sizes, hypernetwork.config)) if sizes else hypernetwork

@@ -146,7 +146,7 @@ def _comparable(reading: Reading, choice: ModelLoader) -> Reading:
     """The reading that encoding would use, so that both see the same frames; as given where the model has no
     hypernetwork to say how."""
     try:
-        return fill_reading(reading, choice.origin.trained_with, choice.folder.geometry)
+        return fill_reading(reading, choice.provenance.trained_with, choice.folder.geometry)
     except V2LError:
         return reading
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from v2l.adapters.adapter import Adapter
-from v2l.adapters.segments import segments_alone, segments_asked
+from v2l.adapters.segments import keep_segments, segments_for
 from v2l.errors import V2LError
 from v2l.evaluation.ablation import ablated
 from v2l.evaluation.conditions import (
@@ -103,7 +103,7 @@ class Evaluation:
         """record: the benchmark and the choice of its samples, written into `output`; None for a manifest
         in_context: answers shared with evaluations of other settings, by video, reading, question and length
         """
-        self.origin = check_belongs(hypernetwork, vlm)
+        self.provenance = check_belongs(hypernetwork, vlm)
         self.vlm, self.hypernetwork, self.setting = vlm, hypernetwork, setting
         self.clips = {asked[0].clip: asked for asked in group_by_clip(examples)}
         if len(self.clips) < 2:
@@ -111,7 +111,7 @@ class Evaluation:
         header = {
             "v2l": 1,
             "model": vlm.fingerprint,
-            "hypernetwork": self.origin.sha256,
+            "hypernetwork": self.provenance.sha256,
             "dtype": str(vlm.dtype),
             **setting.record(),
             **({"times": "chosen"} if setting.segments > 1 else {}),  # segments are selected by time; once all answered
@@ -181,7 +181,7 @@ class Evaluation:
         """Answer the questions about one clip under a condition."""
         prompts = [example.prompt for example in examples]
         longest = self.setting.max_new_tokens
-        asked = [segments_asked(adapter, prompt) for prompt in prompts]
+        asked = [segments_for(adapter, prompt) for prompt in prompts]
         if condition == NOTHING:
             return ask_each(None, prompts, self.vlm, longest)
         if condition == IN_CONTEXT:
@@ -209,7 +209,7 @@ class Evaluation:
     def _reading(self, example: Example, adapter: Adapter | None = None, segments: Sequence[int] = ()) -> Reading:
         """Return the part of an example's clip that is in context: all of it, or the range of some segments."""
         reading = dataclasses.replace(self.setting.reading, start=example.start, end=example.end)
-        reading = fill_reading(reading, self.origin.trained_with, self.vlm.geometry)
+        reading = fill_reading(reading, self.provenance.trained_with, self.vlm.geometry)
         if self.setting.in_context_frames:
             reading = dataclasses.replace(reading, frames=self.setting.in_context_frames)
         if adapter is None or len(segments) == len(adapter.description.segments):
@@ -239,7 +239,7 @@ class Evaluation:
 def _part(adapter: Adapter, segments: Sequence[int]) -> Adapter:
     """Return the adapter of some segments; all of them if it, as another clip's may, has none of those."""
     every = range(len(adapter.description.segments))
-    return segments_alone(adapter, [number for number in segments if number in every] or every)
+    return keep_segments(adapter, [number for number in segments if number in every] or every)
 
 
 def _result(example: Example, clip: int, answers: dict[str, str], error: str | None = None) -> Result:

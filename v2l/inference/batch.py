@@ -142,10 +142,10 @@ def _prepare(target: Target, options: EncodeOptions, loader: ModelLoader) -> _Pr
 
 def _compare_and_start(target: Target, options: EncodeOptions, loader: ModelLoader) -> _Prepared:
     _check_output(target)
-    reading = fill_reading(options.reading, loader.origin.trained_with, loader.folder.geometry)
+    reading = fill_reading(options.reading, loader.provenance.trained_with, loader.folder.geometry)
     why = ""
     if not options.overwrite:
-        wanted = Wanted(target.video, reading, loader.fingerprint, loader.origin)
+        wanted = Wanted(target.video, reading, loader.fingerprint, loader.provenance)
         found = check_staleness(target.output, wanted, options.check_hash, options.any_reading)
         if found.state == "current":
             return _Prepared(target, Outcome(target, "current"))

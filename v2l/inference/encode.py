@@ -30,7 +30,7 @@ from v2l.io.text import printable
 from v2l.models.checkpoint import check_belongs
 from v2l.models.hypernetwork import Hypernetwork, Provenance
 from v2l.models.smolvlm import FrozenVLM, Window
-from v2l.video.decoding import decoder_version
+from v2l.video.client import decoder_version
 from v2l.video.sampling import Reading, decoded_by, frame_range
 
 TOKENS_OF_ALL_LAYERS = 8192
@@ -93,7 +93,7 @@ class PendingEncode:
 
     path: str | os.PathLike
     reading: Reading
-    origin: Provenance
+    provenance: Provenance
     status: tuple[int, int, int, int]
     source: FileIdentity
     plan: FramePlan
@@ -103,19 +103,19 @@ def start_encode(
     path: str | os.PathLike, vlm: FrozenVLM, hypernetwork: Hypernetwork, reading: Reading
 ) -> PendingEncode:
     """Start to encode a video: the part that does not run the model, so that another video can use it meanwhile."""
-    origin = check_belongs(hypernetwork, vlm)
-    reading = fill_reading(reading, origin.trained_with, vlm.geometry)
+    provenance = check_belongs(hypernetwork, vlm)
+    reading = fill_reading(reading, provenance.trained_with, vlm.geometry)
     before = _status(path)
     source = identify(path)
-    return PendingEncode(path, reading, origin, before, source, plan_frames(path, vlm, reading).prefetch())
+    return PendingEncode(path, reading, provenance, before, source, plan_frames(path, vlm, reading).prefetch())
 
 
 def finish_encode(
     pending: PendingEncode, vlm: FrozenVLM, hypernetwork: Hypernetwork, progress: Progress = lambda done, total: None
 ) -> Adapter:
     """Run the model on a started encode and return the adapter."""
-    path, reading, origin = pending.path, pending.reading, pending.origin
-    trained_with, layers = origin.trained_with, vlm.num_layers
+    path, reading, provenance = pending.path, pending.reading, pending.provenance
+    trained_with, layers = provenance.trained_with, vlm.num_layers
 
     # Encode the frames and read their hidden states
     encoded = encode_images(pending.plan, vlm, lambda done, frames: progress(done, frames + layers))
@@ -150,7 +150,7 @@ def finish_encode(
     rank = hypernetwork.config.rank
     description = Description(
         base_model=BaseModel(vlm.id, vlm.revision, vlm.fingerprint),
-        hypernetwork=HypernetworkInfo(origin.id, origin.sha256, trained_with.windows, trained_with.segments),
+        hypernetwork=HypernetworkInfo(provenance.id, provenance.sha256, trained_with.windows, trained_with.segments),
         segments=(segment,),
         blocks=(Block(rank, segments=1, relative_error=0.0),),
         bias_rank=rank,

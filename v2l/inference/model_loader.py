@@ -45,7 +45,7 @@ class ModelLoader:
         return self.folder.fingerprint()
 
     @cached_property
-    def origin(self) -> Provenance:
+    def provenance(self) -> Provenance:
         """Provenance of the hypernetwork, read from its file."""
         return read_provenance(self.hypernetwork_source or self.model)
 
@@ -71,7 +71,7 @@ class ModelLoader:
 
     def check(self) -> None:
         """Raises V2LError if the model or its hypernetwork is missing. Loads neither."""
-        _ = self.fingerprint, self.origin
+        _ = self.fingerprint, self.provenance
 
     def load(self) -> tuple[FrozenVLM, Hypernetwork]:
         """Load both, for encoding. Raises ModelError if one cannot be loaded, since every video would fail."""

@@ -21,7 +21,7 @@ from v2l.io.text import printable
 from v2l.models.hypernetwork import TrainedWith
 from v2l.models.processor import PromptFrame, VisionGeometry, frame_images, prompt_frames, tile_grid, video_text
 from v2l.models.smolvlm import IMAGES_AT_ONCE, FrozenVLM, Window
-from v2l.video.decoding import probe, read_frames
+from v2l.video.client import probe, read_frames
 from v2l.video.sampling import Reading, Video, choose_frames
 
 AHEAD = 2

@@ -16,7 +16,7 @@ from v2l.errors import V2LError
 from v2l.io.files import identify, time_of_check, unreadable
 from v2l.io.text import printable
 from v2l.models.hypernetwork import Provenance
-from v2l.video.decoding import probe, read_frames
+from v2l.video.client import probe, read_frames
 from v2l.video.sampling import READING_REVISION, Reading, choose_frames, revision_of
 
 
@@ -27,7 +27,7 @@ class Wanted:
     video: Path
     reading: Reading
     fingerprint: str
-    origin: Provenance
+    provenance: Provenance
 
 
 @dataclass(frozen=True)
@@ -61,18 +61,18 @@ def check_staleness(output: Path, wanted: Wanted, check_hash: bool = False, any_
     made = adapter.description
     if made.base_model.fingerprint != wanted.fingerprint:
         return Staleness("foreign", f"{printable(made.base_model.id)} ({made.base_model.fingerprint[:12]})")
-    if made.hypernetwork.sha256 != wanted.origin.sha256:
+    if made.hypernetwork.sha256 != wanted.provenance.sha256:
         return Staleness("stale", "it was made by another hypernetwork")
     segment = made.segments[0]
     if any_reading:
         return _compare_source(output, adapter, wanted.video, check_hash)
     if len(made.segments) != 1:
         return Staleness("stale", f"it holds {len(made.segments)} segments")
-    now = {**asdict(wanted.reading), "window_frames": wanted.origin.trained_with.window_frames}
+    now = {**asdict(wanted.reading), "window_frames": wanted.provenance.trained_with.window_frames}
     then = {**asdict(segment.reading), "window_frames": segment.window_frames}
     was_kept, keep = then.pop("keep_damaged"), now.pop("keep_damaged")
     changed = [f"{name} was {then[name]} and is {now[name]}" for name in now if now[name] != then[name]]
-    if segment.prompt != wanted.origin.trained_with.prompt:
+    if segment.prompt != wanted.provenance.trained_with.prompt:
         changed.append("the internalization prompt changed")
     if was_kept and not keep:
         changed.append("it was made from damaged frames and --keep-damaged was not given")

@@ -1,1 +1,1 @@
-"""Files and text: atomic writes, sealed safetensors files, JSONL journals, manifests, and text that is safe to print."""
+"""Files and text: atomic writes, sealed safetensors files, JSONL journals, manifests and printable text."""

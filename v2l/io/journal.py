@@ -1,4 +1,4 @@
-"""A JSONL file of results that an interrupted run goes on from: what it is about in its first line, then one a line."""
+"""A JSONL file of results, from which an interrupted run resumes: a header line, then one record per line."""
 
 from __future__ import annotations
 
@@ -14,47 +14,47 @@ from v2l.io.text import printable
 
 
 class Journal:
-    """header: plain values that decide whether earlier results still count; what: such a file in words, of: what the
-    header tells, both for messages
+    """A journal at `path`. Use it as a context manager to append to it.
 
-    rows: the records that are there; a last line that was cut short is dropped
-    Making one only looks at the file. Raises V2LError where it is no such file, or one with another header.
+    header: plain values that must equal those of an existing file; kind: what such a file is, and subject: what the
+        header identifies, both as words for messages
+    rows: the existing records; an incomplete last line is dropped
+    Creating a Journal only reads the file. Raises V2LError if it is not a journal, or has another header.
     """
 
-    def __init__(self, path: Path, header: Mapping[str, Any], what: str, of: str):
-        self.path, self.what = path, what
+    def __init__(self, path: Path, header: Mapping[str, Any], kind: str, subject: str):
+        self.path, self.kind = path, kind
         self._header = json.dumps(header)
         text = self._text()
-        self._whole, _, self._rest = text.rpartition("\n")
-        if text and not self._whole and not self._header.startswith(text):
+        self._complete, _, self._incomplete = text.rpartition("\n")
+        if text and not self._complete and not self._header.startswith(text):
             raise self.foreign()
         try:
-            found, *self.rows = [json.loads(line) for line in self._whole.splitlines()] or [json.loads(self._header)]
+            found, *self.rows = [json.loads(line) for line in self._complete.splitlines()] or [json.loads(self._header)]
         except ValueError as error:
             raise self.foreign() from error
         expected = json.loads(self._header)
         if not isinstance(found, dict) or found.keys() != expected.keys():
             raise self.foreign()
         if found != expected:
-            raise V2LError(f"{printable(path)} was made with another {of}; name another file, or move it away")
+            raise V2LError(f"{printable(path)} was made with another {subject}; name another file, or move it away")
         if not all(isinstance(row, dict) for row in self.rows):
             raise self.foreign()
 
     def __enter__(self) -> Journal:
-        """Leaves it at the end of its last whole line, the header written."""
-        if not self._whole:
+        """Write the header if it is missing, and cut off an incomplete last line."""
+        if not self._complete:
             write_atomically(self.path, (self._header + "\n").encode())
-        elif self._rest:
-            write_atomically(self.path, (self._whole + "\n").encode())
-        self._whole, self._rest = self._whole or self._header, ""  # it may be entered again
+        elif self._incomplete:
+            write_atomically(self.path, (self._complete + "\n").encode())
+        self._complete, self._incomplete = self._complete or self._header, ""  # so that it can be entered again
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Nothing is left to write."""
+        """Do nothing: every record is already written."""
 
     def add(self, row: Mapping[str, Any]) -> None:
-        """One record, there before the next is begun. Raises V2LError where it cannot be written; the file keeps those
-        before it."""
+        """Append a record. Raises V2LError if it cannot be written; the earlier records stay intact."""
         append_line(self.path, json.dumps(row))
 
     def _text(self) -> str:
@@ -66,5 +66,5 @@ class Journal:
             raise self.foreign() from error
 
     def foreign(self) -> V2LError:
-        """The error for a file whose records are not what they should be."""
-        return V2LError(f"{printable(self.path)} is no {self.what} to go on from; name another file, or move it away")
+        """Return the error for a file that is not a journal of this kind."""
+        return V2LError(f"{printable(self.path)} is not a resumable {self.kind}; name another file, or move it away")

@@ -1,8 +1,8 @@
-"""The manifest: one example a line, as the published training and evaluation write them (paper section 4).
+"""The manifest: one example per line, in the format of the published training and evaluation (paper section 4).
 
 A row is a JSON object with `id`, `video_path`, and either `prompt` and `target_text` or their aliases `question` and
-`answer`; `task_type` ("caption", or "qa" where the aliases are used), `clip_start_sec` and `clip_end_sec` (seconds),
-`split`, `dataset` and `metadata` are optional. What else stands in a row is kept out of the way.
+`answer`. Optional are `task_type` (default "caption", or "qa" with the aliases), `clip_start_sec` and `clip_end_sec`
+(seconds), `split`, `dataset` and `metadata`. Other fields are ignored.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from v2l.io.files import unreadable
 from v2l.io.text import printable
 
 MAX_LINE = 1_000_000
-"""Characters of one row; a longer line is no manifest's."""
+"""Limit of characters per row."""
 
 
 @dataclass(frozen=True)
 class Example:
-    """One row.
+    """A row of a manifest.
 
-    video: where the video is, the manifest's folder taken into account
-    task: "caption" or "qa", as the row's task type has it
-    kind: what sort of question it is, by which scores are told apart: `metadata.kind`, else the task type
-    start, end: seconds of the clip in its video, None for its beginning and its end
+    video: path of the video; relative ones are resolved against the manifest's folder
+    task: "caption" or "qa", from the row's task type
+    kind: category by which scores are reported: `metadata.kind`, else the task type
+    start, end: bounds of the clip in seconds of its video, None for the start and the end of the video
     """
 
     id: str
@@ -44,20 +44,20 @@ class Example:
 
     @property
     def clip(self) -> tuple[Path, float | None, float | None]:
-        """What the example is about; examples with the same clip share their adapter."""
+        """The video and the bounds. Examples with the same clip share an adapter."""
         return self.video, self.start, self.end
 
 
 def read_manifest(path: str | os.PathLike, root: str | os.PathLike | None = None) -> list[Example]:
-    """All examples of a manifest, in its order.
+    """Read all examples of a manifest, in its order.
 
-    root: the folder that relative video paths start from, the manifest's own where None
-    Raises V2LError, naming file and line, where it cannot be read, a row is not as above, or an id comes twice.
+    root: folder that relative video paths are resolved against, default: the manifest's folder
+    Raises V2LError, with file and line, if it cannot be read, a row is invalid, or an id is repeated.
     """
     path = Path(path)
     folder = Path(root) if root is not None else path.parent
     examples: list[Example] = []
-    seen: set[str] = set()
+    ids: set[str] = set()
     try:
         with open(path, encoding="utf-8") as file:
             for number, line in enumerate(file, start=1):
@@ -65,23 +65,23 @@ def read_manifest(path: str | os.PathLike, root: str | os.PathLike | None = None
                     continue
                 try:
                     example = _example(line, folder)
-                    if example.id in seen:
-                        raise ValueError(f"the id {printable(example.id)} is there twice")
+                    if example.id in ids:
+                        raise ValueError(f"the id {printable(example.id)} is repeated")
                 except ValueError as error:
-                    raise V2LError(f"{printable(path)}, line {number}: {printable(error)}; mend that row") from error
-                seen.add(example.id)
+                    raise V2LError(f"{printable(path)}, line {number}: {printable(error)}; fix that row") from error
+                ids.add(example.id)
                 examples.append(example)
     except OSError as error:
         raise unreadable(path, error) from error
     except UnicodeDecodeError as error:
-        raise V2LError(f"{printable(path)} is not UTF-8 text; a manifest is JSON lines") from error
+        raise V2LError(f"{printable(path)} is not UTF-8 text; a manifest is a JSON Lines file") from error
     if not examples:
-        raise V2LError(f"{printable(path)} holds no examples; a manifest is JSON lines, one example each")
+        raise V2LError(f"{printable(path)} has no examples; a manifest is a JSON Lines file with one example per line")
     return examples
 
 
 def group_by_clip(examples: Sequence[Example]) -> list[list[Example]]:
-    """The examples of each clip, clips in the manifest's order."""
+    """Group examples by clip, clips in the order of their first example."""
     clips: dict[tuple, list[Example]] = {}
     for example in examples:
         clips.setdefault(example.clip, []).append(example)
@@ -90,7 +90,7 @@ def group_by_clip(examples: Sequence[Example]) -> list[list[Example]]:
 
 def _example(line: str, folder: Path) -> Example:
     if len(line) > MAX_LINE:
-        raise ValueError("it is too long for a row")
+        raise ValueError("it is too long")
     try:
         row = json.loads(line)
     except RecursionError as error:
@@ -103,7 +103,7 @@ def _example(line: str, folder: Path) -> Example:
     task = _text(row, "task_type", default="qa" if "question" in row else "caption")
     start, end = _time(row, "clip_start_sec"), _time(row, "clip_end_sec")
     if start is not None and end is not None and start >= end:
-        raise ValueError(f"its clip ends at {end:g} s, not after its start at {start:g} s")
+        raise ValueError(f"its clip ends at {end:g} s, which is not after its start at {start:g} s")
     return Example(
         id=_text(row, "id"),
         video=folder / _text(row, "video_path"),
@@ -117,11 +117,11 @@ def _example(line: str, folder: Path) -> Example:
 
 
 def _text(row: Mapping[str, Any], *names: str, default: str | None = None) -> str:
-    """The first of the named fields that is there, which must be text that says something."""
+    """Return the first of the named fields that is present; raises ValueError if it is not a non-blank string."""
     for name in names:
         if row.get(name) is not None:
             if not isinstance(row[name], str) or not row[name].strip():
-                raise ValueError(f"its {name} is not a text")
+                raise ValueError(f"its {name} is not a non-blank string")
             return row[name]
     if default is None:
         raise ValueError(f"it has no {' or '.join(names)}")
@@ -133,5 +133,5 @@ def _time(row: Mapping[str, Any], name: str) -> float | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float) or not (math.isfinite(value) and value >= 0):
-        raise ValueError(f"its {name} is {value!r}, not a number of seconds from 0 up")
+        raise ValueError(f"its {name} is {value!r}, not a non-negative number of seconds")
     return float(value)

@@ -1,9 +1,9 @@
-"""Frozen dataclasses to JSON and back, strictly: the metadata of v2l's files.
+"""Strict conversion of frozen dataclasses to JSON and back, for the metadata of v2l's files.
 
 A record's fields are str, int, float, bool, another record, `X | None` or `tuple[X, ...]`. Reading accepts exactly
-those fields with exactly those types, so that a file of a later or a foreign make is refused and never half understood.
-A field that is `later` than its record's first files is written only where it says more than they do: they stay as they
-are, to the byte.
+those fields with exactly those types, so that a file of another version or program is refused rather than partly
+understood. A field marked `added_later` is written only if it differs from its default, so that files from before it
+stay equal to the byte.
 """
 
 from __future__ import annotations
@@ -11,43 +11,52 @@ from __future__ import annotations
 import dataclasses
 import math
 from types import NoneType, UnionType
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Protocol, TypeVar, get_args, get_origin, get_type_hints
 
-Record = TypeVar("Record")
+
+class Dataclass(Protocol):
+    """Any dataclass, for type checkers."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+
+Record = TypeVar("Record", bound=Dataclass)
 MAX_TEXT = 4096
-"""Characters of one string; longer ones are refused."""
+"""Limit of characters of one string."""
 MAX_INT = 2**63 - 1
-"""The largest whole number; beyond 10^308 one cannot even be compared with a float."""
+"""Limit of an integer. Integers beyond 10^308 cannot be compared with a float."""
 
 
-def later(default: Any) -> Any:
-    """A dataclass field that files from before it do not have; `default` is what they mean."""
-    return dataclasses.field(default=default, metadata={"later": True})
+def added_later(default: Any) -> Any:
+    """Declare a dataclass field that earlier files lack; they are read with `default`."""
+    return dataclasses.field(default=default, metadata={"added_later": True})
 
 
-def to_json(record: Any) -> dict[str, Any]:
-    """A record as plain JSON values."""
+def to_json(record: Dataclass) -> dict[str, Any]:
+    """Convert a record to plain JSON values."""
     return {
         field.name: _write(getattr(record, field.name))
         for field in dataclasses.fields(record)
-        if "later" not in field.metadata or getattr(record, field.name) != field.default
+        if "added_later" not in field.metadata or getattr(record, field.name) != field.default
     }
 
 
 def _write(value: Any) -> Any:
     if isinstance(value, tuple):
         return [_write(item) for item in value]
-    return to_json(value) if dataclasses.is_dataclass(value) else value
+    return to_json(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else value
 
 
 def from_json(kind: type[Record], value: Any, where: str) -> Record:
-    """The record of type `kind` that `value` describes. `where` names the place in the message of the ValueError
-    that anything unexpected raises."""
+    """Convert JSON values to a record of type `kind`.
+
+    where: path of the value, for messages. Raises ValueError for anything unexpected.
+    """
     hints = get_type_hints(kind)
-    needed = {field.name for field in dataclasses.fields(kind) if "later" not in field.metadata}
-    if not isinstance(value, dict) or not needed <= value.keys() <= hints.keys():
+    required = {field.name for field in dataclasses.fields(kind) if "added_later" not in field.metadata}
+    if not isinstance(value, dict) or not required <= value.keys() <= hints.keys():
         raise ValueError(f"{where} must be an object with exactly {', '.join(sorted(hints))}")
-    return kind(**{name: _read(hints[name], held, f"{where}.{name}") for name, held in value.items()})
+    return kind(**{name: _read(hints[name], item, f"{where}.{name}") for name, item in value.items()})
 
 
 def _read(hint: Any, value: Any, where: str) -> Any:
@@ -57,15 +66,15 @@ def _read(hint: Any, value: Any, where: str) -> Any:
     if get_origin(hint) is tuple:
         if not isinstance(value, list):
             raise ValueError(f"{where} must be a list")
-        return tuple(_read(get_args(hint)[0], item, f"{where}[{place}]") for place, item in enumerate(value))
-    if dataclasses.is_dataclass(hint):
+        return tuple(_read(get_args(hint)[0], item, f"{where}[{index}]") for index, item in enumerate(value))
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         return from_json(hint, value, where)
-    if type(value) is not hint:  # exact: True is no int, 1 is no float
+    if type(value) is not hint:  # exact: bool is not accepted as int, nor int as float
         raise ValueError(f"{where} must be of type {hint.__name__}")
     if hint is str and len(value) > MAX_TEXT:
         raise ValueError(f"{where} is longer than {MAX_TEXT} characters")
     if hint is int and not 0 <= value <= MAX_INT:
         raise ValueError(f"{where} must be a whole number from 0 to {MAX_INT}")
     if hint is float and not 0 <= value < math.inf:
-        raise ValueError(f"{where} must be a finite number from 0 up")
+        raise ValueError(f"{where} must be a finite, non-negative number")
     return value

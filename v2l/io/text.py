@@ -1,11 +1,11 @@
-"""Text that is safe to print, whoever wrote it, and numbers as people read them."""
+"""Escaping of untrusted text, and formatting of sizes and times."""
 
 from __future__ import annotations
 
 import unicodedata
 
 MAX_SHOWN = 200
-"""Characters of a foreign string in a message."""
+"""Limit of characters of an untrusted string in a message."""
 
 
 def escape(text: str, keep: str = "") -> str:
@@ -18,23 +18,23 @@ def escape(text: str, keep: str = "") -> str:
 
 
 def _is_harmless(char: str) -> bool:
-    # str.isprintable() denies every space but the common one; French and Japanese text is full of others
+    # str.isprintable() is false for every space but U+0020; French and Japanese text uses others
     return char.isprintable() or char in "\u200c\u200d" or unicodedata.category(char) == "Zs"
 
 
 def inert(text: str) -> str:
-    """Escape text of several lines; newlines and tabs stay."""
+    """Escape multi-line text; newlines and tabs stay."""
     return escape(text, keep="\n\t")
 
 
 def printable(value: object) -> str:
-    """Escape a file name or a foreign string for a message, cut to `MAX_SHOWN` characters."""
+    """Escape a file name or an untrusted string for a message, cut to `MAX_SHOWN` characters."""
     shown = escape(str(value))
     return shown if len(shown) <= MAX_SHOWN else shown[: MAX_SHOWN - 3] + "..."
 
 
 def tab_separated(*fields: str) -> str:
-    """Join fields to one line; backslashes, tabs and line ends inside them are escaped, so that a reader can undo it."""
+    """Join fields to one line; backslashes, tabs and line ends inside them are escaped reversibly."""
     escaped = (
         field.replace("\\", "\\\\").replace("\t", "\\t").replace("\n", "\\n").replace("\r", "\\r") for field in fields
     )

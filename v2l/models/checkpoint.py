@@ -1,7 +1,7 @@
-"""Hypernetwork weights on disk: v2l's own safetensors file, and the published pickles, imported without running them.
+"""Load and save hypernetworks: v2l's safetensors files, and published `.pt` files, which are never executed.
 
-v2l's file holds the published state dict under its published names, and in its metadata the sizes, the frozen model
-it belongs to and what it was trained with.
+The safetensors file holds the published state dict under its published names. Its metadata states the sizes, the
+frozen model that the hypernetwork belongs to, and the settings it was trained with.
 """
 
 from __future__ import annotations
@@ -26,19 +26,20 @@ from v2l.models.smolvlm import FrozenVLM
 
 VERSION = 1
 MAX_SIZE = 2**18
-"""Of a width, a rank or a number of layers: ten times what any such network has, and no product of them overflows."""
+"""Largest width, rank or number of layers: ten times that of any such network, and no product of them overflows."""
 MAX_FILE_BYTES = 4 << 30
 FILE_NAME = "hypernetwork.safetensors"
-"""What a model folder calls the hypernetwork that belongs to it."""
+"""Name of the hypernetwork's file in a model folder."""
 
-# Part of what the sha256 of a published checkpoint seals: a change here makes adapters of before and after strangers.
+# Part of the content that the sha256 of a published checkpoint covers: after a change here, new adapters do not compose
+# with older ones.
 PUBLISHED_TRAINING = {
     # (base model, layers, hidden size, rank) -> how the published checkpoint was trained (paper section 4)
     ("HuggingFaceTB/SmolVLM2-500M-Video-Instruct", 32, 960, 16): TrainedWith(frames=12, fps=1.0, resolution=384),
     ("HuggingFaceTB/SmolVLM2-2.2B-Instruct", 24, 2048, 16): TrainedWith(frames=12, fps=1.0, resolution=384),
 }
 
-# What else a published configuration can ask for has no code behind it there, or is not what was published.
+# The published checkpoints have these values. Others are not implemented by the published code or were not published.
 _PUBLISHED_CHOICES = {
     "per_rank_gen": True,
     "use_bias": True,
@@ -53,13 +54,13 @@ _PUBLISHED_AGGREGATOR = {"num_self_attn_per_block": 0, "shared_weights": False, 
 
 
 def load_hypernetwork(source: str | os.PathLike, device: str | torch.device | None = None) -> Hypernetwork:
-    """A hypernetwork with its weights, in float32, ready to generate.
+    """Load a hypernetwork with its weights, in float32 and in eval mode.
 
     source: a preset (tiny, smolvlm2-500m, smolvlm2-2.2b), v2l's .safetensors, a folder that holds one, or a published
         .pt, which is read without executing anything in it
-    device: default as for `load_vlm`, so that the two meet
+    device: default as for `load_vlm`
 
-    Raises V2LError where it is missing, damaged or not a hypernetwork that v2l implements.
+    Raises V2LError if it is missing, damaged or not a hypernetwork that v2l implements.
     """
     device = choose_device(device)
     path = _locate(os.fspath(source))
@@ -71,35 +72,37 @@ def load_hypernetwork(source: str | os.PathLike, device: str | torch.device | No
 
 
 def read_provenance(source: str | os.PathLike) -> Provenance:
-    """What a hypernetwork's file says of itself, without its weights; a published .pt is read whole.
+    """Read the provenance of a hypernetwork without its weights; a published .pt is read whole.
 
     source: as for `load_hypernetwork`. Raises V2LError as that does.
     """
     path = _locate(os.fspath(source))
     if path.suffix == ".pt":
-        return _from_published(read_published(path), path).origin
+        provenance = _from_published(read_published(path), path).provenance
+        assert provenance is not None  # set by _from_published
+        return provenance
     return _described(read_metadata(path, "hypernetwork", VERSION, MAX_FILE_BYTES), path)[1]
 
 
 def save_hypernetwork(hypernetwork: Hypernetwork, path: str | os.PathLike) -> None:
-    """Writes v2l's own file, whole or not at all: same weights and origin, same bytes. Raises V2LError for an origin
-    that could not be read again."""
-    if hypernetwork.origin is None:
-        raise V2LError("this hypernetwork has no origin to record; set one with with_provenance() before saving it")
+    """Write v2l's safetensors file, atomically. The same weights and provenance give the same bytes. Raises V2LError if
+    there is no provenance, or if its values could not be read again."""
+    if hypernetwork.provenance is None:
+        raise V2LError("this hypernetwork has no provenance to record; set it with with_provenance() before saving")
     try:
-        hypernetwork.origin.check()
+        hypernetwork.provenance.check()
     except ValueError as error:
         raise V2LError(f"cannot write {printable(path)}: {error}; train with other settings") from error
-    write_tensors(path, hypernetwork.state_dict(), file_metadata(hypernetwork.config, hypernetwork.origin))
+    write_tensors(path, hypernetwork.state_dict(), file_metadata(hypernetwork.config, hypernetwork.provenance))
 
 
 def import_checkpoint(checkpoint: str | os.PathLike, output: str | os.PathLike) -> Hypernetwork:
-    """Reads a published .pt and writes it as v2l's safetensors. Both make the same adapters, under the same sha256.
+    """Convert a published .pt to v2l's safetensors file. Both generate the same adapters, under the same sha256.
 
-    Raises V2LError, with nothing written, where the file is anything but a published checkpoint.
+    Raises V2LError, and writes nothing, if the file is not a published checkpoint.
     """
     if Path(output).suffix != ".safetensors":
-        raise V2LError(f"{printable(output)} must end in .safetensors, so that v2l knows it again")
+        raise V2LError(f"{printable(output)} must end in .safetensors; v2l recognises the file by it")
     hypernetwork = _from_published(read_published(checkpoint), Path(checkpoint))
     save_hypernetwork(hypernetwork, output)
     return hypernetwork
@@ -108,10 +111,10 @@ def import_checkpoint(checkpoint: str | os.PathLike, output: str | os.PathLike) 
 def with_provenance(
     hypernetwork: Hypernetwork, id: str, base_model: str, base_fingerprint: str | None, trained_with: TrainedWith
 ) -> Hypernetwork:
-    """The same hypernetwork, told where it comes from; the sha256 of its weights as they are is taken here."""
+    """Set the provenance of a hypernetwork, with the sha256 of its current weights. Returns the same object."""
     unsealed = Provenance(id, base_model, base_fingerprint, trained_with, sha256="")
     sha256 = content_sha256(file_metadata(hypernetwork.config, unsealed), hypernetwork.state_dict())
-    hypernetwork.origin = Provenance(id, base_model, base_fingerprint, trained_with, sha256)
+    hypernetwork.provenance = Provenance(id, base_model, base_fingerprint, trained_with, sha256)
     return hypernetwork
 
 
@@ -121,11 +124,11 @@ def _locate(source: str) -> Path:
     if source in PRESETS:
         return cached_hypernetwork(PRESETS[source])
     path = Path(source)
-    if os.path.isdir(path):  # unlike Path.is_dir, it raises for no name
+    if os.path.isdir(path):  # unlike Path.is_dir, it never raises
         path = path / FILE_NAME
     if path.suffix not in (".pt", ".safetensors"):
         raise V2LError(
-            f"{printable(source)} is no hypernetwork; name a .safetensors, a published .pt or one of "
+            f"{printable(source)} is not a hypernetwork; name a .safetensors, a published .pt or one of "
             f"{', '.join(['tiny', *PRESETS])}"
         )
     return path
@@ -134,44 +137,44 @@ def _locate(source: str) -> Path:
 # v2l's own file ----------------------------------------------------------------------------------------------------
 
 
-def file_metadata(config: HypernetworkConfig, origin: Provenance) -> dict[str, Any]:
-    """Everything in the file's metadata but the sha256, which seals it and the weights."""
-    described = to_json(origin)
+def file_metadata(config: HypernetworkConfig, provenance: Provenance) -> dict[str, Any]:
+    """Return the metadata of the file without the sha256, which is computed over it and the weights."""
+    described = to_json(provenance)
     described.pop("sha256")
     return {"format": "v2l-hypernetwork", "version": VERSION, "config": to_json(config), **described}
 
 
 def _from_safetensors(path: Path) -> Hypernetwork:
     tensors, metadata = read_tensors(path, "hypernetwork", VERSION, MAX_FILE_BYTES)
-    config, origin = _described(metadata, path)
+    config, provenance = _described(metadata, path)
     try:
         hypernetwork = _filled(config, tensors)
     except ValueError as error:
         raise damaged(path, "hypernetwork", printable(error)) from error
-    hypernetwork.origin = origin
+    hypernetwork.provenance = provenance
     return hypernetwork
 
 
 def _described(metadata: dict[str, Any], path: Path) -> tuple[HypernetworkConfig, Provenance]:
     try:
         config = from_json(HypernetworkConfig, metadata.pop("config", None), "config")
-        origin = from_json(Provenance, metadata, "metadata")
-        origin.check()
-        return config, origin
+        provenance = from_json(Provenance, metadata, "metadata")
+        provenance.check()
+        return config, provenance
     except ValueError as error:
         raise damaged(path, "hypernetwork", printable(error)) from error
 
 
 def _filled(config: HypernetworkConfig, tensors: Mapping[str, torch.Tensor]) -> Hypernetwork:
-    """A hypernetwork of these sizes with exactly these weights. Raises ValueError where they do not fit."""
+    """Build a hypernetwork of these sizes with exactly these weights. Raises ValueError if they do not fit."""
     sizes = to_json(config).values()
     if (
         not 0 < min(sizes) <= max(sizes) <= MAX_SIZE
         or config.num_heads % config.num_kv_heads
         or config.num_blocks > 1000
     ):
-        raise ValueError("its sizes make no network")
-    with torch.device("meta"):  # nothing is allocated by what a file claims
+        raise ValueError("its sizes are out of range")
+    with torch.device("meta"):  # allocate nothing by the sizes that a file claims
         hypernetwork = Hypernetwork(config)
     expected = hypernetwork.state_dict()
     for name in sorted(expected.keys() ^ tensors.keys()):
@@ -191,7 +194,7 @@ def _filled(config: HypernetworkConfig, tensors: Mapping[str, torch.Tensor]) -> 
 def _from_published(published: PublishedCheckpoint, path: Path) -> Hypernetwork:
     try:
         config = _published_config(published)
-        # copies, because tensors of a foreign file may share their memory
+        # clone, because tensors of an untrusted file may share memory
         hypernetwork = _filled(config, {name: tensor.clone() for name, tensor in published.tensors.items()})
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise V2LError(
@@ -236,19 +239,21 @@ def _published_config(published: PublishedCheckpoint) -> HypernetworkConfig:
 
 
 def check_belongs(hypernetwork: Hypernetwork, vlm: FrozenVLM) -> Provenance:
-    """The hypernetwork's origin. Raises V2LError, with both names, where it was trained for another model or stands
-    on another device."""
-    origin = hypernetwork.origin
-    if origin is None:
-        raise V2LError("this hypernetwork was not loaded from a file; adapters must say what made them")
-    if not fits(hypernetwork, vlm) or origin.base_fingerprint not in (None, vlm.fingerprint):
+    """Check that a hypernetwork belongs to a model, and return its provenance. Raises V2LError, with both names, if it
+    was trained for another model or is on another device."""
+    provenance = hypernetwork.provenance
+    if provenance is None:
         raise V2LError(
-            f"the hypernetwork {printable(origin.id)} was trained for {printable(origin.base_model)}, the model at "
-            f"hand is {printable(vlm.id)}; load the two that belong together"
+            "this hypernetwork has no provenance, which adapters record; load it from a file, or use with_provenance()"
         )
-    if origin.base_fingerprint is None and origin.base_model.split("/")[-1] != vlm.id.split("/")[-1]:
+    if not fits(hypernetwork, vlm) or provenance.base_fingerprint not in (None, vlm.fingerprint):
+        raise V2LError(
+            f"the hypernetwork {printable(provenance.id)} was trained for {printable(provenance.base_model)} and does "
+            f"not fit {printable(vlm.id)}; load a model and a hypernetwork that belong together"
+        )
+    if provenance.base_fingerprint is None and provenance.base_model.split("/")[-1] != vlm.id.split("/")[-1]:
         warnings.warn(
-            f"the hypernetwork was trained for {printable(origin.base_model)} and the model at hand calls itself "
+            f"the hypernetwork was trained for {printable(provenance.base_model)} and the model is named "
             f"{printable(vlm.id)}; only their sizes are known to agree",
             V2LWarning,
             stacklevel=3,
@@ -256,11 +261,11 @@ def check_belongs(hypernetwork: Hypernetwork, vlm: FrozenVLM) -> Provenance:
     device = hypernetwork.head.weight.device
     if device.type != vlm.device.type:
         raise V2LError(f"the hypernetwork is on {device}, the model on {vlm.device}; load both on one device")
-    return origin
+    return provenance
 
 
 def fits(hypernetwork: Hypernetwork, vlm: FrozenVLM) -> bool:
-    """Whether the model has the sizes that the hypernetwork was made for."""
+    """Return whether the model has the sizes of the hypernetwork."""
     config, module = hypernetwork.config, vlm.down_projections[0]
     sizes = (config.num_layers, config.intermediate_size, config.hidden_size)
     return sizes == (vlm.num_layers, module.in_features, module.out_features)

@@ -1,6 +1,6 @@
-"""A SmolVLM2's `config.json`: every number that v2l uses is checked, and the tensors' shapes that follow from them.
+"""Read a SmolVLM2's `config.json`, check every number that v2l uses, and derive the shapes of the tensors.
 
-The file may come from anyone. What v2l does not use is left out, so that no library acts on it.
+The file is not trusted. Values that v2l does not use are dropped, so that no library acts on them.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from v2l.errors import V2LError
-from v2l.io.foreign import read_json, shown
 from v2l.io.text import printable
+from v2l.io.untrusted import read_json, shown
 
 MAX_IMAGE_SIZE = 2048
-"""Pixels of a side of the vision tower's image; the published models have 384 and 512."""
+"""Largest side in pixels of the vision tower's input; the published models have 384 and 512."""
 MAX_FRAME_SIZE = 16384
-"""Pixels of a frame's longest edge."""
+"""Largest longest edge of a frame, in pixels."""
 
 _WIDTH = (1, 2**18)
 _LAYERS = (1, 1024)
@@ -49,10 +49,10 @@ _ACTIVATIONS = ("silu", "gelu", "gelu_new", "gelu_pytorch_tanh", "quick_gelu", "
 
 
 def read_config(path: Path) -> tuple[Any, str | None]:
-    """Reads a model folder's config.json.
+    """Read the config.json of a model folder.
 
     Returns the transformers SmolVLMConfig, with every default filled in, and the model's public name if one is stated.
-    Raises V2LError if the file is missing, damaged, of another kind of model or states a value that v2l does not take.
+    Raises V2LError if the file is missing, damaged, of another type of model, or has a value that v2l does not accept.
     """
     stated = read_json(path)
     if stated.get("model_type") != "smolvlm":
@@ -87,8 +87,8 @@ def read_config(path: Path) -> tuple[Any, str | None]:
 
 
 class _Section:
-    """One object of config.json. Each method returns the values that are stated under those names, null left out, and
-    raises V2LError, with the name, for one that is not allowed."""
+    """One object of config.json. Each method returns the values stated under the given names, without null values, and
+    raises V2LError, with the name, for a value that is not allowed."""
 
     def __init__(self, path: Path, name: str, values: object):
         self.path, self.prefix = path, name and f"{name}."
@@ -101,7 +101,7 @@ class _Section:
         return V2LError(f"{printable(self.path)} states {stated}; v2l takes {wanted}, get another copy of the model")
 
     def numbers(self, limits: Mapping[str, tuple[int, int]]) -> dict[str, int]:
-        """Whole numbers, by name their lowest and highest value."""
+        """Return whole numbers; `limits` maps their names to the lowest and highest value."""
         found = {name: self.values[name] for name in limits if name in self.values}
         for name, value in found.items():
             lowest, highest = limits[name]
@@ -138,7 +138,8 @@ class _Section:
 
 
 def _rotary(text: _Section) -> dict[str, Any]:
-    """The settings of rotary positions: `rope_parameters` in transformers 5, `rope_theta` and `rope_scaling` before."""
+    """Return the settings of rotary positions: `rope_parameters` since transformers 5, `rope_theta` and `rope_scaling`
+    before."""
     stated = text.values.get("rope_parameters", text.values.get("rope_scaling", {}))
     rope = _Section(text.path, f"{text.prefix}rope_parameters", stated)
     rope.one_of("type", ("default",))
@@ -148,7 +149,7 @@ def _rotary(text: _Section) -> dict[str, Any]:
 
 
 def _build(path: Path, kept: dict[str, Any]) -> Any:
-    """The configuration of these values. Raises V2LError if they contradict one another."""
+    """Build the configuration of these values. Raises V2LError if they contradict each other."""
     from transformers.models.smolvlm.configuration_smolvlm import SmolVLMConfig
 
     try:
@@ -157,7 +158,8 @@ def _build(path: Path, kept: dict[str, Any]) -> Any:
     except Exception as error:  # its validation raises classes of several libraries
         reason = (str(error).strip() or type(error).__name__).splitlines()[-1].strip()
         raise V2LError(f"cannot read {printable(path)}: {shown(reason)}; get another copy") from error
-    text, vision = config.text_config, config.vision_config
+    text: Any = config.text_config  # typed as optional and as a dict, too
+    vision: Any = config.vision_config
     contradictions = {
         "text heads do not divide into key and value heads": text.num_attention_heads % text.num_key_value_heads,
         "an odd head_dim has no rotary positions": text.head_dim % 2,
@@ -174,7 +176,8 @@ def _build(path: Path, kept: dict[str, Any]) -> Any:
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Silences transformers' bars and reports for the block: v2l checks what they tell, and stderr is the user's."""
+    """Silence the progress bars and reports of transformers for the block. v2l checks what they report, and stderr
+    belongs to the user."""
     from transformers.utils import logging
 
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -189,7 +192,7 @@ def quiet_transformers() -> Iterator[None]:
 
 
 def tensor_shapes(config: Any) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Yields name and shape of every tensor of a SmolVLMForConditionalGeneration, one layer after the other."""
+    """Yield the name and shape of every tensor of a SmolVLMForConditionalGeneration, layer by layer."""
     text, vision = config.text_config, config.vision_config
     yield "model.text_model.embed_tokens.weight", (text.vocab_size, text.hidden_size)
     yield "model.text_model.norm.weight", (text.hidden_size,)

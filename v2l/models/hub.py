@@ -48,7 +48,7 @@ LONGEST_PAUSE = 30
 class HubFile:
     """A file as the hub lists it.
 
-    name: a plain file name (`lock.is_plain_name`); size: in bytes
+    name: a plain file name (`presets.is_plain_name`); size: in bytes
     digest: the sha256 (64 hexadecimal digits) of a file in LFS, the git object id (40 digits) of any other
     """
 
@@ -59,7 +59,10 @@ class HubFile:
 
 @dataclass(frozen=True)
 class Listing:
-    """A repository at one commit: its licence as printable text, and those of its files that are wanted."""
+    """A repository at one commit.
+
+    licence: as printable text; files: those that were requested
+    """
 
     commit: str
     licence: str
@@ -71,45 +74,45 @@ class NotThere(V2LError):
 
 
 class _Refused(Exception):
-    """A response with another status than 200 or 206.
+    """A response with a status other than 200 or 206.
 
-    status: of HTTP; code, words: the hub's X-Error-Code and X-Error-Message; pause: Retry-After in seconds, else 0
+    status: of HTTP; code, message: the hub's X-Error-Code and X-Error-Message; pause: Retry-After in seconds, else 0
     """
 
     def __init__(self, response: httpx2.Response):
         self.status = response.status_code
         self.code = response.headers.get("X-Error-Code", "")
-        self.words = response.headers.get("X-Error-Message", "")
+        self.message = response.headers.get("X-Error-Message", "")
         wait = response.headers.get("Retry-After", "")
         self.pause = int(wait) if wait.isdecimal() and len(wait) < 10 else 0
-        super().__init__(f"it answers {self.status}" + (f", {self.words}" if self.words else ""))
+        super().__init__(f"it answers {self.status}" + (f", {self.message}" if self.message else ""))
 
     @property
-    def passes(self) -> bool:
-        """Whether a later request may succeed."""
+    def is_temporary(self) -> bool:
+        """Return whether a later request may succeed."""
         return self.status in (408, 429) or self.status >= 500
 
 
 class _Broken(Exception):
-    """A response that ends early or violates a limit."""
+    """A response that ends early or violates the protocol."""
 
 
 # Listings ----------------------------------------------------------------------------------------------------------
 
 
 def list_files(repo: str, revision: str, wanted: Callable[[str], Any]) -> Listing:
-    """Return the commit of a revision and those of its files that are wanted.
+    """Return the commit of a revision and its files.
 
     revision: a branch, tag or commit
-    wanted: takes a file name; called for plain names only, files of other names are left out
+    wanted: selects files by name; called for plain names only, files with other names are ignored
 
     Raises NotThere if the hub does not have the repository, and V2LError if HF_HUB_OFFLINE is set, if the hub cannot be
-    reached, or if its answer is too long, too slow or not understood.
+    reached, or if its answer is too long, too slow or invalid.
     """
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
-        raise V2LError("HF_HUB_OFFLINE is set, and v2l pull is the one command that needs the network; unset it")
+        raise V2LError("HF_HUB_OFFLINE is set, and v2l pull needs the network; unset it")
     content = bytearray()
 
     def take(piece: bytes) -> None:
@@ -125,29 +128,27 @@ def list_files(repo: str, revision: str, wanted: Callable[[str], Any]) -> Listin
     with _in_one_line(repo):
         asyncio.run(fetch())
     try:
-        return _understood(bytes(content), wanted)
+        return _parse_listing(bytes(content), wanted)
     except (ValueError, RecursionError) as error:
-        raise V2LError(
-            f"the hub's answer about {repo} is not understood ({printable(error)}); check HF_ENDPOINT"
-        ) from error
+        raise V2LError(f"the hub's listing of {repo} is invalid ({printable(error)}); check HF_ENDPOINT") from error
 
 
-def _understood(content: bytes, wanted: Callable[[str], Any]) -> Listing:
+def _parse_listing(content: bytes, wanted: Callable[[str], Any]) -> Listing:
     """Parse a listing. Raise ValueError or RecursionError if it is malformed or exceeds a limit."""
-    said = json.loads(content)
-    if not isinstance(said, dict) or not isinstance(said.get("siblings"), list):
-        raise ValueError("it is no listing of files")
-    if not is_commit(said.get("sha")):
-        raise ValueError(f"{said.get('sha')!r} is no commit of 40 hexadecimal digits")
-    if len(said["siblings"]) > LISTING_FILES:
-        raise ValueError(f"it lists {len(said['siblings'])} files")
-    named = [(_name(entry), entry) for entry in said["siblings"]]
+    listing = json.loads(content)
+    if not isinstance(listing, dict) or not isinstance(listing.get("siblings"), list):
+        raise ValueError("it is not a listing of files")
+    if not is_commit(listing.get("sha")):
+        raise ValueError(f"{listing.get('sha')!r} is not a commit of 40 hexadecimal digits")
+    if len(listing["siblings"]) > LISTING_FILES:
+        raise ValueError(f"it lists {len(listing['siblings'])} files")
+    named = [(_name(entry), entry) for entry in listing["siblings"]]
     files = [_hub_file(name, entry) for name, entry in named if is_plain_name(name) and wanted(name)]
     if len({file.name for file in files}) < len(files):
         raise ValueError("it lists a file twice")
     if len(files) > WANTED_FILES or sum(file.size for file in files) > WANTED_BYTES:
         raise ValueError(f"it offers {len(files)} files of {sum(file.size for file in files) / 1e9:.1f} GB")
-    return Listing(said["sha"], _licence(said.get("cardData")), files)
+    return Listing(listing["sha"], _licence(listing.get("cardData")), files)
 
 
 def _name(entry: Any) -> str:
@@ -159,11 +160,11 @@ def _name(entry: Any) -> str:
 def _hub_file(name: str, entry: dict[str, Any]) -> HubFile:
     size, in_lfs, digest = entry.get("size"), entry.get("lfs"), entry.get("blobId")
     if type(size) is not int or not 0 <= size <= WANTED_BYTES:
-        raise ValueError(f"the size of {name} is none")
+        raise ValueError(f"the size of {name} is not valid")
     if in_lfs is not None:
         digest = in_lfs.get("sha256") if isinstance(in_lfs, dict) else None
-    if not (is_commit(digest) if in_lfs is None else is_sha256(digest)):
-        raise ValueError(f"the hash of {name} is none")
+    if not isinstance(digest, str) or not (is_commit(digest) if in_lfs is None else is_sha256(digest)):
+        raise ValueError(f"the hash of {name} is not valid")
     return HubFile(name, size, digest)
 
 
@@ -172,7 +173,7 @@ def _licence(card: Any) -> str:
     stated = stated.get("license") if isinstance(stated, dict) else stated
     stated = [stated] if isinstance(stated, str) else stated
     if stated is not None and not (isinstance(stated, list) and all(isinstance(one, str) for one in stated)):
-        raise ValueError("its licence is no text")
+        raise ValueError("its licence is not a string")
     return printable(", ".join(stated or [])) or "not stated"
 
 
@@ -196,11 +197,11 @@ def download(repo: str, commit: str, file: HubFile, target: BinaryIO) -> None:
     bar = tqdm(desc=file.name, total=file.size, initial=start, unit="B", unit_scale=True)
     with _in_one_line(repo), bar:
         while start < file.size:
-            trouble, pause = asyncio.run(_continue(url, target, file, lambda end: bar.update(end - bar.n)))
+            error, pause = asyncio.run(_continue(url, target, file, lambda end: bar.update(end - bar.n)))
             end = target.seek(0, os.SEEK_END)
             failures = 0 if end - start >= PROGRESS else failures + 1
             if end < file.size and failures == TRIES:
-                raise trouble
+                raise error
             if end < file.size:
                 time.sleep(pause)
             start = end
@@ -222,22 +223,22 @@ async def _continue(
         if target.tell() + len(piece) > file.size:
             empty()
             raise V2LError(
-                f"the hub sends more than the {file.size} bytes that it states for {file.name}; nothing of it is kept, "
-                "check HF_ENDPOINT"
+                f"the hub sends more than the {file.size} bytes that it states for {file.name}; the file was "
+                "discarded, check HF_ENDPOINT"
             )
         target.write(piece)
         report(target.tell())
 
     try:
         async with _response(url, {"Range": f"bytes={start}-"} if start else {}) as response:
-            if response.status_code == 200:  # all of it, whatever was asked for
+            if response.status_code == 200:  # the whole file, even if a part was requested
                 empty()
             elif not response.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
-                raise _Broken("it sends another part of the file than was asked for")
+                raise _Broken("it sends another part of the file than was requested")
             await _read(response, take)
             return _Broken(f"it ends after {target.tell()} of {file.size} bytes"), 1
     except _Refused as error:
-        if not error.passes:
+        if not error.is_temporary:
             raise
         return error, min(max(error.pause, 1), LONGEST_PAUSE)
     except (TimeoutError, httpx2.TransportError) as error:
@@ -253,13 +254,13 @@ async def _response(url: str, headers: dict[str, str] | None = None) -> AsyncIte
     redirect or an error is never read. Raise _Refused for other statuses, TimeoutError if there is no response within
     the timeout, and errors of httpx2."""
     async with httpx2.AsyncClient(timeout=None, headers=_headers(), verify=_certificates()) as client:
-        request: httpx2.Request | None = client.build_request("GET", url, headers=headers)
+        request = client.build_request("GET", url, headers=headers)
         async with asyncio.timeout(_timeout()):
             for _ in range(REDIRECTS + 1):
                 response = await client.send(request, stream=True)
-                request = response.next_request
-                if request is None:
+                if response.next_request is None:
                     break
+                request = response.next_request
                 await response.aclose()
             else:
                 raise _Broken(f"it redirects more than {REDIRECTS} times")
@@ -283,34 +284,34 @@ def _headers() -> dict[str, str]:
             token = Path(constants.HF_TOKEN_PATH).read_text(encoding="utf-8", errors="replace")
     token = token.strip()
     if not (token.isascii() and token.isprintable()):
-        raise V2LError("HF_TOKEN, or the token of hf auth login, holds characters that no token has; set it anew")
-    said = {"User-Agent": f"v2l/{__version__}", "Accept-Encoding": "identity"}
-    return {**said, "Authorization": f"Bearer {token}"} if token else said
+        raise V2LError("HF_TOKEN, or the token of hf auth login, contains invalid characters; set it again")
+    headers = {"User-Agent": f"v2l/{__version__}", "Accept-Encoding": "identity"}
+    return {**headers, "Authorization": f"Bearer {token}"} if token else headers
 
 
 @cache
 def _certificates() -> ssl.SSLContext:
-    """Return the authorities that servers are checked against; loading them takes as long as a request."""
+    """Return the certificate authorities, cached because loading them takes as long as a request."""
     return httpx2.create_ssl_context()
 
 
 async def _read(response: httpx2.Response, take: Callable[[bytes], None]) -> None:
     """Pass every piece of the body to `take`. Raise TimeoutError if it is slower than LOWEST_RATE."""
     if response.headers.get("Content-Encoding", "identity").lower() not in ("", "identity"):
-        raise _Broken("it compresses its answer, which was not asked for")  # a few bytes may be gigabytes
-    timeout, now, came = _timeout(), asyncio.get_running_loop().time, 0
+        raise _Broken("it compresses its answer, which was not requested")  # a few bytes may expand to gigabytes
+    timeout, now, received = _timeout(), asyncio.get_running_loop().time, 0
     async with asyncio.timeout(timeout) as deadline:
         async for piece in response.aiter_raw():
             take(piece)
-            came += len(piece)
-            if came >= LOWEST_RATE * timeout:
+            received += len(piece)
+            if received >= LOWEST_RATE * timeout:
                 deadline.reschedule(now() + timeout)
-                came = 0
+                received = 0
 
 
 def _timeout() -> int:
-    """Return the seconds within which a response must begin. Within the same time every part of its body must arrive
-    that is LOWEST_RATE times as many bytes long."""
+    """Return the seconds within which a response must begin, and within which each LOWEST_RATE * seconds bytes of its
+    body must arrive."""
     from huggingface_hub import constants
 
     return max(constants.HF_HUB_DOWNLOAD_TIMEOUT, 1)
@@ -341,19 +342,20 @@ def _in_one_line(repo: str) -> Iterator[None]:
 
 def _refusal(repo: str, refused: _Refused) -> V2LError:
     if refused.code == "GatedRepo":
-        return V2LError(f"{repo} must be asked for on the hub first; then set HF_TOKEN")
+        return V2LError(f"{repo} requires access; request it on the hub, then set HF_TOKEN")
     if refused.code == "RevisionNotFound":
-        return V2LError(f"{repo} has no such revision; leave --revision out for the recorded one")
-    unknown = refused.status == 401 and refused.words != "Invalid credentials in Authorization header"
-    if refused.code in ("RepoNotFound", "EntryNotFound") or unknown:  # the hub answers 401 for what may be private
-        return NotThere(f"the hub has no {repo}, or not its file")
+        return V2LError(f"{repo} has no such revision; omit --revision for the recorded one")
+    # the hub answers 401 for a repository that does not exist, because it may be private
+    unknown = refused.status == 401 and refused.message != "Invalid credentials in Authorization header"
+    if refused.code in ("RepoNotFound", "EntryNotFound") or unknown:
+        return NotThere(f"the hub does not have {repo}, or a file of it")
     return _unreachable(str(refused))
 
 
-def _unreachable(why: str) -> V2LError:
+def _unreachable(reason: str) -> V2LError:
     from huggingface_hub import constants
 
     return V2LError(
-        f"cannot fetch from {printable(constants.ENDPOINT)} ({printable(why)}); check the network, HF_ENDPOINT and "
-        "HF_TOKEN, and pull again: what has arrived is kept"
+        f"cannot fetch from {printable(constants.ENDPOINT)} ({printable(reason)}); check the network, HF_ENDPOINT "
+        "and HF_TOKEN, and pull again: completed parts are kept"
     )

@@ -1,11 +1,11 @@
-"""Hidden states in, LoRA factors out: the Perceiver hypernetwork of arXiv 2606.04351, section 3.
+"""The Perceiver hypernetwork of arXiv 2606.04351, section 3: hidden states in, LoRA factors out.
 
 Axes, here and everywhere in v2l: B batch, F frames, T context tokens, L decoder layers, D hidden size, R rank,
 W latent width.
 
-One network serves every decoder layer: it reads layer i's input tokens and writes the two factors of layer i's
-`mlp.down_proj`. It knows the layer only by the head, the scalers and the learned bias, and it has no positions:
-order reaches it through what the frozen model wrote into the hidden states.
+One network serves every decoder layer: it reads the input tokens of layer i and generates the two factors of layer i's
+`mlp.down_proj`. Only the head, the scalers and the learned bias are specific to a layer. There are no positions: the
+order of tokens is known only from the hidden states of the frozen model.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from v2l.errors import V2LError
-from v2l.io.records import later
+from v2l.io.records import added_later
 from v2l.models.config import MAX_FRAME_SIZE
 from v2l.models.perceiver import GatedMLP, Resampler, unit_context
 from v2l.models.processor import INTERNALIZATION_PROMPT
@@ -28,18 +28,18 @@ TARGET = "down_proj"
 """The one module of each decoder layer that is adapted, by its name in the published state dict."""
 
 TOKENS_AT_ONCE = 1024
-"""How many tokens are projected together: the projection's inner width is four times the model's."""
+"""Tokens that are projected together; the inner width of the projection is four times that of the model."""
 
 LayerInput = torch.Tensor | Iterable[torch.Tensor]
-"""What the hypernetwork reads of one layer: (B, T, D), or pieces of it along T in the order shown."""
+"""The input of one decoder layer: (B, T, D), or pieces of it along T, in order."""
 
 
 @dataclass(frozen=True)
 class HypernetworkConfig:
     """Sizes of a hypernetwork. The defaults are those of the published checkpoints.
 
-    num_layers, hidden_size, intermediate_size: L, D and the width of the MLP of the frozen model it was made for
-    lora_alpha: what the product of the factors is multiplied by; published as 2 * rank ** 1.5
+    num_layers, hidden_size, intermediate_size: L, D and the MLP width of the frozen model that it belongs to
+    lora_alpha: the multiplier of the product of the factors; 2 * rank ** 1.5 in the published checkpoints
     """
 
     num_layers: int
@@ -57,15 +57,15 @@ class HypernetworkConfig:
 
 @dataclass(frozen=True)
 class TrainedWith:
-    """How a hypernetwork met its videos in training: the defaults for encoding with it.
+    """Settings that a hypernetwork was trained with: the defaults for encoding with it.
 
-    frames, fps: at most this many frames, taken at this rate
-    resolution: pixels of a frame's longest edge; None for the frozen model's own
-    prompt: what the model heard after the video
-    window_frames: frames in each window of a video too long for the model's positions
-    windows, segments: the most of them that were read, or composed, together
-    marks_end: whether the frame that the video ends with was announced as the last one, which tells the last of several
-        segments from the others; published ones heard nothing of it
+    frames, fps: at most this many frames, sampled at this rate
+    resolution: pixels of a frame's longest edge; None for the default of the frozen model
+    prompt: the text that follows the video
+    window_frames: frames in each window of a video that exceeds the model's positions
+    windows, segments: the largest number of windows in one adapter, and of segments composed together, in training
+    marks_end: whether the prompt announces the last frame of the video as such, which distinguishes the last segment
+        from the others; False for the published checkpoints
     """
 
     frames: int = 12
@@ -75,10 +75,10 @@ class TrainedWith:
     window_frames: int = 12
     windows: int = 1
     segments: int = 1
-    marks_end: bool = later(False)
+    marks_end: bool = added_later(False)
 
     def check(self) -> None:
-        """Raises ValueError for a value that v2l cannot encode with, whatever file it came from."""
+        """Raise ValueError for a value that v2l cannot encode with."""
         for name, (lowest, highest) in _TRAINING_LIMITS.items():
             value = getattr(self, name)
             if value is not None and not lowest <= value <= highest:
@@ -99,11 +99,11 @@ _TRAINING_LIMITS = {
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where a hypernetwork's weights come from.
+    """The provenance of a hypernetwork's weights.
 
-    base_model: public name of the frozen model it was trained for
-    base_fingerprint: that model's fingerprint, or None in published checkpoints, which do not know it
-    sha256: of configuration, origin and weights
+    base_model: public name of the frozen model that it was trained for
+    base_fingerprint: the fingerprint of that model; None for published checkpoints, which do not state it
+    sha256: of configuration, provenance and weights
     """
 
     id: str
@@ -113,7 +113,7 @@ class Provenance:
     sha256: str
 
     def check(self) -> None:
-        """Raises ValueError for a hash that is not 64 hex digits, or what `TrainedWith.check` refuses."""
+        """Raise ValueError if a hash is not 64 hex digits, or if `TrainedWith.check` does."""
         for name in ("base_fingerprint", "sha256"):
             value = getattr(self, name)
             if value is not None and not re.fullmatch("[0-9a-f]{64}", value):
@@ -122,12 +122,12 @@ class Provenance:
 
 
 class Hypernetwork(nn.Module):
-    """The published network with the published names: its `state_dict` loads strictly from their checkpoints.
+    """The published network under its published names: published checkpoints load strictly into its `state_dict`.
 
-    origin: None until the weights come from a file
+    provenance: None unless the weights come from a file
     """
 
-    origin: Provenance | None = None
+    provenance: Provenance | None = None
 
     def __init__(self, config: HypernetworkConfig):
         super().__init__()
@@ -142,27 +142,27 @@ class Hypernetwork(nn.Module):
         self.bias_A = nn.ParameterDict({TARGET: torch.randn(shape_a) * bias_std})
         self.bias_B = nn.ParameterDict({TARGET: torch.zeros(shape_b)})
         self.scaler_A = nn.ParameterDict({TARGET: torch.ones(1, c.num_layers, c.rank, 1)})
-        # zero, so that an untrained hypernetwork leaves the frozen model as it is
+        # zero, so that an untrained hypernetwork does not change the frozen model
         self.scaler_B = nn.ParameterDict({TARGET: torch.zeros(1, c.num_layers, c.rank, 1)})
 
     def generate(
         self, hidden_states: torch.Tensor | Iterable[LayerInput], attention_mask: torch.Tensor | None = None
     ) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """The LoRA factors of every layer: the generated ranks, then the learned bias's.
+        """Generate the LoRA factors of every layer: the generated ranks, then those of the learned bias.
 
-        hidden_states: (B, L, T, D), the inputs of the L decoder layers, which are then read all together; or an
+        hidden_states: (B, L, T, D), the inputs of the L decoder layers, which are then processed together; or an
             iterable of L items in layer order, each (B, T, D) or an iterable of (B, T_k, D) pieces along T. A lazy
-            iterable is read once, layer by layer, and only one layer's projection is held.
-        attention_mask: (B, T), non-zero where a token counts; None where all do. What stands under a zero is never
-            read, whatever it is.
+            iterable is consumed once, layer by layer, and only one layer's projection is kept in memory.
+        attention_mask: (B, T), non-zero for tokens that count; None if all do. Masked hidden states are never used,
+            even if they are not finite.
 
         Returns L pairs: A (B, 2R, d_in) and B (B, 2R, d_out), float32, with `lora_alpha` folded into B, so that
         a layer's output changes by (x A^T) B.
-        Raises V2LError where the layers, the hidden size or the mask do not fit.
+        Raises V2LError if the number of layers, the hidden size or the mask do not fit.
         """
         mask = None if attention_mask is None else attention_mask.bool()
         if isinstance(hidden_states, torch.Tensor):
-            latents = self._read_together(hidden_states, mask)
+            latents: Iterable[torch.Tensor] = self._read_together(hidden_states, mask)
         else:
             latents = (self._read(layer, mask) for layer in hidden_states)
         factors = [self._layer_factors(index, latent) for index, latent in enumerate(latents)]
@@ -174,13 +174,13 @@ class Hypernetwork(nn.Module):
         return factors
 
     def _read(self, layer: LayerInput, mask: torch.Tensor | None) -> torch.Tensor:
-        """One layer's unit rank latents, (B, R, W)."""
+        """Return the rank latents of one layer, of unit length, (B, R, W)."""
         pieces = [layer] if isinstance(layer, torch.Tensor) else layer
         rank_latents = self.aggregator["perceiver"](pieces, mask)
         return F.normalize(self.layers[0](rank_latents.float()), dim=-1)
 
     def _read_together(self, hidden_states: torch.Tensor, mask: torch.Tensor | None) -> Sequence[torch.Tensor]:
-        """The same for all layers at once, of (B, L, T, D): they share the reader, and nothing but its weights."""
+        """Return the rank latents of all layers, from (B, L, T, D): the layers become rows of one batch."""
         layers = hidden_states.shape[1]
         tokens = torch.Size((hidden_states.shape[0], hidden_states.shape[2]))
         if mask is not None and mask.shape != tokens:
@@ -191,8 +191,10 @@ class Hypernetwork(nn.Module):
     def _layer_factors(self, index: int, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         if index >= self.config.num_layers:
             raise V2LError(f"more than the {self.config.num_layers} layers of this hypernetwork were given")
+        # Map each rank's latent to its rows of A and B
         rows = latents @ self.head.weight[index]  # (B, R, d_in + d_out)
         generated_a, generated_b = rows.split([self.config.intermediate_size, self.config.hidden_size], dim=-1)
+        # Scale the generated ranks and append those of the learned bias
         a = self._with_bias(generated_a * self.scaler_A[TARGET][:, index], self.bias_A[TARGET][index])
         b = self._with_bias(generated_b * self.scaler_B[TARGET][:, index], self.bias_B[TARGET][index])
         return a, b * self.config.lora_alpha
@@ -203,7 +205,7 @@ class Hypernetwork(nn.Module):
 
 
 class LayerReader(nn.Module):
-    """Projects one layer's tokens, (B, T, D), and reads them into one latent per rank, (B, R, W)."""
+    """Project the tokens of one layer, (B, T, D), and resample them into one latent per rank, (B, R, W)."""
 
     def __init__(self, config: HypernetworkConfig):
         super().__init__()
@@ -215,8 +217,8 @@ class LayerReader(nn.Module):
         self.hidden_size = c.hidden_size
 
     def forward(self, pieces: Iterable[torch.Tensor], mask: torch.Tensor | None) -> torch.Tensor:
-        """pieces: (B, T_k, D) along T; mask: (B, T) bool or None. Computes in the pieces' own number type
-        (float32 weights under autocast), as the published code does."""
+        """pieces: (B, T_k, D) along T; mask: (B, T) bool or None. Computes in the number type of the pieces
+        (float32 weights under autocast), as the published code does. Returns (B, R, W)."""
         context = torch.cat(list(self._project(pieces, mask)), dim=1)
         if mask is not None and mask.shape != context.shape[:2]:
             raise _mask_misfit(mask, context.shape[:2])
@@ -231,20 +233,22 @@ class LayerReader(nn.Module):
                     f"hidden states of shape {tuple(piece.shape)} do not fit a hypernetwork for hidden size "
                     f"{self.hidden_size}; it takes (batch, tokens, {self.hidden_size})"
                 )
-            if mask is not None:  # zeroed and not only masked, because padding may hold anything, NaN included
+            # Zero the padding, which may hold NaN: a mask in the attention alone would not remove it
+            if mask is not None:
                 counted = mask[:, start : start + piece.shape[1]]
                 if counted.shape != piece.shape[:2]:
                     raise _mask_misfit(mask, piece.shape[:2])
                 piece = piece.masked_fill(~counted[..., None], 0)
             start += piece.shape[1]
+            # Project a few tokens at a time
             for part in piece.split(TOKENS_AT_ONCE, dim=1):
                 with _autocast(part):
                     yield unit_context(self.modality_projection(part))
 
 
 class ResidualBlock(nn.Module):
-    """y + norm(W2 silu(W1 norm(y))), shared by all layers and ranks; the gaps in the numbering are the published
-    network's dropout layers, whose rate is zero."""
+    """y + norm(W2 silu(W1 norm(y))), shared by all layers and ranks. The identities keep the numbering of the published
+    network, which has dropout layers of rate zero there."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -263,7 +267,7 @@ class ResidualBlock(nn.Module):
 
 
 class LayerHead(nn.Module):
-    """One matrix per decoder layer, (L, W, d_in + d_out), from a rank's unit latent to its row of A and of B."""
+    """One matrix per decoder layer, (L, W, d_in + d_out), from the unit latent of a rank to its rows of A and B."""
 
     def __init__(self, config: HypernetworkConfig):
         super().__init__()

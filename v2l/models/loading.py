@@ -1,4 +1,4 @@
-"""A model folder to a frozen model in memory: weights, tokenizer and device, checked before anything is computed."""
+"""Load a frozen model from its folder: weights, tokenizer and device, checked before anything is computed."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ def load_vlm(
     dtype: torch.dtype | None = None,
     vision: bool = True,
 ) -> FrozenVLM:
-    """Loads a frozen SmolVLM2.
+    """Load a frozen SmolVLM2. The network is never used.
 
     model: a preset (tiny, smolvlm2-500m, smolvlm2-2.2b) or a folder in the Hugging Face layout
-    device: default CUDA, then MPS, then the CPU, whichever is there; a device that is named must exist
+    device: default is the first available of CUDA, MPS and the CPU; a named device must be available
     dtype: torch.float32, bfloat16 or float16; default bfloat16 on CUDA, float32 elsewhere
-    vision: False loads the language model alone, which is all that answering from adapters needs
+    vision: False loads the language model alone, which is sufficient for answering from adapters
 
-    Raises V2LError where the model is not there, incomplete or of another kind. Never reaches the network.
+    Raises V2LError if the model is missing, incomplete, of another type or has values that are not finite.
     """
     folder = find_model(model)
     device = choose_device(device)
@@ -49,9 +49,9 @@ def load_vlm(
 
 
 def _load_modules(folder: ModelFolder, dtype: torch.dtype, vision: bool) -> dict[str, Any]:
-    """The modules that `FrozenVLM` uses, on the CPU, from safetensors whose names and shapes were compared with the
-    configuration before anything of their size is allocated. transformers gets tensors and never the folder, in which
-    it would look for pickled weights, adapters and code."""
+    """Load the modules that `FrozenVLM` uses onto the CPU. Names and shapes of the tensors are checked against the
+    configuration before memory is allocated for them. transformers receives tensors and never the folder, where it
+    would look for pickled weights, adapters and code."""
     stored = folder.tensors()
     if not vision:
         stored = {name: tensor for name, tensor in stored.items() if name.startswith(("model.text_model.", "lm_head."))}
@@ -80,13 +80,14 @@ def _language(config: Any, slices: dict[str, Any], options: dict[str, Any]) -> d
 
 
 def parts_of(model: Any) -> dict[str, Any]:
-    """What `FrozenVLM` uses of a SmolVLMForConditionalGeneration."""
+    """Return the modules of a SmolVLMForConditionalGeneration that `FrozenVLM` uses."""
     vision = (model.model.vision_model, model.model.connector)
     return {"text": model.model.text_model, "head": model.lm_head, "vision": vision}
 
 
 def choose_device(name: str | torch.device | None) -> torch.device:
-    """The device of that name, or the best there is where it is None. Raises V2LError where it is not there."""
+    """Return the device of that name; for None, CUDA, MPS or the CPU, the first available. Raises V2LError if the named
+    device is not available."""
     if name is None:
         if torch.cuda.is_available():
             return torch.device("cuda")
@@ -100,5 +101,5 @@ def choose_device(name: str | torch.device | None) -> torch.device:
 
 
 def default_dtype(device: torch.device) -> torch.dtype:
-    """The number type for that device where none is named."""
+    """Return the default number type of a device."""
     return torch.bfloat16 if device.type == "cuda" else torch.float32

@@ -1,11 +1,11 @@
-"""The resampler: any number of projected context tokens in, a fixed number of latents out.
+"""The Perceiver resampler: cross-attention from a fixed number of latents to any number of context tokens.
 
 Axes: B batch, T context tokens, N latents, W latent width, H query heads, K key/value heads, E head width.
 
-The published network (arXiv 2606.04351, section 3; the eager Idefics2-style resampler of its code) forms keys and
-values of every context token anew in each block. Here each block's norm gain and key and value projections are moved
-to the latents' side instead, which is the same sum in another order: per block the T tokens are only read, as one
-shared (B, T, W) tensor that all blocks use, and nothing of size T x keys is ever made.
+The published network (arXiv 2606.04351, section 3; the eager Idefics2-style resampler of its code) computes keys and
+values of every context token in each block. Here the norm gain and the key and value projections of each block are
+applied to the latents' side instead. The result is the same sum in another order: all blocks read one shared
+(B, T, W) tensor, and no tensor of size T x keys is allocated.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class GatedMLP(nn.Module):
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) * weight over the last axis, (..., W). The product is taken outside the fused kernel, as in Llama:
-    a half-precision input comes out in the float32 of the gain."""
+    """x / rms(x) * weight over the last axis, (..., W). The product is computed outside the fused kernel, as in Llama,
+    so a half-precision input returns in the float32 of the gain."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -43,13 +43,14 @@ class RMSNorm(nn.Module):
 
 
 def unit_context(context: torch.Tensor) -> torch.Tensor:
-    """The context divided by its root mean square, (B, T, W) -> (B, T, W): the part of every block's context norm
-    that does not depend on the block."""
+    """Divide the context by its root mean square, (B, T, W) -> (B, T, W): the part of the context norm that all blocks
+    share."""
     return F.rms_norm(context, context.shape[-1:], eps=NORM_EPS)
 
 
 class ResamplerAttention(nn.Module):
-    """Grouped-query cross-attention of latents to [context; latents], no positions, not causal, softmax in float32."""
+    """Grouped-query cross-attention from the latents to [context; latents], without positions or a causal mask; the
+    softmax is in float32."""
 
     def __init__(self, width: int, heads: int, kv_heads: int, head_dim: int):
         super().__init__()
@@ -62,29 +63,38 @@ class ResamplerAttention(nn.Module):
     def forward(
         self, latents: torch.Tensor, context: torch.Tensor, gain: torch.Tensor, mask: torch.Tensor | None
     ) -> torch.Tensor:
-        """latents: (B, N, W), normalised; context: (B, T, W), from `unit_context`; gain: (W,), of the context's norm;
-        mask: (B, T) bool, True where the context token counts, or None where all do. Returns (B, N, W)."""
+        """Attend from the latents to the context and to themselves. Return (B, N, W).
+
+        latents: (B, N, W), normalised; context: (B, T, W), from `unit_context`; gain: (W,), of the context norm
+        mask: (B, T) bool, True for context tokens that count; None if all do
+        """
         batch, count, width = latents.shape
         length = context.shape[1]
         weights = self.weights(latents, context, gain, mask).to(context.dtype)
+        # Average the context tokens, then project the averages to values
+        pooled = (weights[..., :length] @ context).view(batch, self.kv_heads, -1, width)
+        values = pooled @ self._per_head(self.v_proj, gain).transpose(-1, -2)  # (B, K, H/K*N, E)
+        # Add the values of the latents
         own_values = self._split(self.v_proj(latents), self.kv_heads)  # (B, K, N, E)
-        read = (weights[..., :length] @ context).view(batch, self.kv_heads, -1, width)
-        values = read @ self._per_head(self.v_proj, gain).transpose(-1, -2)  # (B, K, H/K*N, E)
         values = values + weights[..., length:].reshape(batch, self.kv_heads, -1, count) @ own_values
+        # Concatenate the heads
         values = values.reshape(batch, self.heads, count, self.head_dim)
         return self.o_proj(values.transpose(1, 2).flatten(2))
 
     def weights(
         self, latents: torch.Tensor, context: torch.Tensor, gain: torch.Tensor, mask: torch.Tensor | None
     ) -> torch.Tensor:
-        """How much each latent of each head reads of the context and of the latents: (B, H*N, T + N) float32."""
+        """Return the attention weights of each head and latent over [context; latents], (B, H*N, T + N) float32."""
+        # Queries, grouped by the key head that they share
         queries = self._split(self.q_proj(latents), self.heads)  # (B, H, N, E)
-        queries = queries.reshape(len(latents), self.kv_heads, -1, self.head_dim)  # (B, K, H/K*N, E): shared keys
+        queries = queries.reshape(len(latents), self.kv_heads, -1, self.head_dim)  # (B, K, H/K*N, E)
+        # Keys of the latents; for the context the key projection is applied to the queries
         own_keys = self._split(self.k_proj(latents), self.kv_heads)  # (B, K, N, E)
-        readers = queries @ self._per_head(self.k_proj, gain)  # (B, K, H/K*N, W): queries as the context sees them
+        context_queries = queries @ self._per_head(self.k_proj, gain)  # (B, K, H/K*N, W)
+        # Scores, with masked context tokens at minus infinity
         scores = torch.cat(
             [
-                readers.flatten(1, 2) @ context.transpose(1, 2),  # (B, H*N, T)
+                context_queries.flatten(1, 2) @ context.transpose(1, 2),  # (B, H*N, T)
                 (queries @ own_keys.transpose(-1, -2)).flatten(1, 2),  # (B, H*N, N)
             ],
             dim=-1,
@@ -98,12 +108,12 @@ class ResamplerAttention(nn.Module):
         return x.unflatten(-1, (heads, self.head_dim)).transpose(1, 2)
 
     def _per_head(self, projection: nn.Linear, gain: torch.Tensor) -> torch.Tensor:
-        """The projection with the context's gain folded in, (K, E, W)."""
+        """Return the projection with the context gain folded in, (K, E, W)."""
         return (projection.weight * gain).view(self.kv_heads, self.head_dim, -1)
 
 
 class ResamplerLayer(nn.Module):
-    """One block: cross-attention and SwiGLU, each with a norm before and after ("sandwich"), added to the latents."""
+    """One block: cross-attention and SwiGLU, each with a norm before and after ("sandwich") and a residual."""
 
     def __init__(self, width: int, heads: int, kv_heads: int, head_dim: int):
         super().__init__()
@@ -116,15 +126,17 @@ class ResamplerLayer(nn.Module):
         self.post_ff_layernorm = RMSNorm(width)
 
     def forward(self, latents: torch.Tensor, context: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-        """latents: (B, N, W); context: (B, T, W), from `unit_context`; mask: (B, T) bool or None. (B, N, W)."""
+        """latents: (B, N, W); context: (B, T, W), from `unit_context`; mask: (B, T) bool or None. Returns (B, N, W)."""
+        # Cross-attention
         gain = self.input_context_layernorm.weight
-        read = self.self_attn(self.input_latents_layernorm(latents), context, gain, mask)
-        latents = latents + self.post_attention_layernorm(read)
+        attended = self.self_attn(self.input_latents_layernorm(latents), context, gain, mask)
+        latents = latents + self.post_attention_layernorm(attended)
+        # Feed-forward
         return latents + self.post_ff_layernorm(self.mlp(self.pre_ff_layernorm(latents)))
 
 
 class Resampler(nn.Module):
-    """Learned latents that read a context through `num_blocks` blocks with weights of their own."""
+    """Learned latents that attend to a context in `num_blocks` blocks, each with its own weights."""
 
     def __init__(self, width: int, num_latents: int, num_blocks: int, heads: int, kv_heads: int, head_dim: int):
         super().__init__()
@@ -133,8 +145,8 @@ class Resampler(nn.Module):
         self.layernorm = RMSNorm(width)
 
     def forward(self, context: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-        """context: (B, T, W), from `unit_context`; mask: (B, T) bool, True where a token counts. Returns
-        (B, num_latents, W)."""
+        """context: (B, T, W), from `unit_context`; mask: (B, T) bool, True for tokens that count; None if all do.
+        Returns (B, num_latents, W)."""
         latents = self.latents_q.expand(len(context), -1, -1)
         for layer in self.layers:
             latents = layer(latents, context, mask)

@@ -1,6 +1,12 @@
-"""The model folder: where a preset or a path leads, what its files say, and its fingerprint.
+"""Presets, model folders and the lock file: find a model on disk, read its files, compute its fingerprint.
 
-Nothing here reaches the network: presets other than `tiny` are looked up in the local Hugging Face cache.
+No function here uses the network. Presets other than `tiny` are looked up in the local Hugging Face cache, at the
+commit that the lock file records.
+
+The lock file, `$HF_HOME/v2l.lock.json` beside the Hugging Face cache, records what `v2l pull` downloaded, trusted on
+first use: the commit of each repository, the sha256 of each file, and the default preset. A file that is downloaded
+again must be identical. Paths are built from the hub's answers and from this file only after `is_commit`, `is_sha256`
+and `is_plain_name` have accepted their parts.
 """
 
 from __future__ import annotations
@@ -18,9 +24,9 @@ from typing import Any
 
 from v2l.errors import ModelError, V2LError
 from v2l.io.files import make_folder, open_regular, write_atomically
-from v2l.io.foreign import read_json, shown
 from v2l.io.safetensors_file import canonical_json
 from v2l.io.text import printable
+from v2l.io.untrusted import read_json, shown
 from v2l.models.config import MAX_FRAME_SIZE, read_config, tensor_shapes
 from v2l.models.processor import VisionGeometry
 from v2l.models.weights import StoredTensor, check_tensors, open_tensors, stored_tensors
@@ -30,9 +36,10 @@ from v2l.models.weights import StoredTensor, check_tensors, open_tensors, stored
 class Preset:
     """A frozen model on the hub and the published hypernetwork that was trained for it.
 
-    tokens_per_image: what the model's folder must state
-    size: as it stands in the names of the hypernetworks' files
-    hypernetworks: repositories, the present one first and then the older ones
+    model: repository of the frozen model
+    tokens_per_image: the number that the model folder must state
+    size: the size as written in the file names of the hypernetworks
+    hypernetworks: repositories of the hypernetwork, the current one first, then its former names
     """
 
     model: str
@@ -42,11 +49,11 @@ class Preset:
 
     @property
     def file(self) -> str:
-        """The hypernetwork's present name."""
+        """The current file name of the hypernetwork."""
         return f"frames2lora-smolvlm2-{self.size}-best-ce.pt"
 
     def is_hypernetwork(self, name: str) -> bool:
-        """Whether a file of those repositories is it, by its present name or an older one."""
+        """Return whether a file of `hypernetworks` is the hypernetwork, under its current or a former name."""
         return name.endswith(".pt") and self.size in name and "trainer" not in name
 
 
@@ -68,18 +75,18 @@ PRESETS = {
 EMBEDDED = Path(__file__).parents[1] / "tiny" / "weights"
 """The folder of the embedded model `tiny`: the frozen model and `hypernetwork.safetensors` beside it."""
 RELEASE = "tiny-5"
-"""What the embedded frozen model calls itself in adapters: the release that it came with. Its hypernetwork, which may
-come from a later one, has a name of its own."""
+"""Name of the embedded frozen model in adapters: the release that introduced it. Its hypernetwork, which may come from
+a later release, has its own name."""
 
 
 @dataclass(frozen=True)
 class ModelFolder:
     """A frozen SmolVLM on disk, in the Hugging Face layout.
 
-    id: the model's public name, or the folder's where it has none
-    revision: the hub's commit, or None for a folder that did not come from there
+    id: public name of the model, or the folder's name if the model has none
+    revision: commit of the hub; None for a folder that does not come from the hub
     config: the transformers SmolVLMConfig, with every default filled in
-    geometry: image size, tokens per image and frame size, as this folder states them
+    geometry: image size, tokens per image and frame size that the folder states
     """
 
     path: Path
@@ -90,7 +97,7 @@ class ModelFolder:
 
     @property
     def end_of_answer_ids(self) -> set[int]:
-        """Token ids that end an answer, from generation_config.json. Raises V2LError for one that is no token id."""
+        """Token ids that end an answer, from generation_config.json. Raises V2LError if one is not a token id."""
         path, size = self.path / "generation_config.json", self.config.text_config.vocab_size
         stated = read_json(path, optional=True).get("eos_token_id")
         ids = [] if stated is None else stated if isinstance(stated, list) else [stated]
@@ -103,17 +110,17 @@ class ModelFolder:
         return set(ids)
 
     def tensors(self) -> dict[str, StoredTensor]:
-        """Lists the stored tensors by name: exactly those that the configuration asks for, with its shapes. Raises
-        V2LError if the files hold anything else."""
+        """List the stored tensors by name: exactly those of the configuration, with its shapes. Raises V2LError if the
+        files hold anything else."""
         stored = stored_tensors(self.path)
         check_tensors(stored, tensor_shapes(self.config), self.path)
         return stored
 
     def fingerprint(self) -> str:
-        """64 hex digits that tell one frozen language model from another, wherever its folder lies.
+        """Return 64 hex digits that identify the frozen language model, independent of its location.
 
-        sha256 over the configuration of the language model, the sorted names, shapes and dtypes of its tensors, and
-        all bytes of the final norm and of the first and the last down_proj, as they stand in the files.
+        The sha256 covers the configuration of the language model, the sorted names, shapes and dtypes of its tensors,
+        and all bytes of the final norm and of the first and the last down_proj, as stored.
         """
         stored = self.tensors()
         last = self.config.text_config.num_hidden_layers - 1
@@ -135,8 +142,8 @@ class ModelFolder:
 
 
 def find_model(name: str | os.PathLike) -> ModelFolder:
-    """The frozen model behind a preset's name or a folder's path. Raises V2LError with what to do where there is
-    none."""
+    """Return the model folder of a preset or a path. Raises V2LError, with the remedy, if there is none, and ModelError
+    if Python runs without docstrings, which transformers needs."""
     if sys.flags.optimize > 1:
         raise ModelError(
             "Python was started without docstrings (-OO or PYTHONOPTIMIZE=2), which transformers cannot do without; "
@@ -149,7 +156,7 @@ def find_model(name: str | os.PathLike) -> ModelFolder:
         config = cached_file(PRESETS[name].model, "config.json")
         return _open_folder(config.parent, id=PRESETS[name].model, revision=config.parent.name)
     folder = Path(name)
-    if not os.path.isdir(folder):  # unlike Path.is_dir, it raises for no name
+    if not os.path.isdir(folder):  # unlike Path.is_dir, it never raises
         raise V2LError(
             f"no model folder {printable(name)}; name a folder in the Hugging Face layout or one of "
             f"{', '.join(['tiny', *PRESETS])}"
@@ -158,8 +165,8 @@ def find_model(name: str | os.PathLike) -> ModelFolder:
 
 
 def cached_file(repo: str, file: str) -> Path:
-    """A hub file's place in the local cache (HF_HOME is obeyed), at the commit that `v2l pull` recorded where it did;
-    never fetched."""
+    """Return the path of a hub file in the local cache (HF_HOME is obeyed), at the commit in the lock file, if any.
+    Raises V2LError if it is not there; nothing is downloaded."""
     from huggingface_hub import try_to_load_from_cache
 
     locked = read_lock().repos.get(repo)
@@ -170,7 +177,8 @@ def cached_file(repo: str, file: str) -> Path:
 
 
 def cached_hypernetwork(preset: Preset) -> Path:
-    """The published file in the local cache: the one that `v2l pull` recorded, else the one of the present name."""
+    """Return the path of the published hypernetwork in the local cache: the file in the lock file, else the file of the
+    current name. Raises V2LError if it is not there."""
     repos = read_lock().repos
     recorded = [
         (repo, name)
@@ -188,7 +196,7 @@ def _open_folder(path: Path, id: str | None, revision: str | None) -> ModelFolde
 
 
 def _geometry(path: Path, config: Any) -> VisionGeometry:
-    """The sizes that the published models state too: 64 tokens a frame at 500M, 81 at 2.2B."""
+    """Compute the image sizes of a folder: for the published models, 64 tokens a frame at 500M and 81 at 2.2B."""
     vision, scale = config.vision_config, config.scale_factor
     processor = _image_processor(path)
     size = _edge(processor, "max_image_size") or vision.image_size
@@ -208,7 +216,8 @@ def _geometry(path: Path, config: Any) -> VisionGeometry:
 
 
 def _language_config(config: Any) -> dict[str, Any]:
-    """What of the configuration changes the language model's numbers; not what a version of transformers adds."""
+    """Return the settings that change the outputs of the language model, without those that versions of transformers
+    add."""
     text = config.text_config
     names = (
         "hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads head_dim vocab_size "
@@ -219,14 +228,14 @@ def _language_config(config: Any) -> dict[str, Any]:
 
 
 def _bytes_of(tensor: Any) -> bytes:
-    """A torch tensor's bytes as they stand in the file; numpy knows no bfloat16."""
+    """Return the bytes of a torch tensor as stored; numpy has no bfloat16."""
     import torch
 
     return tensor.contiguous().view(torch.uint8).numpy().tobytes()
 
 
 def _image_processor(path: Path) -> Mapping[str, Any]:
-    """The image processor's settings: a file of their own until transformers 5, a part of a larger one since."""
+    """Return the settings of the image processor: a separate file until transformers 5, part of a larger one since."""
     own = read_json(path / "preprocessor_config.json", optional=True)
     return own or _mapping(read_json(path / "processor_config.json", optional=True).get("image_processor"))
 
@@ -236,7 +245,7 @@ def _mapping(value: object) -> Mapping[str, Any]:
 
 
 def _edge(settings: Mapping[str, Any], key: str) -> int | None:
-    """A size in pixels, stated as a number or as `{"longest_edge": number}`; None where it is not stated."""
+    """Return a size in pixels, stated as a number or as `{"longest_edge": number}`; None if it is not stated."""
     value = settings.get(key)
     value = value.get("longest_edge") if isinstance(value, Mapping) else value
     if value is None:
@@ -249,8 +258,10 @@ def _edge(settings: Mapping[str, Any], key: str) -> int | None:
     return value
 
 
-LARGEST = 1_000_000
-"""Bytes of a lock file; a preset takes about 2 kB."""
+# The lock file -----------------------------------------------------------------------------------------------------
+
+MAX_LOCK_BYTES = 1_000_000
+"""Largest lock file; a preset takes about 2 kB."""
 
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._+-]{0,98}[A-Za-z0-9])?")
 
@@ -273,7 +284,10 @@ def is_plain_name(value: object) -> bool:
 
 @dataclass(frozen=True)
 class LockedRepo:
-    """revision: the branch, tag or commit that was asked for; commit: what it was; files: name to sha256"""
+    """A repository in the lock file.
+
+    revision: the branch, tag or commit that was requested; commit: the commit it resolved to; files: name to sha256
+    """
 
     revision: str
     commit: str
@@ -282,34 +296,37 @@ class LockedRepo:
 
 @dataclass(frozen=True)
 class Lock:
-    """repos: by the hub's name; default: the preset that stands in where no model is named"""
+    """The lock file.
+
+    repos: by name on the hub; default: the preset that is used if no model is named
+    """
 
     repos: dict[str, LockedRepo] = field(default_factory=dict)
     default: str | None = None
 
 
 def lock_path() -> Path:
-    """Where it stands; HF_HOME is obeyed."""
+    """Return the path of the lock file; HF_HOME is obeyed."""
     from huggingface_hub import constants
 
     return Path(constants.HF_HOME) / "v2l.lock.json"
 
 
 def read_lock() -> Lock:
-    """Read the lock file. Return an empty lock if the file is missing. Raise V2LError if it is not understood, or if
-    it holds a commit, hash or file name that is none."""
+    """Read the lock file. Return an empty lock if the file is missing. Raise V2LError if it is damaged, of another
+    version, or holds an invalid commit, hash or file name."""
     path = lock_path()
     try:
         with open_regular(path) as file:
-            data = file.read(LARGEST + 1)
-        if len(data) > LARGEST:
-            raise ValueError(f"more than {LARGEST} bytes")
+            data = file.read(MAX_LOCK_BYTES + 1)
+        if len(data) > MAX_LOCK_BYTES:
+            raise ValueError(f"more than {MAX_LOCK_BYTES} bytes")
         values = json.loads(data.decode())
         if values["v2l"] != 1:
             raise ValueError(f"version {values['v2l']!r}")
         repos = {name: _locked_repo(**repo) for name, repo in values["repos"].items()}
         if values["default"] is not None and not is_plain_name(values["default"]):
-            raise ValueError("the default is no preset's name")
+            raise ValueError("the default is not the name of a preset")
         return Lock(repos, values["default"])
     except FileNotFoundError:
         return Lock()
@@ -320,7 +337,7 @@ def read_lock() -> Lock:
 
 
 def write_lock(lock: Lock) -> None:
-    """Puts it there. Raises V2LError where that is impossible."""
+    """Write the lock file, atomically. Raises V2LError if that fails."""
     text = json.dumps({"v2l": 1, **dataclasses.asdict(lock)}, indent=1, sort_keys=True) + "\n"
     make_folder(lock_path().parent)
     write_atomically(lock_path(), text.encode())
@@ -328,12 +345,12 @@ def write_lock(lock: Lock) -> None:
 
 def _locked_repo(revision: Any, commit: Any, files: Any) -> LockedRepo:
     if not isinstance(revision, str):
-        raise ValueError("a revision is no text")
+        raise ValueError("a revision is not a string")
     if not is_commit(commit):
-        raise ValueError(f"{commit!r} is no commit of 40 hexadecimal digits")
+        raise ValueError(f"{commit!r} is not a commit of 40 hexadecimal digits")
     for name, sha256 in files.items():
         if not is_plain_name(name):
-            raise ValueError(f"{name!r} is no plain file name")
+            raise ValueError(f"{name!r} is not a plain file name")
         if not is_sha256(sha256):
-            raise ValueError(f"the sha256 of {name} is none")
+            raise ValueError(f"the sha256 of {name} is not 64 hexadecimal digits")
     return LockedRepo(revision, commit, dict(files))

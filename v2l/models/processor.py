@@ -1,8 +1,8 @@
-"""Frames and questions to model inputs: the one builder that encoding and in-context inference share.
+"""Convert frames and questions to model inputs, for encoding and for in-context inference.
 
-Pixels and text are those of transformers 4.51.3's SmolVLM processor (PIL path), which the published
-hypernetworks were trained on; later transformers versions resize and tile differently, so v2l never calls them.
-Paper arXiv 2606.04351 section 4 uses exactly this input at 12 frames and 384 pixels.
+Pixels and text equal those of the SmolVLM processor of transformers 4.51.3 (PIL path), which the published
+hypernetworks were trained with. Later versions of transformers resize and tile differently, so v2l does not call them.
+arXiv 2606.04351, section 4, uses this input with 12 frames of 384 pixels.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ IMAGE, IMAGE_EDGE, GLOBAL_VIEW = "<image>", "<fake_token_around_image>", "<globa
 PIXEL_MEAN = PIXEL_STD = 0.5
 
 INTERNALIZATION_PROMPT = "Internalize this video for later captioning."
-"""What the published hypernetworks heard at the end of the video, in training and in use."""
+"""The text after the video with which the published hypernetworks were trained and are used."""
 QUESTIONS = (
     "what is on the whiteboard?",
     "which word comes last?",
     "how does the circle move?",
     "what colour is the square?",
 )
-"""Questions to measure speed with, in turn."""
+"""Questions for measuring speed and for verifying adapters."""
 
 
 @dataclass(frozen=True)
 class VisionGeometry:
-    """What a model folder says about its images.
+    """The image sizes that a model folder states.
 
-    image_size: side in pixels of the square image that the vision tower takes
-    tokens_per_image: how many `<image>` tokens one such image becomes
-    longest_edge: pixels that the longer side of a video frame is resized to when nothing else is asked for
+    image_size: side in pixels of the square input of the vision tower
+    tokens_per_image: number of `<image>` tokens per input
+    longest_edge: default size in pixels of the longer side of a video frame
     """
 
     image_size: int
@@ -48,8 +48,8 @@ class VisionGeometry:
 
 @dataclass(frozen=True)
 class PromptFrame:
-    """A frame's place in the prompt: its time in seconds, its grid of tiles (0 x 0 where it is not tiled), and whether
-    the video ends with it."""
+    """A frame in the prompt: its time in seconds, its grid of tiles (0 x 0 if it is not tiled), and whether it is the
+    last frame of the video."""
 
     seconds: float
     rows: int = 0
@@ -60,13 +60,16 @@ class PromptFrame:
 def prompt_frames(
     video: Video, chosen: Sequence[int], end: float | None, grid: tuple[int, int] = (0, 0)
 ) -> list[PromptFrame]:
-    """The chosen frames as the prompt shows them; the last one is the video's where they were chosen up to its end.
+    """Return the chosen frames of a video for the prompt. The final one is marked as the last frame of the video if
+    `end` is the end of the video.
 
-    end: seconds that they were chosen up to, None for the video's end; grid: rows and columns of tiles
+    chosen: frame indices
+    end: seconds up to which frames were chosen; None for the end of the video
+    grid: rows and columns of tiles
     """
-    goes_on = end is not None and end < video.duration - 1e-6  # ends of segments are rounded to that
+    continues = end is not None and end < video.duration - 1e-6  # ends of segments are rounded to that
     frames = [PromptFrame(float(video.seconds[index]), *grid) for index in chosen]
-    return frames if goes_on else [*frames[:-1], replace(frames[-1], last=True)]
+    return frames if continues else [*frames[:-1], replace(frames[-1], last=True)]
 
 
 # Pixels ------------------------------------------------------------------------------------------------------------
@@ -78,21 +81,23 @@ def frame_images(
     longest_edge: int | None = None,
     grid: tuple[int, int] | None = None,
 ) -> np.ndarray:
-    """One frame as the square images that the vision tower takes.
+    """Convert one frame to the square inputs of the vision tower.
 
     pixels: (H, W, 3) uint8 RGB
-    longest_edge: pixels of the longer side before squashing; beyond `image_size` the frame is cut into tiles
-    grid: rows and columns of tiles where the frame's own size does not decide, as in a video that changes its size
+    longest_edge: pixels of the longer side before squashing; a frame larger than `image_size` is cut into tiles
+    grid: rows and columns of tiles; default from the frame's own size (set it for a video whose size changes)
 
-    Returns (N, 3, S, S) uint8 with S = `image_size`: the tiles row by row, then the whole frame squashed to S x S;
-    N is 1 where nothing is tiled. `tile_grid` tells rows and columns.
+    Returns (N, 3, S, S) uint8 with S = `image_size`: the tiles row by row, then the whole frame squashed to S x S.
+    N is 1 if the frame is not tiled.
     """
     size = geometry.image_size
     frame_height, frame_width = pixels.shape[:2]
     width, height = _fit_longest_edge(frame_width, frame_height, longest_edge or geometry.longest_edge)
     rows, cols = grid or tile_grid(frame_width, frame_height, geometry, longest_edge)
+    # Resize to the longest edge, then to a multiple of the input size
     image = Image.fromarray(pixels).resize((width, height), Image.Resampling.LANCZOS)
     image = image.resize((max(cols, 1) * size, max(rows, 1) * size), Image.Resampling.LANCZOS)
+    # Cut the tiles and append the whole frame
     tiles = [image.crop((x * size, y * size, (x + 1) * size, (y + 1) * size)) for y in range(rows) for x in range(cols)]
     if tiles:
         tiles.append(image.resize((size, size), Image.Resampling.LANCZOS))
@@ -100,7 +105,7 @@ def frame_images(
 
 
 def tile_grid(width: int, height: int, geometry: VisionGeometry, longest_edge: int | None = None) -> tuple[int, int]:
-    """(rows, columns) of the tiles that a frame of width x height pixels is cut into; (0, 0) for a single image."""
+    """Return (rows, columns) of the tiles of a frame of width x height pixels; (0, 0) if it is not tiled."""
     width, height = _fit_longest_edge(width, height, longest_edge or geometry.longest_edge)
     aspect, size = width / height, geometry.image_size
     if width >= height:
@@ -114,7 +119,7 @@ def tile_grid(width: int, height: int, geometry: VisionGeometry, longest_edge: i
 
 
 def _fit_longest_edge(width: int, height: int, longest_edge: int) -> tuple[int, int]:
-    """Width and height with the longer one equal to `longest_edge`, the other rounded down and then made even."""
+    """Scale the longer side to `longest_edge`; the other side is rounded down and then up to an even number."""
     aspect = width / height
     if width >= height:
         short = int(longest_edge / aspect)
@@ -134,12 +139,14 @@ def video_text(
     generation_prompt: bool = False,
     marks_end: bool = False,
 ) -> str:
-    """The user turn that shows a video and then says `prompt`.
+    """Return the user turn with a video, followed by `prompt`.
 
-    frames: in the order shown; each is announced with its own time, floored to MM:SS
-    duration: seconds of the whole video, floored in the intro line to H:MM:SS
-    generation_prompt: end with `Assistant:`, as a question in context needs it and internalization does not
-    marks_end: announce the frame that the video ends with as the last one; the paper does not
+    frames: in order; each is preceded by its time, floored to MM:SS
+    duration: seconds of the whole video, floored to H:MM:SS in the intro line
+    generation_prompt: end with `Assistant:`, for a question in context; internalization does not
+    marks_end: announce the last frame of the video as such; the paper does not
+
+    Raises V2LError if there are no frames, or more than can be spelled out.
     """
     if not frames:
         raise V2LError("a video prompt needs at least one frame; ask for --frames 1 or more")
@@ -156,7 +163,7 @@ def video_text(
 
 
 def question_text(question: str) -> str:
-    """The user turn of a question without any video, ready for the answer: no visual token in it."""
+    """Return the user turn of a question without a video, up to `Assistant:`. It contains no visual token."""
     return _user_turn(question, generation_prompt=True)
 
 
@@ -192,8 +199,8 @@ _TENS = "zero ten twenty thirty forty fifty sixty seventy eighty ninety".split()
 
 
 def number_in_words(number: int) -> str:
-    """A count from 0 to 999,999 in English words, as the prompt's intro line spells it: 1024 is
-    "one thousand and twenty-four", 1100 "one thousand, one hundred"."""
+    """Spell a number from 0 to 999,999 in English words, for the prompt's intro line: 1024 is
+    "one thousand and twenty-four", 1100 is "one thousand, one hundred". Raises V2LError for other numbers."""
     if not 0 <= number < 1_000_000:
         raise V2LError(f"{number} frames cannot be put into words; v2l takes up to 999,999")
     if number < 20:

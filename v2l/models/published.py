@@ -1,8 +1,11 @@
-"""Reads a published Frames2LoRA checkpoint: a PyTorch zip file around a pickle, which is read here as plain data.
+"""Read a published Frames2LoRA checkpoint, a PyTorch zip file with a pickle, as plain data.
 
-A pickle is a program. It is not loaded, neither by torch nor by an unpickler: the few opcodes that such a file holds
-are interpreted on inert values, so nothing the file names is imported or called. Work and memory are bounded before
-they are spent, by the file's real size and by the limits below.
+`torch.load(weights_only=True)` with stand-ins for the classes would lose the limits on memory and time: a file of 1 kB
+allocates 2 GB through `bytearray`, one of torch's own safe globals, and keys of nested tuples take exponential time.
+
+A pickle is a program. Here neither torch nor an unpickler loads it: the few opcodes that such a file contains are
+interpreted on inert values, so nothing that the file names is imported or called. Work and memory are bounded in
+advance, by the file's real size and by the limits below.
 """
 
 import contextlib
@@ -22,7 +25,7 @@ import torch
 
 from v2l.errors import V2LError
 
-# The larger published file has 0.91 GB, some 150 entries and a pickle of 40 kB and 7,000 opcodes.
+# The larger published file has 0.91 GB, about 150 entries and a pickle of 40 kB with 7,000 opcodes.
 _MAX_FILE_BYTES = 4 * 2**30
 _MAX_ENTRIES = 4096
 _MAX_READ_BYTES = 2**20  # of one read: the zip directory comes in one, a tensor in many
@@ -44,21 +47,31 @@ _ALLOWED = _RECORDS | _STORAGES.keys() | _CALLABLE | {"torch._utils._rebuild_ten
 _MARK = object()
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": (), "MARK": _MARK}
 _EMPTY = {"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_SET": set}
-_TO_MARK = {"TUPLE", "APPENDS", "ADDITEMS", "SETITEMS"}  # opcodes that take all values above the last mark
+_TO_MARK = {"TUPLE", "APPENDS", "ADDITEMS", "SETITEMS"}  # opcodes that pop all values above the last mark
 _OPERANDS = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3, "APPEND": 2, "APPENDS": 1, "ADDITEMS": 1, "SETITEM": 3}
 _OPERANDS |= {"SETITEMS": 1, "BINPUT": 1, "LONG_BINPUT": 1, "MEMOIZE": 1, "STACK_GLOBAL": 2, "REDUCE": 2}
-_OPERANDS |= {"NEWOBJ": 2, "BUILD": 2, "BINPERSID": 1}  # how many values an opcode takes (below that mark, if any)
-_MALFORMED = (zipfile.BadZipFile, struct.error, OSError, EOFError, RuntimeError, ValueError, LookupError, OverflowError)
-_MALFORMED += (Warning,)  # pickletools can warn of a text, and Python be told to turn warnings into errors
+_OPERANDS |= {"NEWOBJ": 2, "BUILD": 2, "BINPERSID": 1}  # number of values that an opcode pops (below that mark, if any)
+_MALFORMED = (
+    zipfile.BadZipFile,
+    struct.error,
+    OSError,
+    EOFError,
+    RuntimeError,
+    ValueError,
+    LookupError,
+    OverflowError,
+    Warning,  # pickletools can warn about a text, and Python may turn warnings into errors
+)
 
 
 @dataclass(frozen=True)
 class PublishedCheckpoint:
-    """What a published checkpoint holds.
+    """The content of a published checkpoint.
 
-    `tensors`: the hypernetwork's float32 (or int64) tensors by name, all finite, without a leading `_orig_mod.`.
-    `base_model`: name of the frozen model. `hypernet_config`, `context_encoder`: field name to plain value, where
-    records are dicts, enum members their value, sets sorted lists, tuples lists, int64 tensors (nested) lists of ints.
+    tensors: the hypernetwork's float32 (or int64) tensors by name, all finite, without a leading `_orig_mod.`
+    base_model: name of the frozen model
+    hypernet_config, context_encoder: field name to plain value; records become dicts, enum members their value, sets
+        sorted lists, tuples lists, and int64 tensors (nested) lists of ints
     """
 
     tensors: dict[str, torch.Tensor]
@@ -70,8 +83,8 @@ class PublishedCheckpoint:
 def read_published(path: str | os.PathLike[str]) -> PublishedCheckpoint:
     """Read a published Frames2LoRA checkpoint (the zip format of `torch.save`) without executing anything in it.
 
-    Tensors keep shape and type and come to the CPU; those that share storage in the file share memory. Raises
-    `V2LError` for every file that is missing, unreadable, damaged, or holds what no published checkpoint does.
+    Tensors keep their shape and type and are on the CPU; those that share storage in the file share memory. Raises
+    V2LError if the file is missing, unreadable, damaged, or contains anything that no published checkpoint does.
     """
     name = os.fsdecode(path)
     shown = name if name.isprintable() else ascii(name)
@@ -91,9 +104,10 @@ def read_published(path: str | os.PathLike[str]) -> PublishedCheckpoint:
 
 
 def _checkpoint(archive: "_Archive") -> PublishedCheckpoint:
-    """Interpret the pickle, check what it describes, and only then read tensors."""
+    """Interpret the pickle, check the values that it describes, and only then read tensors."""
     root = _Interpreter(archive.sizes).run(archive.read("data.pkl", _MAX_PICKLE_BYTES))
-    _need(isinstance(root, dict), "it does not hold a state dict")
+    if not isinstance(root, dict):
+        raise V2LError("it does not hold a state dict")
     values = {key.removeprefix("_orig_mod."): value for key, value in root.items()}
     _need(len(values) == len(root), "it holds a name both with and without the prefix '_orig_mod.'")
     tensors = {key: value for key, value in values.items() if isinstance(value, _Tensor)}
@@ -108,7 +122,7 @@ def _checkpoint(archive: "_Archive") -> PublishedCheckpoint:
         found = value.name if isinstance(value, _Record) else type(value).__name__
         _need(found == kind, f"its {key} is missing or not a {kind}")
     unknown = sorted(values.keys() - tensors.keys() - kinds.keys())
-    _need(not unknown, f"it holds, beside tensors, {_quote(unknown)}")
+    _need(not unknown, f"it holds, besides tensors, {_quote(unknown)}")
     reader = _Reader(archive)
     return PublishedCheckpoint(
         base_model=values["base_model_name_or_path"],
@@ -119,19 +133,19 @@ def _checkpoint(archive: "_Archive") -> PublishedCheckpoint:
 
 
 def _need(condition: bool, problem: str) -> None:
-    """Refuse the file, for this reason, unless the condition holds."""
+    """Raise V2LError with the problem unless the condition holds."""
     if not condition:
         raise V2LError(problem)
 
 
 def _quote(text: object) -> str:
-    """Text from a file, made safe to print on one line: cut, with unusual characters escaped."""
+    """Return text from a file for printing on one line: truncated, with non-ASCII and control characters escaped."""
     return ascii(str(text)[:120])
 
 
 @contextlib.contextmanager
 def _damage(what: str) -> Iterator[None]:
-    """Turn the errors by which malformed content shows itself into a `V2LError`."""
+    """Convert the errors that malformed content causes into a V2LError."""
     try:
         yield
     except _MALFORMED as error:
@@ -139,7 +153,7 @@ def _damage(what: str) -> Iterator[None]:
 
 
 class _BoundedReader(io.BufferedReader):
-    """A file that gives out little at once: `zipfile` would read a directory of any size in one piece."""
+    """A file with a limit on each read, because `zipfile` reads a directory of any size at once."""
 
     def read(self, size: int | None = -1, /) -> bytes:
         content = super().read(_MAX_READ_BYTES + 1 if size is None or size < 0 else min(size, _MAX_READ_BYTES + 1))
@@ -149,7 +163,10 @@ class _BoundedReader(io.BufferedReader):
 
 
 class _Archive:
-    """A checkpoint's zip file, checked before anything is read; `sizes`: bytes by entry, the folder left out."""
+    """The zip file of a checkpoint, checked before anything is read.
+
+    sizes: bytes of each entry, by its name without the folder
+    """
 
     def __init__(self, file: _BoundedReader, file_bytes: int):
         _need(file_bytes <= _MAX_FILE_BYTES, f"it has {file_bytes} bytes, more than {_MAX_FILE_BYTES}")
@@ -172,19 +189,20 @@ class _Archive:
         _need(little, "its byte order is not little-endian")
 
     def read(self, name: str, limit: int) -> bytearray:
-        """The bytes of an entry, at most `limit`, with the checksum verified."""
+        """Return the bytes of an entry, at most `limit`, with its checksum verified."""
         size = self.sizes[name]
         _need(size <= limit, f"its entry {_quote(name)} has {size} bytes, more than {limit}")
         content = bytearray(size)
         with _damage(f"its entry {_quote(name)}"), self._zip.open(self._entries[name]) as source:
             for start in range(0, size, _MAX_READ_BYTES):
-                source.readinto(memoryview(content)[start : start + _MAX_READ_BYTES])
+                piece = source.read(min(_MAX_READ_BYTES, size - start))
+                content[start : start + len(piece)] = piece
         return content
 
 
 @dataclass(frozen=True)
 class _Global:
-    """A name that the file refers to: one that published checkpoints hold, and even so never resolved."""
+    """A global that the pickle names. It must be one of those in published checkpoints, and it is never resolved."""
 
     name: str
 
@@ -194,7 +212,7 @@ class _Global:
 
 @dataclass(eq=False)
 class _Record:
-    """An instance of an allowed class, without behaviour: the class's full name, and the fields once they are set."""
+    """An instance of an allowed class, without behaviour: the full name of the class, and its fields once set."""
 
     name: str
     fields: dict[str, object] | None = None
@@ -211,7 +229,7 @@ class _Storage:
 
 @dataclass(frozen=True)
 class _Tensor:
-    """A tensor `offset` numbers into a storage, not read yet: contiguous, not empty, within its storage."""
+    """A tensor that has not been read: contiguous, not empty, `offset` numbers into its storage and within it."""
 
     storage: _Storage
     offset: int
@@ -229,7 +247,10 @@ class _Tensor:
 
 
 class _Interpreter:
-    """Runs a published checkpoint's pickle on inert values, and refuses any other; `sizes`: bytes by zip entry."""
+    """An interpreter for the pickles of published checkpoints on inert values. It refuses all others.
+
+    sizes: bytes of each zip entry
+    """
 
     def __init__(self, sizes: dict[str, int]):
         self._sizes = sizes
@@ -237,7 +258,7 @@ class _Interpreter:
         self._memo: dict[int, object] = {}
 
     def run(self, pickle: bytearray) -> object:
-        """The value that the pickle describes."""
+        """Return the value that the pickle describes."""
         with _damage("its data.pkl"):
             for count, (opcode, argument, _) in enumerate(pickletools.genops(pickle)):
                 _need(count < _MAX_OPERATIONS, f"its data.pkl has over {_MAX_OPERATIONS} operations")
@@ -247,7 +268,7 @@ class _Interpreter:
         return self._stack[0]
 
     def _take(self, opcode: str) -> list:
-        """Take the values that an opcode works on from the stack, the topmost last."""
+        """Pop the operands of an opcode from the stack; the topmost comes last."""
         taken = []
         if opcode in _TO_MARK:
             while (value := self._stack.pop()) is not _MARK:
@@ -257,7 +278,7 @@ class _Interpreter:
         return taken[::-1]
 
     def _step(self, opcode: str, argument: Any) -> object:
-        """The value that one opcode leaves on the stack; `argument` is what follows it in the pickle."""
+        """Return the value that one opcode pushes. `argument` follows it in the pickle."""
         match opcode, self._take(opcode):
             case "NONE" | "NEWTRUE" | "NEWFALSE" | "EMPTY_TUPLE" | "MARK", _:
                 return _CONSTANTS[opcode]
@@ -290,7 +311,7 @@ class _Interpreter:
             case "BUILD", [_Record(fields=None) as target, dict(state)]:
                 target.fields = state
                 return target
-            case "BUILD", [OrderedDict() as target, dict()]:  # the versions of torch modules: nothing needs them
+            case "BUILD", [OrderedDict() as target, dict()]:  # versions of torch modules, which are not needed
                 return target
             case "BINPERSID", [("storage", _Global(name=kind), str(key), str(), int(count))] if kind in _STORAGES:
                 storage = _Storage(_STORAGES[kind], key, count)
@@ -301,26 +322,26 @@ class _Interpreter:
 
 
 def _literal(value: float | str) -> float | str:
-    """A number or text of the file, which must be finite and of 64 bits, or short and printable."""
+    """Return a number or text if it is allowed: finite and of 64 bits, or short and printable."""
     valid = value.isprintable() and len(value) <= _MAX_TEXT_LENGTH if isinstance(value, str) else abs(value) < 2**63
     _need(valid, f"its data.pkl holds {_quote(value)}, which is too large, not finite or not printable")
     return value
 
 
 def _texts(values: list) -> list[str]:
-    """Keys of a dict or members of a set: only texts, as the hash of nested tuples can take exponential time."""
+    """Return keys of a dict or members of a set if all are texts: hashing nested tuples can take exponential time."""
     _need(all(isinstance(value, str) for value in values), "its data.pkl has a key or set member that is not text")
     return values
 
 
 def _called(function: str, arguments: tuple) -> object:
-    """The inert value of a call or a new instance, in the few forms that published checkpoints hold."""
+    """Return the inert value of a call or a new instance, in the few forms that published checkpoints contain."""
     match function, arguments:
         case "collections.OrderedDict", ():
             return OrderedDict()
         case "builtins.set" | "__builtin__.set", (list(members),):
             value = set(_texts(members))
-            members.clear()  # so that one long list cannot become many sets
+            members.clear()  # one long list must not become many sets
             return value
         case "peft.utils.peft_types.PeftType", (str(value),):
             return value
@@ -333,7 +354,7 @@ def _called(function: str, arguments: tuple) -> object:
 
 
 class _Reader:
-    """Reads the tensors and configurations that a pickle describes; each storage once, when first needed."""
+    """Reads the tensors and configurations that a pickle describes. Each storage is read once, on first use."""
 
     def __init__(self, archive: _Archive):
         self._archive = archive
@@ -341,7 +362,7 @@ class _Reader:
         self._values = 0
 
     def tensor(self, tensor: _Tensor, name: str) -> torch.Tensor:
-        """The tensor, a view of its storage; if the storage has non-finite values, `name` is refused."""
+        """Return the tensor as a view of its storage. Raises V2LError, with `name`, if the storage is not finite."""
         storage = tensor.storage
         if storage not in self._storages:
             content = self._archive.read(f"data/{storage.key}", _MAX_FILE_BYTES)
@@ -353,7 +374,8 @@ class _Reader:
         return self._storages[storage][tensor.offset : end].view(tensor.shape)
 
     def plain(self, value: object, depth: int = 0) -> Any:
-        """Plain Python for a configuration's value, within limits: a pickle can repeat or nest one forever."""
+        """Convert a value of a configuration to plain Python, within limits: a pickle can repeat or nest values without
+        end."""
         self._values += math.prod(value.shape) if isinstance(value, _Tensor) else 1
         bounded = self._values <= _MAX_CONFIG_VALUES and depth <= _MAX_CONFIG_DEPTH
         _need(bounded, "its configuration is too large or too deeply nested")

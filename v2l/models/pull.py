@@ -1,9 +1,9 @@
-"""Fetches a preset: the frozen model and its published hypernetwork, from the hub, each file proven by its hash.
+"""Download a preset from the hub: the frozen model and its published hypernetwork, each file verified by its hash.
 
-The only module that reaches the hub, through hub.py, and the only one that writes into the local Hugging Face cache,
-in the layout of huggingface_hub: `models--OWNER--NAME/blobs/HASH`, linked from `snapshots/COMMIT/FILE`. HF_HOME,
-HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE are obeyed. A branch is resolved to a commit once; what that commit's files are
-is recorded and must stay so.
+Only this module uses the hub, through hub.py, and only this module writes into the local Hugging Face cache, in the
+layout of huggingface_hub: `models--OWNER--NAME/blobs/HASH`, linked from `snapshots/COMMIT/FILE`. HF_HOME, HF_TOKEN,
+HF_ENDPOINT and HF_HUB_OFFLINE are obeyed. A branch is resolved to a commit once; the hashes of that commit's files are
+recorded in the lock file and must not change.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from v2l.models.loading import load_vlm
 from v2l.models.presets import PRESETS, Lock, LockedRepo, Preset, is_commit, lock_path, read_lock, write_lock
 
 MODEL_FILES = re.compile(r"[^/]+\.(json|jinja|safetensors)|LICENSE[^/]*")
-"""Of the model's repository: what stands at its top, weights as safetensors only."""
+"""Files of the model's repository: those at its top level, weights as safetensors only."""
 
 
 @dataclass(frozen=True)
 class Pulled:
-    """A repository that is there: its name, the commit, the licence that it states, and bytes of its files."""
+    """A downloaded repository: its name, the commit, the licence that it states, and the bytes of its files."""
 
     repo: str
     commit: str
@@ -41,47 +41,48 @@ class Pulled:
     size: int
 
 
-Told = Callable[[str], None]
+Report = Callable[[str], None]
 
 
-def pull(name: str, revision: str | None, make_default: bool, told: Told) -> list[Pulled]:
-    """Fetches the preset's two repositories, proves that they work together, and records them.
+def pull(name: str, revision: str | None, make_default: bool, report: Report) -> list[Pulled]:
+    """Download the two repositories of a preset, check that they work together, and record them in the lock file.
 
-    revision: of the model's repository, a branch, tag or commit; None for the one that is recorded, else `main`
-    make_default: let this preset stand in where no model is named; the first one that is pulled always does
-    told: hears what is being done
+    revision: branch, tag or commit of the model's repository; None for the recorded one, else `main`
+    make_default: use this preset if no model is named; the first preset that is pulled always becomes the default
+    report: called with a line about each step
 
-    Raises V2LError, and records nothing, where the hub cannot be reached, a file is missing or not what the hub or the
-    record says, space runs out, or the two do not work together. What has arrived stays for the next try.
+    Raises V2LError, and records nothing, if the hub cannot be reached, a file is missing or differs from the hub's
+    listing or the lock file, the disk is full, or the two do not work together. Downloaded parts are kept for the next
+    attempt.
     """
     if name not in PRESETS:
         raise V2LError(f"there is no preset {printable(name)} to pull; choose from {', '.join(PRESETS)}")
     preset, lock = PRESETS[name], read_lock()
-    model, lock = _fetch(preset.model, MODEL_FILES.fullmatch, revision, lock, told)
+    model, lock = _fetch(preset.model, MODEL_FILES.fullmatch, revision, lock, report)
     weights = [name for name in lock.repos[preset.model].files if name.endswith(".safetensors")]
     lacking = "" if weights else ".safetensors"
     if "config.json" not in lock.repos[preset.model].files:
         lacking = "config.json"
     if lacking:
         raise V2LError(f"{preset.model} has no {lacking} at {model.commit[:12]}; name another --revision")
-    hypernetwork, lock = _fetch_first(preset, lock, told)
+    hypernetwork, lock = _fetch_hypernetwork(preset, lock, report)
     first = lock.default is None
     if first or make_default:
         lock = dataclasses.replace(lock, default=name)
     before = read_lock()
-    write_lock(lock)  # by which the presets are found
+    write_lock(lock)  # the self-test finds the preset by it
     try:
-        self_test(name, preset, told)
+        self_test(name, preset, report)
     except BaseException:
         write_lock(before)
         raise
     return [model, hypernetwork]
 
 
-def self_test(name: str, preset: Preset, told: Told) -> None:
-    """Loads both strictly, and raises V2LError where the tokenizer, the images or the hypernetwork are not what v2l
-    was made for."""
-    told(f"self-test: loading {preset.model} and its hypernetwork")
+def self_test(name: str, preset: Preset, report: Report) -> None:
+    """Load the model and the hypernetwork strictly. Raises V2LError if the tokenizer, the images or the hypernetwork
+    are not those that v2l implements."""
+    report(f"self-test: loading {preset.model} and its hypernetwork")
     vlm = load_vlm(name, device="cpu")
     if vlm.geometry.tokens_per_image != preset.tokens_per_image:
         raise V2LError(
@@ -91,43 +92,43 @@ def self_test(name: str, preset: Preset, told: Told) -> None:
     check_belongs(load_hypernetwork(name, device="cpu"), vlm)
 
 
-def _fetch_first(preset: Preset, lock: Lock, told: Told) -> tuple[Pulled, Lock]:
-    """The hypernetwork from the first of its names that the hub knows."""
+def _fetch_hypernetwork(preset: Preset, lock: Lock, report: Report) -> tuple[Pulled, Lock]:
+    """Fetch the hypernetwork from the first of its repositories that the hub has."""
     for repo in preset.hypernetworks:
         try:
-            return _fetch(repo, preset.is_hypernetwork, None, lock, told)
+            return _fetch(repo, preset.is_hypernetwork, None, lock, report)
         except NotThere as error:
             missing = error
-            told(f"{error}; trying an older name")
-    raise V2LError(f"none of the names of its hypernetwork is there: {missing}")
+            report(f"{error}; trying a former name")
+    raise V2LError(f"the hub has the hypernetwork under none of its names: {missing}")
 
 
 def _fetch(
-    repo: str, wanted: Callable[[str], Any], revision: str | None, lock: Lock, told: Told
+    repo: str, wanted: Callable[[str], Any], revision: str | None, lock: Lock, report: Report
 ) -> tuple[Pulled, Lock]:
-    """The wanted files of a repository, in the cache and proven; returns the lock with them."""
+    """Fetch and verify the wanted files of a repository. Returns the lock with these files."""
     locked = lock.repos.get(repo)
-    asked = revision or (locked.commit if locked else "main")
-    listing = list_files(repo, asked, wanted)
+    requested = revision or (locked.commit if locked else "main")
+    listing = list_files(repo, requested, wanted)
     commit = listing.commit
-    if is_commit(asked) and commit != asked:
+    if is_commit(requested) and commit != requested:
         raise V2LError(
-            f"the hub answers with commit {commit[:12]} of {repo} where {asked[:12]} was asked for; check HF_ENDPOINT"
+            f"the hub answers with commit {commit[:12]} of {repo} instead of {requested[:12]}; check HF_ENDPOINT"
         )
     if not listing.files:
-        raise NotThere(f"{repo} has none of the files that are needed at {commit[:12]}")
+        raise NotThere(f"{repo} has none of the required files at {commit[:12]}")
     _check_space(listing.files)
     known = locked.files if locked and locked.commit == commit else {}
     found = {}
     for file in sorted(listing.files, key=lambda file: file.name):
-        told(f"{repo} {file.name}")
-        found[file.name] = _proven(CachePlace(repo, commit, file), known.get(file.name))
+        report(f"{repo} {file.name}")
+        found[file.name] = _fetch_file(CachePlace(repo, commit, file), known.get(file.name))
     kept = LockedRepo(revision or (locked.revision if locked else "main"), commit, found)
     pulled = Pulled(repo, commit, listing.licence, sum(file.size for file in listing.files))
     return pulled, dataclasses.replace(lock, repos=lock.repos | {repo: kept})
 
 
-def _proven(place: CachePlace, recorded: str | None) -> str:
+def _fetch_file(place: CachePlace, recorded: str | None) -> str:
     """Fetch a file unless the cache holds it, verify it and return its sha256.
 
     recorded: the sha256 that the lock file states, None if it states none
@@ -157,24 +158,23 @@ def _checked(place: CachePlace, source: Path, recorded: str | None) -> str:
     try:
         with open_regular(source) as content:
             sha256 = got = hashlib.file_digest(content, "sha256").hexdigest()
-            if is_commit(place.file.digest):  # the hash that git takes of a file outside LFS: a header, then the data
+            if is_commit(place.file.digest):  # git's hash of a file outside LFS: sha1 of a header and the data
                 start = b"blob %d\0" % content.tell()
                 content.seek(0)
                 got = hashlib.file_digest(content, lambda: hashlib.sha1(start)).hexdigest()
     except OSError as error:
         raise unreadable(source, error) from error
-    what = f"{place.repo} {place.file.name}"
+    name = f"{place.repo} {place.file.name}"
     if got != place.file.digest:
         place.discard(wrong=source)
         raise V2LError(
-            f"{what} has the hash {got[:12]} and the hub states {place.file.digest[:12]}; it was thrown away, pull "
-            "again"
+            f"{name} has the hash {got[:12]} and the hub states {place.file.digest[:12]}; it was discarded, pull again"
         )
-    if recorded not in (None, sha256):
+    if recorded is not None and recorded != sha256:
         place.discard()
         raise V2LError(
-            f"{what} is another file of the same commit than was recorded ({sha256[:12]}, {recorded[:12]}); check "
-            f"HF_ENDPOINT, or move {printable(lock_path())} away to trust what the hub has now"
+            f"{name} differs from the file that was recorded for this commit ({sha256[:12]}, {recorded[:12]}); check "
+            f"HF_ENDPOINT, or move {printable(lock_path())} away to trust the hub's current files"
         )
     return sha256
 
@@ -197,12 +197,12 @@ class CachePlace:
 
     @property
     def blob(self) -> Path:
-        """The complete content, named by its hash."""
+        """The complete file, named by its hash."""
         return self.folder / "blobs" / self.file.digest
 
     @property
     def part(self) -> Path:
-        """The content as far as it has arrived."""
+        """The part of the file that has been downloaded."""
         return self.folder / "blobs" / f"{self.file.digest}.incomplete"
 
     @property
@@ -222,7 +222,7 @@ class CachePlace:
                 _check_inside(folder)
                 folder.mkdir(parents=True, exist_ok=True)
             with contextlib.suppress(FileExistsError), open(_cache() / "CACHEDIR.TAG", "x") as tag:
-                tag.write("Signature: 8a477f597d28d172789f06886806bc55\n")  # backups leave such a folder out
+                tag.write("Signature: 8a477f597d28d172789f06886806bc55\n")  # backup programs skip such a folder
             with WeakFileLock(locks / f"{self.file.digest}.lock"):
                 yield
         except OSError as error:
@@ -232,7 +232,7 @@ class CachePlace:
             ) from error
 
     def link(self) -> None:
-        """Link the pointer to the blob. Replace a pointer that leads nowhere."""
+        """Link the pointer to the blob. Replace a broken pointer."""
         from huggingface_hub import constants
 
         self.pointer.unlink(missing_ok=True)
@@ -240,12 +240,12 @@ class CachePlace:
             if getattr(constants, "HF_HUB_DISABLE_SYMLINKS", False):
                 raise OSError
             os.symlink(os.path.relpath(self.blob, self.pointer.parent), self.pointer)
-        except OSError:  # a file system without links
+        except OSError:  # a file system without symbolic links
             os.replace(self.blob, self.pointer)
 
     def discard(self, wrong: Path | None = None) -> None:
-        """Remove the pointer and the part, and the blob too if `wrong` is it or a link to it. Remove links themselves,
-        never their targets. Raise V2LError if a folder leads out of the cache, or if removing fails."""
+        """Remove the pointer and the part, and also the blob if `wrong` is it or a link to it. Links are removed, never
+        their targets. Raise V2LError if a folder leads out of the cache, or if removing fails."""
         is_blob = wrong is not None and os.path.realpath(wrong) == os.path.realpath(self.blob)
         for path in (self.part, self.pointer, *([self.blob] if is_blob else [])):
             _check_inside(path.parent)
@@ -267,24 +267,26 @@ def _check_inside(folder: Path) -> None:
     """Raise V2LError if the folder, with all links resolved, is outside the cache."""
     if not Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(_cache())):
         raise V2LError(
-            f"{printable(folder)} is a link out of the cache, where nothing is written or removed; remove the link, or "
-            "set HF_HUB_CACHE"
+            f"{printable(folder)} is a link out of the cache, where v2l does not write or remove files; remove the "
+            "link, or set HF_HUB_CACHE"
         )
 
 
 def _open_part(path: Path) -> BinaryIO:
-    """Open a file for appending. Do not follow a link, and do not wait for the reader of a pipe. Raise OSError."""
+    """Open a file for appending, without following a link or waiting for the reader of a pipe. Raise OSError."""
     careful = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
     return open(path, "ab", opener=lambda name, flags: os.open(name, flags | careful, 0o666))
 
 
 def _check_space(files: Sequence[HubFile]) -> None:
-    """Raises V2LError where the cache's disk could not hold them all; what is there already counts as missing only by
-    name, so the estimate is on the safe side."""
+    """Raise V2LError if the disk of the cache has no space for the files. Files in the cache are not counted; partial
+    downloads are, so the estimate is an upper bound."""
     place = _cache()
     needed = sum(file.size for file in files if not any(place.glob(f"models--*/blobs/{file.digest}")))
     while not os.path.exists(place):
         place = place.parent
     free = shutil.disk_usage(place).free
     if needed > free:
-        raise V2LError(f"{needed / 1e9:.1f} GB are to be fetched and {printable(place)} has {free / 1e9:.1f} GB free")
+        raise V2LError(
+            f"the download takes {needed / 1e9:.1f} GB and {printable(place)} has {free / 1e9:.1f} GB free; make room"
+        )

@@ -1,7 +1,7 @@
-"""The frozen SmolVLM2: look at images, read a video layer by layer, answer.
+"""The frozen SmolVLM2: encode images, compute the hidden states of a video layer by layer, generate answers.
 
-Everything that touches the model's modules is here. The model is never trained, never changed (adapters are attached
-from outside, see lora.py), and reads videos only with no adapter attached.
+No other module calls the modules of the model. The model is never trained or modified (adapters are attached from
+outside, see adapters/lora.py), and a video is read only while no adapter is attached.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from v2l.models.presets import ModelFolder
 from v2l.models.processor import END_OF_TURN, PIXEL_MEAN, PIXEL_STD
 
 TOKENS_AT_ONCE = 2048
-"""How many tokens of several windows go through a decoder layer together, a whole window at least."""
+"""Tokens that pass through a decoder layer together, in whole windows, at least one."""
 IMAGES_AT_ONCE = 8
-"""How many images go through the vision tower together."""
+"""Images that pass through the vision tower together."""
 
 
 @dataclass(frozen=True)
 class Window:
-    """One complete prompt about consecutive frames of a video.
+    """One complete prompt with consecutive frames of a video.
 
-    frames: how many it shows
-    input_ids: (T,); images: (N, tokens, D), what stands in the image tokens' places
+    frames: their number
+    input_ids: (T,); images: (N, tokens, D), the embeddings that replace the image tokens
     """
 
     frames: int
@@ -41,12 +41,12 @@ class Window:
 
 
 class FrozenVLM:
-    """A SmolVLM2 on a device, for reading only.
+    """A SmolVLM2 on a device, for inference only.
 
-    id, revision, fingerprint: of the model folder (see models.py)
+    id, revision, fingerprint: of the model folder (see presets.py)
     geometry: image size and tokens per image
-    text_model, lm_head: the language model; vision: (vision tower, connector), or None where it was not loaded
-    tokenizer: a `tokenizers.Tokenizer`, or None where the folder has none
+    text_model, lm_head: the language model; vision: (vision tower, connector), or None if it was not loaded
+    tokenizer: a `tokenizers.Tokenizer`, or None if the folder has none
     """
 
     def __init__(self, folder: ModelFolder, modules: dict[str, Any], tokenizer: Any | None, device: torch.device):
@@ -59,18 +59,21 @@ class FrozenVLM:
         self.device, self.dtype = device, self.text_model.embed_tokens.weight.dtype
         self.tokenizer = tokenizer
         self.end_of_answer_ids = folder.end_of_answer_ids
-        if self.tokenizer is not None:
-            self.end_of_answer_ids = self.end_of_answer_ids | {self.tokenizer.token_to_id(END_OF_TURN)}
+        if tokenizer is not None:
+            self.end_of_answer_ids = self.end_of_answer_ids | {tokenizer.token_to_id(END_OF_TURN)}
         self._in_use = threading.Lock()
 
     @contextmanager
     def exclusively(self, purpose: str) -> Iterator[None]:
-        """Held while an adapter is attached, a video is read or one is asked in context: each would spoil the others.
-        Raises V2LError, without waiting, where the model is in use; `purpose` says for what it was wanted."""
+        """Hold the model while an adapter is attached, a video is read or a question is answered in context, which
+        would interfere with each other. Raises V2LError, without waiting, if the model is in use.
+
+        purpose: what the model is needed for, as the error states it
+        """
         if not self._in_use.acquire(blocking=False):
             raise V2LError(
-                f"the model cannot be used for {purpose} now: an adapter is attached, or a video or an answer is under "
-                "way; leave that `with` block, exhaust or close that answer, or load a second model"
+                f"the model cannot be used for {purpose} now: an adapter is attached, or a video or an answer is in "
+                "progress; leave that `with` block, exhaust or close that answer, or load a second model"
             )
         try:
             yield
@@ -85,32 +88,33 @@ class FrozenVLM:
 
     @property
     def down_projections(self) -> list[torch.nn.Linear]:
-        """The `mlp.down_proj` of every decoder layer, in order: what adapters change."""
+        """The `mlp.down_proj` of every decoder layer, in order: the modules that adapters change."""
         return [layer.mlp.down_proj for layer in self.text_model.layers]
 
     # Text ------------------------------------------------------------------------------------------------------
 
     def tokenize(self, text: str) -> torch.Tensor:
-        """Token ids, (T,) int64, of a prompt that prompt.py built; nothing is added to it."""
+        """Return the token ids, (T,) int64, of a prompt from processor.py; no special tokens are added."""
         if self.tokenizer is None:
             raise V2LError(f"the model {printable(self.id)} has no tokenizer.json; put the model's own beside it")
         return torch.tensor(self.tokenizer.encode(text, add_special_tokens=False).ids, device=self.device)
 
     def detokenize(self, ids: Sequence[int]) -> str:
-        """The text of generated ids, control tokens left out."""
+        """Return the text of generated ids without control tokens."""
+        assert self.tokenizer is not None  # ids come from `tokenize`, which requires one
         return self.tokenizer.decode(list(ids), skip_special_tokens=True)
 
     def check_user_text(self, text: str) -> str:
-        """The text, stripped, if it may stand in a prompt. Raises V2LError where it is empty, exceeds the model's
-        positions whatever its tokens are, or holds one of the tokenizer's control tokens, which would otherwise act as
-        one (an `<image>` in a question, say)."""
+        """Return the text, stripped. Raises V2LError if it is empty, is not UTF-8, exceeds the model's positions
+        however it is tokenized, or contains a control token of the tokenizer, which would act as one (an `<image>` in a
+        question, for example)."""
         text = text.strip()
         if self.tokenizer and len(text) > self.max_positions:
             most = self.max_positions * max(map(len, self.tokenizer.get_vocab()))
             if len(text) > most:
                 raise V2LError(
                     f"a question or prompt of {len(text):,} characters cannot fit the model's {self.max_positions:,} "
-                    f"positions, which hold {most:,} at the very most; shorten it"
+                    f"positions, which hold {most:,} at most; shorten it"
                 )
         for token in self.tokenizer.get_added_tokens_decoder().values() if self.tokenizer else ():
             if token.content in text:
@@ -122,53 +126,61 @@ class FrozenVLM:
         return text
 
     def check_length(self, tokens: int, max_new_tokens: int) -> None:
-        """Raises V2LError where a prompt of so many tokens and its answer exceed the model's positions."""
+        """Raise V2LError if a prompt of that many tokens and its answer exceed the model's positions."""
         if tokens + max_new_tokens > self.max_positions:
             raise V2LError(
                 f"a prompt of {tokens:,} tokens and {max_new_tokens:,} new ones exceed the model's "
                 f"{self.max_positions:,} positions; shorten the question or the answer, or show fewer or smaller frames"
             )
 
-    # Seeing and reading ----------------------------------------------------------------------------------------
+    # Images and hidden states ----------------------------------------------------------------------------------
 
     @torch.no_grad()
     def encode_images(self, images: torch.Tensor) -> torch.Tensor:
-        """Images to what the language model gets in the place of their `<image>` tokens.
+        """Encode images into the embeddings that replace their `<image>` tokens.
 
-        images: (N, 3, S, S) uint8, or float as the vision tower takes them (-1 to 1). Returns (N, tokens, D).
+        images: (N, 3, S, S) uint8, or float in the vision tower's range of -1 to 1. Returns (N, tokens, D).
+        Raises V2LError if the model was loaded without its vision tower.
         """
         if self.vision is None:
             raise V2LError("this model was loaded without its vision tower; load it with vision=True to read videos")
         vision_tower, connector = self.vision
-        seen = []
+        features = []
         for batch in images.split(IMAGES_AT_ONCE):
             batch = batch.to(self.device)
+            # Normalise pixels to -1 to 1
             if batch.dtype == torch.uint8:
                 batch = (batch.float() / 255 - PIXEL_MEAN) / PIXEL_STD
-            seen.append(connector(vision_tower(pixel_values=batch.to(self.dtype)).last_hidden_state))
-        return torch.cat(seen)
+            # Vision tower, then the connector to the language model's width
+            features.append(connector(vision_tower(pixel_values=batch.to(self.dtype)).last_hidden_state))
+        return torch.cat(features)
 
     @torch.no_grad()
     def embed(self, input_ids: torch.Tensor, image_embeddings: torch.Tensor | None = None) -> torch.Tensor:
-        """Input embeddings, (T,) -> (T, D), with image_embeddings, (N, tokens, D), in the image tokens' places.
-        Raises V2LError where the prompt has another number of places."""
+        """Return the input embeddings of a prompt, (T,) -> (T, D), with its image tokens replaced.
+
+        image_embeddings: (N, tokens, D), from `encode_images`
+
+        Raises V2LError if the prompt has another number of image tokens.
+        """
         embeddings = self.text_model.embed_tokens(input_ids)
         places = input_ids == self.image_token_id
         given = 0 if image_embeddings is None else image_embeddings.shape[0] * image_embeddings.shape[1]
         if int(places.sum()) != given:
             raise V2LError(f"the prompt has {int(places.sum())} image tokens and {given} image embeddings were given")
-        if given:
+        if image_embeddings is not None:
             embeddings = embeddings.masked_scatter(places[:, None], image_embeddings.to(embeddings.dtype))
         return embeddings
 
     def read_layers(self, windows: Sequence[Window]) -> Iterator[Iterator[torch.Tensor]]:
-        """The inputs of every decoder layer for the windows of one video, layer by layer (paper section 3: the
-        hidden states h_0 .. h_{L-1}; the output of the last layer is not read).
+        """Compute the inputs of every decoder layer for the windows of one video, layer by layer (paper section 3: the
+        hidden states h_0 .. h_{L-1}; the output of the last layer is not used).
 
-        windows: each a prompt of its own, with positions from zero
+        windows: independent prompts, each with positions from zero
 
-        Yields L iterators; each yields pieces (1, tokens, D) in the order of the windows, without padding, and runs
-        that layer as it goes: exhaust one before taking the next. One hidden state per token is held, never a stack.
+        Yields L iterators. Each yields pieces (1, tokens, D) in the order of the windows, without padding, and runs
+        its layer lazily: exhaust one before taking the next. Only one hidden state per token is kept in memory.
+        Raises V2LError if the model is in use.
         """
         with self.exclusively("reading a video"):
             batches = self._window_batches(windows)
@@ -177,7 +189,7 @@ class FrozenVLM:
 
     @torch.no_grad()
     def _window_batches(self, windows: Sequence[Window]) -> list[_WindowBatch]:
-        # groups of one size that depends on nothing but this video's own windows
+        # The group size depends on the windows of this video only, so that its adapter does not depend on other videos
         together = max(1, TOKENS_AT_ONCE // max(len(window.input_ids) for window in windows))
         groups = [windows[start : start + together] for start in range(0, len(windows), together)]
         return [_WindowBatch([self.embed(window.input_ids, window.images) for window in group]) for group in groups]
@@ -187,7 +199,7 @@ class FrozenVLM:
         last = index == self.num_layers - 1
         for batch in batches:
             yield batch.tokens()
-            if not last:  # nobody reads what comes out of the last layer
+            if not last:
                 positions = torch.arange(batch.hidden.shape[1], device=self.device)[None]
                 batch.hidden = self.text_model.layers[index](
                     batch.hidden,
@@ -200,22 +212,25 @@ class FrozenVLM:
 
     @torch.no_grad()
     def logits(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
-        """Next-token logits of text, (B, T) -> (B, T, vocabulary), or (T,) -> (T, vocabulary), with whatever adapter
-        is attached. attention_mask: (B, T), non-zero where a token counts; pad on the right."""
+        """Return the next-token logits of text, (B, T) -> (B, T, vocabulary), or (T,) -> (T, vocabulary), under the
+        attached adapter, if any.
+
+        attention_mask: (B, T), non-zero for tokens that count; pad on the right
+        """
         if input_ids.ndim == 1:
             return self.logits(input_ids[None])[0]
         hidden = self.text_model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
         return self.lm_head(hidden.last_hidden_state)
 
     def new_cache(self) -> Any:
-        """An empty KV cache, transformers' own."""
+        """Return an empty KV cache of transformers."""
         from transformers.cache_utils import DynamicCache
 
         return DynamicCache(config=self.text_model.config)
 
     @torch.no_grad()
     def prefill(self, prompt: torch.Tensor) -> Any:
-        """The KV cache of a prompt's beginning, (T, D), for questions that go on from it."""
+        """Return the KV cache of the first part of a prompt, embeddings of shape (T, D)."""
         cache = self.new_cache()
         self.text_model(inputs_embeds=prompt[None], past_key_values=cache, use_cache=True)
         return cache
@@ -224,15 +239,15 @@ class FrozenVLM:
     def greedy(
         self, prompts: Sequence[torch.Tensor], max_new_tokens: int, cache: Any | None = None, for_speed: bool = False
     ) -> Iterator[list[int]]:
-        """The most likely continuation, token by token, of several prompts at once, with a KV cache.
+        """Generate greedily for several prompts at once, token by token, with a KV cache.
 
-        prompts: input embeddings, (T_b, D) each; the answer of one does not depend on the others
-        cache: keys and values of what stands before the one prompt, which are added to (see `new_cache`)
-        for_speed: stop neither at the end of an answer nor at the model's last position: only the time is of interest
+        prompts: input embeddings, (T_b, D) each; the answers are independent of each other
+        cache: keys and values of the text before a single prompt (see `prefill`); extended in place
+        for_speed: do not stop at the end of an answer or at the model's last position; for timing only
 
-        Yields the B ids of each step as they are chosen; ends when every row has ended or after `max_new_tokens`.
-        What a row says after its own end means nothing. Raises V2LError past the model's positions, and if hidden
-        states overflow, as under an adapter with huge factors.
+        Yields the B ids of each step; ends when every row has ended or after `max_new_tokens`. Ignore the ids of a row
+        after its own end. Raises V2LError if the prompt and the answer exceed the model's positions, or if hidden
+        states overflow, as they do under an adapter with very large factors.
         """
         cache = self.new_cache() if cache is None else cache
         before = cache.get_seq_length()
@@ -241,10 +256,11 @@ class FrozenVLM:
             raise V2LError(f"an answer of {max_new_tokens} tokens was asked for; give at least 1")
         if not for_speed:
             self.check_length(int(lengths.max()), max_new_tokens)
-        inputs = pad_sequence(list(prompts), batch_first=True)  # (B, T, D), padded on the right
+        # Pad the prompts on the right
+        inputs = pad_sequence(list(prompts), batch_first=True)  # (B, T, D)
         steps = torch.arange(before, before + inputs.shape[1], device=self.device)
         mask = (steps[None] < lengths[:, None]).long()
-        positions, chosen = steps[None], lengths - before - 1
+        positions, last = steps[None], lengths - before - 1
         ended = torch.zeros(len(prompts), dtype=torch.bool, device=self.device)
         stops = torch.tensor(sorted(self.end_of_answer_ids), device=self.device)
         rows = torch.arange(len(prompts), device=self.device)
@@ -255,7 +271,8 @@ class FrozenVLM:
                 position_ids=positions,
                 past_key_values=cache,
                 use_cache=True,
-            ).last_hidden_state[rows, chosen]
+            ).last_hidden_state[rows, last]
+            # Choose the most likely token of each row
             tokens = self.lm_head(hidden).argmax(-1)  # (B,)
             if not for_speed:
                 self._check_overflow(hidden)
@@ -263,13 +280,15 @@ class FrozenVLM:
             ended |= torch.isin(tokens, stops)
             if ended.all() and not for_speed:
                 return
-            inputs, positions, chosen = self.text_model.embed_tokens(tokens)[:, None], lengths[:, None], 0
+            # Continue with the chosen tokens alone
+            inputs, positions = self.text_model.embed_tokens(tokens)[:, None], lengths[:, None]
+            last = torch.zeros_like(last)
             mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
             lengths = lengths + 1
 
     def _check_overflow(self, hidden: torch.Tensor) -> None:
-        """Raises V2LError if states, (B, D), overflowed before the last norm, which turns infinite ones into NaN and
-        those whose squares are infinite into zeros."""
+        """Raise V2LError if hidden states, (B, D), overflowed before the last norm, which turns infinite values into
+        NaN, and values whose squares are infinite into zero."""
         if not all(0 < square < math.inf for square in hidden.float().square().sum(-1).tolist()):
             raise V2LError(
                 f"the model's numbers exceed {str(self.dtype).removeprefix('torch.')}, so there is no answer; use less "
@@ -278,9 +297,9 @@ class FrozenVLM:
 
 
 class _WindowBatch:
-    """Windows that go through the decoder layers together, padded on the right to one length.
+    """Windows that pass through the decoder layers together, padded on the right to one length.
 
-    hidden: (b, T, D), first their input embeddings, then what each layer makes of them
+    hidden: (b, T, D), the input embeddings, then the output of each layer in turn
     """
 
     def __init__(self, windows: Sequence[torch.Tensor]):
@@ -290,11 +309,11 @@ class _WindowBatch:
         self.padded = not bool(self.mask.all())
 
     def tokens(self) -> torch.Tensor:
-        """(1, tokens, D): the windows one after the other, without their padding."""
+        """Return the hidden states of all windows, concatenated without padding, (1, tokens, D)."""
         return self.hidden[self.mask][None] if self.padded else self.hidden.flatten(0, 1)[None]
 
     def attention_mask(self) -> torch.Tensor | None:
-        """(b, 1, T, T) bool, causal and without the padding; None, plain causal, where there is none."""
+        """Return a causal mask that excludes padding, (b, 1, T, T) bool; None (plain causal) if there is no padding."""
         if not self.padded:
             return None
         length = self.mask.shape[1]

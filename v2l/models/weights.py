@@ -1,4 +1,4 @@
-"""The safetensors files of a model folder: which tensors they hold, known from their headers, and the tensors."""
+"""The safetensors files of a model folder: list their tensors by the headers, check them, and open them."""
 
 from __future__ import annotations
 
@@ -12,25 +12,26 @@ from typing import Any
 
 from v2l.errors import V2LError
 from v2l.io.files import open_regular, unreadable
-from v2l.io.foreign import read_json, shown
 from v2l.io.text import printable
+from v2l.io.untrusted import read_json, shown
 
 SINGLE_FILE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 MAX_HEADER_BYTES = 10_000_000
-"""Of a safetensors header; the published models' have less than 0.1 MB."""
+"""Largest safetensors header; those of the published models have less than 0.1 MB."""
 MAX_FILE_BYTES = 64 << 30
-"""Of one file of weights; the published models' have 5 GB at most."""
+"""Largest file of weights; those of the published models have at most 5 GB."""
 NUMBER_TYPES = ("F32", "BF16", "F16")
-"""The number types that weights may have, by their safetensors names."""
+"""Number types of weights that are accepted, by their safetensors names."""
 _SHARD_NAME = re.compile(r"[A-Za-z0-9_.-]{1,200}\.safetensors")
 _UNUSED = ("lm_head.weight", "rotary_emb.inv_freq", "embeddings.position_ids")
-"""Ends of the names of tensors that a file may hold without need: tied to another one, or made from the sizes."""
+"""Name endings of tensors that a file may hold although they are not loaded: tied weights, and buffers that follow from
+the sizes."""
 
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor in a file. dtype: its safetensors name"""
+    """A tensor in a file. dtype: the safetensors name of its number type."""
 
     file: Path
     dtype: str
@@ -38,17 +39,18 @@ class StoredTensor:
 
 
 def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
-    """Lists the tensors of model.safetensors, or else of the files that model.safetensors.index.json names.
+    """List the tensors of model.safetensors, or else of the files in model.safetensors.index.json.
 
-    Reads headers only, and no file of another format. Raises V2LError if there are no safetensors, or if one of them
-    is missing, damaged or no regular file of this folder.
+    Only headers are read, and no files of another format. Raises V2LError if there are no safetensors, or if one of
+    them is missing, damaged or not a regular file of this folder.
     """
-    if os.path.lexists(folder / SINGLE_FILE):  # it comes first in transformers, too
+    if os.path.lexists(folder / SINGLE_FILE):  # transformers prefers it, too
         return _list_file(folder / SINGLE_FILE)
     weight_map = read_json(folder / INDEX, optional=True).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise V2LError(
-            f"{printable(folder)} has no {SINGLE_FILE}; v2l reads no pickled weights, save the model as safetensors"
+            f"{printable(folder)} has no {SINGLE_FILE}; v2l does not read pickled weights, save the model as "
+            "safetensors"
         )
     shards: dict[str, dict[str, StoredTensor]] = {}
     for name, shard in weight_map.items():
@@ -56,7 +58,7 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
             shards[shard] = _list_file(_shard_path(folder, shard))
         if name not in shards[shard]:
             raise V2LError(
-                f"{printable(folder / shard)} has no {printable(name)}, against {INDEX}; get another copy of both"
+                f"{printable(folder / shard)} has no {printable(name)}, which {INDEX} lists; get another copy of both"
             )
     return {name: shards[shard][name] for name, shard in weight_map.items()}
 
@@ -64,47 +66,47 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
 def check_tensors(
     stored: Mapping[str, StoredTensor], expected: Iterable[tuple[str, tuple[int, ...]]], folder: Path
 ) -> None:
-    """Compares the files' tensors with the names and shapes that the configuration asks for.
+    """Check the tensors in the files against the names and shapes of the configuration.
 
-    `expected` is read no further than the first tensor that the files lack, so that a configuration cannot ask for
-    more than they hold. Raises V2LError for a tensor that is missing, of another shape or number type, or left over.
+    `expected` is consumed up to the first missing tensor, so the work is bounded by the files and not by the sizes in
+    the configuration. Raises V2LError if a tensor is missing, has another shape or number type, or is not expected.
     """
     known = set()
     for name, shape in expected:
         found = stored.get(name)
         if found is None:
             raise V2LError(
-                f"{printable(folder)} has no {name}, which its config.json asks for; name a folder that holds a whole "
+                f"{printable(folder)} has no {name}, which its config.json requires; name a folder with a complete "
                 "SmolVLMForConditionalGeneration"
             )
         if found.shape != shape or found.dtype not in NUMBER_TYPES:
             raise V2LError(
-                f"{printable(folder)} holds {name} as {found.shape} {printable(found.dtype)}, and its config.json asks "
-                f"for {shape} in {', '.join(NUMBER_TYPES)}; get another copy of the model"
+                f"{printable(folder)} holds {name} as {found.shape} {printable(found.dtype)}, and its config.json "
+                f"requires {shape} in {', '.join(NUMBER_TYPES)}; get another copy of the model"
             )
         known.add(name)
     for name in sorted(stored.keys() - known):
         if not name.endswith(_UNUSED):
             raise V2LError(
-                f"{printable(folder)} holds {printable(name)}, which its config.json does not ask for; get another "
-                "copy of the model"
+                f"{printable(folder)} holds {printable(name)}, which does not belong to the model in its config.json; "
+                "get another copy of the model"
             )
 
 
 @contextmanager
 def open_tensors(stored: Mapping[str, StoredTensor]) -> Iterator[dict[str, Any]]:
-    """Opens the files for the block. Yields, by name, safetensors slices: `[:]` reads the tensor for torch."""
+    """Open the files for the block. Yields safetensors slices by name; `[:]` reads a slice as a torch tensor."""
     with ExitStack() as stack:
         files = {file: stack.enter_context(_open(file, "pt")) for file in {tensor.file for tensor in stored.values()}}
         yield {name: files[tensor.file].get_slice(name) for name, tensor in stored.items()}
 
 
 def _shard_path(folder: Path, shard: object) -> Path:
-    """The place of a file that the index names: a name, not a path, and of this folder. In a snapshot of the Hugging
-    Face cache the files are links into the folder of its blobs."""
+    """Return the path of a file in the index. Raises V2LError unless it is a plain name and a file of this folder; in a
+    snapshot of the Hugging Face cache, files are links into its blobs folder."""
     if not isinstance(shard, str) or not _SHARD_NAME.fullmatch(shard):
         raise V2LError(
-            f"{printable(folder / INDEX)} names {shown(shard)}; v2l reads nothing but .safetensors in the same "
+            f"{printable(folder / INDEX)} names {shown(shard)}; v2l reads only .safetensors in the same "
             "folder, save the model as safetensors"
         )
     own = Path(os.path.realpath(folder))
@@ -128,7 +130,7 @@ def _list_file(path: Path) -> dict[str, StoredTensor]:
 
 
 def _open(path: Path, framework: str) -> Any:
-    """The opened file. safetensors checks its header against its size."""
+    """Open a file. The library checks the header against the size of the file."""
     from safetensors import SafetensorError, safe_open
 
     try:

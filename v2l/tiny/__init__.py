@@ -1,1 +1,1 @@
-"""The embedded model: its weights, the drawn world that it knows, and the recipe that trained it."""
+"""The embedded model: its weights, the drawn world it was trained on, and its training recipe."""

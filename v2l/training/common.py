@@ -1,4 +1,4 @@
-"""What every training here shares: the learning rate's course, mixed precision, and checkpoints that are whole."""
+"""Shared by every training loop: data loading, learning rate schedule, mixed precision, state, processes."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -16,25 +17,35 @@ from v2l.errors import V2LError
 from v2l.io.files import append_line, atomically
 
 
-class Steps(Dataset):
-    """Makes the batch of a step from the step's number alone, in this process or in a worker.
+class Stateful(Protocol):
+    """A part of a training's state: a module, an optimizer, a schedule."""
 
-    Subclasses say how in `batch(step)`; the same step must give the same batch in any process.
+    def state_dict(self) -> Any:
+        """The state, as `torch.save` stores it."""
+
+    def load_state_dict(self, state_dict: Any, /) -> Any:
+        """Restore the state."""
+
+
+class Steps(Dataset):
+    """A data set of batches, each made from its step's number alone, in this process or in a worker.
+
+    Subclasses implement `batch(step)`, which must return the same batch for the same step in any process.
     """
 
     def __len__(self) -> int:
         raise NotImplementedError
 
-    def __getitem__(self, step: int) -> object:
+    def __getitem__(self, step: int) -> Any:
         return self.batch(step)
 
-    def batch(self, step: int) -> object:
-        """Everything that training needs of that step."""
+    def batch(self, step: int) -> Any:
+        """Everything that training needs for this step."""
         raise NotImplementedError
 
 
-def prepared(batches: Steps, first: int, workers: int) -> Iterator[object]:
-    """The batches from step `first` on, in order, made ahead by that many spawned processes (0: here)."""
+def prefetch(batches: Steps, first: int, workers: int) -> Iterator[Any]:
+    """Iterate over the batches from step `first` on, in order, prepared by `workers` spawned processes (0: here)."""
     context = "spawn" if workers else None
     order = range(first, len(batches))
     return iter(
@@ -54,57 +65,64 @@ def _one_thread(_: int) -> None:
 
 
 def warm_cosine(optimizer: torch.optim.Optimizer, steps: int, warmup: int) -> torch.optim.lr_scheduler.LambdaLR:
-    """The learning rate: linear from zero over `warmup` steps, then along a cosine to zero at `steps`."""
+    """The learning rate schedule: linear from zero over `warmup` steps, then along a cosine to zero at `steps`."""
 
-    def share(step: int) -> float:
+    def factor(step: int) -> float:
         done = (step - warmup) / max(1, steps - warmup)
         return (step + 1) / warmup if done < 0 else 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
 
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, share)
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
 
-def mixed(device: torch.device) -> AbstractContextManager:
-    """Inside, matrix products are made in bfloat16 while weights stay float32, on a GPU and on a CPU that has units for
-    them; others gain nothing by it."""
+def mixed_precision(device: torch.device) -> AbstractContextManager:
+    """A context in which matrix products are computed in bfloat16 while weights stay float32.
+
+    It does nothing on a CPU without bfloat16 matrix units, where bfloat16 is no faster.
+    """
     gains = device.type == "cuda" or (device.type == "cpu" and torch.cpu.get_capabilities().get("amx_bf16", False))
     return torch.autocast(device.type, torch.bfloat16) if gains else nullcontext()
 
 
-def keep(parts: Mapping[str, object], step: int, path: Path) -> None:
-    """Writes a checkpoint, whole or not at all.
+# State -------------------------------------------------------------------------------------------------------------
 
-    parts: name to whatever has `state_dict` and `load_state_dict`
-    """
+
+def save_state(parts: Mapping[str, Stateful], step: int, path: Path) -> None:
+    """Write the state of the named parts and the step's number to a file, atomically."""
     with atomically(path) as file:
-        torch.save({"step": step, **{name: each.state_dict() for name, each in parts.items()}}, file)
+        torch.save({"step": step, **{name: part.state_dict() for name, part in parts.items()}}, file)
 
 
-def kept_in(path: Path) -> dict:
-    """What `keep` wrote there, by name; nothing in it is executed."""
+def load_state(path: Path) -> dict[str, Any]:
+    """Read a file of `save_state`. No code in it is executed."""
     return torch.load(path, weights_only=True, map_location="cpu")
 
 
-def restore(parts: Mapping[str, object], path: Path) -> int:
-    """Puts back the last checkpoint, if there is one; the step to go on with."""
+def restore(parts: Mapping[str, Stateful], path: Path) -> int:
+    """Restore the parts from a file of `save_state` and return its step; 0 if there is no file."""
     if not path.exists():
         return 0
-    kept = kept_in(path)
-    for name, each in parts.items():
-        each.load_state_dict(kept[name])
-    return kept["step"]
+    state = load_state(path)
+    for name, part in parts.items():
+        part.load_state_dict(state[name])
+    return state["step"]
 
 
-def record(path: Path, values: Mapping[str, object]) -> None:
-    """Appends a line to a metrics file."""
+def append_metrics(path: Path, values: Mapping[str, object]) -> None:
+    """Append a line to a JSONL file of metrics."""
     append_line(path, json.dumps(dict(values)))
 
 
+# Processes ---------------------------------------------------------------------------------------------------------
+
+
 class Processes:
-    """Which of the processes that train together this is. Several are what `accelerate launch` starts; the gradients
-    of all are added up, so that their number changes nothing but the time."""
+    """The processes that train together, as `accelerate launch` starts them, and the rank of this one.
+
+    Gradients are summed over all processes, so that their number affects only the speed.
+    """
 
     def __init__(self) -> None:
-        self.accelerator = None
+        self.accelerator: Any = None
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             try:
                 from accelerate import Accelerator
@@ -126,24 +144,24 @@ class Processes:
 
     @property
     def device(self) -> torch.device | None:
-        """The device of this process; None where it may choose."""
+        """The device assigned to this process; None if it may choose one."""
         return self.accelerator.device if self.accelerator else None
 
     @contextmanager
     def first_alone(self) -> Iterator[None]:
-        """A block that the first process goes through before the others."""
+        """A block that the first process executes before the others."""
         with self.accelerator.main_process_first() if self.accelerator else nullcontext():
             yield
 
     def sum(self, value: float) -> float:
-        """The sum of one number over all processes."""
+        """Sum a number over all processes."""
         if self.accelerator is None:
             return value
         number = torch.tensor(value, dtype=torch.float64, device=self.accelerator.device)
         return self.accelerator.reduce(number, "sum").item()
 
-    def add_up(self, parameters: Iterable[torch.nn.Parameter]) -> None:
-        """Replaces every gradient by its sum over all processes; one that a process lacks counts as zero there."""
+    def sum_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
+        """Replace every gradient by its sum over all processes. A missing gradient counts as zero."""
         if self.accelerator is None:
             return
         parameters = list(parameters)

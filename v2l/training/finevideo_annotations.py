@@ -1,8 +1,8 @@
-"""Timed-scene annotations of the FineVideo kind to spans of their videos (method section 5.1).
+"""Read timed-scene annotations like FineVideo's as spans of their videos (method section 5.1).
 
 An annotation is a JSON object with `content_metadata.scenes` (each with `timestamps` as HH:MM:SS.sss, `activities`,
-`title`), `content_metadata.description` and `youtube_title`; its video stands beside it under the same name. Someone
-else wrote it: nothing in it names a file, and what cannot be used is said.
+`title`), `content_metadata.description` and `youtube_title`; its video has the same name in the same folder.
+Annotations are untrusted input: no file name is taken from them, and every unusable entry is reported.
 """
 
 from __future__ import annotations
@@ -19,27 +19,30 @@ from typing import Any
 from v2l.errors import V2LError
 from v2l.io.files import open_regular, unreadable
 from v2l.io.text import printable
-from v2l.video.decoding import probe
+from v2l.video.client import probe
 from v2l.video.sampling import Video, frame_range
 
 KINDS = ("scene", "adjacent", "full")
-"""Of spans: a scene, two or three that follow one another, the full video."""
+"""Kinds of spans: a scene, two or three consecutive scenes, the full video."""
 ADJACENT = (2, 3)
+"""The numbers of scenes in an adjacent span."""
 ACTIVITIES = {"scene": 2, "adjacent": 4}
-"""So many descriptions of what happens make a target."""
+"""The maximum number of activities whose descriptions make a target."""
 ROUNDING = 1.0
-"""Seconds by which annotations round: a scene may end so much after its video does, and then ends with it."""
+"""Annotations round times: a scene may end up to this many seconds after its video, and then ends with it."""
 MAX_BYTES = 16_000_000
+"""The size limit of an annotation."""
 MAX_TEXT = 20_000
+"""The length limit of a text in it, in characters."""
 _TIME = re.compile(r"(\d{1,3}):([0-5]\d):([0-5]\d(?:\.\d{1,9})?)", re.ASCII)
 
 
 @dataclass(frozen=True)
 class Span:
-    """A part of a video that can become a row.
+    """A part of a video that can become a row of the manifest.
 
     kind: "scene", "adjacent" or "full"; start, end: seconds, None for the full video
-    about: what the row's metadata say of it
+    about: the row's metadata
     """
 
     id: str
@@ -53,7 +56,7 @@ class Span:
 
 @dataclass(frozen=True)
 class AnnotatedScene:
-    """A scene whose bounds are sound. number: its place in the annotation, from 0"""
+    """A scene with valid bounds. number: its index in the annotation"""
 
     number: int
     id: int | None
@@ -66,9 +69,9 @@ class AnnotatedScene:
 def read_split(
     folder: Path, split: str, progress: Callable[[int, int], None] = lambda done, total: None
 ) -> tuple[dict[str, list[Span]], list[str]]:
-    """All spans in FOLDER/SPLIT by kind, and everything there that cannot be used, one line each.
+    """Read all spans in FOLDER/SPLIT, by kind, and the faults of unusable entries, one line each.
 
-    Names that lead out of that folder are not followed. Raises V2LError where it is not there.
+    Links out of that folder are not followed. Raises V2LError if the folder cannot be read.
     """
     base = Path(os.path.realpath(folder / split))
     try:
@@ -97,8 +100,8 @@ def read_split(
 
 
 def read_pair(path: Path, split: str) -> tuple[list[Span], list[str]]:
-    """The spans of the video that stands beside an annotation, and what is wrong with some of it. Raises ValueError or
-    V2LError where one of the two is of no use at all."""
+    """Read the spans of an annotation and its video, and the faults of unusable entries. Raises ValueError or V2LError
+    if the annotation or the video is unusable as a whole."""
     annotation = _annotation(path)
     described = _object(annotation, "content_metadata")
     place = _within(path.with_suffix(".mp4"))
@@ -121,13 +124,13 @@ def read_pair(path: Path, split: str) -> tuple[list[Span], list[str]]:
 
     for length in (1, *ADJACENT):
         for first in range(len(scenes) - length + 1):
-            run = scenes[first : first + length]
-            if None in run:
+            run = [scene for scene in scenes[first : first + length] if scene is not None]
+            if len(run) < length:
                 continue
             kind = "scene" if length == 1 else "adjacent"
             name = "-".join([kind, f"{first:03d}", *([f"{first + length - 1:03d}"] if length > 1 else [])])
             with _noted(faults, name):
-                add(kind, name, _bounds(run), _told(run, ACTIVITIES[kind]), **_about(run))
+                add(kind, name, _bounds(run), _description(run, ACTIVITIES[kind]), **_about(run))
     with _noted(faults, "full"):
         target = _text(described.get("description"))
         if target is None:
@@ -138,7 +141,7 @@ def read_pair(path: Path, split: str) -> tuple[list[Span], list[str]]:
 
 @contextlib.contextmanager
 def _noted(faults: list[str], about: str) -> Iterator[None]:
-    """What goes wrong inside is one fault more."""
+    """Append an error raised inside to the faults."""
     try:
         yield
     except (ValueError, V2LError) as error:
@@ -146,7 +149,7 @@ def _noted(faults: list[str], about: str) -> Iterator[None]:
 
 
 def _within(path: Path) -> Path:
-    """The path, proven to lead to a file of its own folder."""
+    """Check that a path is a file of its own folder and no link out of it. Raises ValueError."""
     if Path(os.path.realpath(path)).parent != path.parent:
         raise ValueError(f"{printable(path.name)} leads out of its folder and is not followed")
     if not path.exists():
@@ -158,9 +161,9 @@ def _annotation(path: Path) -> Mapping[str, Any]:
     try:
         with open_regular(_within(path)) as file:
             size = os.fstat(file.fileno()).st_size
-            data = file.read(min(size, MAX_BYTES) + 1)  # which reserves as much as it may read
+            data = file.read(min(size, MAX_BYTES) + 1)  # read() allocates what it is asked for
         if len(data) > MAX_BYTES:
-            raise ValueError(f"it is larger than {MAX_BYTES // 10**6} MB, no annotation")
+            raise ValueError(f"it is larger than {MAX_BYTES // 10**6} MB")
         return _object({"it": json.loads(data)}, "it")
     except OSError as error:
         raise unreadable(path, error) from error
@@ -179,11 +182,11 @@ def _object(value: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 
 def _text(value: object) -> str | None:
-    """A text that says something, without lone surrogates; None for anything else."""
+    """A non-empty text, stripped and without lone surrogates; None for other values. Raises ValueError if too long."""
     if not isinstance(value, str) or not value.strip():
         return None
     if len(value) > MAX_TEXT:
-        raise ValueError(f"a text of {len(value):,} characters describes no video")
+        raise ValueError(f"a text of {len(value):,} characters is too long; a description has at most {MAX_TEXT:,}")
     return value.encode("utf-8", "replace").decode().strip()
 
 
@@ -196,9 +199,9 @@ def _scene(given: object, number: int, video: Video) -> AnnotatedScene:
     if end > video.duration + ROUNDING:
         raise ValueError(f"it ends at {end:g} s, past the end of the video at {video.duration:.3f} s")
     frame_range(video, start, end)
-    told = scene.get("activities")
-    activities = [each for each in told if isinstance(each, dict)] if isinstance(told, list) else []
-    texts = (_text(each.get("description")) for each in activities)
+    activities = scene.get("activities")
+    entries = activities if isinstance(activities, list) else []
+    texts = [_text(each.get("description")) for each in entries if isinstance(each, dict)]
     identity = scene.get("sceneId")
     return AnnotatedScene(
         number,
@@ -211,10 +214,10 @@ def _scene(given: object, number: int, video: Video) -> AnnotatedScene:
 
 
 def _seconds(value: object) -> float:
-    found = _TIME.fullmatch(value) if isinstance(value, str) else None
-    if found is None:
-        raise ValueError(f"{printable(repr(value))} is no time as HH:MM:SS.sss")
-    hours, minutes, seconds = found.groups()
+    match = _TIME.fullmatch(value) if isinstance(value, str) else None
+    if match is None:
+        raise ValueError(f"{printable(repr(value))} is not a time of the form HH:MM:SS.sss")
+    hours, minutes, seconds = match.groups()
     return 3600 * int(hours) + 60 * int(minutes) + float(seconds)
 
 
@@ -225,7 +228,7 @@ def _bounds(scenes: Sequence[AnnotatedScene]) -> tuple[float, float]:
     return starts[0], max(scene.end for scene in scenes)
 
 
-def _told(scenes: Sequence[AnnotatedScene], most: int) -> str:
+def _description(scenes: Sequence[AnnotatedScene], most: int) -> str:
     activities = [text for scene in scenes for text in scene.activities]
     if not activities:
         raise ValueError("no activity is described")

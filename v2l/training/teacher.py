@@ -1,6 +1,6 @@
-"""Targets in the frozen model's own words: what it answers with the video in context (paper section 4).
+"""Targets in the frozen model's own words: its answers with the video in context (paper section 4).
 
-They are kept in a JSONL file, from which an interrupted run goes on and a second training begins at once.
+They are kept in a JSONL file, from which an interrupted run resumes and later trainings read them.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from v2l.models.smolvlm import FrozenVLM
 from v2l.video.sampling import Reading
 
 MAX_NEW_TOKENS = 64
-NOTHING_SAID = "Unable to determine."
-"""What an empty answer becomes, as published."""
+EMPTY_ANSWER = "Unable to determine."
+"""The target in place of an empty answer, as published."""
 
 
-def taught(
+def with_teacher_answers(
     examples: Sequence[Example],
     vlm: FrozenVLM,
     reading: Reading,
@@ -31,31 +31,31 @@ def taught(
     progress: Callable[[int, int], None] = lambda done, total: None,
     warn: Callable[[str], None] = lambda text: None,
 ) -> list[Example]:
-    """The examples with the frozen model's greedy answers, of at most `MAX_NEW_TOKENS` tokens, as their targets.
+    """Replace the targets by the frozen model's greedy answers of at most `MAX_NEW_TOKENS` tokens.
 
-    reading: how it sees the clips; every field but start and end filled
-    cache: where the answers are kept; those of the same model, reading and question are taken from there
+    reading: how the model reads the clips; every field but start and end is set
+    cache: the file of answers; those for the same model, reading and question are reused
 
-    Examples whose video cannot be read are left out, each with a warning. Raises V2LError where the cache is no such
-    file, or no example is left.
+    Examples whose video cannot be read are left out with a warning. Raises V2LError if the cache is another file or no
+    example is left.
     """
     header = {"v2l": 1, "teacher": vlm.fingerprint, "dtype": str(vlm.dtype), **dataclasses.asdict(reading)}
     journal = Journal(cache, header, "file of a teacher's answers", "model or another reading")
-    known = {row.get("key"): row.get("text") for row in journal.rows}
+    answers = {row.get("key"): row.get("text") for row in journal.rows}
     kept = []
     with journal:
         for done, example in enumerate(examples):
             progress(done, len(examples))
             key = _key(example)
-            if key not in known:
-                seen = dataclasses.replace(reading, start=example.start, end=example.end)
+            if key not in answers:
+                clip = dataclasses.replace(reading, start=example.start, end=example.end)
                 try:
-                    known[key] = ask_in_context(example.video, example.prompt, vlm, seen, MAX_NEW_TOKENS)
+                    answers[key] = ask_in_context(example.video, example.prompt, vlm, clip, MAX_NEW_TOKENS)
                 except V2LError as error:
                     warn(f"{printable(example.id)} is left out: {error}")
                     continue
-                journal.add({"key": key, "text": known[key]})
-            kept.append(dataclasses.replace(example, target=known[key] or NOTHING_SAID))
+                journal.add({"key": key, "text": answers[key]})
+            kept.append(dataclasses.replace(example, target=answers[key] or EMPTY_ANSWER))
     progress(len(examples), len(examples))
     if not kept:
         raise V2LError("none of the manifest's videos can be read")

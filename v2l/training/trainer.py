@@ -1,7 +1,7 @@
-"""Training a hypernetwork for a frozen model: the loop, its checkpoints and its figures (paper section 4).
+"""Train a hypernetwork for a frozen model: the loop, its checkpoints and its metrics (paper section 4).
 
-The frozen model reads a clip's windows, the hypernetwork turns what it reads into factors, and the same frozen model,
-wearing them, is asked about the clip without seeing it. Only the hypernetwork learns.
+The frozen model reads a clip's windows, the hypernetwork turns their hidden states into LoRA factors, and the same
+frozen model with these factors applied is asked about the clip without seeing it. Only the hypernetwork is trained.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -24,25 +25,32 @@ from v2l.io.text import printable
 from v2l.models.checkpoint import FILE_NAME, save_hypernetwork, with_provenance
 from v2l.models.hypernetwork import Hypernetwork, HypernetworkConfig, TrainedWith
 from v2l.models.smolvlm import FrozenVLM
-from v2l.training.common import Processes, keep, prepared, record, restore, warm_cosine
+from v2l.training.auxiliary import AuxiliaryLoss
+from v2l.training.common import Processes, Stateful, append_metrics, prefetch, restore, save_state, warm_cosine
 from v2l.training.data import MicroBatches, SampleReader, SamplingConfig, TrainingSample, UnreadableClip, read_sample
 from v2l.training.losses import TrainingObjective
 
 STATE, METRICS, SETTINGS = "state.pt", "metrics.jsonl", "training.json"
-"""What stands in the output folder beside the best hypernetwork."""
+"""The files in the output folder beside the best hypernetwork."""
+REPORT_INTERVAL = 10
+"""Steps between reports of the loss."""
+VALIDATION_QUESTIONS = 16
+"""At most this many questions about a validation clip."""
 
 
 @dataclass(frozen=True)
 class Training:
-    """The settings of a run; the defaults are the published ones where those are known (method section 5.2).
+    """The settings of a run, as training.json keeps them. Defaults are the published values if these are known (method
+    section 5.2).
 
+    curriculum: how clips are sampled
     batch: clips in a step, over all processes and micro-batches; together: clips in a micro-batch
-    warmup: share of the steps over which the learning rate rises; clip_norm: what the gradient is clipped to
-    kl_weight, hidden_weight: of the divergence from the same model with the video in context, and of the distance from
-        its hidden states, beside the cross-entropy; steer_weight: of how far the hypernetwork's attention is from the
-        ends of frames
-    validate_every, validation_clips: steps between looks at at most that many clips
-    save_every: steps between states to go on from; workers: processes that read clips ahead
+    warmup: share of the steps over which the learning rate rises; clip_norm: maximum norm of the gradient
+    kl_weight, hidden_weight: weights of the divergence from the same model with the video in context, and of the
+        distance from its hidden states, added to the cross-entropy
+    steer_weight: weight of the attention guidance to the ends of frames
+    validate_every, validation_clips: steps between validations, and at most this many clips in one
+    save_every: steps between saved states; workers: processes that read clips in advance
     """
 
     curriculum: SamplingConfig = field(default_factory=SamplingConfig)
@@ -65,7 +73,10 @@ class Training:
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run stands. loss: mean since the last report; validation: cross-entropy, None where it was not taken."""
+    """A report of a run, a line of metrics.jsonl.
+
+    loss: mean since the last report; validation: cross-entropy, None without a validation at this step
+    """
 
     step: int
     loss: float
@@ -78,9 +89,11 @@ class Progress:
 def sizes_for(
     vlm: FrozenVLM, chosen: dict[str, int | float], trained: HypernetworkConfig | None = None
 ) -> HypernetworkConfig:
-    """A configuration for the frozen model: `chosen` sizes, where nothing is chosen those of a `trained` hypernetwork
-    that fits it, or the published ones and `lora_alpha` 2 r^1.5. Raises V2LError for a name or a size that makes no
-    network."""
+    """Return a configuration for the frozen model with the `chosen` sizes.
+
+    The other sizes are those of a `trained` hypernetwork that fits the model, or else the published ones with a
+    `lora_alpha` of 2 r^1.5. Raises V2LError for an unknown name or an invalid size.
+    """
     module = vlm.down_projections[0]
     names = {each.name for each in dataclasses.fields(HypernetworkConfig)}
     own = {"num_layers", "hidden_size", "intermediate_size"}
@@ -93,7 +106,8 @@ def sizes_for(
         if isinstance(value, bool) or not isinstance(value, int if whole else int | float) or value <= 0:
             raise V2LError(f"{name} is {value!r}; give a {'whole ' if whole else ''}number above 0")
     fresh = HypernetworkConfig(vlm.num_layers, module.out_features, module.in_features)
-    config = dataclasses.replace(trained or fresh, **chosen)
+    changes: dict[str, Any] = dict(chosen)
+    config = dataclasses.replace(trained or fresh, **changes)
     if config.num_heads % config.num_kv_heads:
         raise V2LError(f"{config.num_heads} heads cannot share {config.num_kv_heads} key-value heads evenly")
     if trained is None and "lora_alpha" not in chosen:
@@ -102,10 +116,13 @@ def sizes_for(
 
 
 class Trainer:
-    """A run in its folder: begun there, or gone on with exactly where its last state was written.
+    """A run in its folder, new or resumed from its last saved state.
 
     hypernetwork: fresh, or the weights to start from; on the frozen model's device
-    Raises V2LError where the folder holds a run with other settings.
+    examples: for training and for validation
+    auxiliary: terms added to the loss; their modules are trained, too
+
+    Raises V2LError if the folder holds a run with other settings.
     """
 
     def __init__(
@@ -117,15 +134,17 @@ class Trainer:
         folder: Path,
         warn: Callable[[str], None] = lambda text: None,
         processes: Processes | None = None,
+        auxiliary: AuxiliaryLoss | None = None,
     ):
         self.vlm, self.hypernetwork, self.training, self.folder, self.warn = vlm, hypernetwork, training, folder, warn
         self.processes = processes or Processes()
         if training.batch % self.processes.count:
             raise V2LError(f"a batch of {training.batch} cannot be shared by {self.processes.count} processes evenly")
+        if vlm.tokenizer is None:
+            raise V2LError(f"the model {printable(vlm.id)} has no tokenizer.json; training needs it")
         self.reader = SampleReader(vlm.tokenizer, vlm.geometry, vlm.max_positions)
-        learn, validate = examples
         self.samples = MicroBatches(
-            learn,
+            examples[0],
             self.reader,
             training.curriculum,
             training.seed,
@@ -134,34 +153,28 @@ class Trainer:
             training.together,
             (self.processes.index, self.processes.count),
         )
-        self.validation_clips = group_by_clip(validate)[: training.validation_clips]
+        self.validation_clips = group_by_clip(examples[1])[: training.validation_clips]
         self.hypernetwork.train().requires_grad_(True)
-        self.objective = self.new_objective()
-        self.parameters = [each for learner in self.objective.learners.values() for each in learner.parameters()]
+        weights = training.kl_weight, training.hidden_weight, training.steer_weight
+        self.objective = TrainingObjective(vlm, hypernetwork, *weights, auxiliary)
+        self.parameters = [each for module in self.objective.modules.values() for each in module.parameters()]
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=training.learning_rate, weight_decay=training.weight_decay
         )
         warmup = max(1, round(training.warmup * training.steps))
         self.schedule = warm_cosine(self.optimizer, training.steps, warmup)
         self.best = Best()
-        if not training.workers:  # others do not know what it has seen
-            self.samples.seen = self.objective.seen
-        self.parts = {
-            **self.objective.learners,
+        if not training.workers:  # workers do not share this process's cache
+            self.samples.cached = self.objective.image_cache
+        self.parts: dict[str, Stateful] = {
+            **self.objective.modules,
             "optimizer": self.optimizer,
             "schedule": self.schedule,
             "best": self.best,
         }
-        self.step = self._begin_or_go_on()
+        self.step = self._start_or_resume()
 
-    def new_objective(self) -> TrainingObjective:
-        """What turns samples into a loss; subclasses may count more."""
-        training = self.training
-        return TrainingObjective(
-            self.vlm, self.hypernetwork, training.kl_weight, training.hidden_weight, training.steer_weight
-        )
-
-    def _begin_or_go_on(self) -> int:
+    def _start_or_resume(self) -> int:
         settings = {
             "v2l": 1,
             "model": self.vlm.fingerprint,
@@ -179,92 +192,95 @@ class Trainer:
         return restore(self.parts, self.folder / STATE)
 
     def run(self) -> Iterator[Progress]:
-        """Trains to the end; yields, and the first process appends to metrics.jsonl, every ten steps and at every
-        validation. The best hypernetwork so far stands in the folder."""
+        """Train to the last step. Every ten steps and at every validation, yield a report, which the first process also
+        appends to metrics.jsonl. The folder always holds the best hypernetwork so far."""
         training, first = self.training, self.step
         started, losses = time.perf_counter(), []
-        batches = prepared(self.samples, first * self.samples.per_step, training.workers)
+        batches = prefetch(self.samples, first * self.samples.per_step, training.workers)
         for step in range(first, training.steps):
-            rate = self.schedule.get_last_lr()[0]
-            losses.append(self._learn(batches))
+            rate = float(self.schedule.get_last_lr()[0])
+            losses.append(self._train_step(batches))
             self.step = step + 1
             last = self.step == training.steps
-            look = last or self.step % training.validate_every == 0
-            validation = self.validate() if look else None
-            if look:
-                self._keep_if_best(validation)
-            if self.processes.first and (last or look or self.step % training.save_every == 0):
-                keep(self.parts, self.step, self.folder / STATE)
-            if look or self.step % 10 == 0:
+            validation = None
+            if last or self.step % training.validate_every == 0:
+                validation = self.validate()
+                self._save_if_best(validation)
+            if self.processes.first and (validation is not None or self.step % training.save_every == 0):
+                save_state(self.parts, self.step, self.folder / STATE)
+            if validation is not None or self.step % REPORT_INTERVAL == 0:
                 speed = (self.step - first) * training.batch / (time.perf_counter() - started)
                 best = None if self.best.loss == float("inf") else self.best.loss
                 progress = Progress(self.step, sum(losses) / len(losses), validation, best, round(speed, 2), rate)
                 losses.clear()
                 if self.processes.first:
-                    record(self.folder / METRICS, dataclasses.asdict(progress))
+                    append_metrics(self.folder / METRICS, dataclasses.asdict(progress))
                 yield progress
 
-    def _learn(self, batches: Iterator[list[TrainingSample | UnreadableClip]]) -> float:
-        """One optimisation step; returns its loss, a mean over the step's clips."""
+    def _train_step(self, batches: Iterator[list[TrainingSample | UnreadableClip]]) -> float:
+        """Run one optimisation step and return its loss, a mean over the step's clips."""
+        # Gradients of this process's micro-batches
         self.optimizer.zero_grad()
-        total, read = 0.0, 0
+        loss_sum, clips = 0.0, 0
         for _ in range(self.samples.per_step):
             samples = self._readable(next(batches))
             if samples:
                 loss = self.objective.loss(samples) / self.training.batch
                 loss.backward()
-                total, read = total + loss.item(), read + len(samples)
-        total, read = self.processes.sum(total), self.processes.sum(read)
-        if not read:
+                loss_sum, clips = loss_sum + loss.item(), clips + len(samples)
+
+        # Sum over all processes, then update
+        loss_sum, all_clips = self.processes.sum(loss_sum), self.processes.sum(clips)
+        if not all_clips:
             raise V2LError("not one clip of a whole step could be read; see the warnings above")
-        self.processes.add_up(self.parameters)
+        self.processes.sum_gradients(self.parameters)
         torch.nn.utils.clip_grad_norm_(self.parameters, self.training.clip_norm)
         self.optimizer.step()
         self.schedule.step()
-        return total * self.training.batch / read
+        return loss_sum * self.training.batch / all_clips
 
     def _readable(self, samples: Sequence[TrainingSample | UnreadableClip]) -> list[TrainingSample]:
         for sample in samples:
             if isinstance(sample, UnreadableClip):
-                self.warn(f"a clip is passed over: {sample.reason}")
+                self.warn(f"a clip is skipped: {sample.reason}")
         return [sample for sample in samples if isinstance(sample, TrainingSample)]
 
     @torch.no_grad()
     def validate(self) -> float:
-        """Mean cross-entropy over the validation clips, as encoding reads them."""
-        curriculum = dataclasses.replace(self.training.curriculum, questions=16)
+        """Return the mean cross-entropy over the validation clips, read as encoding reads them."""
+        sampling = dataclasses.replace(self.training.curriculum, questions=VALIDATION_QUESTIONS)
         mine = self.validation_clips[self.processes.index :: self.processes.count]
-        total, read = 0.0, 0
+        loss_sum, questions = 0.0, 0
         for start in range(0, len(mine), self.training.together):
             samples = []
             for clip in mine[start : start + self.training.together]:
                 try:
-                    samples.append(read_sample(clip, self.reader, curriculum, None, self.samples.seen))
+                    samples.append(read_sample(clip, self.reader, sampling, None, self.samples.cached))
                 except V2LError as error:
-                    self.warn(f"a validation clip is passed over: {error}")
+                    self.warn(f"a validation clip is skipped: {error}")
             if samples:
                 losses = self.objective.losses(samples)
-                total, read = total + losses.sum().item(), read + len(losses)
-        total, read = self.processes.sum(total), self.processes.sum(read)
-        if not read:
+                loss_sum, questions = loss_sum + losses.sum().item(), questions + len(losses)
+        loss_sum, all_questions = self.processes.sum(loss_sum), self.processes.sum(questions)
+        if not all_questions:
             raise V2LError("none of the validation clips can be read")
-        return total / read
+        return loss_sum / all_questions
 
-    def _keep_if_best(self, validation: float) -> None:
+    def _save_if_best(self, validation: float) -> None:
         if validation >= self.best.loss:
             return
         self.best.loss = validation
         if self.processes.first:
-            curriculum = self.training.curriculum
+            sampling = self.training.curriculum
             trained_with = TrainedWith(
-                frames=curriculum.frames,
-                fps=curriculum.fps,
-                resolution=curriculum.resolutions[0] if curriculum.resolutions else None,
-                prompt=curriculum.prompt,
-                window_frames=curriculum.frames,
-                windows=curriculum.windows,
-                segments=curriculum.segments,
-                marks_end=curriculum.marks_end,
+                frames=sampling.frames,
+                fps=sampling.fps,
+                resolution=sampling.resolutions[0] if sampling.resolutions else None,
+                prompt=sampling.prompt,
+                window_frames=sampling.frames,
+                windows=sampling.windows,
+                segments=sampling.segments,
+                marks_end=sampling.marks_end,
             )
             name = os.path.basename(os.path.abspath(self.folder))
             with_provenance(self.hypernetwork, name, self.vlm.id, self.vlm.fingerprint, trained_with)
@@ -272,15 +288,15 @@ class Trainer:
 
 
 class Best:
-    """The lowest validation loss so far, kept with the rest of the state."""
+    """The lowest validation loss so far, saved with the rest of the state."""
 
     def __init__(self) -> None:
         self.loss = float("inf")
 
     def state_dict(self) -> dict[str, float]:
-        """For a checkpoint."""
+        """The state, for a checkpoint."""
         return {"loss": self.loss}
 
-    def load_state_dict(self, state: dict[str, float]) -> None:
-        """From a checkpoint."""
-        self.loss = state["loss"]
+    def load_state_dict(self, state_dict: dict[str, float]) -> None:
+        """Restore the state from a checkpoint."""
+        self.loss = state_dict["loss"]

@@ -1,1 +1,1 @@
-"""A video file to frames: probing, decoding in a process of its own, and sampling; knows no model."""
+"""From a video file to frames: probing, sampling, and decoding in a separate process; independent of any model."""

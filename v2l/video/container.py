@@ -1,6 +1,6 @@
-"""One local video file, opened: what it is, its video stream, and how FFmpeg is kept to this one file.
+"""Opening of one local video file: checks of its kind, choice of its video stream, and confinement of FFmpeg to it.
 
-Runs in the decoding worker: imports only the standard library and PyAV (late).
+Runs in the decoding worker: imports only the standard library and, inside functions, PyAV.
 """
 
 from __future__ import annotations
@@ -8,21 +8,21 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from types import ModuleType
+from types import MappingProxyType, ModuleType
 from typing import Any
 
 from v2l.errors import V2LError
 
 MAX_SIDE = 16384
 THREADS = 8
-"""Decoding threads at most; every one takes address space, and a machine may have hundreds of processors."""
+"""Limit of decoding threads. Each takes address space, and a machine may have hundreds of processors."""
 READ_BYTES = 1 << 16
-_OUTPUT_CORRUPT = 8  # AV_CODEC_FLAG_OUTPUT_CORRUPT: a damaged frame is shown, marked as such
+_OUTPUT_CORRUPT = 8  # AV_CODEC_FLAG_OUTPUT_CORRUPT: output damaged frames, marked as such
 
-# Containers that hold their own pictures. Playlists, concat scripts and image sequences name other files, and an ID3
-# tag in front of one hides it from a look at the first bytes, but not from this list, which FFmpeg itself enforces.
+# Containers of video data. Playlists, concat scripts and image sequences are excluded, because they name other files.
+# FFmpeg enforces this list itself; an ID3 tag in front of a playlist would hide it from a check of the first bytes.
 _FORMATS = (
     "mov,mp4,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,live_flv,asf,ogg,h264,hevc,vvc,obu,av1,ivf,m4v,mjpeg,"
     "mxf,nut,gif,rm,dv,wtv,swf,yuv4mpegpipe,vc1,h263,h261,apng,3gp,amv,nsv,roq,bink,smk,fli,gxf,nuv"
@@ -30,24 +30,24 @@ _FORMATS = (
 _OPTIONS = {
     "format_whitelist": _FORMATS,
     "protocol_whitelist": "",
-    "analyzeduration": "30000000",  # microseconds; a picture may come seconds after its sound
+    "analyzeduration": "30000000",  # microseconds; video may start seconds after audio
     "probesize": "50000000",
 }
 _STREAMED = {"mpegts", "mpeg", "mpegvideo", "h264", "hevc", "vvc", "m4v", "obu", "ivf", "dv"}
-"""Formats without an index of their own: a part cut out of one anywhere is still such a file."""
+"""Formats without an index: any part cut out of such a file is a valid file."""
 
 _UNTIMED = {"avi", "asf", "mpegvideo", "h264", "hevc", "vvc", "m4v", "obu", "mjpeg", "vc1", "h263", "h261"}
-"""Formats that store no presentation times, or only those of decoding."""
+"""Formats that store no presentation times, or only decoding times."""
 
 _HARMLESS = ("mmco: unref short failure",)
-"""Reports that say nothing of the pictures: an open group of pictures may ask to forget one from before it."""
+"""Error messages that do not concern the pictures: an open group of pictures may release one from before it."""
 
 _log: list[tuple[int, str, str]] = []
-"""What FFmpeg reported as errors: level, the reporting part's name, the text."""
+"""Errors reported by FFmpeg: level, name of the component, text."""
 
 
 def load_av() -> ModuleType:
-    """PyAV, its error reports collected in this module. Raises V2LError where it cannot be imported."""
+    """Import PyAV and collect its error messages in this module. Raises V2LError if it cannot be imported."""
     try:
         import av
         import av.logging
@@ -57,19 +57,20 @@ def load_av() -> ModuleType:
         av.logging.set_skip_repeated(False)
         av.logging.set_level(av.logging.ERROR)
         global _log
-        _log = av.logging.Capture(local=False).__enter__()  # of the decoder's own threads, too; for good
+        _log = av.logging.Capture(local=False).__enter__()  # also from decoder threads; never restored
     return av
 
 
 @dataclass
 class Source:
-    """An open file and its chosen video stream. Use it as a context manager; it releases the file.
+    """An open file and its selected video stream. A context manager that closes the file.
 
-    path: absolute; shown: the name as it was given, for messages
-    stream: PyAV's video stream, chosen by its index `wanted` where that is given; others: the number of further video
-        streams, covers not counted
-    suspects: presentation times of packets that the container takes for damaged, which a mere join of two recordings
-        makes it do
+    path: absolute; shown: name for messages, as given by the user
+    options: additional FFmpeg options; threads: number of decoding threads
+    stream: PyAV's video stream; others: number of further video streams without covers
+    wanted: index of the stream to select, None for the default
+    suspects: presentation times of packets that the container marks as damaged, as it also does at the joint of two
+        recordings
     """
 
     path: str
@@ -89,14 +90,14 @@ class Source:
         self.close()
 
     def close(self) -> None:
-        """Release the file."""
+        """Close the file."""
         self.container.close()
 
     def reopen(self, threads: int = 0) -> None:
-        """Open the file anew and stand at its start. Raises V2LError as `open_source` does.
+        """Reopen the file at its start. Raises V2LError as `open_source` does.
 
-        threads: decoding threads from now on, 0 for as many as before; with one, an error that the decoder reports is
-        of the packet that it was given last
+        threads: number of decoding threads from now on, 0 for no change. With one thread, a decoder error belongs to
+            the last packet.
         """
         self.threads = threads or self.threads
         if self.container is not None:
@@ -109,21 +110,21 @@ class Source:
             self.close()
             raise
 
-    def fault(self, text: str) -> None:
-        """Report an error as the decoder itself would."""
+    def add_error(self, text: str) -> None:
+        """Record an error as if the decoder had reported it."""
         _log.append((0, self.stream.codec_context.name, text))
 
     @property
     def streamed(self) -> bool:
-        """Whether the format may begin and end anywhere, as a recording that was cut does."""
+        """True if a file of this format may start and end anywhere, like a cut recording."""
         return bool(_STREAMED & set(self.container.format.name.split(",")))
 
     def incomplete(self, frame: Any) -> bool:
-        """Whether the decoder itself says that a frame lacks a part."""
+        """Return True if the decoder marks a frame as incomplete."""
         return frame.is_corrupt and frame.pts not in self.suspects
 
-    def promised(self) -> tuple[int, float]:
-        """Frames and seconds of the video stream as the header states them; 0 for what it does not state."""
+    def stated_frames_and_seconds(self) -> tuple[int, float]:
+        """Return the number of frames and the seconds of the video stream from the header; 0 if not stated."""
         stream, seconds = self.stream, 0.0
         if stream.duration and stream.time_base:
             seconds = float(stream.duration * stream.time_base)
@@ -132,31 +133,32 @@ class Source:
         return max(stream.frames, 0), max(seconds, 0.0)
 
     def rates(self) -> list[float]:
-        """Frame rates that the header states or FFmpeg guesses from it, per second, the likeliest first."""
+        """Return frame rates stated in the header or guessed by FFmpeg, in frames per second, most likely first."""
         stream = self.stream
         return [float(rate) for rate in (stream.guessed_rate, stream.average_rate, stream.base_rate) if rate]
 
     def stated_length(self) -> float:
-        """Seconds from the container's start to the end of its longest stream, as the header states them; 0 where it
-        does not, or states what is no length."""
+        """Return the length of the longest stream in seconds from the header; 0 if missing or invalid."""
         import av
 
         length = self.container.duration
         return length / av.time_base if length and length > 0 else 0.0
 
-    def longest_stream(self, alive: Callable[[], None]) -> float:
-        """Seconds from the container's start to where its last packet ends, of whatever stream, by reading them all."""
+    def longest_stream(self, heartbeat: Callable[[], None]) -> float:
+        """Read all packets of all streams and return the end of the last one, in seconds from the container's start."""
         av, end = load_av(), 0.0
         with _open_container(self.path, self.shown, self.options) as container, contextlib.suppress(av.FFmpegError):
             for packet in container.demux():
-                alive()
+                heartbeat()
                 if packet.pts is not None and packet.size:
                     end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
         return end - (self.start() or 0.0)
 
     def start(self) -> float | None:
-        """The container's start time in seconds, which is 0:00 for v2l as for players; None for formats that store no
-        presentation times, whose first frame is at 0:00."""
+        """Return the container's start time in seconds, which v2l, like players, shows as 0:00.
+
+        None for formats without presentation times, whose first frame is at 0:00.
+        """
         import av
 
         if _UNTIMED & set(self.container.format.name.split(",")):
@@ -165,22 +167,29 @@ class Source:
         return 0.0 if start is None else start / av.time_base
 
 
-def open_source(path: str, shown: str, stream: int | None = None, threads: int | None = None, **options: str) -> Source:
-    """Open a file whose absolute path is `path`: containers of `_FORMATS`, software decoding on a few threads.
+def open_source(
+    path: str,
+    shown: str,
+    stream: int | None = None,
+    threads: int | None = None,
+    options: Mapping[str, str] = MappingProxyType({}),
+) -> Source:
+    """Open a video file for software decoding.
 
-    FFmpeg gets the open file and no protocol, so that nothing else can be opened, whatever the file names.
-
-    stream: index of the stream to take, None for the one that is marked as the default, else the first
-    threads: that decode, None for one a processor, at most THREADS; options: more of FFmpeg's, by name
-    Raises V2LError where nothing opens or there is no video stream.
+    FFmpeg gets an open file and no protocol, so that it cannot open any other file, whatever this one names.
+    path: absolute; shown: name for messages
+    stream: index of the stream to select, None for the one marked as default, else the first
+    threads: number of decoding threads, None for one per processor, at most THREADS
+    options: additional FFmpeg options
+    Raises V2LError if the file cannot be opened or has no video stream.
     """
-    source = Source(path, shown, options, threads or min(THREADS, _processors()), wanted=stream)
+    source = Source(path, shown, dict(options), threads or min(THREADS, _processors()), wanted=stream)
     source.reopen()
     return source
 
 
 def take_errors(source: Source) -> list[str]:
-    """What the decoder of the stream reported as errors since the last call, one text each."""
+    """Return and clear the errors that the stream's decoder reported since the last call."""
     decoder = source.stream.codec_context.name
     found = [text.strip() for _, name, text in _log if name == decoder and not text.startswith(_HARMLESS)]
     _log.clear()
@@ -189,7 +198,7 @@ def take_errors(source: Source) -> list[str]:
 
 def _open_container(path: str, shown: str, options: dict[str, str]) -> Any:
     av = load_av()
-    file = open(path, "rb", buffering=0)  # noqa: SIM115  # the container keeps it
+    file = open(path, "rb", buffering=0)  # noqa: SIM115  # closed with the container
     try:
         return av.open(file, options=_OPTIONS | options, buffer_size=READ_BYTES, metadata_errors="replace")
     except (av.FFmpegError, ValueError, UnicodeError) as error:
@@ -200,7 +209,7 @@ def _open_container(path: str, shown: str, options: dict[str, str]) -> Any:
 
 
 def _prepare(container: Any, stream: Any, shown: str, threads: int) -> None:
-    """Sets how the stream is decoded, and leaves the others unread."""
+    """Configure the decoder, and discard the packets of the other streams."""
     context = stream.codec_context
     _check_size(context.width, context.height, shown)
     from av.stream import Discard
@@ -214,10 +223,11 @@ def _prepare(container: Any, stream: Any, shown: str, threads: int) -> None:
 
 
 def regular_file(path: str | os.PathLike[str], shown: str = "") -> str:
-    """The absolute path behind `path`, once it is known to be a regular, readable file that names no other file.
+    """Return the resolved absolute path of a regular, readable file that does not name other files.
 
-    shown: the name for messages, `path` itself where empty. Whatever the name looks like (URL, `concat:`, `%d`), it is
-    only ever a local name. Raises V2LError where it is no such file, or holds a picture or a playlist.
+    The name is always taken as a local path, even if it looks like a URL or a pattern (`concat:`, `%d`).
+    shown: name for messages, default: `path`
+    Raises V2LError if it is not such a file, or is a still image or a playlist.
     """
     try:
         shown = shown or os.fsdecode(path)
@@ -256,7 +266,7 @@ def _playlist(head: bytes) -> str:
 
 
 def _image(head: bytes) -> str:
-    """What kind of picture the first bytes of a file that holds no video are; empty where they are none."""
+    """Describe the still image that starts with these bytes; empty if it is not one."""
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
         moving = head[12:16] == b"VP8X" and head[20] & 2
         return "an animated WebP, which v2l does not read: convert it to MP4" if moving else _STILL
@@ -272,7 +282,7 @@ def _no_stream(shown: str) -> str:
 
 
 def _choose(container: Any, shown: str, wanted: int | None) -> tuple[Any, int]:
-    """The stream to read and the number of further ones: marked as default before others, no covers."""
+    """Select a stream, the default one first and no covers, and return it with the number of further streams."""
     import av.stream
 
     kinds = av.stream.Disposition
@@ -284,7 +294,7 @@ def _choose(container: Any, shown: str, wanted: int | None) -> tuple[Any, int]:
         films = [each for each in films if each.index == wanted] or films
     if not films:
         if pictures:
-            raise V2LError(f"{shown!r} holds only a cover picture, no video: give a video file")
+            raise V2LError(f"{shown!r} has only a cover picture, no video: give a video file")
         raise V2LError(_no_stream(shown))
     chosen = next((each for each in films if each.disposition & kinds.default), films[0])
     if chosen.codec_context is None:
@@ -295,18 +305,18 @@ def _choose(container: Any, shown: str, wanted: int | None) -> tuple[Any, int]:
 def _check_size(width: int, height: int, shown: str) -> None:
     if not (0 < width <= MAX_SIDE and 0 < height <= MAX_SIDE):
         raise V2LError(
-            f"{shown!r} says its pictures are {width}x{height}: 1 to {MAX_SIDE} pixels a side are read; "
+            f"{shown!r} states a frame size of {width}x{height}: sides of 1 to {MAX_SIDE} pixels are supported; "
             "re-encode it smaller"
         )
 
 
 def _processors() -> int:
-    """Processors that this process may run on."""
+    """Return the number of processors that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _clock_seconds(text: str) -> float:
-    """Seconds of Matroska's `HH:MM:SS.fraction`, 0 for anything else."""
+    """Parse Matroska's `HH:MM:SS.fraction` to seconds; 0 for anything else."""
     try:
         hours, minutes, seconds = text.split(":")
         return int(hours) * 3600 + int(minutes) * 60 + float(seconds[:9])

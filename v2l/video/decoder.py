@@ -1,6 +1,6 @@
-"""Decodes chosen frames of an open video: from the key frames that they need, past everything else.
+"""Decoding of selected frames of an open video, starting at the key frames that they depend on.
 
-Runs in the decoding worker: imports only the standard library, numpy and PyAV (late).
+Runs in the decoding worker: imports only the standard library, numpy and, inside functions, PyAV.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ from v2l.io.text import clock
 from v2l.video.container import Source, take_errors
 from v2l.video.packets import PacketReader
 from v2l.video.picture import Converter
-from v2l.video.sampling import Video
+from v2l.video.sampling import FrameIndex, Video
 
 DECODE_ON = 16
-"""Packets between two chosen frames that are decoded rather than passed over."""
+"""Largest gap, in packets, between two selected frames that is decoded rather than skipped."""
 MAX_LEAD = 3
-"""Key packets that decoding starts early where a frame is missing or incomplete without an error."""
+"""Number of key packets by which decoding starts earlier if a frame is missing or incomplete without an error."""
 SETTLED = 40
-"""Frames after the last error at which a key frame shows that the damage is over: more than any decoder works ahead."""
-_SKIPS = {"h264", "mpeg1video", "mpeg2video"}  # decoders that can leave out pictures that no other refers to
+"""Frames after the last error from which a key frame ends the damage; no decoder works ahead by more frames."""
+_SKIPS = {"h264", "mpeg1video", "mpeg2video"}  # decoders that can skip frames that no other frame refers to
 
 
 @dataclass(frozen=True, eq=False)
 class Frame:
     """One decoded frame.
 
-    index: in the whole video; seconds: presentation time from the container's start, rounded to microseconds
+    index: position in the video; seconds: presentation time from the container's start, rounded to microseconds
     pixels: (H, W, 3) uint8 RGB, upright, square pixels; H and W are the video's unless its size changes midway
-    notes: what a person should know about this picture, one sentence each; damage: what is wrong with it, mostly empty
+    notes: remarks for the user on this frame, one sentence each; damage: description of its damage, empty if sound
     """
 
     index: int
@@ -52,21 +52,20 @@ def decode(
     since: int | None = None,
     counts_from: int = 0,
 ) -> Iterator[Any]:
-    """Decode from where the reader stands up to the packet before `stop`, or to the end, and nothing beyond; the
-    decoder is as new afterwards.
+    """Decode from the reader's position to the packet before `stop`, None for the end of the file.
 
-    needed: presentation times of the frames that matter, None for all; others may be left out
-    since: presentation time before which packets are passed over, as those that an open group of pictures stores behind
-        its key packet and shows before it: they refer to what is not decoded, and nothing refers to them
-    counts_from: place of the first packet whose errors count; needs a decoder with one thread
-    Yields PyAV's frames in the order shown.
+    Flushes the decoder afterwards. Yields PyAV frames in presentation order.
+    needed: presentation times of the required frames, None for all; others may be skipped
+    since: packets with an earlier presentation time are skipped. An open group of pictures stores such packets after
+        its key packet: they refer to frames that are not decoded, and no other packet refers to them.
+    counts_from: position of the first packet whose errors count; requires a decoder with one thread
     """
     import av
 
     context = source.stream.codec_context
-    skips = needed is not None and context.name in _SKIPS
+    can_skip = needed is not None and context.name in _SKIPS
     try:
-        while stop is None or reader.place < stop:
+        while stop is None or reader.position < stop:
             packet = reader.next()
             if packet is None:
                 break
@@ -74,14 +73,14 @@ def decode(
                 source.suspects.add(packet.pts)
             if since is not None and packet.pts is not None and packet.pts < since:
                 continue
-            if skips:
-                context.skip_frame = "DEFAULT" if packet.pts in needed else "NONREF"
+            if can_skip:
+                context.skip_frame = "DEFAULT" if needed is None or packet.pts in needed else "NONREF"
             frames = []
             try:
                 frames = context.decode(packet)
             except (av.FFmpegError, ValueError):
-                source.fault("a packet that cannot be decoded")
-            if reader.place <= counts_from:
+                source.add_error("a packet that cannot be decoded")
+            if reader.position <= counts_from:
                 take_errors(source)
             yield from frames
         try:
@@ -89,20 +88,23 @@ def decode(
         except av.EOFError:
             pass
         except av.FFmpegError:
-            source.fault("a packet that cannot be decoded")
+            source.add_error("a packet that cannot be decoded")
     finally:
         context.flush_buffers()
         context.skip_frame = "DEFAULT"
 
 
 class _Again(Exception):
-    """What was learned on the way makes it necessary to decode from further back, or with the neighbours."""
+    """The remaining frames must be decoded again, from an earlier key packet or with their neighbours."""
 
 
 @dataclass(frozen=True)
 class _Group:
-    """Frames that are decoded in one go: from key packet number `key` up to the packet before `stop`. Errors count
-    from the packet at `counts_from` on."""
+    """Frames that are decoded together.
+
+    key: number of the key packet to start at; stop: position after the last packet
+    indices: the selected frames; counts_from: position of the first packet whose errors count
+    """
 
     key: int
     stop: int
@@ -111,85 +113,93 @@ class _Group:
 
 
 class Decoder:
-    """Decodes frames of one open file; `decoded` counts the frames that the decoder gave so far.
+    """Decodes selected frames of one open file. decoded: number of frames decoded so far
 
-    keep_damaged: yield damaged frames with their damage told; alive: called at every packet
+    keep_damaged: yield damaged frames, with `Frame.damage` set; heartbeat: called at every packet
     """
 
-    def __init__(self, source: Source, video: Video, keep_damaged: bool, alive: Callable[[], None]):
+    def __init__(self, source: Source, video: Video, keep_damaged: bool, heartbeat: Callable[[], None]):
         self.source, self.video, self.keep_damaged = source, video, keep_damaged
         self.decoded = 0
-        self._alive = alive
-        self._reader = PacketReader(source, alive)
+        self._heartbeat = heartbeat
+        self._reader = PacketReader(source, heartbeat)
         self._converter = Converter(source.stream.sample_aspect_ratio)
         self._neighbours = 1 if video.interlaced else 0
-        # Where something is wrong, a second look decides whether it matters: decoding starts this many key packets
-        # earlier, so that nothing is missing that the pictures refer to, and errors on that way do not count.
+        # After an error, decoding is repeated from this many key packets earlier, so that all references are available.
+        # Errors before the original key packet do not count.
         self._lead = 0
-        self._singly = False  # and every frame is decoded by itself, so that an error is known to be of its pictures
+        self._singly = False  # decode each frame separately, so that an error can be attributed to it
         self._damage, self._damaged_at = "", 0
-        self._latest: Any = None  # the last frame decoded, which a player goes on showing where one is missing
+        self._latest: Any = None  # the last decoded frame, which a player keeps showing if the next is missing
 
     def frames(self, wanted: Sequence[int]) -> Iterator[Frame]:
-        """The frames with these ascending indices. Raises V2LError at one that is damaged or missing."""
-        if self.video.pts is None:
+        """Yield the frames with these ascending indices. Raises V2LError at a damaged or missing frame."""
+        if self.video.index is None:
             yield from self._from_the_start(wanted)
             return
-        left = deque(wanted)
-        while left:
+        remaining = deque(wanted)
+        while remaining:
             try:
-                for frame in self._pass(list(left)):
-                    left.popleft()
+                for frame in self._pass(list(remaining)):
+                    remaining.popleft()
                     yield frame
             except _Again:
                 continue
+
+    @property
+    def _index(self) -> FrameIndex:
+        assert self.video.index is not None  # `frames` decodes videos without an index from the start
+        return self.video.index
 
     def _pass(self, wanted: Sequence[int]) -> Iterator[Frame]:
         for group in self._groups(wanted):
             yield from self._group(group)
 
     def _groups(self, wanted: Sequence[int]) -> Iterator[_Group]:
-        """The chosen frames in groups that are decoded in one go each."""
-        video, group = self.video, None
-        gap = 0 if len(video.keys) >= len(video.packet) else DECODE_ON
+        """Split the selected frames into groups, each decoded without seeking."""
+        stored = self._index
+        group: _Group | None = None
+        gap = 0 if len(stored.keys) >= len(stored.packet) else DECODE_ON
         for index in wanted:
             around = self._around(index)
             key = min(self._key_of(each) for each in around)
-            stop = int(max(video.packet[each] for each in around)) + 1
-            if group and not self._singly and video.keys[key] <= group.stop + gap:
+            stop = int(max(stored.packet[each] for each in around)) + 1
+            if group and not self._singly and stored.keys[key] <= group.stop + gap:
                 group = replace(group, stop=max(stop, group.stop), indices=[*group.indices, index])
                 continue
             if group:
                 yield group
-            counts_from = int(video.keys[key]) if self._lead else 0
+            counts_from = int(stored.keys[key]) if self._lead else 0
             group = _Group(max(key - self._lead, 0), stop, [index], counts_from)
         if group:
             yield group
 
     def _key_of(self, index: int) -> int:
-        """Number of the last key packet that is stored and shown no later than this frame, so that the frame should
-        refer to nothing before it."""
-        video = self.video
-        at = int(np.searchsorted(video.key_pts, video.pts[index], side="right")) - 1
-        while at > 0 and video.keys[at] > video.packet[index]:
+        """Return the number of the last key packet stored and shown no later than this frame.
+
+        The frame should not refer to anything before it.
+        """
+        stored = self._index
+        at = int(np.searchsorted(stored.key_pts, stored.pts[index], side="right")) - 1
+        while at > 0 and stored.keys[at] > stored.packet[index]:
             at -= 1
         return max(at, 0)
 
     def _group(self, group: _Group) -> Iterator[Frame]:
-        video, pending = self.video, deque(group.indices)
+        stored, pending = self._index, deque(group.indices)
         around = {i: self._around(i) for i in pending}
-        needed = {int(video.pts[each]) for i in pending for each in around[i]}
-        self._reader.go_to(int(video.keys[group.key]), int(video.key_pts[group.key]))
+        needed = {int(stored.pts[each]) for i in pending for each in around[i]}
+        self._reader.go_to(int(stored.keys[group.key]), int(stored.key_pts[group.key]))
         self._forget_damage()
         held: dict[int, Any] = {}
-        since = min(int(video.key_pts[group.key]), *needed)
+        since = min(int(stored.key_pts[group.key]), *needed)
         for frame in decode(self.source, self._reader, group.stop, needed, since, group.counts_from):
             self._count(frame)
             if frame.pts in needed:
                 held[frame.pts] = frame
-            while pending and all(int(video.pts[each]) in held for each in around[pending[0]]):
+            while pending and all(int(stored.pts[each]) in held for each in around[pending[0]]):
                 yield self._frame(pending.popleft(), held, group)
-                oldest = int(video.pts[around[pending[0]][0]]) if pending else None
+                oldest = int(stored.pts[around[pending[0]][0]]) if pending else None
                 held = {pts: kept for pts, kept in held.items() if oldest is not None and pts >= oldest}
         self._collect_damage()
         while pending:
@@ -199,8 +209,8 @@ class Decoder:
         return range(max(index - self._neighbours, 0), min(index + self._neighbours, self.video.frame_count - 1) + 1)
 
     def _frame(self, index: int, held: dict[int, Any], group: _Group) -> Frame:
-        """The picture of this index from the frames at hand. Raises _Again where more must be decoded for it."""
-        pts = self.video.pts
+        """Convert the frame with this index. Raises _Again if it must be decoded again."""
+        pts = self._index.pts
         frame = held.get(int(pts[index]))
         before, after = (held.get(int(pts[each])) if 0 <= each < len(pts) else None for each in (index - 1, index + 1))
         if frame is not None and frame.interlaced_frame and not self._neighbours:
@@ -211,7 +221,7 @@ class Decoder:
         return self._shown(index, frame, before, after)
 
     def _look_again(self, group: _Group) -> None:
-        """Raise _Again where a closer look may show that the frames at hand are sound."""
+        """Raise _Again if decoding with other settings may show that the frame is sound."""
         if not self._lead or (not self._damage and self._lead < MAX_LEAD and group.key > 0):
             self._lead += 1
         elif not self._singly:
@@ -219,12 +229,13 @@ class Decoder:
         else:
             return
         self.source.reopen(threads=1)
-        self._reader = PacketReader(self.source, self._alive)
+        self._reader = PacketReader(self.source, self._heartbeat)
         raise _Again
 
     def _from_the_start(self, wanted: Sequence[int]) -> Iterator[Frame]:
-        """Decode everything from the start, for files whose packets do not tell their frames."""
-        pending, window = deque(wanted), deque([None, None, None], 3)  # before, the frame, after
+        """Decode the whole file, for videos without an index."""
+        pending = deque(wanted)
+        window: deque[Any] = deque([None, None, None], 3)  # previous, current and next frame
         self._forget_damage()
         decoded = decode(self.source, self._reader, None)
         for count, frame in enumerate(_with_end(decoded)):
@@ -277,6 +288,6 @@ class Decoder:
 
 
 def _with_end(frames: Iterator[Any]) -> Iterator[Any]:
-    """The frames, and a None behind the last one."""
+    """Yield the frames, then None."""
     yield from frames
     yield None

@@ -1,4 +1,4 @@
 """Limits of what is read from a video, importable without NumPy."""
 
 LEAST_RESOLUTION = 8
-"""Pixels of a frame's longest edge, below which there is nothing to see."""
+"""Smallest accepted longest edge of a frame, in pixels."""

@@ -1,14 +1,14 @@
-"""Learns a video's true frames and their times, and decodes the chosen ones: the pictures that a player shows.
+"""Probing of a video's true frames and times, and decoding of selected frames, as a player shows them.
 
-Runs in the decoding worker: imports only the standard library, numpy and PyAV (late). Axes: N frames of the video in
-the order shown, P packets of its stream in the order stored.
+Runs in the decoding worker: imports only the standard library, numpy and, inside functions, PyAV. Axes: N frames of
+the video in presentation order, P packets of its stream in storage order.
 """
 
 from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,44 +16,45 @@ import numpy as np
 from v2l.errors import V2LError
 from v2l.video.container import Source, load_av, open_source, regular_file, take_errors
 from v2l.video.decoder import Decoder, Frame, decode
-from v2l.video.packets import MISSING, Index, PacketReader, Packets, packets_of, scan
+from v2l.video.packets import MISSING, PacketReader, Packets, packets_of, scan
 from v2l.video.picture import Converter
-from v2l.video.sampling import Video
+from v2l.video.sampling import FrameIndex, Video
 
 MAX_FPS = 1000.0
-LIE_LIMIT = 1.05  # a header may promise this many times the frames, or seconds, that can be decoded
-CLOCK_NOISE = 0.0015  # seconds; containers as coarse as 1 ms round the times of a constant rate by up to this much
-HEAD_PACKETS = 24  # decoded at the start of a file to see whether its packets tell its frames
-STARTS_TRIED = 4  # key packets at which a recording that was cut may begin
+MAX_OVERSTATED = 1.05  # ratio of stated to decodable frames, or seconds, up to which a header is accepted
+CLOCK_NOISE = 0.0015  # seconds; rounding of the times of a constant rate in containers with a resolution of 1 ms
+HEAD_PACKETS = 24  # decoded at the start of a file to check that its packets determine its frames
+STARTS_TRIED = 4  # key packets tried as the start of a cut recording
 
 _NO_EDITS = {"ignore_editlist": "1"}
 _CUT_OFF = "the file is cut off or damaged; get it again whole, or re-mux or re-encode it"
 
-Alive = Callable[[], None]
-"""Called at every packet that is passed: a sign of life."""
+Heartbeat = Callable[[], None]
+"""Called at every packet that is read or decoded."""
 
 
-def probe(path: str | os.PathLike[str], shown: str = "", alive: Alive = lambda: None) -> Video:
-    """Open the file, check it, and learn its true frame count, rate, size and the time of every frame.
+def probe(path: str | os.PathLike[str], shown: str = "", heartbeat: Heartbeat = lambda: None) -> Video:
+    """Check a video file and determine its true frame count, rate, size and the time of every frame.
 
-    Costs one read of the file without decoding, and two dozen decoded frames at its start; a file whose packets do not
-    tell its frames is decoded once from start to end instead. shown: the name for messages.
-    Raises V2LError: not a regular, readable local file; a playlist or a still picture; no frame can be decoded; a
-    header that promises over 5% more than can be decoded; a size or frame rate that cannot be true.
+    Reads the file once without decoding and decodes about two dozen frames at its start. If the packets do not
+    determine the frames, decodes the whole file instead.
+    shown: name for messages; heartbeat: called at every packet
+    Raises V2LError if it is not a regular, readable local file, is a playlist or a still image, has no decodable frame,
+    states over 5% more frames or seconds than can be decoded, or states an impossible size or frame rate.
     """
     shown = shown or os.fsdecode(path)
     name = regular_file(path, shown)
     with open_source(name, shown, threads=1) as source:
-        packets = scan(source, alive)
-        head, index = _frames_of(source, packets, alive)
+        packets = scan(source, heartbeat)
+        head, index = _frames_of(source, packets, heartbeat)
         if index is None:
-            pts, held = _decode_all(source, alive), 0
+            pts, held = _decode_all(source, heartbeat), 0
         else:
             pts, held = index.pts, int(packets.duration[index.packet[-1]])
         if not head or len(pts) == 0:
             raise V2LError(f"no frame of {shown!r} can be decoded: re-encode it, or check that it is complete")
         seconds, fps, constant, duration = _rate(source, pts, held)
-        _check_promise(source, packets, len(seconds), duration, alive)
+        _check_stated_length(source, packets, len(seconds), duration, heartbeat)
         converter = Converter(source.stream.sample_aspect_ratio)
         width, height = converter.size(head[0])
         return Video(
@@ -68,7 +69,7 @@ def probe(path: str | os.PathLike[str], shown: str = "", alive: Alive = lambda: 
             interlaced=any(frame.interlaced_frame for frame in head),
             notes=(*_notes(source, packets, index, seconds), *converter.notes(head[0])),
             seconds=seconds,
-            **(vars(index) if index else dict.fromkeys(("pts", "packet", "keys", "key_pts"))),
+            index=index,
         )
 
 
@@ -77,61 +78,67 @@ def read_frames(
     indices: Sequence[int],
     shown: str = "",
     keep_damaged: bool = False,
-    alive: Alive = lambda: None,
-) -> Iterator[Frame]:
-    """Decode the frames with these ascending indices, one at a time; the pixels are those of a read from the start.
+    heartbeat: Heartbeat = lambda: None,
+) -> Generator[Frame, None, None]:
+    """Decode the frames with these ascending indices; the pixels equal those of sequential decoding.
 
-    Decodes from the key frames that the chosen frames need and passes over the rest. Closing the generator early
-    releases the file. keep_damaged: yield damaged frames as a player shows them, with a note.
-    Raises V2LError: indices that do not ascend or lie outside 0 .. frame_count - 1; a frame that is damaged or cannot
-    be decoded, named with its time.
+    Decodes only from the key frames that the selected frames depend on. Closing the generator releases the file.
+    shown: name for messages; keep_damaged: yield damaged frames as a player shows them, with a note
+    Raises V2LError if the indices do not ascend or are outside 0 .. frame_count - 1, or if a frame is damaged or cannot
+    be decoded; the message has its time.
     """
     wanted, shown = [int(index) for index in indices], shown or video.path
     if any(a >= b for a, b in itertools.pairwise(wanted)):
         raise V2LError("frame indices must ascend without repeats")
     if wanted and not 0 <= wanted[0] <= wanted[-1] < video.frame_count:
-        raise V2LError(f"frame indices {wanted[0]} to {wanted[-1]} leave {shown!r}: 0 to {video.frame_count - 1}")
+        raise V2LError(f"frame indices {wanted[0]} to {wanted[-1]} are outside {shown!r}: 0 to {video.frame_count - 1}")
     with open_source(regular_file(video.path, shown), shown, video.stream) as source:
-        yield from Decoder(source, video, keep_damaged, alive).frames(wanted)
+        yield from Decoder(source, video, keep_damaged, heartbeat).frames(wanted)
 
 
 def library_versions() -> dict[str, str]:
-    """FFmpeg's libraries by name. Raises V2LError where they cannot be loaded."""
+    """Return the versions of FFmpeg's libraries by name. Raises V2LError if they cannot be loaded."""
     return {name: ".".join(map(str, each)) for name, each in load_av().library_versions.items()}
 
 
 def decoder_version() -> str:
-    """PyAV's and FFmpeg's versions, as adapters record them. Raises V2LError where they cannot be loaded."""
+    """Return the versions of PyAV and FFmpeg in the form that adapters record.
+
+    Raises V2LError if they cannot be loaded.
+    """
     av = load_av()
     return f"PyAV {av.__version__} (FFmpeg {av.ffmpeg_version_info})"
 
 
-def _frames_of(source: Source, packets: Packets, alive: Alive) -> tuple[list[Any], Index | None]:
-    """The first decoded frames, and the index of all; None where the packets do not tell the frames."""
-    keys, stop, clean, head = packets.keys.tolist(), len(packets.pts), False, []
+def _frames_of(source: Source, packets: Packets, heartbeat: Heartbeat) -> tuple[list[Any], FrameIndex | None]:
+    """Return the first decoded frames and the index; the index is None if the packets do not determine the frames."""
+    keys, stop, clean = packets.keys.tolist(), len(packets.pts), False
+    head: list[Any] = []
     if not keys:
         return [], None
     for start in keys[: STARTS_TRIED if source.streamed else 1]:
-        head, clean = _decoded(source, packets, start, start + HEAD_PACKETS, alive)
+        head, clean = _decoded(source, packets, start, start + HEAD_PACKETS, heartbeat)
         if not clean:
             since = int(packets.pts[start])
-            head, clean = _decoded(source, packets, start, start + HEAD_PACKETS, alive, since)
+            head, clean = _decoded(source, packets, start, start + HEAD_PACKETS, heartbeat, since)
         if clean:
             break
     else:
-        # A recording that refreshes its pictures bit by bit has none to start with: the first round completes them.
+        # With intra refresh there is no key frame at the start: the pictures are complete after the first cycle.
         start = keys[min(1, len(keys) - 1)] if source.streamed else keys[0]
     if source.streamed and keys[-1] < stop - 1:
-        # A recording may break off within its last picture.
-        tail, whole = _decoded(source, packets, keys[max(-2, -len(keys))], stop, alive, None, stop - 1)
-        stop -= not whole or packets.pts[stop - 1] not in {frame.pts for frame in tail}
+        # A recording may end in the middle of its last picture.
+        tail, complete = _decoded(source, packets, keys[max(-2, -len(keys))], stop, heartbeat, None, stop - 1)
+        stop -= not complete or packets.pts[stop - 1] not in {frame.pts for frame in tail}
     index = packets.index(start, stop, {frame.pts for frame in head if not source.incomplete(frame)})
-    return head, index if index and _tells(source, index, head, clean, start + HEAD_PACKETS) else None
+    return head, index if index and _is_confirmed(source, index, head, clean, start + HEAD_PACKETS) else None
 
 
-def _tells(source: Source, index: Index, head: Sequence[Any], clean: bool, stop: int) -> bool:
-    """Whether decoding up to packet `stop` gave the frames that the index says, where it had no errors; a decoder that
-    puts them in order gives them in the order of their times."""
+def _is_confirmed(source: Source, index: FrameIndex, head: Sequence[Any], clean: bool, stop: int) -> bool:
+    """Return True if decoding up to packet `stop` gave the frames in the index, or had errors.
+
+    A decoder that reorders frames must give them in the order of their times.
+    """
     expected = set(index.pts[index.packet < stop].tolist())
     given = [frame.pts for frame in head if not source.incomplete(frame)]
     if not clean:
@@ -145,24 +152,26 @@ def _decoded(
     packets: Packets,
     start: int,
     stop: int,
-    alive: Alive,
+    heartbeat: Heartbeat,
     since: int | None = None,
     counts_from: int = 0,
 ) -> tuple[list[Any], bool]:
-    """The frames of packets start .. stop - 1, and whether they decode without an error, that of packets before
-    `counts_from` aside; since: as for `decode`."""
-    reader = PacketReader(source, alive, place=len(packets.pts))
+    """Decode packets start .. stop - 1 and return the frames, and True if there were frames and no errors.
+
+    since, counts_from: as for `decode`
+    """
+    reader = PacketReader(source, heartbeat, position=len(packets.pts))
     reader.go_to(start, int(packets.pts[start]))
     take_errors(source)
     frames = list(decode(source, reader, stop, None, since, counts_from))
     return frames, bool(frames) and not take_errors(source)
 
 
-def _decode_all(source: Source, alive: Alive) -> np.ndarray:
-    """(N,) int64 presentation times of all frames, by decoding everything; MISSING where they do not ascend."""
+def _decode_all(source: Source, heartbeat: Heartbeat) -> np.ndarray:
+    """Decode the whole file and return the presentation times, (N,) int64; all MISSING if they do not ascend."""
     source.reopen()
     times = []
-    for frame in decode(source, PacketReader(source, alive), None):
+    for frame in decode(source, PacketReader(source, heartbeat), None):
         times.append(MISSING if frame.pts is None else frame.pts)
     pts = np.array(times, np.int64)
     ascending = len(pts) > 0 and pts[0] != MISSING and bool(np.all(np.diff(pts) > 0))
@@ -170,8 +179,11 @@ def _decode_all(source: Source, alive: Alive) -> np.ndarray:
 
 
 def _rate(source: Source, pts: np.ndarray, held: int) -> tuple[np.ndarray, float, bool, float]:
-    """Seconds (N,) of the frames from the container's start, average rate, whether the rate is constant, and the time
-    at which the last frame ends; held: how long that one is shown, in the stream's time base, 0 where unknown."""
+    """Return the frames' seconds (N,) from the container's start, the average rate, True if it is constant, and the
+    end of the last frame in seconds.
+
+    held: duration of the last frame in the stream's time base, 0 if unknown
+    """
     count, base, rates = len(pts), float(source.stream.time_base), source.rates()
     header = rates[0] if rates else 0.0
     if pts[0] == MISSING:
@@ -192,38 +204,41 @@ def _rate(source: Source, pts: np.ndarray, held: int) -> tuple[np.ndarray, float
 
 
 def _checked_rate(source: Source, first: float, count: int, fps: float) -> tuple[np.ndarray, float, bool, float]:
-    """What `_rate` returns for a constant rate. Raises V2LError for one that cannot be true."""
+    """Return the values of `_rate` for a constant rate. Raises V2LError for an impossible rate."""
     if not 0 < fps <= MAX_FPS:
         raise V2LError(
-            f"{source.shown!r} has a frame rate of {fps:g} per second: 0 to {MAX_FPS:g} is read; re-encode the file"
+            f"{source.shown!r} has a frame rate of {fps:g} per second: rates up to {MAX_FPS:g} are supported; "
+            "re-encode the file"
         )
     return np.round(first + np.arange(count) / fps, 6), fps, True, first + count / fps
 
 
-def _check_promise(source: Source, packets: Packets, count: int, end: float, alive: Alive) -> None:
-    """Raises V2LError where the header promises over 5% more than there is, in frames or, where it states no number of
-    them, in seconds. What an edit list hides, and how long other streams go on, is no promise. end: seconds."""
-    frames, seconds = source.promised()
-    if frames > max(count, len(packets.pts)) * LIE_LIMIT and (not seconds or seconds > end * LIE_LIMIT):
-        with open_source(source.path, source.shown, source.stream.index, **_NO_EDITS) as whole:
-            there = sum(1 for _ in packets_of(whole))
-        if frames > there * LIE_LIMIT:
+def _check_stated_length(source: Source, packets: Packets, count: int, end: float, heartbeat: Heartbeat) -> None:
+    """Raise V2LError if the header states over 5% more frames, or seconds if it states no frames, than can be decoded.
+
+    Frames hidden by an edit list and the length of other streams do not count. end: of the last frame, in seconds
+    """
+    frames, seconds = source.stated_frames_and_seconds()
+    if frames > max(count, len(packets.pts)) * MAX_OVERSTATED and (not seconds or seconds > end * MAX_OVERSTATED):
+        with open_source(source.path, source.shown, source.stream.index, options=_NO_EDITS) as unedited:
+            packet_count = sum(1 for _ in packets_of(unedited))
+        if frames > packet_count * MAX_OVERSTATED:
             raise V2LError(
                 f"the header of {source.shown!r} promises {frames} frames, {count} can be decoded: {_CUT_OFF}"
             )
-    # Matroska counts its lengths from zero, wherever the first frame is.
+    # Matroska measures lengths from zero, whatever the time of the first frame.
     stated = seconds or source.stated_length()
     length = stated - max(source.start() or 0.0, 0.0)
-    # What other streams show is asked last: only reading all of them tells.
-    if not frames and length > end * LIE_LIMIT and length > source.longest_stream(alive) * LIE_LIMIT:
+    # The length of the other streams comes last, because it takes reading all of them.
+    if not frames and length > end * MAX_OVERSTATED and length > source.longest_stream(heartbeat) * MAX_OVERSTATED:
         raise V2LError(
             f"the header of {source.shown!r} promises {stated:.1f} seconds, {end:.1f} can be decoded: {_CUT_OFF}"
         )
 
 
-def _notes(source: Source, packets: Packets, index: Index | None, seconds: np.ndarray) -> Iterator[str]:
-    """What a person should know about how this file is read, one sentence each."""
+def _notes(source: Source, packets: Packets, index: FrameIndex | None, seconds: np.ndarray) -> Iterator[str]:
+    """Yield remarks for the user on how this file is read, one sentence each."""
     if source.others:
         yield f"video stream {source.stream.index} of {source.others + 1}"
     if index is not None and len(packets.keys) and index.packet.min() > packets.keys[0]:
-        yield f"what comes before {seconds[0]:.1f} s is cut off and cannot be decoded"
+        yield f"the part before {seconds[0]:.1f} s is cut off and cannot be decoded"

@@ -1,1 +1,1 @@
-"""How the embedded model was trained: stages, the series that runs them, and its figures."""
+"""The training recipe of the embedded model: stages, the series that runs them, and the evaluation."""

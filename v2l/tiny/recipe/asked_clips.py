@@ -1,7 +1,7 @@
-"""What a step of stage 2 reads: clips drawn at random, questions about them in rows, and what is to be found where.
+"""Training batches of stage 2: randomly drawn clips, their questions packed in rows, and labels for auxiliary losses.
 
-Beside the answers there are labels for the middle of the model: what each frame shows, and at which frames a token of a
-question should look and what it should find.
+The auxiliary labels supervise the middle of the model: the content of each frame, the frames that a question's token
+should attend to, and the content it should retrieve there. They come from the drawn world, not from the pixels.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ from v2l.tiny.world.scene import SHAPES, WORDS, Story, sample_story
 from v2l.training.packing import IGNORED, PLACE, UNASKED, pack_questions, place_in_rows
 
 BEFORE = "word a frame before"
-LOOKS = LABELS | {"second": 60, "minute": 60, BEFORE: len(WORDS) + 1}
-"""What the middle of the language model is asked at the end of a frame: what it shows, when it stands, and which word
-the frame before it showed."""
+FRAME_LABELS = LABELS | {"second": 60, "minute": 60, BEFORE: len(WORDS) + 1}
+"""Labels of a frame's last token and their numbers of classes: content, time, and the word of the frame before."""
 LONGEST_SECONDS = 3000.0
-"""Clips begin up to that far into the video that they are cut out of."""
+"""Latest start of a clip within the video it is cut from."""
 ROWS, ROW = 5, 64
-"""PackedRows of questions behind a clip, and tokens in each."""
+"""Rows of questions per clip, and tokens per row."""
 ASKED = ("caption", *PHRASINGS)
 """Kinds of question."""
 FIRST = ("caption", "words", "word before")
-"""Kinds of question that find room before others."""
+"""Kinds of question that are packed before others."""
 
 
 @dataclass(frozen=True)
-class SeenClip:
-    """A story and what is seen of it: seconds, tiles and images, (F * images a frame, 3, S, S) uint8, of its frames.
+class SampledClip:
+    """A story and its sampled frames.
 
-    total: seconds of the whole video that it is cut out of
+    frames: time and tile grid of each frame; images: (F * images per frame, 3, S, S) uint8
+    total: length in seconds of the video that the clip is cut from
     """
 
     story: Story
@@ -58,23 +58,26 @@ class SeenClip:
         return [self.story.word_at(time) for time in self.times]
 
     def labels(self) -> dict[str, torch.Tensor]:
-        """What stage 1 asks of a frame, its time and what stood before it, (F,) by label."""
+        """Return FRAME_LABELS of each frame, (F,) int64 by name."""
         places = [len(WORDS), *(WORDS.index(word) for word in self.words)]
-        seen = []
+        labels = []
         for time, before in zip(self.times, places[:-1], strict=True):
             moment = {"second": int(time) % 60, "minute": int(time) // 60 % 60}
-            seen.append({**frame_labels(self.story.at(time), time), **moment, BEFORE: before})
-        return {name: torch.tensor([frame[name] for frame in seen]) for name in LOOKS}
+            labels.append({**frame_labels(self.story.at(time), time), **moment, BEFORE: before})
+        return {name: torch.tensor([frame[name] for frame in labels]) for name in FRAME_LABELS}
 
 
 def sample_clip(
     random: np.random.Generator, count: int, tiled: int = 1, split: str = "train", shapes: int = SHAPES
-) -> SeenClip:
-    """A clip of which `count` frames are seen, a second or more apart, of any size; one in three is cut out of a longer
-    video, of one in four only a part of what happens is seen, and half of the others have several scenes.
+) -> SampledClip:
+    """Sample a clip with `count` frames of random size, at least one second apart.
 
-    tiled: sides of the frames in images
+    One in three starts late in a longer video. One in four covers only a part of its scene; half of the others have
+    several scenes.
+
+    tiled: side of a frame in units of the model's image size; shapes: maximum number of shapes per scene
     """
+    # Sample times and scenes.
     spacing = 1.0 if random.random() < 0.5 else float(random.uniform(1, 6 if count > 12 else 20))
     start = float(random.uniform(0, LONGEST_SECONDS)) if random.random() < 1 / 3 else 0.0
     duration = max(2.0, count * spacing)
@@ -87,28 +90,33 @@ def sample_clip(
     times = [start + spacing * index for index in range(count)]
     total = max(begin + duration * parts, times[-1] + 1)
     total += float(random.uniform(0, 600)) if random.random() < 1 / 3 else 0.0
+    # Draw the frames and cut them into tiles.
     height, width = (int(side) for side in random.integers(64, 129, 2))
     edge = tiled * GEOMETRY.image_size
     images = [frame_images(draw(story.at(seconds), seconds, height, width), GEOMETRY, edge) for seconds in times]
     grid = tile_grid(width, height, GEOMETRY, edge)
-    return SeenClip(story, tuple(PromptFrame(seconds, *grid) for seconds in times), np.concatenate(images), total)
+    return SampledClip(story, tuple(PromptFrame(seconds, *grid) for seconds in times), np.concatenate(images), total)
 
 
-def clip_questions(clip: SeenClip, random: np.random.Generator, easy: float = 1.0) -> list[Question]:
-    """Questions about the clip, none twice, of the easy ones that share: a caption, the words, what came before others,
-    which is learned last, and the rest in a random order. One clip in four is also told to internalize."""
+def clip_questions(clip: SampledClip, random: np.random.Generator, easy: float = 1.0) -> list[Question]:
+    """Return distinct questions about the clip: the kinds of FIRST, then the others in random order.
+
+    One clip in four uses the internalization prompt for its caption.
+
+    easy: share of the easy questions to keep
+    """
     asked = [question for _ in range(3) for question in ask_about(clip.story, clip.times, random)]
     asked = [question for question in asked if question.kind not in EASY or random.random() < easy]
-    told = caption(clip.story, clip.times, random)
+    described = caption(clip.story, clip.times, random)
     if random.random() < 0.25:
-        told = Question("caption", INTERNALIZATION_PROMPT, told.answer)
+        described = Question("caption", INTERNALIZATION_PROMPT, described.answer)
     one_each = list({question.prompt: question for question in asked}.values())
     shuffled = [one_each[place] for place in random.permutation(len(one_each))]
-    return sorted([told, *shuffled], key=lambda question: question.kind not in FIRST)
+    return sorted([described, *shuffled], key=lambda question: question.kind not in FIRST)
 
 
-def shown(clip: SeenClip | None) -> str:
-    """What stands around a question about the clip, as v2l itself writes it; None: about one that is not seen."""
+def prompt_text(clip: SampledClip | None) -> str:
+    """Return the prompt around a question, with PLACE for the question. None: the prompt without a video."""
     if clip is None:
         return question_text(PLACE)
     return video_text(clip.frames, clip.total, PLACE, GEOMETRY, generation_prompt=True)
@@ -116,12 +124,13 @@ def shown(clip: SeenClip | None) -> str:
 
 @dataclass(frozen=True)
 class Pointer:
-    """A token of a question or of its answer that should look at the video.
+    """A token of a question or answer that should attend to frames.
 
-    place: of the token; frames: that it should look at; word: on the board there, or before, that it should find
-    whole: whether everything else that the frame shows is asked for, too
-    back: whether it looks from a word to the one before it
-    answers: places of the tokens whose next one depends on what is found
+    place: index of the token; frames: indices of the frames to attend to
+    word: the word to retrieve, on the board in these frames or before them
+    whole: whether to retrieve the shape, its colour and its place, too
+    back: whether the question asks for the word before
+    answers: indices of the tokens whose prediction depends on the retrieved content
     """
 
     place: int
@@ -132,23 +141,27 @@ class Pointer:
     answers: tuple[int, ...]
 
 
-def pointers(clip: SeenClip, question: Question, ids: Sequence[int], heard: int, tokenizer: Tokenizer) -> list[Pointer]:
-    """Of one question and its answer, whose tokens have those ids; the first `heard` are the question's.
+def pointers(
+    clip: SampledClip, question: Question, ids: Sequence[int], prompt_length: int, tokenizer: Tokenizer
+) -> list[Pointer]:
+    """Return the pointers of one question and its answer.
 
-    A time looks at its frames. A word that another follows looks at the first frame of that one, whose own past tells
-    that it follows; a word that is asked what came before it, at its own first frame, for the same reason.
+    A time points to its frames. A word followed by another points to the first frame of the following word, because
+    that frame's token attends to the word before. A word whose predecessor is asked for points to its own first frame.
+
+    ids: tokens of question and answer; prompt_length: how many of them are the question's
     """
     words = clip.words
     time = re.search(r"\d\d:(\d\d)", question.prompt)
     if time is not None:
         place = max(place for place, token in enumerate(ids) if token == tokenizer.token_to_id(time[1]))
         frames = tuple(frame for frame, seconds in enumerate(clip.times) if clock(seconds) == time[0])
-        return [Pointer(place, frames, words[frames[0]], True, False, tuple(range(heard - 1, len(ids) - 2)))]
+        return [Pointer(place, frames, words[frames[0]], True, False, tuple(range(prompt_length - 1, len(ids) - 2)))]
     known = {tokenizer.token_to_id(f"Ġ{word}"): word for word in WORDS}
-    first = 0 if question.kind in ("word after", "word before") else heard
-    said = [(place, known[token]) for place, token in enumerate(ids) if token in known and place >= first]
+    first = 0 if question.kind in ("word after", "word before") else prompt_length
+    named = [(place, known[token]) for place, token in enumerate(ids) if token in known and place >= first]
     found = []
-    for (place, word), (after, following) in pairwise(said):
+    for (place, word), (after, following) in pairwise(named):
         back = question.kind == "word before"
         frame = words.index(word if back else following)
         found.append(Pointer(place, (frame,), following, False, back, (after - 1,)))
@@ -157,15 +170,18 @@ def pointers(clip: SeenClip, question: Question, ids: Sequence[int], heard: int,
 
 @dataclass(frozen=True)
 class AskedClip:
-    """A clip and what is asked about it.
+    """A clip and its questions, packed in R rows of W tokens.
 
-    ids: (V,) int64, of what stands before a question
-    R rows of W tokens: rows, labels, positions, (R, W) int64; question: (R, W) int64, its number, or UNASKED where
-    nothing stands; points: (R, W) int64, bit f for a frame f that the token should look at; finds: (R, W) int64, the
-    word that it should find, or IGNORED; whole, back: (R, W) bool; refers: (R, W) int64, the place in the row of the
-    token that found what the next one depends on, or IGNORED
-    kinds: of each question, its place in ASKED
-    images: (F * images a frame, 3, S, S) uint8 and looks: (F,) by name, of what is seen of it; None where nothing is
+    ids: (V,) int64, tokens of the prompt before a question
+    rows, labels, positions: (R, W) int64, token ids, targets and positions of questions and answers
+    question: (R, W) int64, number of the question, UNASKED for padding
+    points: (R, W) int64, bit mask of the frames that the token should attend to
+    finds: (R, W) int64, the word that it should retrieve, or IGNORED
+    whole, back: (R, W) bool, as in Pointer
+    refers: (R, W) int64, column of the token whose retrieved content the prediction depends on, or IGNORED
+    kinds: (Q,) int64, kind of each question as an index into ASKED
+    images: (F * images per frame, 3, S, S) uint8; None if the video is not shown
+    frame_labels: (F,) int64 by name in FRAME_LABELS; None if the video is not shown
     """
 
     ids: torch.Tensor
@@ -180,14 +196,13 @@ class AskedClip:
     refers: torch.Tensor
     kinds: torch.Tensor
     images: torch.Tensor | None
-    looks: dict[str, torch.Tensor] | None
+    frame_labels: dict[str, torch.Tensor] | None
 
 
-def write_rows(clip: SeenClip, seen: bool, questions: Sequence[Question], tokenizer: Tokenizer) -> AskedClip:
-    """Questions about a clip in rows, in their order, as many as find room."""
-    sequence = pack_questions(
-        shown(clip if seen else None), [(question.prompt, question.answer) for question in questions], tokenizer
-    )
+def write_rows(clip: SampledClip, visible: bool, questions: Sequence[Question], tokenizer: Tokenizer) -> AskedClip:
+    """Pack questions about a clip in rows, in order, as many as fit. visible: whether the prompt shows the video."""
+    asked = [(question.prompt, question.answer) for question in questions]
+    sequence = pack_questions(prompt_text(clip if visible else None), asked, tokenizer)
     columns = {
         "rows": torch.zeros(ROWS, ROW, dtype=torch.int64),
         "labels": torch.full((ROWS, ROW), IGNORED),
@@ -204,13 +219,16 @@ def write_rows(clip: SeenClip, seen: bool, questions: Sequence[Question], tokeni
     for number, (question, (row, place)) in enumerate(zip(questions, places, strict=True), 1):
         if row >= ROWS:
             continue
+        # Copy the question into its row.
         own = sequence.group == number
         columns["rows"][row, place] = sequence.ids[own]
         columns["labels"][row, place] = sequence.labels[own]
         columns["positions"][row, place] = sequence.positions[own]
         columns["question"][row, place] = len(kinds)
-        heard = int((sequence.labels[own] == IGNORED).sum())
-        for pointer in pointers(clip, question, sequence.ids[own].tolist(), heard, tokenizer) if seen else ():
+        # Mark the tokens that should attend to frames.
+        prompt_length = int((sequence.labels[own] == IGNORED).sum())
+        found = pointers(clip, question, sequence.ids[own].tolist(), prompt_length, tokenizer) if visible else []
+        for pointer in found:
             token = row, place.start + pointer.place
             columns["points"][token] = sum(1 << frame for frame in pointer.frames)
             columns["finds"][token] = WORDS.index(pointer.word)
@@ -221,6 +239,6 @@ def write_rows(clip: SeenClip, seen: bool, questions: Sequence[Question], tokeni
         sequence.ids[sequence.group == 0],
         **columns,
         kinds=torch.tensor(kinds),
-        images=torch.from_numpy(clip.images) if seen else None,
-        looks=clip.labels() if seen else None,
+        images=torch.from_numpy(clip.images) if visible else None,
+        frame_labels=clip.labels() if visible else None,
     )

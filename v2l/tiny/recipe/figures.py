@@ -1,9 +1,8 @@
-"""Every figure that docs/tiny.md and docs/reproduce.md give of how well the embedded model answers, in one command.
+"""Reproduce all quality figures of the embedded model in docs/model-card.md and docs/reproduce.md.
 
-`python -m v2l.tiny.recipe.figures FOLDER [--model MODEL] [--jobs N]` draws the clips of each test, evaluates the model on
-them and leaves what `v2l eval --json` prints in FOLDER/results, under the names that the files have in docs/results.
-Interrupted, the same command goes on: with the tests that are not done, and in each of them with the answers that are
-not given.
+`python -m v2l.tiny.recipe.figures FOLDER [--model MODEL] [--jobs N]` draws the clips of each test, evaluates the model
+on them and saves the output of `v2l eval --json` in FOLDER/results, under the file names of docs/results. After an
+interruption the same command resumes with the remaining tests and answers.
 """
 
 from __future__ import annotations
@@ -25,22 +24,22 @@ from v2l.io.journal import Journal
 from v2l.models.checkpoint import load_hypernetwork
 
 DONE = "figures.jsonl"
-"""Whose figures they are, and a line for each test that is done."""
+"""Journal of the run: the model in its header, then one line per finished test."""
 ADAPTER = "--without nothing --without bias --without other_clip"
 BIAS = "--without nothing --without other_clip"
 TIMES = "--ablate times"
-"""Of composed adapters: all segments answer, too, whatever time is asked about, and those that show it in context."""
+"""For composed adapters: also answer with all segments at once, and from the frames of the segment in context."""
 
 
 @dataclass(frozen=True)
 class Measurement:
     """One evaluation.
 
-    name: of its results, without .json
-    clips: split, count and the rest of what `v2l.tiny.world.dataset` is told
-    options: of `v2l eval`
-    folder: of the clips; a smaller set of the same split needs one of its own
-    plot: whether its tables are drawn, too
+    name: file name of the results, without .json
+    clips: arguments of `v2l.tiny.world.dataset` after the folder
+    options: options of `v2l eval`
+    folder: folder of the clips; a smaller set of the same split needs its own
+    plot: whether to plot the tables
     """
 
     name: str
@@ -51,21 +50,21 @@ class Measurement:
 
     @property
     def videos(self) -> str:
-        """Where `v2l.tiny.world.dataset` writes the clips."""
+        """Folder to which `v2l.tiny.world.dataset` writes the clips."""
         split, _, *more = self.clips.split()
         return "-".join([f"{self.folder}/{split}", *(part for part in more if not part.startswith("--"))])
 
     @property
     def manifest(self) -> str:
-        """Where it writes the questions about them."""
+        """Manifest to which it writes the questions."""
         asked = [part.removeprefix("--").replace("=", "-") for part in self.clips.split() if part.startswith("--")]
         return "-".join([self.videos, *asked]) + ".jsonl"
 
 
 def _scenes(name: str, count: int, filming: str, frames: int, segments: str = "1") -> Measurement:
-    seen = f"{ADAPTER} --frames {frames} --in-context-frames {min(frames, 32)}"
+    sampling = f"{ADAPTER} --frames {frames} --in-context-frames {min(frames, 32)}"
     composed = "" if segments == "1" else f" --segments {segments} {TIMES}"
-    return Measurement(f"reproduce/{name}", f"test {count} {filming}", seen + composed)
+    return Measurement(f"reproduce/{name}", f"test {count} {filming}", sampling + composed)
 
 
 def _few(name: str, options: str, plot: bool = False) -> Measurement:
@@ -107,22 +106,22 @@ TESTS = (
 def run(
     folder: Path, model: str = "tiny", jobs: int = 1, share: float = 1.0, tests: Sequence[Measurement] = TESTS
 ) -> None:
-    """Runs the tests that are not done, `jobs` of them at once.
+    """Run the tests that are not finished, `jobs` at a time.
 
-    share: of the clips, to try it out; at least two of each
-    Raises V2LError where a test fails, with which the same command goes on, or where the folder holds figures of
-    another model.
+    share: fraction of the clips to use, for a trial run; at least two per test
+    Raises V2LError if a test fails (the next run repeats it), or if the folder belongs to another model or share.
     """
     for part in ("answers", "results"):
         for name in {test.name.partition("/")[0] for test in tests}:
             make_folder(folder / part / name)
-    weights = load_hypernetwork(model, device="cpu").origin.sha256
-    header = {"v2l": 1, "model": str(model), "weights": weights, "share": share}
+    provenance = load_hypernetwork(model, device="cpu").provenance
+    assert provenance is not None  # always set by load_hypernetwork
+    header = {"v2l": 1, "model": str(model), "weights": provenance.sha256, "share": share}
     with Journal(folder / DONE, header, "figures", "model or share") as journal, ThreadPoolExecutor(jobs) as pool:
         done = {each["test"] for each in journal.rows}
         left = [test for test in tests if test.name not in done]
         groups: dict[str, list[Measurement]] = {}
-        for test in left:  # clips are drawn once, whatever is asked about them
+        for test in left:  # draw clips once for all tests that use them
             groups.setdefault(test.videos, []).append(test)
         try:
             for drawn in as_completed([pool.submit(_draw, folder, alike, share) for alike in groups.values()]):
@@ -137,26 +136,26 @@ def run(
 
 
 def _draw(folder: Path, tests: Sequence[Measurement], share: float) -> None:
-    """Draws the clips of tests that have them in common, and writes their manifests."""
+    """Draw the clips that the tests share and write their manifests."""
     for test in tests:
         split, count, *more = test.clips.split()
         some = str(max(2, round(int(count) * share)))
-        _told(folder, ["v2l.tiny.world.dataset", test.folder, split, some, *more], test.name)
+        _output_of(folder, ["v2l.tiny.world.dataset", test.folder, split, some, *more], test.name)
 
 
 def _evaluate(folder: Path, test: Measurement, model: str) -> tuple[str, float]:
-    """Runs one test and keeps what it tells; its name and its minutes."""
+    """Run one test and save its output; return its name and its duration in minutes."""
     started = time.monotonic()
     results = folder / "results" / test.name
     plot = ["--plot", f"results/{test.name}.png"] if test.plot else []
-    asked = ["v2l", "eval", test.manifest, "--model", model, *test.options.split(), *plot]
-    told = _told(folder, [*asked, "--max-new-tokens", "40", "-o", f"answers/{test.name}.jsonl", "--json"], test.name)
-    write_atomically(results.with_name(f"{results.name}.json"), told)
+    command = ["v2l", "eval", test.manifest, "--model", model, *test.options.split(), *plot]
+    command += ["--max-new-tokens", "40", "-o", f"answers/{test.name}.jsonl", "--json"]
+    write_atomically(results.with_name(f"{results.name}.json"), _output_of(folder, command, test.name))
     return test.name, round((time.monotonic() - started) / 60, 1)
 
 
-def _told(folder: Path, arguments: Sequence[str], name: str) -> bytes:
-    """What a module prints that is run in the folder, on one core. Raises V2LError where it fails."""
+def _output_of(folder: Path, arguments: Sequence[str], name: str) -> bytes:
+    """Run a module in the folder, on one core, and return its output. Raises V2LError if it fails."""
     done = subprocess.run(
         [sys.executable, "-m", *arguments],
         cwd=folder,
@@ -165,19 +164,21 @@ def _told(folder: Path, arguments: Sequence[str], name: str) -> bytes:
         check=False,
     )
     if done.returncode:
-        told = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
-        raise V2LError(f"{name}: python -m {shlex.join(arguments)} ended with code {done.returncode}: {' '.join(told)}")
+        last = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
+        raise V2LError(
+            f"{name}: python -m {shlex.join(arguments)} failed with exit code {done.returncode}: {' '.join(last)}"
+        )
     return done.stdout
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(
-        prog="python -m v2l.tiny.recipe.figures", description="All figures of how well the embedded model answers."
+        prog="python -m v2l.tiny.recipe.figures", description="Reproduce the quality figures of the embedded model."
     )
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--model", default="tiny", help="or a folder, as v2l eval takes it")
-    parser.add_argument("--jobs", type=int, default=1, help="tests at once, each on one core")
-    parser.add_argument("--share", type=float, default=1.0, help="of the clips, to try it out")
+    parser.add_argument("--model", default="tiny", help="model name or folder, as in v2l eval")
+    parser.add_argument("--jobs", type=int, default=1, help="number of parallel tests, each on one core")
+    parser.add_argument("--share", type=float, default=1.0, help="fraction of the clips, for a trial run")
     given = parser.parse_args()
     if given.jobs < 1:
         parser.error(f"--jobs {given.jobs}: give at least 1")
@@ -186,5 +187,5 @@ if __name__ == "__main__":
             model = Path(given.model).resolve() if Path(given.model).exists() else given.model
             run(given.folder, str(model), given.jobs, given.share)
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on", file=sys.stderr)
+        print("interrupted; run the same command to resume", file=sys.stderr)
         sys.exit(130)

@@ -1,14 +1,14 @@
-"""Stage 2 of the frozen model: the language model learns to answer, and the vision tower, slowly, to see better.
+"""Stage 2 of the frozen model: train the language model to answer, and the vision tower at a lower learning rate.
 
-Every clip is asked many questions at once, each heard as if it were the only one (`side_by_side.py`). More is asked of
-the model than answers, which teach slowly what must be looked up: at the end of each frame linear heads ask its middle
-what the frame shows, when it stands and which word the frame before it showed. Where a question names a time, or a word
-that another follows, the first head of one layer shall look from there at the frame that tells, and where what came
-before a word is asked the third, which has keys and values of its own; other linear heads ask there what was found, and
-the first head of the next layer shall look from the answer at that. Some clips are heard of without being seen, so that
-the form of an answer is known where an adapter alone will bring the facts.
-`python -m v2l.tiny.recipe.language_stage START OUTPUT`: START is the checkpoint of stage 1, or the folder of a model that
-shall learn more.
+`python -m v2l.tiny.recipe.language_stage START OUTPUT`. START is the checkpoint of stage 1 or the folder of a model to
+train further. Questions about a clip are packed and masked so that each attends to the clip and to itself only.
+
+Answers alone teach retrieval slowly, so auxiliary losses supervise the middle of the model. Linear heads predict from a
+frame's last token its content, its time and the word of the frame before. Attention losses direct a question's time or
+word to the frame with the answer (first attention head; third head, with its own keys and values, for the word
+before) and the answer's token to that question token (first head of the next layer). Further linear heads predict the
+retrieved content there. A share of the clips is not shown, so that the model learns the form of an answer for the case
+in which only an adapter provides the facts.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -31,22 +32,31 @@ from transformers import SmolVLMForConditionalGeneration
 from v2l.errors import errors_in_one_line
 from v2l.models.loading import choose_device
 from v2l.models.processor import GLOBAL_VIEW, PIXEL_MEAN, PIXEL_STD
-from v2l.tiny.recipe.asked_clips import ASKED, BEFORE, LOOKS, AskedClip, clip_questions, sample_clip, write_rows
+from v2l.tiny.recipe.asked_clips import ASKED, BEFORE, FRAME_LABELS, AskedClip, clip_questions, sample_clip, write_rows
 from v2l.tiny.recipe.model import new_model, save_model
 from v2l.tiny.recipe.vision_stage import GEOMETRY, LABELS
 from v2l.tiny.world.scene import SHAPES
-from v2l.tiny.world.tokenizer import IMAGE, train_tokenizer
-from v2l.training.common import Steps, keep, kept_in, mixed, prepared, record, restore, warm_cosine
-from v2l.training.packing import IGNORED, read_side_by_side
+from v2l.tiny.world.tokenizer import IMAGE, SPECIAL_TOKENS, train_tokenizer
+from v2l.training.common import (
+    Steps,
+    append_metrics,
+    load_state,
+    mixed_precision,
+    prefetch,
+    restore,
+    save_state,
+    warm_cosine,
+)
+from v2l.training.packing import IGNORED, packed_forward
 
 LOOKING, POINTING, REFERRING = 3, 3, 4
-"""The layer whose inputs the heads read; the layer of which a head looks from a question at frames; and the next one,
-whose first head looks from the answer at what the question found there."""
+"""Layer whose inputs the frame heads read, layer of the attention from questions to frames, and layer of the attention
+from answers to questions."""
 
 
 @dataclass(frozen=True)
 class Size:
-    """Clips of like length, read together. share: of the steps; frames: at most; tokens: of a clip, at most"""
+    """A batch size. share: of the steps; clips: per batch; frames, tokens: maximum per clip"""
 
     share: float
     clips: int
@@ -56,16 +66,18 @@ class Size:
 
 @dataclass(frozen=True)
 class LanguageStage:
-    """steps of a batch of clips of one of the `sizes`; learning_rate: its peak, after a warm-up and before a cosine to
-    zero; the vision tower and the connector learn at a `tower_share` of it, or are left as they are.
+    """Settings of the stage.
 
-    tiled: share of the clips of the last size whose frames are two or three times the image size
-    growing: share of the steps in which clips grow from one frame to those of their size
-    looking, pointing: weights of the heads that are asked about each frame, and of the head that points
-    shapes: at most this many in a scene
-    easy: share of the questions about a colour or a shape that is kept
-    unseen: share of clips without their video
-    workers: processes that draw clips ahead, for a machine whose cores training leaves idle
+    steps: number of optimizer steps, each on clips of one of the `sizes`
+    learning_rate: peak, after `warmup` linear steps and before a cosine decay to zero
+    tower_share: learning rate of the vision tower and the connector relative to the peak; 0 freezes them
+    tiled: share of the clips of the last size with frames of two or three times the image size
+    growing: share of the steps during which clips grow from one frame to the maximum of their size
+    looking, pointing: weights of the frame heads, and of the attention and retrieval losses
+    shapes: maximum number of shapes per scene
+    easy: share of the questions about a colour or a shape to keep
+    unseen: share of clips whose video is not shown
+    workers: processes that draw clips in advance, for machines with idle cores
     """
 
     steps: int = 3000
@@ -86,11 +98,11 @@ class LanguageStage:
 
 
 FURTHER = LanguageStage(steps=3600, learning_rate=1.2e-3, tower_share=0.0, warmup=100, growing=0.0, seed=4)
-"""The settings for a model that has been through this stage before."""
+"""Default settings for a model that has completed this stage before."""
 
 
 class ClipBatches(Steps):
-    """The clips of each step, all of one size."""
+    """Clips by training step, all of the same size."""
 
     def __init__(self, stage: LanguageStage):
         self.stage = stage
@@ -100,13 +112,13 @@ class ClipBatches(Steps):
         return self.stage.steps
 
     def size(self, step: int) -> Size:
-        """The size of that step's clips."""
+        """Return the size of the clips of that step."""
         shares = np.array([size.share for size in self.stage.sizes])
         random = np.random.default_rng([self.stage.seed, step])
         return self.stage.sizes[random.choice(len(shares), p=shares / shares.sum())]
 
     def batch(self, step: int) -> list[AskedClip]:
-        """The clips of that step."""
+        """Return the clips of that step."""
         stage, size = self.stage, self.size(step)
         random = np.random.default_rng([stage.seed, step, 1])
         grown = min(1.0, (step + 1) / max(1.0, stage.growing * stage.steps))
@@ -126,8 +138,11 @@ class ClipBatches(Steps):
 
 @dataclass(frozen=True)
 class Losses:
-    """Of one batch: answers, looks, points and finds, scalars; right: by place in ASKED, how many questions were asked
-    and how many of them answered right in every token, (A, 2)."""
+    """Losses of one batch.
+
+    answers, looks, points, finds: cross-entropy of answers and of frame heads, attention loss, retrieval loss, scalars
+    right: (A, 2), per kind in ASKED the number of questions, and of those with every token predicted correctly
+    """
 
     answers: torch.Tensor
     looks: torch.Tensor
@@ -137,59 +152,62 @@ class Losses:
 
 
 class LanguageTrainer:
-    """The model as stage 1 left it (start is its checkpoint) or as an earlier release is (start is its folder), and
-    everything that a checkpoint keeps."""
+    """Model, auxiliary heads and optimizer of the stage.
+
+    start: checkpoint of stage 1, or folder of a model to train further
+    """
 
     def __init__(self, stage: LanguageStage, start: Path, output: Path):
         self.stage, self.output = stage, output
         self.device = choose_device(None)
-        self.model = new_model(stage.seed).to(self.device)
+        # Build the model and the auxiliary heads.
+        self.model = new_model(stage.seed)
+        nn.Module.to(self.model, self.device)
         self.batches = ClipBatches(stage)
-        self.image_id, self.view_id = (self.batches.tokenizer.token_to_id(token) for token in (IMAGE, GLOBAL_VIEW))
-        width = self.model.config.text_config.hidden_size
-        self.heads = nn.ModuleDict({name: nn.Linear(width, size) for name, size in LOOKS.items()}).to(self.device)
-        self.found, self.carried = (
-            nn.ModuleDict({name: nn.Linear(width, size) for name, size in LABELS.items()}).to(self.device)
-            for _ in range(2)
+        self.image_id, self.view_id = (SPECIAL_TOKENS.index(token) for token in (IMAGE, GLOBAL_VIEW))
+        width = self.model.model.text_model.config.hidden_size
+        self.heads, self.found, self.carried = (
+            nn.ModuleDict({name: nn.Linear(width, size) for name, size in labels.items()}).to(self.device)
+            for labels in (FRAME_LABELS, LABELS, LABELS)
         )
+        # Load the starting point.
         if start.is_dir():
-            self._go_on_from(start)
+            self._load_model(start)
         else:
-            reader = kept_in(start)["reader"]
+            reader = load_state(start)["reader"]
             self._load_part(self.model.model.vision_model, reader, "tower.")
             self._load_part(self.model.model.connector, reader, "connector.")
-        self.eyes = nn.ModuleList([self.model.model.vision_model, self.model.model.connector])
-        self.eyes.requires_grad_(stage.tower_share > 0)
-        names = {id(parameter) for parameter in self.eyes.parameters()}
-        rest = [parameter for parameter in self.model.parameters() if id(parameter) not in names]
+        # Train the vision tower and the connector at their own learning rate.
+        self.vision = nn.ModuleList([self.model.model.vision_model, self.model.model.connector])
+        self.vision.requires_grad_(stage.tower_share > 0)
+        own = {id(parameter) for parameter in self.vision.parameters()}
+        rest = [parameter for parameter in self.model.parameters() if id(parameter) not in own]
         rest += [*self.heads.parameters(), *self.found.parameters(), *self.carried.parameters()]
-        groups = [{"params": rest}]
+        groups: list[dict[str, Any]] = [{"params": rest}]
         if stage.tower_share:
-            groups.append({"params": list(self.eyes.parameters()), "lr": stage.learning_rate * stage.tower_share})
+            groups.append({"params": list(self.vision.parameters()), "lr": stage.learning_rate * stage.tower_share})
         self.optimizer = torch.optim.AdamW(groups, lr=stage.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
         self.schedule = warm_cosine(self.optimizer, stage.steps, stage.warmup)
-        self.parts = {
-            "model": self.model,
-            "heads": self.heads,
-            "found": self.found,
-            "carried": self.carried,
-            "optimizer": self.optimizer,
-            "schedule": self.schedule,
-        }
-        # one and a half times as fast where there is a compiler, and the first step of each size a minute slower
+        names = "model", "heads", "found", "carried", "optimizer", "schedule"
+        self.parts = {name: getattr(self, name) for name in names}
+        # Compiling makes steps 1.5 x as fast, and the first step of each size a minute slower.
         compiled = stage.steps >= 500 and shutil.which("g++")
-        self.read = torch.compile(read_side_by_side) if compiled else read_side_by_side
+        self.read = torch.compile(packed_forward) if compiled else packed_forward
 
     def train(self) -> Iterator[dict[str, object]]:
-        """Trains, going on from the last checkpoint; yields and appends to metrics.jsonl a record at each, and leaves
-        the model's folder in `output`/model."""
+        """Train, resuming from the last checkpoint, and save the model in `output`/model.
+
+        Yields one record per checkpoint, also saved in metrics.jsonl.
+        """
         stage = self.stage
         self.output.mkdir(parents=True, exist_ok=True)
         first = restore(self.parts, self.output / "language.pt")
-        started, losses, clips = time.perf_counter(), [], 0
+        started, clips = time.perf_counter(), 0
+        losses: list[list[float]] = []
         right = torch.zeros(len(ASKED), 2)
-        for step, batch in enumerate(prepared(self.batches, first, stage.workers), first):
-            with mixed(self.device):
+        batches = cast(Iterator[list[AskedClip]], prefetch(self.batches, first, stage.workers))
+        for step, batch in enumerate(batches, first):
+            with mixed_precision(self.device):
                 found = self.losses(batch, self.batches.size(step))
                 loss = found.answers + stage.looking * found.looks + stage.pointing * (found.points + found.finds)
             self.optimizer.zero_grad()
@@ -201,86 +219,91 @@ class LanguageTrainer:
             right += found.right
             clips += len(batch)
             if (step + 1) % stage.save_every == 0 or step + 1 == stage.steps:
-                keep(self.parts, step + 1, self.output / "language.pt")
+                save_state(self.parts, step + 1, self.output / "language.pt")
                 save_model(self.model, self.output / "model")
                 rate = clips / (time.perf_counter() - started)
                 means = np.mean(losses, axis=0).round(4).tolist()
                 names = dict(zip(("answers", "looks", "points", "finds"), means, strict=True))
                 shares = (right[:, 1] / right[:, 0]).tolist()
-                told = {name: round(share, 3) for name, share in zip(ASKED, shares, strict=True) if share == share}
-                values = {"step": step + 1, **names, "clips_per_second": round(rate, 1), "right": told}
-                record(self.output / "metrics.jsonl", values)
+                known = {name: round(share, 3) for name, share in zip(ASKED, shares, strict=True) if share == share}
+                values = {"step": step + 1, **names, "clips_per_second": round(rate, 1), "right": known}
+                append_metrics(self.output / "metrics.jsonl", values)
                 losses.clear()
                 right.zero_()
                 yield values
 
     def losses(self, clips: Sequence[AskedClip], size: Size) -> Losses:
-        """Cross-entropy of one batch: of the answers, the mean over their tokens; of what the heads say of the frames,
-        the mean over frames; of where the pointing heads look, the mean over tokens that should look somewhere; and of
-        what other heads say that these found."""
+        """Return the losses of one batch, as means over answer tokens, frames, and tokens with a target."""
+        # Stack the clips.
         text = self.model.model.text_model
         ids = pad_sequence([clip.ids for clip in clips], batch_first=True)
         ids = F.pad(ids, (0, size.tokens - ids.shape[1])).to(self.device)
-        there = torch.arange(size.tokens) < torch.tensor([len(clip.ids) for clip in clips])[:, None]
+        valid = torch.arange(size.tokens).lt(torch.tensor([len(clip.ids) for clip in clips])[:, None])
         rows, labels, positions, question, points, finds, whole, back = (
             torch.stack([getattr(clip, name) for clip in clips]).to(self.device)
             for name in ("rows", "labels", "positions", "question", "points", "finds", "whole", "back")
         )
         refers = torch.stack([clip.refers for clip in clips]).to(self.device)
+        # Embed the prompt and insert the image tokens.
         embedded = text.embed_tokens(ids)
         images = [clip.images for clip in clips if clip.images is not None]
         if images:
             pixels = (torch.cat(images).to(self.device).float() / 255 - PIXEL_MEAN) / PIXEL_STD
             patches = self.model.model.vision_model(pixel_values=pixels).last_hidden_state
-            seen = self.model.model.connector(patches).to(embedded.dtype)
-            embedded = embedded.masked_scatter((ids == self.image_id)[..., None], seen)
-        read = self.read(
-            text,
-            embedded,
-            there.to(self.device),
-            text.embed_tokens(rows),
-            positions,
-            question,
-            None,
-            (POINTING, REFERRING),
-        )
-        counted = labels[..., 1:] != IGNORED
-        wanted = labels[..., 1:][counted]
+            image_tokens = self.model.model.connector(patches).to(embedded.dtype)
+            embedded = embedded.masked_scatter(ids.eq(self.image_id)[..., None], image_tokens)
+        # Run the language model on clips and questions.
+        queries, layers = text.embed_tokens(rows), (POINTING, REFERRING)
+        read = self.read(text, embedded, valid.to(self.device), queries, positions, question, None, layers)
+        # Compute the cross-entropy of the answers.
+        counted = labels[..., 1:].ne(IGNORED)
+        targets = labels[..., 1:][counted]
         logits = self.model.lm_head(read.rows[:, :, :-1][counted]).float()
-        answers = F.cross_entropy(logits, wanted)
-        ends = (ids == self.view_id).roll(GEOMETRY.tokens_per_image + 1, dims=1)
-        looks = self._looks(read.clip[LOOKING][ends], [clip.looks for clip in clips if clip.looks is not None])
-        frame = (ends.cumsum(1) - 1).masked_fill(~ends, -1)  # (C, V): which frame's end a token is
-        looks_of = [clip.looks for clip in clips]
-        referring = refers != IGNORED
-        referred = [each.gather(2, refers.clamp(min=0)) * referring for each in (points, finds, whole)]
+        answers = F.cross_entropy(logits, targets)
+        # Read the frame heads at the last token of each frame.
+        ends = ids.eq(self.view_id).roll(GEOMETRY.tokens_per_image + 1, dims=1)
+        frame_labels = [clip.frame_labels for clip in clips]
+        looks = self._looks(read.clip[LOOKING][ends], [each for each in frame_labels if each is not None])
+        frame = (ends.cumsum(1) - 1).masked_fill(~ends, -1)  # (C, V): the frame that ends at a token, or -1
+        # Look up the targets of the question tokens that answers refer to.
+        referring = refers.ne(IGNORED)
+        referred = (each.gather(2, refers.clamp(min=0)) * referring for each in (points, finds, whole))
+        points_of, finds_of, whole_of = referred
         first_head, third_head = read.attention[0].unbind(1)
         return Losses(
             answers,
             looks,
             self._points(torch.where(back[..., None], third_head, first_head), points, frame)
             + self._refers(read.attention[1][:, 0], refers),
-            self._finds(self.found, read.asked[REFERRING], points, finds, whole, looks_of)
-            + self._finds(self.carried, read.asked[REFERRING + 1], *referred, looks_of),
-            self._right(logits.argmax(-1) == wanted, question[..., 1:], counted, [clip.kinds for clip in clips]),
+            self._finds(self.found, read.asked[REFERRING], points, finds, whole, frame_labels)
+            + self._finds(self.carried, read.asked[REFERRING + 1], points_of, finds_of, whole_of, frame_labels),
+            self._right(logits.argmax(-1).eq(targets), question[..., 1:], counted, [clip.kinds for clip in clips]),
         )
 
     @staticmethod
     def _points(attention: torch.Tensor, points: torch.Tensor, frame: torch.Tensor) -> torch.Tensor:
-        """attention: (C, R, W, V + W); points: (C, R, W); frame: (C, V), the frame that ends with each token, or -1:
-        there the model knows what it showed. The time that announces it is more easily found and tells nothing."""
-        pointing = points != 0
+        """Return the negative log of the attention to the last tokens of the target frames.
+
+        The target is the last token because it carries the frame's content. The announced time is easier to find but
+        carries none.
+
+        attention: (C, R, W, V + W); points: (C, R, W); frame: (C, V), the frame that ends at each token, or -1
+        """
+        pointing = points.ne(0)
         if not pointing.any():
             return attention.new_zeros(())
-        wanted = (points[..., None] >> frame.clamp(min=0)[:, None, None]) & 1
-        wanted = (wanted == 1) & (frame >= 0)[:, None, None]
-        looked = (attention[..., : frame.shape[1]] * wanted).sum(-1)[pointing]
-        return -(looked + 1e-5).log().mean()
+        targets = (points[..., None] >> frame.clamp(min=0)[:, None, None]) & 1
+        targets = targets.eq(1) & frame.ge(0)[:, None, None]
+        share = (attention[..., : frame.shape[1]] * targets).sum(-1)[pointing]
+        return -(share + 1e-5).log().mean()
 
     @staticmethod
     def _refers(attention: torch.Tensor, refers: torch.Tensor) -> torch.Tensor:
-        """attention: (C, R, W, V + W); refers: (C, R, W), a place in the row."""
-        referring = refers != IGNORED
+        """Return the negative log of the attention from answers to the question tokens they refer to.
+
+        attention: (C, R, W, V + W); refers: (C, R, W), column in the row
+        """
+        referring = refers.ne(IGNORED)
         if not referring.any():
             return attention.new_zeros(())
         own = attention[referring][:, -refers.shape[-1] :]
@@ -293,19 +316,22 @@ class LanguageTrainer:
         points: torch.Tensor,
         finds: torch.Tensor,
         whole: torch.Tensor,
-        looks: Sequence[dict[str, torch.Tensor] | None],
+        frame_labels: Sequence[dict[str, torch.Tensor] | None],
     ) -> torch.Tensor:
-        """asked: (C, R, W, D), what tokens are after they looked; points, finds, whole: (C, R, W) as in AskedClip."""
-        pointing = points != 0
+        """Return the cross-entropy of the retrieved word and, for times, of the other content of the frame.
+
+        asked: (C, R, W, D), hidden states after the attention; points, finds, whole: (C, R, W) as in AskedClip
+        """
+        pointing = points.ne(0)
         if not pointing.any():
             return asked.new_zeros(())
         loss = F.cross_entropy(heads["word"](asked[pointing]).float(), finds[pointing])
         if whole.any():
-            clip = whole.nonzero()[:, 0].tolist()
-            frame = [(bits & -bits).bit_length() - 1 for bits in points[whole].tolist()]
+            clips = [frame_labels[clip] or {} for clip in whole.nonzero()[:, 0].tolist()]
+            frame = [(bits & -bits).bit_length() - 1 for bits in points[whole].tolist()]  # the first target frame
             others = [name for name in LABELS if name != "word"]
             for name in others:
-                labels = torch.stack([looks[c][name][f] for c, f in zip(clip, frame, strict=True)]).to(self.device)
+                labels = torch.stack([clip[name][f] for clip, f in zip(clips, frame, strict=True)]).to(self.device)
                 loss = loss + F.cross_entropy(heads[name](asked[whole]).float(), labels) / len(others)
         return loss
 
@@ -313,29 +339,33 @@ class LanguageTrainer:
     def _right(
         right: torch.Tensor, question: torch.Tensor, counted: torch.Tensor, kinds: Sequence[torch.Tensor]
     ) -> torch.Tensor:
-        """right: (N,) bool, of the tokens where counted, (C, R, W), of the questions with those numbers."""
+        """Count questions and correctly answered questions by kind, (A, 2).
+
+        right: (N,) bool, for the tokens where `counted` (C, R, W) is true; question: (C, R, W), number in its clip
+        kinds: (Q,) per clip
+        """
         starts = np.cumsum([0, *(len(each) for each in kinds)])
         number = (question + torch.tensor(starts[:-1], device=question.device)[:, None, None])[counted]
         whole = torch.ones(int(starts[-1]), device=right.device)
         whole = whole.scatter_reduce(0, number, right.float(), "amin").cpu()
-        kinds = torch.cat(list(kinds))
-        asked = torch.bincount(kinds, minlength=len(ASKED)).float()
-        return torch.stack([asked, torch.bincount(kinds, weights=whole, minlength=len(ASKED)).float()], dim=1)
+        kind = torch.cat(list(kinds))
+        asked = torch.bincount(kind, minlength=len(ASKED)).float()
+        return torch.stack([asked, torch.bincount(kind, weights=whole, minlength=len(ASKED)).float()], dim=1)
 
     def _looks(self, frames: torch.Tensor, labels: Sequence[dict[str, torch.Tensor]]) -> torch.Tensor:
-        """frames: (F, D), of all clips; labels: (F_c,) by name of each clip."""
+        """Return the loss of the frame heads. frames: (F, D), of all clips; labels: (F_c,) by name, per clip."""
         if not labels:
             return frames.new_zeros(())
         losses = {
             name: F.cross_entropy(head(frames).float(), torch.cat([clip[name] for clip in labels]).to(self.device))
             for name, head in self.heads.items()
         }
-        # the word carries most questions, and times bind them: each weighs as much as all shapes
+        # Words and times decide most questions: each has the weight of all shapes together.
         word, time = losses.pop("word") + losses.pop(BEFORE), (losses.pop("second") + losses.pop("minute")) / 2
         return (word + time + torch.stack(list(losses.values())).mean()) / 3
 
-    def _go_on_from(self, folder: Path) -> None:
-        """Takes over a saved model; of its tokens' rows those that this tokenizer knows too, by their text."""
+    def _load_model(self, folder: Path) -> None:
+        """Load a saved model, with the embeddings of those tokens that both tokenizers have, matched by text."""
         state = SmolVLMForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).state_dict()
         known = Tokenizer.from_file(str(folder / "tokenizer.json"))
         ours = self.batches.tokenizer.get_vocab()
@@ -355,7 +385,7 @@ class LanguageTrainer:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(
-        prog="python -m v2l.tiny.recipe.language_stage", description="Stage 2, or more of it."
+        prog="python -m v2l.tiny.recipe.language_stage", description="Train stage 2, or continue it."
     )
     parser.add_argument("start", type=Path)
     parser.add_argument("output", type=Path)

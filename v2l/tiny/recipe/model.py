@@ -1,10 +1,11 @@
-"""The embedded model's sizes, and its folder in the Hugging Face layout that `load_vlm` reads."""
+"""Architecture of the embedded model, and its folder in the Hugging Face layout that `load_vlm` reads."""
 
 from __future__ import annotations
 
 import copy
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import SmolVLMConfig, SmolVLMForConditionalGeneration
@@ -14,15 +15,13 @@ from v2l.tiny.world.tokenizer import PAD, SPECIAL_TOKENS, VOCABULARY, save_token
 
 IMAGE_SIZE = 64
 POSITIONS = 512
-
-
 SIGNIFICANT_BITS = 5
-"""Of each weight of the embedded model: what git keeps for ever packs to two thirds, and one answer in a hundred
-changes (docs/tiny.md)."""
+"""Significant bits of each released weight. Git packs them to two thirds of the size; 1% of the answers change
+(docs/history/tiny.md)."""
 
 
 def few_bits(weights: torch.Tensor) -> torch.Tensor:
-    """Matrices rounded to `SIGNIFICANT_BITS`, in float16; vectors, which are few, in float16 as they are."""
+    """Round matrices to `SIGNIFICANT_BITS` and return them in float16; vectors are only converted to float16."""
     if weights.ndim < 2:
         return weights.half()
     mantissa, exponent = torch.frexp(weights.float())
@@ -31,7 +30,7 @@ def few_bits(weights: torch.Tensor) -> torch.Tensor:
 
 
 def tiny_config() -> SmolVLMConfig:
-    """A SmolVLM of 2.8 million parameters: 64-pixel images, 4 tokens each, 512 positions."""
+    """Return the configuration: a SmolVLM with 2.6 million parameters, 64-pixel images of 4 tokens, 512 positions."""
     vision = {
         "hidden_size": 128,
         "intermediate_size": 256,
@@ -58,25 +57,28 @@ def tiny_config() -> SmolVLMConfig:
         "pad_token_id": SPECIAL_TOKENS.index(PAD),
         "tie_word_embeddings": True,
     }
-    return SmolVLMConfig(
-        vision_config=vision,
-        text_config=text,
-        scale_factor=4,
-        image_token_id=SPECIAL_TOKENS.index(IMAGE),
-        pad_token_id=SPECIAL_TOKENS.index(PAD),
-        tie_word_embeddings=True,
-    )
+    whole: dict[str, Any] = {
+        "vision_config": vision,
+        "text_config": text,
+        "scale_factor": 4,
+        "image_token_id": SPECIAL_TOKENS.index(IMAGE),
+        "pad_token_id": SPECIAL_TOKENS.index(PAD),
+        "tie_word_embeddings": True,
+    }
+    return SmolVLMConfig(**whole)
 
 
 def new_model(seed: int = 0) -> SmolVLMForConditionalGeneration:
-    """Fresh weights, the same for the same seed."""
+    """Return a randomly initialised model; the seed determines its weights."""
     torch.manual_seed(seed)
     return SmolVLMForConditionalGeneration(tiny_config())
 
 
 def save_model(model: SmolVLMForConditionalGeneration, folder: Path) -> None:
-    """Writes the whole folder: weights in half precision, those of the language model rounded by `few_bits`,
-    configuration, processor settings, tokenizer. The model itself stays as it is."""
+    """Save weights, configuration, processor settings and tokenizer.
+
+    Weights are saved in half precision, those of the language model rounded by `few_bits`. The model is not modified.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     saved = copy.deepcopy(model)
     with torch.no_grad():

@@ -1,16 +1,18 @@
-"""The first stage of the hypernetwork: its ranks learn to tell what the frames show that they are made from.
+"""The first stage of the hypernetwork: each rank learns to represent the facts of the frames that it is generated from.
 
-Training on answers alone teaches that slowly: what a rank does not hold cannot be bound to a time or to a word, and
-nothing tells it to hold what is not bound yet. Here linear heads ask each rank, in every layer from the third on, for
-the word that its frame shows, for the word of the frame before where that is another one, for the shape, its colour and
-its place, for the second and the minute, and, where a part begins or ends, whether the video does; others ask the same
-on the way there, of the projected token that ends the frame and of the latent that reads it. Which latent and which
-rank read which frame `v2l train --steer-weight` has taught. With `--bind-weight` the ranks are also drawn to the words,
-the times and the ends of the questions that they know the answer to, with `--key-weight` each to its own time among all
-that could be asked, as `binding.py` tells, and with `--found-weight` they write there what the frozen model finds there
-in context.
-`python -m v2l.tiny.recipe.reading_stage MANIFEST VALIDATION MODEL HYPERNETWORK RUN`, of clips of `dataset.py`; in several
-processes as `v2l train`.
+Training on answers alone teaches this slowly: a fact that a rank does not represent cannot be bound to a time or a
+word, and nothing rewards representing a fact that is not bound yet. Here linear heads read from each rank, in every
+layer from the third on, the word that its frame shows, the previous word if it is a different one, the shape, its
+colour and its place, the second and the minute, and whether the video begins or ends with the frame. Other heads read
+the same from the projected token that ends the frame and from the latent that reads this token. `v2l train
+--steer-weight` has taught which latent and which rank read which frame.
+
+With `--bind-weight`, ranks are also trained to be active at the words, times and ends of the questions that they can
+answer; with `--key-weight`, each at its own time among all that could be asked (`binding.py`); and with
+`--found-weight`, to write there what the frozen model finds there in context.
+
+`python -m v2l.tiny.recipe.reading_stage MANIFEST VALIDATION MODEL HYPERNETWORK RUN` trains on clips of
+`v2l.tiny.world.dataset`, in several processes if started as `v2l train` is.
 """
 
 from __future__ import annotations
@@ -29,8 +31,7 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from v2l.adapters.lora import Factors
-from v2l.cli.options import whole_numbers
-from v2l.errors import errors_in_one_line
+from v2l.errors import V2LError, errors_in_one_line
 from v2l.io.manifest import read_manifest
 from v2l.models.checkpoint import load_hypernetwork
 from v2l.models.hypernetwork import Hypernetwork
@@ -41,61 +42,67 @@ from v2l.tiny.recipe.language_stage import POINTING
 from v2l.tiny.recipe.vision_stage import COLOUR_NAMES, PLACE_NAMES
 from v2l.tiny.world.dataset import FILMINGS, story_of
 from v2l.tiny.world.scene import KINDS, WORDS, place_name
-from v2l.training.common import Processes, kept_in
+from v2l.training.auxiliary import AnswerPass, AuxiliaryLoss
+from v2l.training.common import Processes, load_state
 from v2l.training.data import NO_END, SamplingConfig, TrainingSample
-from v2l.training.losses import Heard, TrainingObjective, by_row
+from v2l.training.losses import by_row, resampler
 from v2l.training.packing import IGNORED
 from v2l.training.trainer import STATE, Trainer, Training
-from v2l.video.decoding import probe
+from v2l.video.client import probe
 from v2l.video.limits import LEAST_RESOLUTION
 
-ASKED = {
+FRAME_FACTS = {
     "word": len(WORDS),
     "before": len(WORDS),
     "place": len(PLACE_NAMES),
     "colour": len(COLOUR_NAMES),
     "shape": len(KINDS),
 }
-"""What the heads ask of what a frame shows, and how many answers there are."""
-WHEN = {"second": 60, "minute": 60}
-"""What other heads ask: when it is there. A rank reads every so many seconds, and must tell its own from those."""
+"""The facts of a frame and the number of values of each."""
+TIMES = {"second": 60, "minute": 60}
+"""The time of a frame. A rank reads one frame in every so many seconds and must represent which."""
 EDGES = {"begins": 2, "ends": 2}
-"""And of each part's first frame whether the video begins with it, of its last whether the video ends with it."""
-QUICK = 10.0
-"""The heads learn so many times as fast as the hypernetwork."""
+"""Whether the video begins with a part's first frame, and whether it ends with its last."""
+READ_FROM = ("tokens", "latents", "ranks")
+"""The hidden states that the heads read: (U * L, N, W) each, U rows, L layers."""
+HEAD_SCALE = 10.0
+"""Scales the heads' weights, and thereby their learning rate relative to the hypernetwork's."""
+
+
+# Targets -----------------------------------------------------------------------------------------------------------
 
 
 @functools.cache
-def frames_show(path: str, frames: tuple[int, ...]) -> torch.Tensor:
-    """What the heads ask, (F, 5) int64, or IGNORED, of those frames of a training clip that `dataset.py` wrote: its
-    story follows from the number in its name."""
+def frame_facts(path: str, frames: tuple[int, ...]) -> torch.Tensor:
+    """The FRAME_FACTS of these frames of a training clip by `v2l.tiny.world.dataset`, (F, 5) int64, or IGNORED. The
+    number in the file's name determines the story."""
     clip, video = Path(path), probe(path)
     film = FILMINGS[clip.parent.name.partition("-")[2] or "plain"](np.random.default_rng(int(clip.stem)))
     story = story_of("train", int(clip.stem), film)
-    shown = []
+    facts = []
     for seconds in (float(video.seconds[frame]) for frame in frames):
         scene = story.at(seconds)
         shape = scene.shapes[0]
         word, place = scene.board.word_at(seconds), place_name(*scene.where(shape, seconds))
         looks = PLACE_NAMES.index(place), COLOUR_NAMES.index(shape.colour), KINDS.index(shape.kind)
-        shown.append([WORDS.index(word), IGNORED, *looks])
-    for before, after in pairwise(shown):
-        if before[0] != after[0]:
-            after[1] = before[0]
-    return torch.tensor(shown)
+        facts.append([WORDS.index(word), IGNORED, *looks])
+    for previous, current in pairwise(facts):
+        if previous[0] != current[0]:
+            current[1] = previous[0]
+    return torch.tensor(facts)
 
 
-def known_of_frames(sample: TrainingSample) -> list[torch.Tensor]:
-    """What the frozen model can know of the frames of each part, (F, 5), as `frames_show` tells it: it reads each part
-    alone and does not know the frame before the part's first."""
-    parts = frames_show(*sample.shows[:2]).clone().split([part.frames for part in sample.parts])
+def known_facts(sample: TrainingSample) -> list[torch.Tensor]:
+    """The `frame_facts` of each part, (F, 5), that the frozen model can know: it reads each part separately, so the
+    word before a part's first frame is IGNORED."""
+    parts = frame_facts(*sample.shows[:2]).clone().split([part.frames for part in sample.parts])
     for part in parts:
         part[0, 1] = IGNORED
     return list(parts)
 
 
-def edges_of(sample: TrainingSample) -> list[torch.Tensor]:
-    """What EDGES ask of the frames of each part, (F, 2) int64: 1 or 0, or IGNORED of a frame in the midst of a part."""
+def edge_targets(sample: TrainingSample) -> list[torch.Tensor]:
+    """The EDGES of the frames of each part, (F, 2) int64: 1 or 0, or IGNORED within a part."""
     parts = [torch.full((part.frames, len(EDGES)), IGNORED) for part in sample.parts]
     begins, ends = sample.edges
     for number, part in enumerate(parts, 1):
@@ -103,20 +110,23 @@ def edges_of(sample: TrainingSample) -> list[torch.Tensor]:
     return parts
 
 
+# Loss --------------------------------------------------------------------------------------------------------------
+
+
 @dataclass(frozen=True)
 class ReadingTraining(Training):
-    """How this stage goes.
+    """The settings of this stage.
 
-    answers: whether the questions of the manifest are asked, too
-    reading_weight: of the heads' cross-entropy
-    before_weight: therein of the word before, which is asked of few frames
-    when_weight: therein of the second and the minute
-    edge_weight: therein of where the video begins and ends, which is asked of two frames of each part
-    bind_weight: of what ranks lack that should fire at the words and times of the questions
-    key_weight: of what their rows of A lack that should fire at their own time and at no other
-    found_weight: of the cross-entropy of what is found at times and at words that ask for another, as it is read in
-        context
-    taught: None, or the folder of a run of this stage whose heads these go on from: new ones have all to learn first
+    answers: whether to train on the questions of the manifest, too
+    reading_weight: weight of the heads' cross-entropy
+    before_weight: relative weight of the previous word, which few frames have
+    when_weight: relative weight of the second and the minute
+    edge_weight: relative weight of where the video begins and ends, which only two frames of each part have
+    bind_weight: weight of the loss of ranks at the words and times of questions (`Binding.loss`)
+    key_weight: weight of the loss of their rows of A over all times (`TimeKeys.loss`)
+    found_weight: weight of the cross-entropy of what is found at times and words that ask for another one, as the
+        model finds it in context
+    taught: the folder of a run of this stage whose heads are loaded; None for new heads
     """
 
     answers: bool = False
@@ -130,213 +140,243 @@ class ReadingTraining(Training):
     taught: str | None = None
 
 
-class ReadingObjective(TrainingObjective):
-    """A student that is also asked what its ranks hold."""
+class ReadingLoss(AuxiliaryLoss):
+    """The terms of this stage, with the heads that they train.
+
+    The heads read the hypernetwork's hidden states, which forward hooks capture. A sample's terms are averaged over
+    its adapters and their frames.
+
+    facts: `known_facts` of each sample of the batch
+    row_facts, row_edges: facts and EDGES of each row that the hypernetwork reads; row_weight: the weight of a row
+    captured: the hidden states of the last forward pass, by READ_FROM
+    """
 
     def __init__(self, vlm: FrozenVLM, hypernetwork: Hypernetwork, training: ReadingTraining):
-        super().__init__(vlm, hypernetwork, training.kl_weight, training.hidden_weight, training.steer_weight)
-        self.training = training
-        sizes = self.hypernetwork.config
-        self.heads = self._learned("heads", ASKED)
-        self.when = self._learned("when", WHEN)
-        self.edges = self._learned("edges", EDGES)
-        self.found = nn.Linear(sizes.hidden_size, sum(ASKED.values()), device=self.vlm.device)
+        self.vlm, self.training, self.sizes = vlm, training, hypernetwork.config
+        self.answers = training.answers
+        self.heads, self.when, self.edges = (self._new_heads(values) for values in (FRAME_FACTS, TIMES, EDGES))
+        self.found = nn.Linear(self.sizes.hidden_size, sum(FRAME_FACTS.values()), device=vlm.device)
+        self.modules: dict[str, nn.Module] = {
+            "heads": nn.ParameterList([self.heads]),
+            "when": nn.ParameterList([self.when]),
+            "edges": nn.ParameterList([self.edges]),
+        }
         if training.found_weight:
-            self.learners["found"] = self.found
-        binds = training.bind_weight or training.found_weight or training.key_weight
-        self.binding = Binding(vlm.tokenizer, sizes.rank) if binds else None
-        self.keys = TimeKeys(vlm, self.binding) if training.key_weight else None
-        self.known: list[list[torch.Tensor]] = []  # what is known of frames: of each sample's parts,
-        self.shown: list[torch.Tensor] = []  # and of each row that the hypernetwork reads,
-        self.edged: list[torch.Tensor] = []  # as what EDGES ask of it
-        self.by_row = 0.0  # what each row counts
-        self.kept: dict[str, torch.Tensor] = {}  # of the last pass, (U * L, N, W) each
-        encoder = self.hypernetwork.aggregator["perceiver"].encoder
-        encoder.register_forward_pre_hook(lambda _, inputs: self.kept.update(tokens=inputs[0]))
-        encoder.register_forward_hook(lambda _, inputs, latents: self.kept.update(latents=latents))
-        self.hypernetwork.layers[0].register_forward_hook(lambda _, inputs, ranks: self.kept.update(ranks=ranks))
+            self.modules["found"] = self.found
+        self.binding: Binding | None = None
+        self.keys: TimeKeys | None = None
+        if training.bind_weight or training.found_weight or training.key_weight:
+            self.binding = Binding(vlm.tokenizer, self.sizes.rank)
+            self.keys = TimeKeys(vlm, self.binding) if training.key_weight else None
+        self.facts: list[list[torch.Tensor]] = []
+        self.row_facts: list[torch.Tensor] = []
+        self.row_edges: list[torch.Tensor] = []
+        self.row_weight = 0.0
+        self.captured: dict[str, torch.Tensor] = {}
+        encoder = resampler(hypernetwork, "encoder")
+        encoder.register_forward_pre_hook(lambda _, inputs: self.captured.update(tokens=inputs[0]))
+        encoder.register_forward_hook(lambda _, inputs, latents: self.captured.update(latents=latents))
+        hypernetwork.layers[0].register_forward_hook(lambda _, inputs, ranks: self.captured.update(ranks=ranks))
+        if training.taught is not None:
+            self._load_heads(Path(training.taught))
 
-    def _learned(self, name: str, asked: Mapping[str, int]) -> nn.Parameter:
-        """New heads of tokens, latents and ranks that learn under that name, (3, L, W + 1, answers)."""
-        sizes = self.hypernetwork.config
-        shape = 3, sizes.num_layers - FIRST_LAYER, sizes.latent_size + 1, sum(asked.values())
-        heads = nn.Parameter(torch.zeros(shape, device=self.vlm.device))
-        self.learners[name] = nn.ParameterList([heads])
-        return heads
+    def _new_heads(self, values: Mapping[str, int]) -> nn.Parameter:
+        """Zero heads for each of READ_FROM, weights and bias, (3, L, W + 1, values)."""
+        shape = len(READ_FROM), self.sizes.num_layers - FIRST_LAYER, self.sizes.latent_size + 1, sum(values.values())
+        return nn.Parameter(torch.zeros(shape, device=self.vlm.device))
 
-    def loss(self, samples: Sequence[TrainingSample]) -> torch.Tensor:
-        """As of any student, and what the heads do not know: of a sample the mean over its adapters and their frames."""
-        self.known = [known_of_frames(sample) for sample in samples]
-        self.shown = by_row(samples, [part for parts in self.known for part in parts])
-        self.edged = by_row(samples, [part for sample in samples for part in edges_of(sample)])
-        self.by_row = len(samples) / len(self.shown)
-        if self.training.answers:
-            return super().loss(samples)
-        return self._factors(samples, self.encode_images(samples))[1]
+    def _load_heads(self, run: Path) -> None:
+        """Load the heads of another run; those that it lacks stay new."""
+        state = load_state(run / STATE)
+        for name in state.keys() & self.modules.keys():
+            self.modules[name].load_state_dict(state[name])
 
-    def _beside(self, rows: Sequence[int], ends: torch.Tensor) -> torch.Tensor | float:
-        beside = super()._beside(rows, ends)
-        if not torch.is_grad_enabled():
-            return beside
+    def begin(self, samples: Sequence[TrainingSample]) -> None:
+        """Look up the targets of the samples."""
+        self.facts = [known_facts(sample) for sample in samples]
+        self.row_facts = by_row(samples, [part for parts in self.facts for part in parts])
+        self.row_edges = by_row(samples, [part for sample in samples for part in edge_targets(sample)])
+        self.row_weight = len(samples) / len(self.row_facts)
+
+    def rows_loss(self, rows: Sequence[int], ends: torch.Tensor) -> torch.Tensor | float:
+        """The heads' cross-entropy on the hidden states of the rows."""
+        # The K frames of all rows and their targets
         row, token = (ends != NO_END).nonzero(as_tuple=True)
-        shown, edged = (torch.cat([of[place] for place in rows]).to(ends.device) for of in (self.shown, self.edged))
-        stands = torch.stack([ends[row, token] % 60, ends[row, token] // 60 % 60], dim=1)
-        heads_of = (QUICK * heads for heads in (self.heads, self.when, self.edges))
-        for heads, when, edges, (name, held) in zip(*heads_of, self.kept.items(), strict=True):
-            held = held.unflatten(0, (len(rows), -1))[:, FIRST_LAYER:]
-            place = token if name == "tokens" else ends[row, token] % held.shape[2]
-            reader = row * held.shape[2] + place
-            alone = _alone(reader)
+        second = ends[row, token]
+        facts, edges = (torch.cat([of[i] for i in rows]).to(ends.device) for of in (self.row_facts, self.row_edges))
+        times = torch.stack([second % 60, second // 60 % 60], dim=1)
+
+        loss: torch.Tensor | float = 0.0
+        for number, name in enumerate(READ_FROM):
+            scaled = (HEAD_SCALE * heads[number] for heads in (self.heads, self.when, self.edges))
+            fact_heads, time_heads, edge_heads = scaled
+            states = self.captured[name].unflatten(0, (len(rows), -1))[:, FIRST_LAYER:]  # (U, L, N, W)
+
+            # The state that reads each frame, if it reads no other frame
+            place = token if name == "tokens" else second % states.shape[2]
+            alone = _unshared(row * states.shape[2] + place)
+            states = states[row, :, place][alone]  # (K, L, W)
             frames = torch.bincount(row[alone], minlength=len(rows))[row[alone]]
-            held = held[row, :, place][alone]
-            missed = _missed(heads, held, shown[alone], ASKED, {"before": self.training.before_weight})
-            missed = missed + self.training.when_weight * _missed(when, held, stands[alone], WHEN)
-            missed = missed / frames + self.training.edge_weight * _missed(edges, held, edged[alone], EDGES)
-            beside = beside + self.training.reading_weight * self.by_row * missed.sum()
-        return beside
 
-    def _generate(
-        self, layers: Sequence[Sequence[torch.Tensor]], ends: Sequence[torch.Tensor]
-    ) -> tuple[Factors, torch.Tensor | float]:
-        factors, beside = super()._generate(layers, ends)
-        if self.keys is None or not torch.is_grad_enabled():
-            return factors, beside
-        rank = self.hypernetwork.config.rank
-        every = pad_sequence(list(ends), batch_first=True, padding_value=NO_END).to(self.vlm.device)
-        row, token = (every != NO_END).nonzero(as_tuple=True)
-        second = every[row, token]
-        asked = _alone(row * rank + second % rank) & (second < 60 * MINUTES)
-        row, second = row[asked], second[asked]
-        missed = self.keys.missed([a[row, second % rank] for a, _ in factors], second)
+            missed = _head_loss(fact_heads, states, facts[alone], FRAME_FACTS, {"before": self.training.before_weight})
+            missed = missed + self.training.when_weight * _head_loss(time_heads, states, times[alone], TIMES)
+            missed = missed / frames
+            missed = missed + self.training.edge_weight * _head_loss(edge_heads, states, edges[alone], EDGES)
+            loss = loss + self.training.reading_weight * self.row_weight * missed.sum()
+        return loss
+
+    def factors_loss(self, factors: Factors, ends: Sequence[torch.Tensor]) -> torch.Tensor | float:
+        """The loss of the ranks' rows of A over all times."""
+        if self.keys is None:
+            return 0.0
+        rank = self.sizes.rank
+        padded = pad_sequence(list(ends), batch_first=True, padding_value=NO_END).to(self.vlm.device)
+        row, token = (padded != NO_END).nonzero(as_tuple=True)
+        second = padded[row, token]
+        counted = _unshared(row * rank + second % rank) & (second < 60 * MINUTES)
+        row, second = row[counted], second[counted]
+        loss = self.keys.loss([a[row, second % rank] for a, _ in factors], second)
         frames = torch.bincount(row)[row]
-        beside = beside + self.training.key_weight * self.by_row * (missed / frames).sum()
-        return factors, beside
+        return self.training.key_weight * self.row_weight * (loss / frames).sum()
 
-    def _of_hearing(self, samples: Sequence[TrainingSample], own: Heard) -> torch.Tensor | float:
-        if not self.training.bind_weight:
-            return super()._of_hearing(samples, own)
-        return self.training.bind_weight * self.binding.lacked(samples, self.known, own.fired)
+    def answers_loss(self, samples: Sequence[TrainingSample], student: AnswerPass) -> torch.Tensor | float:
+        """The loss of the ranks' activations at the words and times of questions."""
+        if self.binding is None or not self.training.bind_weight:
+            return 0.0
+        return self.training.bind_weight * self.binding.loss(samples, self.facts, student.activations)
 
-    def _beside_teacher(
-        self, samples: Sequence[TrainingSample], place: torch.Tensor, pairs: Sequence[tuple[torch.Tensor, torch.Tensor]]
+    def teacher_loss(
+        self,
+        samples: Sequence[TrainingSample],
+        tokens: torch.Tensor,
+        pairs: Sequence[tuple[torch.Tensor, torch.Tensor]],
     ) -> torch.Tensor | float:
-        """A head learns from the teacher how what a question's token found is written there; the student shall write it
-        so, too."""
-        if not self.training.found_weight:
-            return super()._beside_teacher(samples, place, pairs)
-        told = [self.binding.told(sample, known) for sample, known in zip(samples, self.known, strict=True)]
+        """The cross-entropy of what the questions' tokens find. A head learns from the teacher how it is represented
+        there, and the student learns to represent it in the same way."""
+        if self.binding is None or not self.training.found_weight:
+            return 0.0
+        targets = [self.binding.targets(*pair) for pair in zip(samples, self.facts, strict=True)]
         head = torch.cat([self.found.weight.T, self.found.bias[None]])[None]
-        lacked = 0.0
-        for way in torch.cat(told, dim=1).to(place.device)[:, place]:  # (N, 5)
-            asks = (way != IGNORED).any(1)
-            if asks.any():
-                student, teacher = (state[asks][:, None] for state in pairs[POINTING])
-                missed = _missed(head, teacher, way[asks], ASKED) + _missed(head.detach(), student, way[asks], ASKED)
-                lacked = lacked + missed.sum() / (way != IGNORED).sum()
-        return self.training.found_weight * len(samples) * lacked
+        loss: torch.Tensor | float = 0.0
+        for target in torch.cat(targets, dim=1).to(tokens.device)[:, tokens]:  # (N, 5) for each kind of query
+            asking = (target != IGNORED).any(1)
+            if asking.any():
+                student, teacher = (state[asking][:, None] for state in pairs[POINTING])
+                missed = _head_loss(head, teacher, target[asking], FRAME_FACTS)
+                missed = missed + _head_loss(head.detach(), student, target[asking], FRAME_FACTS)
+                loss = loss + missed.sum() / (target != IGNORED).sum()
+        return self.training.found_weight * len(samples) * loss
 
 
-def _alone(reader: torch.Tensor) -> torch.Tensor:
-    """Of K frames, (K,), by the number of what reads each, whether that reads no other: what reads two frames cannot
-    tell one from the other."""
+def _unshared(reader: torch.Tensor) -> torch.Tensor:
+    """Whether the reader of each of K frames reads no other frame, (K,): a state that reads two cannot separate them.
+
+    reader: (K,) int64, numbers of the states that read the frames
+    """
     return torch.bincount(reader)[reader] == 1
 
 
-def _missed(
+def _head_loss(
     heads: torch.Tensor,
-    held: torch.Tensor,
-    shown: torch.Tensor,
-    asked: Mapping[str, int],
+    states: torch.Tensor,
+    targets: torch.Tensor,
+    values: Mapping[str, int],
     weights: Mapping[str, float] | None = None,
 ) -> torch.Tensor:
-    """What linear heads, (L, W + 1, answers), do not tell of what is asked of K frames, (K, asked), from what is held
-    of them, (K, L, W): (K,).
+    """The cross-entropy of linear heads for K frames, summed over the facts and averaged over layers: (K,).
 
-    weights: of what is not to be weighed as one
+    heads: weights and bias, (L, W + 1, values); states: (K, L, W); targets: (K, facts), or IGNORED
+    values: the number of values of each fact; weights: of facts that do not weigh 1
     """
-    held = F.rms_norm(held.float(), held.shape[-1:])
-    said = torch.baddbmm(heads[:, -1:], held.transpose(0, 1), heads[:, :-1])  # (L, K, answers)
-    missed = 0.0
-    for name, part, wanted in zip(asked, said.split(list(asked.values()), dim=-1), shown.T, strict=True):
-        lacked = F.cross_entropy(
-            part.transpose(1, 2), wanted.expand(len(part), -1), ignore_index=IGNORED, reduction="none"
+    states = F.rms_norm(states.float(), states.shape[-1:])
+    logits = torch.baddbmm(heads[:, -1:], states.transpose(0, 1), heads[:, :-1])  # (L, K, values)
+    loss = logits.new_zeros(len(states))
+    for name, part, target in zip(values, logits.split(list(values.values()), dim=-1), targets.T, strict=True):
+        missed = F.cross_entropy(
+            part.transpose(1, 2), target.expand(len(part), -1), ignore_index=IGNORED, reduction="none"
         )
-        missed = missed + (weights or {}).get(name, 1.0) * lacked.mean(0)
-    return missed
+        loss = loss + (weights or {}).get(name, 1.0) * missed.mean(0)
+    return loss
 
 
-class ReadingTrainer(Trainer):
-    """A run of this stage, of a `ReadingTraining`."""
-
-    def new_objective(self) -> ReadingObjective:
-        """One with heads."""
-        student = ReadingObjective(self.vlm, self.hypernetwork, self.training)
-        if self.training.taught:
-            known = kept_in(Path(self.training.taught) / STATE)
-            for name in known.keys() & student.learners.keys() - {"hypernetwork"}:
-                student.learners[name].load_state_dict(known[name])
-        return student
+# The program -------------------------------------------------------------------------------------------------------
 
 
-if __name__ == "__main__":
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m v2l.tiny.recipe.reading_stage", description="What ranks shall hold."
+        prog="python -m v2l.tiny.recipe.reading_stage", description="Train ranks to represent the facts of frames."
     )
     for name in ("manifest", "validation", "model", "hypernetwork", "run"):
         parser.add_argument(name, type=Path)
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--segments", type=int, default=8)
-    parser.add_argument("--longest", type=int, metavar="FRAMES", help="that are read of a clip")
+    parser.add_argument("--longest", type=int, metavar="FRAMES", help="Read at most this many frames of a clip.")
     parser.add_argument(
         "--resolution",
         metavar="PIXELS,...",
-        help="of a frame's longest edge: of some clips the first, else any of them",
+        help="Pixels of a frame's longest edge: the first for some clips, any of them for the others.",
     )
     parser.add_argument(
-        "--at-first", type=float, default=SamplingConfig.at_first, metavar="SHARE", help="of those clips"
+        "--at-first", type=float, default=SamplingConfig.at_first, metavar="SHARE", help="The share of those clips."
     )
-    parser.add_argument("--reading-weight", type=float, default=ReadingTraining.reading_weight)
-    parser.add_argument("--before-weight", type=float, default=ReadingTraining.before_weight)
-    parser.add_argument("--when-weight", type=float, default=ReadingTraining.when_weight)
-    parser.add_argument("--edge-weight", type=float, default=ReadingTraining.edge_weight)
-    parser.add_argument("--bind-weight", type=float, default=ReadingTraining.bind_weight)
-    parser.add_argument("--key-weight", type=float, default=ReadingTraining.key_weight)
-    parser.add_argument("--found-weight", type=float, default=ReadingTraining.found_weight)
-    parser.add_argument("--taught", metavar="RUN", help="the folder of a run of this stage, to go on from its heads")
-    parser.add_argument("--answers", action="store_true", help="ask the questions of the manifest, too")
+    for name in ("reading", "before", "when", "edge", "bind", "key", "found"):
+        parser.add_argument(f"--{name}-weight", type=float, default=getattr(ReadingTraining, f"{name}_weight"))
+    parser.add_argument("--taught", metavar="RUN", help="Load the heads of a run of this stage.")
+    parser.add_argument("--answers", action="store_true", help="Train on the questions of the manifest, too.")
     parser.add_argument("--seed", type=int, default=0)
+    return parser
+
+
+def _resolutions(text: str | None) -> tuple[int, ...]:
+    """Parse `--resolution`. Raises V2LError unless it is a list of numbers that frames can have."""
+    if text is None:
+        return ()
+    try:
+        numbers = tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise V2LError(f"--resolution {text!r}: give whole numbers with commas between them, 64,128") from error
+    if min(numbers) < LEAST_RESOLUTION:
+        raise V2LError(f"--resolution {text!r}: give numbers of at least {LEAST_RESOLUTION}")
+    return tuple(dict.fromkeys(numbers))
+
+
+def main() -> None:
+    """Run the stage as the command line says."""
+    parser = _parser()
     given = parser.parse_args()
     if (given.bind_weight or given.found_weight) and not given.answers:
-        parser.error(
-            "--bind-weight and --found-weight are about what questions name and need --answers, which asks them"
-        )
-    with errors_in_one_line():
-        resolutions = whole_numbers(given.resolution, "--resolution", LEAST_RESOLUTION)
+        parser.error("--bind-weight and --found-weight concern the words of questions and need --answers")
     processes = Processes()
-    curriculum = SamplingConfig(
+    sampling = SamplingConfig(
         denser=1.0,
         windows=min(2, given.segments),
         segments=given.segments,
         questions=10,
-        resolutions=resolutions,
+        resolutions=_resolutions(given.resolution),
         marks_end=True,
         longest=given.longest,
         at_first=given.at_first,
     )
-    said = {field.name: vars(given)[field.name] for field in fields(ReadingTraining) if field.name in vars(given)}
-    often = 250 if given.answers else given.steps  # answers are not what it is chosen by
-    training = ReadingTraining(curriculum, batch=16, hidden_weight=1.0, validate_every=often, **said)
+    options = {field.name: vars(given)[field.name] for field in fields(ReadingTraining) if field.name in vars(given)}
+    interval = 250 if given.answers else given.steps  # without answers, validation does not measure what is trained
+    training = ReadingTraining(sampling, batch=16, hidden_weight=1.0, validate_every=interval, **options)
+    vlm = load_vlm(str(given.model), device=processes.device, dtype=torch.bfloat16)
+    hypernetwork = load_hypernetwork(given.hypernetwork, device=vlm.device)
+    trainer = Trainer(
+        vlm,
+        hypernetwork,
+        (read_manifest(given.manifest), read_manifest(given.validation)),
+        training,
+        given.run,
+        processes=processes,
+        auxiliary=ReadingLoss(vlm, hypernetwork, training),
+    )
+    for progress in trainer.run():
+        if processes.first:
+            print(progress, flush=True)
+
+
+if __name__ == "__main__":
     with errors_in_one_line():
-        vlm = load_vlm(str(given.model), device=processes.device, dtype=torch.bfloat16)
-        trainer = ReadingTrainer(
-            vlm,
-            load_hypernetwork(given.hypernetwork, device=vlm.device),
-            (read_manifest(given.manifest), read_manifest(given.validation)),
-            training,
-            given.run,
-            processes=processes,
-        )
-        for progress in trainer.run():
-            if processes.first:
-                print(progress, flush=True)
+        main()

@@ -1,8 +1,8 @@
-"""The embedded model from nothing: every stage in its order, in one command that goes on where it was interrupted.
+"""Train an embedded model from random weights: all stages in one resumable command.
 
-`python -m v2l.tiny.recipe.series FOLDER` draws what it learns from, trains a frozen model and its hypernetwork, puts the two
-together in FOLDER/model, which `--model` reads, and evaluates it on clips that no training saw. Each stage is a command
-of its own, printed before it runs; FOLDER/series.jsonl tells which are done and how long they took.
+`python -m v2l.tiny.recipe.series FOLDER` draws the training data, trains a frozen model and its hypernetwork, saves
+both in FOLDER/model for `--model`, and evaluates them on test clips. Each stage is a separate command, printed before
+it runs. FOLDER/series.jsonl records the finished stages and their durations.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from v2l.io.journal import Journal
 from v2l.io.text import printable
 
 DONE = "series.jsonl"
-"""Its stages and their commands, and a line for each time that one ran: its minutes and whether it came to its end."""
+"""Journal of the series: stages and commands in its header, then one line per run of a stage."""
 SIZES = "rank=16,lora_alpha=45,latent_size=128,num_latents=16,num_blocks=4,num_heads=4,num_kv_heads=4,head_dim=32"
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A module of Python and its arguments, seen from the series' folder.
+    """A Python module and its arguments, run in the folder of the series.
 
-    shared: whether two processes run it together on a CPU, each with one thread
+    shared: whether two processes of one thread each run it on a CPU
     """
 
     name: str
@@ -42,18 +42,18 @@ class Stage:
 
     @property
     def arguments(self) -> list[str]:
-        """What the interpreter is called with."""
-        together = "-m torch.distributed.run --standalone --nproc_per_node 2 " if self.in_two else ""
-        return shlex.split(f"{together}-m {self.command}")
+        """Arguments of the Python interpreter."""
+        launcher = "-m torch.distributed.run --standalone --nproc_per_node 2 " if self.parallel else ""
+        return shlex.split(f"{launcher}-m {self.command}")
 
     @property
-    def in_two(self) -> bool:
-        """Whether two processes run it here."""
+    def parallel(self) -> bool:
+        """Whether two processes run it on this machine."""
         return self.shared and not torch.cuda.is_available()
 
 
 def stages(share: float = 1.0) -> Iterator[Stage]:
-    """All of them, in order. share: of the steps and the clips, to try the series out; at least two of each"""
+    """Yield all stages in order. share: fraction of the steps and clips, for a trial run; at least two of each."""
 
     def of(count: int) -> int:
         return max(2, round(count * share))
@@ -95,8 +95,10 @@ def stages(share: float = 1.0) -> Iterator[Stage]:
 
 
 def run(folder: Path, share: float = 1.0) -> None:
-    """Runs what is not done yet. Raises V2LError where a stage fails, with which the series then goes on, or where the
-    folder holds a series of other stages."""
+    """Run the stages that are not finished.
+
+    Raises V2LError if a stage fails (the next run repeats it), or if the folder holds a series of other stages.
+    """
     make_folder(folder)
     planned = list(stages(share))
     header = {"v2l": 1, "stages": {stage.name: stage.command for stage in planned}}
@@ -106,14 +108,14 @@ def run(folder: Path, share: float = 1.0) -> None:
         for stage in planned:
             if stage.name not in done:
                 minutes += _run(stage, folder, journal)
-    print(f"\nin all {minutes:.0f} minutes; the model is {printable(folder / 'model')}, as in `v2l encode --model`")
+    print(f"\nfinished in {minutes:.0f} minutes; use the model with --model {printable(folder / 'model')}")
 
 
 def _run(stage: Stage, folder: Path, journal: Journal) -> float:
-    """Runs one stage and tells the journal; its minutes. Raises V2LError where it fails."""
+    """Run one stage, record it in the journal and return its duration in minutes. Raises V2LError if it fails."""
     print(f"\n{stage.name}: python {shlex.join(stage.arguments)}", flush=True)
     started, code = time.monotonic(), None
-    threads = {"OMP_NUM_THREADS": "1"} if stage.in_two else {}
+    threads = {"OMP_NUM_THREADS": "1"} if stage.parallel else {}
     try:
         command = [sys.executable, *stage.arguments]
         code = subprocess.run(command, cwd=folder, env={**os.environ, **threads}, check=False).returncode
@@ -121,20 +123,20 @@ def _run(stage: Stage, folder: Path, journal: Journal) -> float:
         minutes = (time.monotonic() - started) / 60
         journal.add({"stage": stage.name, "minutes": round(minutes, 2), "done": code == 0})
     if code:
-        raise V2LError(f"{stage.name} ended with code {code}; what it told stands above, the same command goes on")
+        raise V2LError(f"stage {stage.name!r} failed with exit code {code}; see above, run the same command to retry")
     return minutes
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(
-        prog="python -m v2l.tiny.recipe.series", description="The embedded model from nothing."
+        prog="python -m v2l.tiny.recipe.series", description="Train an embedded model from random weights."
     )
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--share", type=float, default=1.0, help="of the steps and clips, to try it out")
+    parser.add_argument("--share", type=float, default=1.0, help="fraction of the steps and clips, for a trial run")
     given = parser.parse_args()
     try:
         with errors_in_one_line():
             run(given.folder, given.share)
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on", file=sys.stderr)
+        print("interrupted; run the same command to resume", file=sys.stderr)
         sys.exit(130)

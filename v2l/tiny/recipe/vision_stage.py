@@ -1,9 +1,9 @@
-"""Stage 1 of the frozen model: the vision tower and the connector learn single frames through linear heads.
+"""Stage 1 of the frozen model: train the vision tower and the connector on single frames through linear heads.
 
-Learning to see through the language loss alone takes far longer: `python -m v2l.tiny.recipe.vision_stage OUTPUT` first.
-Every patch of the tower is asked for the shape that covers it, which teaches kinds and colours within minutes; the
-image tokens behind the connector are asked for what the language model will need, first all of a frame's tokens side by
-side, then their mean: attention adds them up, too, and reads nothing that only stands in their order.
+`python -m v2l.tiny.recipe.vision_stage OUTPUT`. Learning vision from the language loss alone takes far longer. Patch
+heads predict the shape that covers a patch, which teaches kinds and colours within minutes. Frame heads predict the
+content that the language model needs from the image tokens after the connector: first from their concatenation, then
+from their mean, because attention sums the tokens and cannot use information that is only in their order.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -24,7 +25,16 @@ from v2l.models.processor import PIXEL_MEAN, PIXEL_STD, VisionGeometry, frame_im
 from v2l.tiny.recipe.model import IMAGE_SIZE, new_model
 from v2l.tiny.world.draw import draw
 from v2l.tiny.world.scene import COLOURS, KINDS, PLACES, WORDS, Scene, place_name, sample_story
-from v2l.training.common import Steps, keep, kept_in, mixed, prepared, record, restore, warm_cosine
+from v2l.training.common import (
+    Steps,
+    append_metrics,
+    load_state,
+    mixed_precision,
+    prefetch,
+    restore,
+    save_state,
+    warm_cosine,
+)
 
 GEOMETRY = VisionGeometry(IMAGE_SIZE, 4, IMAGE_SIZE)
 COLOUR_NAMES = tuple(COLOURS)
@@ -34,22 +44,24 @@ LABELS = {
     **{f"colour of {kind}": len(COLOURS) + 1 for kind in KINDS},
     **{f"place of {kind}": len(PLACE_NAMES) + 1 for kind in KINDS},
 }
-"""What a frame is asked for, and among how many answers; of a shape that is not there, the last."""
+"""Labels of a frame and their numbers of classes; the last class of a shape's label means that it is absent."""
 PATCH_SIDE = 8
 PATCH_LABELS = {"patch kind": len(KINDS) + 1, "patch colour": len(COLOURS) + 1}
-"""What each of the tower's patches is asked for; where no shape covers its middle, the last."""
+"""Labels of a patch and their numbers of classes; the last class means that no shape covers its centre."""
 
 BARE_PATCH = 0.05
-"""What a patch without a shape weighs in the loss, against 1 for a covered one."""
+"""Weight of a patch without a shape in the loss; a covered patch has weight 1."""
 
 
 @dataclass(frozen=True)
 class VisionStage:
-    """steps of batch frames; learning_rate: its peak, after `warmup` steps and before a cosine to zero.
+    """Settings of one pass.
 
-    pooled: ask the mean of a frame's tokens, not all side by side
-    save_every: steps between checkpoints, at which `measured` frames are looked at
-    workers: processes that draw frames ahead, for a machine whose cores training leaves idle
+    steps, batch: number of optimizer steps and frames per step
+    learning_rate: peak, after `warmup` linear steps and before a cosine decay to zero
+    pooled: frame heads read the mean of a frame's tokens instead of their concatenation
+    save_every: steps between checkpoints, each evaluated on `measured` frames
+    workers: processes that draw frames in advance, for machines with idle cores
     """
 
     steps: int = 4000
@@ -65,12 +77,14 @@ class VisionStage:
 
 
 PASSES = {"flat": VisionStage(), "pooled": VisionStage(steps=1500, learning_rate=1e-3, pooled=True, seed=1)}
-"""The stage's two passes, in order; the second goes on with the tower and connector of the first."""
+"""The two passes, in order; the second starts from the tower and the connector of the first."""
 
 
 def frame_batch(seed: int, step: int, count: int, split: str = "train") -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """Images (count, 3, S, S) in the model's range and labels by name, (count,) or, of patches, (count, P); the same
-    for the same seed and step."""
+    """Return normalised images (count, 3, S, S) and labels by name, (count,) or, for patches, (count, P).
+
+    The seed and the step determine the batch.
+    """
     random = np.random.default_rng([seed, step])
     pixels, labels = [], []
     for _ in range(count):
@@ -84,7 +98,7 @@ def frame_batch(seed: int, step: int, count: int, split: str = "train") -> tuple
 
 
 def frame_labels(scene: Scene, seconds: float) -> dict[str, int]:
-    """Every label's answer for one frame."""
+    """Return the classes of one frame by label name."""
     labels = {name: size - 1 for name, size in LABELS.items()}
     labels["word"] = WORDS.index(scene.board.word_at(seconds))
     for shape in scene.shapes:
@@ -94,15 +108,15 @@ def frame_labels(scene: Scene, seconds: float) -> dict[str, int]:
 
 
 def patch_labels(scene: Scene, seconds: float, aspect: float) -> dict[str, np.ndarray]:
-    """For each patch of the squashed frame, row by row, the kind and the colour of the shape over its middle.
+    """Return kind and colour of the shape over the centre of each patch, row by row, (P,) by label name.
 
-    aspect: width by height of the frame before it was squashed
+    aspect: width / height of the frame before resizing to a square
     """
     middles = (np.arange(PATCH_SIDE) + 0.5) / PATCH_SIDE
     labels = {name: np.full((PATCH_SIDE, PATCH_SIDE), size - 1) for name, size in PATCH_LABELS.items()}
     for shape in scene.shapes:
         x, y = scene.where(shape, seconds)
-        reach = 0.45 * shape.size  # of the frame's shorter side, a little less than the shape's radius
+        reach = 0.45 * shape.size  # slightly less than the radius, relative to the frame's shorter side
         across, down = reach * min(1.0, 1 / aspect), reach * min(1.0, aspect)
         covered = ((middles[None] - x) / across) ** 2 + ((middles[:, None] - y) / down) ** 2 < 1
         labels["patch kind"][covered] = KINDS.index(shape.kind)
@@ -111,7 +125,7 @@ def patch_labels(scene: Scene, seconds: float, aspect: float) -> dict[str, np.nd
 
 
 class FrameReader(nn.Module):
-    """The model's vision tower and connector under one linear head for each label."""
+    """Vision tower and connector of the model with one linear head per label."""
 
     def __init__(self, seed: int, pooled: bool = False):
         super().__init__()
@@ -123,16 +137,16 @@ class FrameReader(nn.Module):
         self.patch_heads = nn.ModuleDict({name: nn.Linear(patch, size) for name, size in PATCH_LABELS.items()})
 
     def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Logits by label of images (B, 3, S, S): (B, answers), and (B, answers, P) of patches."""
+        """Return logits by label for images (B, 3, S, S): (B, classes), or (B, classes, P) for patches."""
         patches = self.tower(pixel_values=images).last_hidden_state
-        seen = self.connector(patches)  # (B, tokens, D)
-        seen = F.rms_norm(seen, seen.shape[-1:]).mean(1) if self.pooled else seen.flatten(1)
-        logits = {name: head(seen).float() for name, head in self.heads.items()}
+        tokens = self.connector(patches)  # (B, tokens, D)
+        frame = F.rms_norm(tokens, tokens.shape[-1:]).mean(1) if self.pooled else tokens.flatten(1)
+        logits = {name: head(frame).float() for name, head in self.heads.items()}
         return logits | {name: head(patches).float().transpose(1, 2) for name, head in self.patch_heads.items()}
 
 
 class FrameBatches(Steps):
-    """Frames and labels of each step of the stage."""
+    """Frames and labels by training step."""
 
     def __init__(self, stage: VisionStage):
         self.stage = stage
@@ -141,31 +155,37 @@ class FrameBatches(Steps):
         return self.stage.steps
 
     def batch(self, step: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """See `frame_batch`."""
+        """Return `frame_batch` for that step."""
         return frame_batch(self.stage.seed, step, self.stage.batch)
 
 
 def train(stage: VisionStage, output: Path, start: Path | None = None) -> Iterator[dict[str, float]]:
-    """Trains, going on from the last checkpoint in `output`; yields and appends to metrics.jsonl a record at each.
+    """Train, resuming from the last checkpoint in `output`. Yield a record per checkpoint, also saved in metrics.jsonl.
 
-    start: checkpoint whose tower, connector and patch heads this begins with
+    start: checkpoint that initialises the tower, the connector and the patch heads
     """
+    # Build the model and its optimizer, or restore them.
     output.mkdir(parents=True, exist_ok=True)
     device = choose_device(None)
     reader = FrameReader(stage.seed, stage.pooled).to(device)
     if start is not None:
-        known = kept_in(start)["reader"]
+        known = load_state(start)["reader"]
         kept = {name: tensor for name, tensor in known.items() if not name.startswith("heads.")}
         reader.load_state_dict(kept, strict=False)
     optimizer = torch.optim.AdamW(reader.parameters(), lr=stage.learning_rate, weight_decay=stage.weight_decay)
     schedule = warm_cosine(optimizer, stage.steps, stage.warmup)
     parts = {"reader": reader, "optimizer": optimizer, "schedule": schedule}
     first = restore(parts, output / "vision.pt")
-    started, losses = time.perf_counter(), []
-    for step, (images, labels) in enumerate(prepared(FrameBatches(stage), first, stage.workers), first):
-        with mixed(device):
+    batches = cast(
+        Iterator[tuple[torch.Tensor, dict[str, torch.Tensor]]], prefetch(FrameBatches(stage), first, stage.workers)
+    )
+    started = time.perf_counter()
+    losses: list[float] = []
+    for step, (images, labels) in enumerate(batches, first):
+        with mixed_precision(device):
             logits = reader(images.to(device))
-        loss = sum(_loss(name, logits[name], labels[name].to(device)) for name in logits)
+        terms = [_loss(name, logits[name], labels[name].to(device)) for name in logits]
+        loss = sum(terms[1:], terms[0])
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(reader.parameters(), 1.0)
@@ -173,7 +193,7 @@ def train(stage: VisionStage, output: Path, start: Path | None = None) -> Iterat
         schedule.step()
         losses.append(loss.item())
         if (step + 1) % stage.save_every == 0 or step + 1 == stage.steps:
-            keep(parts, step + 1, output / "vision.pt")
+            save_state(parts, step + 1, output / "vision.pt")
             rate = (step + 1 - first) * stage.batch / (time.perf_counter() - started)
             values = {
                 "step": step + 1,
@@ -181,12 +201,12 @@ def train(stage: VisionStage, output: Path, start: Path | None = None) -> Iterat
                 "frames_per_second": round(rate, 1),
                 **measure(reader, stage.measured),
             }
-            record(output / "metrics.jsonl", values)
+            append_metrics(output / "metrics.jsonl", values)
             yield values
 
 
 def _loss(name: str, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy; among patches the many that no shape covers count little."""
+    """Return the cross-entropy, with a low weight for the many patches that no shape covers."""
     weight = torch.ones(logits.shape[1], device=logits.device)
     if name in PATCH_LABELS:
         weight[-1] = BARE_PATCH
@@ -195,21 +215,21 @@ def _loss(name: str, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor
 
 @torch.no_grad()
 def measure(reader: FrameReader, count: int) -> dict[str, float]:
-    """Accuracy by label on frames of the validation split, of the shapes and patches that are there."""
+    """Return the accuracy by label on validation frames, for shapes that are present and patches that are covered."""
     images, labels = frame_batch(0, 0, count, split="validation")
     device = next(reader.parameters()).device
-    told = [reader(part.to(device)) for part in images.split(128)]
-    logits = {name: torch.cat([part[name] for part in told]).cpu() for name in told[0]}
-    right = {"word": [], "colour": [], "place": [], "patch": []}
+    parts = [reader(part.to(device)) for part in images.split(128)]
+    logits = {name: torch.cat([part[name] for part in parts]).cpu() for name in parts[0]}
+    correct: dict[str, list[torch.Tensor]] = {"word": [], "colour": [], "place": [], "patch": []}
     for name, size in (LABELS | PATCH_LABELS).items():
-        there = labels[name] < (size if name == "word" else size - 1)
-        right[name.split()[0]].append((logits[name].argmax(1) == labels[name])[there])
-    return {name: round(torch.cat(parts).float().mean().item(), 4) for name, parts in right.items()}
+        present = labels[name] < (size if name == "word" else size - 1)
+        correct[name.split()[0]].append(logits[name].argmax(1).eq(labels[name])[present])
+    return {name: round(torch.cat(parts).float().mean().item(), 4) for name, parts in correct.items()}
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(
-        prog="python -m v2l.tiny.recipe.vision_stage", description="Stage 1, in two passes."
+        prog="python -m v2l.tiny.recipe.vision_stage", description="Train stage 1, in two passes."
     )
     parser.add_argument("output", type=Path)
     standard = [stage.steps for stage in PASSES.values()]

@@ -1,1 +1,1 @@
-"""The world that the embedded model was trained in: clips that v2l renders itself, with questions and answers."""
+"""The drawn world of the embedded model: clips that v2l renders itself, with questions and answers."""

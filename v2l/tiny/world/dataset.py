@@ -1,10 +1,10 @@
-"""Folders of clips with a manifest that `v2l train` and `v2l eval` read.
+"""Write folders of clips with a manifest for `v2l train` and `v2l eval`.
 
-`python -m v2l.tiny.world.dataset FOLDER SPLIT COUNT [FILMING] [--kept|--scenes|--styles|--benchmarks] [--from SEED]` writes
-COUNT clips of a split and the manifest FOLDER/SPLIT.jsonl, or FOLDER/SPLIT-FILMING.jsonl where they are not filmed
-plainly. --kept asks in the phrasings that are kept for the test, --scenes what only its time or an order ties to a
-scene, --styles what the paper's five caption styles ask, --benchmarks what its four question benchmarks ask; --from
-begins with another clip than the first; the manifest's name tells.
+`python -m v2l.tiny.world.dataset FOLDER SPLIT COUNT [FILMING] [--kept|--scenes|--styles|--benchmarks] [--from SEED]`
+writes COUNT clips of a split and the manifest FOLDER/SPLIT[-FILMING].jsonl. --kept asks in the phrasings reserved for
+the test, --scenes asks questions that depend on a time or an order, --styles asks for the paper's five caption styles
+and --benchmarks asks the questions of its four benchmarks. --from sets the seed of the first clip. The name of the
+manifest ends with these options. docs/world.md describes filmings and questions.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from tqdm import tqdm
 
 from v2l.errors import errors_in_one_line
 from v2l.io.files import make_folder, write_atomically
-from v2l.tiny.world.clip import ClipFormat, seen_times, write_clip
+from v2l.tiny.world.clip import ClipFormat, frame_times, write_clip
 from v2l.tiny.world.questions import EASY, Question, ask_about, ask_as_benchmarks, ask_by_scene, caption, describe
 from v2l.tiny.world.scene import SHAPES, SPLITS, WORDS, Story, sample_story
 
 
 @dataclass(frozen=True)
 class Filming:
-    """A video's length in seconds, its number of scenes and how it is filmed.
+    """Length in seconds, number of scenes and format of a video.
 
-    clip: whole seconds from which and up to which it is read; None for all of it
+    clip: start and end, in whole seconds, of the excerpt to read; None for the whole video
     """
 
     seconds: float = 8.0
@@ -42,21 +42,21 @@ class Filming:
 
     @property
     def views(self) -> int:
-        """How many frames are asked about where all of it is read: one a second, or all where there are fewer."""
+        """Number of frames to ask about in the whole video: one per second, or all if there are fewer."""
         return math.ceil(round(self.seconds * min(1.0, self.form.fps), 6))
 
     @property
     def times(self) -> list[float]:
-        """Seconds of the frames that are read."""
+        """Times of the frames to read, in seconds."""
         if self.clip is None:
-            return seen_times(self.seconds, self.form, self.views)
+            return frame_times(self.seconds, self.form, self.views)
         start, end = self.clip
-        return [start + seconds for seconds in seen_times(end - start, self.form, end - start)]
+        return [start + seconds for seconds in frame_times(end - start, self.form, end - start)]
 
     @property
-    def beyond(self) -> tuple[str, ...]:
-        """Kinds of question that an excerpt does not know the whole video's answer to. They are not asked: a segment's
-        adapter that takes its own last frame for the last one drowns that of the segment after it."""
+    def unanswerable(self) -> tuple[str, ...]:
+        """Kinds of question that the excerpt cannot answer for the whole video. They are not asked: a segment's adapter
+        that mistakes its own last frame for the video's would overrule the adapter of the next segment."""
         if self.clip is None:
             return ()
         start, end = self.clip
@@ -64,105 +64,115 @@ class Filming:
 
 
 def plain(random: np.random.Generator) -> Filming:
-    """Eight seconds of one scene, 128 x 96 pixels at 8 frames a second."""
+    """One scene of 8 seconds, 128 x 96 pixels at 8 frames per second."""
     return Filming()
 
 
 def varied(random: np.random.Generator) -> Filming:
-    """What training needs: in six clips of ten one scene of 3 to 12 seconds, in the others two to eight in 4 to 20.
-    Their frames are small, of any shape, and few a second."""
+    """Standard training clips: 60% have one scene of 3 to 12 seconds, the others two to eight in 4 to 20 seconds.
+
+    Frames have 80 to 144 pixels per side, at 2 to 4 frames per second.
+    """
     seconds, scenes = float(random.uniform(3, 12)), 1
     if random.random() < 0.4:
         seconds = float(random.uniform(4, 20))
         scenes = int(random.integers(2, min(8, int(seconds) // 2) + 1))
-    return Filming(seconds, scenes, ClipFormat(*_small(random), float(random.integers(2, 5))))
+    return Filming(seconds, scenes, ClipFormat(*_frame_size(random), float(random.integers(2, 5))))
 
 
 def long(random: np.random.Generator) -> Filming:
-    """What composing many segments needs: two to sixteen scenes in 20 to 64 seconds, filmed as `varied` is."""
+    """For composing many segments: two to sixteen scenes in 20 to 64 seconds, at 1 to 3 frames per second."""
     seconds = float(random.uniform(20, 64))
-    sides = _small(random)
+    sides = _frame_size(random)
     return Filming(seconds, int(random.integers(2, 17)), ClipFormat(*sides, float(random.integers(1, 4))))
 
 
 def excerpt(random: np.random.Generator) -> Filming:
-    """What late seconds need: 4 to 16 out of 24 to 64, with a scene for every four to twelve, filmed as `long` is. They
-    cost a training step no more than short clips do."""
+    """For late seconds at the cost of a short clip: 4 to 16 seconds of a video of 24 to 64.
+
+    The video has one scene per 4 to 12 seconds, at 1 to 3 frames per second.
+    """
     seconds, length = int(random.integers(24, 65)), int(random.integers(4, 17))
     scenes = int(random.integers(math.ceil(seconds / 12), seconds // 4 + 1))
     start = int(random.integers(seconds - length + 1))
-    form = ClipFormat(*_small(random), float(random.integers(1, 4)))
+    form = ClipFormat(*_frame_size(random), float(random.integers(1, 4)))
     return Filming(float(seconds), scenes, form, (start, start + length))
 
 
 def sparse(random: np.random.Generator) -> Filming:
-    """What many segments need: 22 to 63 seconds with a frame every two seconds or more rarely, 9 to 20 of them, and two
-    scenes to as many as frames. Early and late seconds stand beside each other at the price of a short clip, so that a
-    rank has to tell its own second from others that are a rank's number apart."""
+    """For distant seconds in one clip at the cost of a short one: 22 to 63 seconds, 9 to 20 frames at least 2 s apart.
+
+    The number of scenes is 2 to the number of frames. A rank must distinguish its own second from those that differ by
+    a multiple of the rank count.
+    """
     return _few_frames(float(random.uniform(25, 63)), random)
 
 
 def far(random: np.random.Generator) -> Filming:
-    """What minutes need: as `sparse`, of one to eighteen minutes, short ones as often as ones of twice their length."""
+    """For minutes: like `sparse`, of 1 to 18 minutes (log-uniform), 8 to 20 frames."""
     return _few_frames(float(np.exp(random.uniform(np.log(64), np.log(1_100)))), random)
 
 
 def many(random: np.random.Generator) -> Filming:
-    """What hundreds of frames need: 96 to 256 of them in 96 to 1,100 seconds, with two scenes to sixteen. Their first
-    and last frame share their ranks with many others."""
+    """For hundreds of frames: 96 to 256 in 96 to 1,100 seconds, two to sixteen scenes.
+
+    The first and the last frame share their ranks with many other frames.
+    """
     return _all_frames(96, 256, random)
 
 
 def thousand(random: np.random.Generator) -> Filming:
-    """What a thousand frames need: as `many`, of 256 to 1,024 frames in 256 to 1,100 seconds."""
+    """For a thousand frames: like `many`, 256 to 1,024 frames in 256 to 1,100 seconds."""
     return _all_frames(256, 1_024, random)
 
 
 def _few_frames(seconds: float, random: np.random.Generator) -> Filming:
-    """A clip of about so many seconds and 8 to 20 frames, with two scenes to as many as frames."""
+    """Film about `seconds` with 8 to 20 frames and two scenes to as many as frames."""
     seconds, fps = _at_rate(seconds, min(int(random.integers(10, 21)) / seconds, 0.5))
-    return Filming(seconds, int(random.integers(2, round(seconds * fps) + 1)), ClipFormat(*_small(random), fps))
+    return Filming(seconds, int(random.integers(2, round(seconds * fps) + 1)), ClipFormat(*_frame_size(random), fps))
 
 
 def _all_frames(least: int, most: int, random: np.random.Generator) -> Filming:
-    """A clip of that many frames, one a second or more rarely, and two scenes to sixteen, of up to 1,100 seconds; short
-    ones as often as ones of twice their length."""
+    """Film `least` to `most` frames, at most one per second, in up to 1,100 seconds, with two to sixteen scenes.
+
+    Length and number of frames are log-uniform.
+    """
     seconds = float(np.exp(random.uniform(np.log(least), np.log(1_100))))
     frames = min(seconds, float(np.exp(random.uniform(np.log(least), np.log(most)))))
     seconds, fps = _at_rate(seconds, frames / seconds)
-    return Filming(seconds, int(random.integers(2, 17)), ClipFormat(*_small(random), fps))
+    return Filming(seconds, int(random.integers(2, 17)), ClipFormat(*_frame_size(random), fps))
 
 
 def _at_rate(seconds: float, fps: float) -> tuple[float, float]:
-    """About so many seconds at about so many frames a second, as OpenCV writes them: what is 0.001 off is good
-    enough."""
+    """Round length and frame rate to values that OpenCV writes exactly, within 0.001 frames per second."""
     thousandths = round(1000 * fps)
     fps = (thousandths - (thousandths % 10 in (1, 9))) / 1000
     return int(seconds * fps) / fps, fps
 
 
-def _small(random: np.random.Generator) -> tuple[int, ...]:
-    """Width and height of a training clip's frames."""
-    return tuple(2 * int(side) for side in random.integers(40, 73, 2))
+def _frame_size(random: np.random.Generator) -> tuple[int, int]:
+    """Sample width and height of a training clip's frames, in pixels."""
+    width, height = (2 * int(side) for side in random.integers(40, 73, 2))
+    return width, height
 
 
 def scenes_of_eight_seconds(count: int) -> Callable[[np.random.Generator], Filming]:
-    """So many scenes one after the other, filmed as `plain` is."""
+    """Return a filming of `count` scenes of 8 seconds each, in the format of `plain`."""
     return lambda random: Filming(8.0 * count, count)
 
 
 def length(seconds: int) -> Callable[[np.random.Generator], Filming]:
-    """So many seconds of up to sixteen scenes: what one of them shows is there for a sixteenth of the time at most."""
+    """Return a filming of that many seconds and up to sixteen scenes, so that no fact lasts longer than 1/16."""
     return lambda random: Filming(float(seconds), min(seconds, 16), ClipFormat(fps=2.0))
 
 
 def facts(seconds: int) -> Callable[[np.random.Generator], Filming]:
-    """So many seconds with a scene for every four of them, as far as there are words."""
+    """Return a filming of that many seconds with one scene per 4 seconds, at most one per known word."""
     return lambda random: Filming(float(seconds), min(seconds // 4, len(WORDS)), ClipFormat(fps=2.0))
 
 
 def lines(height: int) -> Callable[[np.random.Generator], Filming]:
-    """`plain` with so many lines of pixels."""
+    """Return the filming `plain` with frames of that height."""
     return lambda random: Filming(form=ClipFormat(2 * round(height * 2 / 3), height))
 
 
@@ -183,16 +193,16 @@ FILMINGS: dict[str, Callable[[np.random.Generator], Filming]] = {
 }
 
 
-SOON = (*EASY, "start", "end", "motion")
-"""Kinds of question that adapters answer long before those about words and their order and about places at a time."""
+EARLY = (*EASY, "start", "end", "motion")
+"""Kinds of question that adapters learn long before those about words, their order, and places at a time."""
 LATE = "word before"
-"""The kind of question that they answer last."""
+"""The kind of question that adapters learn last."""
 BEGINNING, ENDING = ("word first", "start"), ("word last", "end")
-"""Kinds of question about the beginning and about the end of what is seen."""
+"""Kinds of question about the beginning and about the end of a video."""
 
 
 def story_of(split: str, seed: int, film: Filming) -> Story:
-    """What the clip of that seed shows where it is filmed so, with as many shapes as the embedded model knows."""
+    """Return the story of the clip with that seed, with as many shapes per scene as the embedded model knows."""
     return sample_story(split, seed, film.seconds, views=film.views, count=film.scenes, shapes=SHAPES)
 
 
@@ -200,22 +210,24 @@ Asking = Callable[[Story, Sequence[float], np.random.Generator], list[Question]]
 
 
 def everything(story: Story, times: Sequence[float], random: np.random.Generator) -> list[Question]:
-    """Each kind of question once, at times in whole seconds, and a caption."""
+    """Return each kind of question once, in whole seconds, and a caption."""
     return [*ask_about(story, times, random, whole_seconds=True), caption(story, times, random)]
 
 
 def everything_often(story: Story, times: Sequence[float], random: np.random.Generator) -> list[Question]:
-    """For training: each kind of question three times, of different times and words, but those that adapters answer
-    long before the others once, and what came before a word, which is learned last, up to nine times; and a caption."""
+    """Return the questions of a training clip and a caption.
+
+    Most kinds are asked three times, those of EARLY once, LATE up to nine times.
+    """
     asked = ask_about(story, times, random)
     for turn in range(8):
-        often = ask_about(story, times, random)
-        asked += [each for each in often if each.kind == LATE or (turn < 2 and each.kind not in SOON)]
+        more = ask_about(story, times, random)
+        asked += [each for each in more if each.kind == LATE or (turn < 2 and each.kind not in EARLY)]
     return [*asked, caption(story, times, random)]
 
 
 def everything_kept(story: Story, times: Sequence[float], random: np.random.Generator) -> list[Question]:
-    """`everything` in the phrasings that training never hears."""
+    """Return `everything` in the phrasings that are reserved for the test."""
     asked = ask_about(story, times, random, kept_phrasing=True, whole_seconds=True)
     return [*asked, caption(story, times, random)]
 
@@ -226,7 +238,7 @@ ASKINGS: dict[str, Asking] = {
     "styles": describe,
     "benchmarks": ask_as_benchmarks,
 }
-"""What can be asked instead of everything."""
+"""Alternatives to `everything`, by option name."""
 
 
 def write_dataset(
@@ -238,16 +250,15 @@ def write_dataset(
     asking: str | None = None,
     first: int = 0,
 ) -> Path:
-    """`count` clips of a split, seeds `first` up, with their questions; returns the manifest, `{name}.jsonl` in the
-    folder.
+    """Write clips of a split and their questions; return the path of the manifest, `{name}.jsonl` in the folder.
 
-    filming: how each clip is filmed, from a generator of its own
-    name: of the clips' folder and of the manifest, the split's where None
-    asking: one of ASKINGS, in `{name}-{asking}.jsonl`; everything where None, for training often
-    first: seed of the first clip; where that is not 0, the manifest's name ends in `-from-{first}`
+    Questions are about the frames that one frame per second shows. Existing clips are kept.
 
-    Scenes have as many shapes as the embedded model knows. Questions are about what a frame a second shows; how many
-    shapes there are, where it differs. Clips that are there already are not written again.
+    count: number of clips, with the seeds from `first` on
+    filming: samples the filming of each clip from a generator seeded by the clip's seed
+    name: of the folder of clips and of the manifest; the split by default
+    asking: one of ASKINGS, added to the manifest's name; by default `everything_often` for training, else `everything`
+    first: seed of the first clip; if not 0, the manifest's name ends in `-from-{first}`
     """
     folder, name = Path(folder), name or split
     make_folder(folder / name)
@@ -261,11 +272,11 @@ def write_dataset(
         if not (folder / path).exists():
             write_clip(story, folder / path, film.form)
         times = film.times
-        seen = story.between(times[0], times[-1])
-        told = {(question.kind, question.prompt): question for question in ask(seen, times, random)}
+        visible = story.between(times[0], times[-1])
+        distinct = {(question.kind, question.prompt): question for question in ask(visible, times, random)}
         span = {} if film.clip is None else {"clip_start_sec": film.clip[0], "clip_end_sec": film.clip[1]}
-        unasked = film.beyond if SHAPES > 1 else (*film.beyond, "count")
-        asked = [question for question in told.values() if question.kind not in unasked]
+        excluded = film.unanswerable if SHAPES > 1 else (*film.unanswerable, "count")
+        asked = [question for question in distinct.values() if question.kind not in excluded]
         for number, question in enumerate(asked):
             rows.append(
                 {
@@ -287,7 +298,7 @@ def write_dataset(
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(
-        prog="python -m v2l.tiny.world.dataset", description="Clips of a split, and questions."
+        prog="python -m v2l.tiny.world.dataset", description="Write clips of a split and their questions."
     )
     parser.add_argument("folder")
     parser.add_argument("split", choices=SPLITS)
@@ -295,10 +306,10 @@ if __name__ == "__main__":
     parser.add_argument("filming", nargs="?", choices=FILMINGS, default="plain")
     for name in ASKINGS:
         parser.add_argument(f"--{name}", dest="asking", action="store_const", const=name)
-    parser.add_argument("--from", dest="first", type=int, default=0, metavar="SEED", help="of the first clip")
+    parser.add_argument("--from", dest="first", type=int, default=0, metavar="SEED", help="seed of the first clip")
     given = parser.parse_args()
     if given.first < 0:
-        parser.error(f"--from {given.first}: seeds begin at 0")
+        parser.error(f"--from {given.first}: seeds start at 0")
     name = given.split if given.filming == "plain" else f"{given.split}-{given.filming}"
     with errors_in_one_line():
         filming = FILMINGS[given.filming]

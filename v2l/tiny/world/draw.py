@@ -1,4 +1,4 @@
-"""A scene at a moment as pixels of any size, drawn with OpenCV's own fonts and shapes."""
+"""Draw a scene at a point in time, at any frame size, with OpenCV's fonts and shapes."""
 
 from __future__ import annotations
 
@@ -11,22 +11,25 @@ from v2l.tiny.world.opencv import cv2
 from v2l.tiny.world.scene import BOARD_HEIGHT, COLOURS, Board, Scene, Shape
 
 _SHIFT = 4
-"""Fractional bits of the coordinates that OpenCV draws at, so that shapes move by less than a pixel."""
+"""Fractional bits of OpenCV's drawing coordinates; shapes move by less than a pixel."""
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 
 
 def draw(scene: Scene, seconds: float, height: int = 64, width: int = 64) -> np.ndarray:
-    """The scene at that time of its video, (height, width, 3) uint8 RGB. Raises V2LError below 32 pixels a side."""
+    """Draw the scene at `seconds` of its video, (height, width, 3) uint8 RGB.
+
+    Raises V2LError if a side is below 32 pixels.
+    """
     if min(height, width) < 32:
-        raise V2LError(f"a frame of {width} x {height} pixels was asked for; nothing is readable below 32 a side")
+        raise V2LError(f"cannot draw a frame of {width} x {height} pixels; each side must be at least 32")
     image = _background(scene, height, width)
     _draw_board(image, scene.board, scene.board.word_at(seconds))
     for shape in scene.shapes:
         _draw_shape(image, shape, scene.where(shape, seconds))
     grain = np.random.default_rng([scene.seed, round(seconds * 1000)])
-    # grain at 64 lines whatever the size: finer grain would be gone once the frame is made small
-    noise = grain.standard_normal((64, 64, 1), dtype=np.float32) * scene.noise
-    noise = cv2.resize(noise, (width, height), interpolation=cv2.INTER_LINEAR)
+    # Draw the grain at 64 lines: resizing a frame to the model's image size would average out finer grain.
+    coarse = grain.standard_normal((64, 64, 1), dtype=np.float32) * scene.noise
+    noise = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_LINEAR)
     pixels = image.astype(np.float32) * scene.brightness + noise[..., None]
     return np.clip(pixels + 0.5, 0, 255).astype(np.uint8)
 
@@ -44,6 +47,7 @@ def _draw_board(image: np.ndarray, board: Board, word: str) -> None:
     top, bottom = round(board.top * height), round((board.top + BOARD_HEIGHT) * height)
     cv2.rectangle(image, (left, top), (right, bottom), board.paper, -1)
     cv2.rectangle(image, (left, top), (right, bottom), (90, 90, 95), max(1, height // 96))
+    # Scale the word to the board and centre it.
     stroke = max(1, round(board.stroke * height / 100))
     (text_width, text_height), baseline = cv2.getTextSize(word, _FONT, 1.0, 1)
     room = board.size * (right - left) - stroke, board.size * (bottom - top) - stroke
@@ -64,6 +68,7 @@ def _draw_shape(image: np.ndarray, shape: Shape, centre: tuple[float, float]) ->
         reach = radius if thickness < 0 else radius - thickness / 2
         cv2.circle(image, _fixed(x, y), round(reach * 2**_SHIFT), colour, thickness, cv2.LINE_AA, _SHIFT)
         return
+    # Rotate the corners and fill the polygon.
     turn = math.radians(shape.angle)
     cos, sin = math.cos(turn), math.sin(turn)
     outline = [
@@ -86,4 +91,4 @@ _OUTLINES = {
         *((_ARM, 1.0), (-_ARM, 1.0), (-_ARM, _ARM), (-1.0, _ARM), (-1.0, -_ARM), (-_ARM, -_ARM)),
     ),
 }
-"""Corners of the shapes that have any, for a radius of one."""
+"""Corners of the polygonal shapes, for a radius of 1."""

@@ -1,8 +1,8 @@
-"""One training manifest of several, with captions, first and last words and motions as often as they shall count.
+"""Concatenate training manifests and repeat captions, first and last words, and motions.
 
-A clip has one caption, one first and one last word and a motion or none beside some 25 other questions, and training
-asks a few of them at a time: each would be one in twenty-five of what is asked. `python -m v2l.tiny.world.mixture MIXED
-MANIFEST ... [--captions TIMES] [--ends TIMES] [--motions TIMES]`, all in one folder.
+`python -m v2l.tiny.world.mixture MIXED MANIFEST ... [--captions TIMES] [--ends TIMES] [--motions TIMES]`, all in one
+folder. A clip has at most one question of each of these kinds among about 25 others, and training samples a few
+questions per clip: without repetition each kind would be 4% of them.
 """
 
 from __future__ import annotations
@@ -17,42 +17,47 @@ from v2l.io.files import unreadable, write_atomically
 from v2l.io.text import printable
 
 ENDS = "word first", "word last"
-"""Kinds of question about the first and the last word."""
+"""Kinds of question repeated by --ends."""
 MOTIONS = ("motion",)
-"""The kind of question about how a shape moves."""
+"""Kinds of question repeated by --motions."""
 
 
 def mix(mixed: Path, manifests: Sequence[Path], captions: int = 1, ends: int = 1, motions: int = 1) -> None:
-    """Writes all rows of the manifests, and after them those of captions `captions - 1` times more, those of first and
-    last words `ends - 1` times and those of motions `motions - 1` times, under ids that say so. Raises V2LError where a
-    manifest cannot be read or stands in another folder: rows name videos from their own."""
+    """Write all rows of the manifests, followed by the repeated ones under ids `again-N-ID`.
+
+    captions, ends, motions: how often captions, first and last words, and motions occur in the result
+    Raises V2LError if a manifest cannot be read, or is in another folder: rows name videos relative to their own.
+    """
     lines = []
     for path in manifests:
         if path.resolve().parent != mixed.resolve().parent:
-            raise V2LError(f"{printable(path)} and {printable(mixed)} are not in one folder; videos would not be found")
+            raise V2LError(
+                f"{printable(path)} and {printable(mixed)} are in different folders; put them in one, since rows name "
+                "videos relative to it"
+            )
         try:
             lines += path.read_text(encoding="utf-8").splitlines()
         except OSError as error:
             raise unreadable(path, error) from error
     rows = [json.loads(line) for line in lines]
-    told = [row for row in rows if row["task_type"] == "caption"]
+    described = [row for row in rows if row["task_type"] == "caption"]
     named, moved = ([row for row in rows if row.get("metadata", {}).get("kind") in kinds] for kinds in (ENDS, MOTIONS))
     again = [
         {**row, "id": f"again-{turn}-{row['id']}"}
-        for often, times in ((told, captions), (named, ends), (moved, motions))
+        for repeated, times in ((described, captions), (named, ends), (moved, motions))
         for turn in range(1, times)
-        for row in often
+        for row in repeated
     ]
     write_atomically(mixed, "".join(line + "\n" for line in (*lines, *map(json.dumps, again))).encode())
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(prog="python -m v2l.tiny.world.mixture", description="One manifest of several.")
+    parser = argparse.ArgumentParser(prog="python -m v2l.tiny.world.mixture", description="Concatenate manifests.")
     parser.add_argument("mixed", type=Path)
     parser.add_argument("manifests", type=Path, nargs="+", metavar="manifest")
-    parser.add_argument("--captions", type=int, default=1, metavar="TIMES", help="how often captions stand in it")
-    parser.add_argument("--ends", type=int, default=1, metavar="TIMES", help="how often first and last words do")
-    parser.add_argument("--motions", type=int, default=1, metavar="TIMES", help="how often motions do")
+    parser.add_argument("--captions", type=int, default=1, metavar="TIMES", help="how often captions occur")
+    parser.add_argument("--ends", type=int, default=1, metavar="TIMES", help="how often first and last words occur")
+    parser.add_argument("--motions", type=int, default=1, metavar="TIMES", help="how often motions occur")
     given = parser.parse_args()
     with errors_in_one_line():
         mix(given.mixed, given.manifests, given.captions, given.ends, given.motions)

@@ -1,4 +1,4 @@
-"""OpenCV, which draws the clips of this world and writes them: `from v2l.tiny.world.opencv import cv2`."""
+"""Import OpenCV safely and with clear errors: `from v2l.tiny.world.opencv import cv2`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from v2l.errors import V2LError
 
 for _name in [name for name in os.environ if name.startswith("OPENCV") and name.endswith("PATH")]:
     if not os.path.isabs(os.environ[_name]):
-        del os.environ[_name]  # where OpenCV would load plug-ins from: never from the working folder
+        del os.environ[_name]  # never load OpenCV plug-ins from the working folder
 
 try:
     import cv2

@@ -1,7 +1,7 @@
-"""What can be asked about a story, with the answers, from the frames that are seen of it.
+"""Questions about a story and their answers, derived from the frames that the model sees.
 
-Every kind of question has several phrasings, the last of which is kept for the test. Many questions bind a time to
-what is seen then: without them a small model does not learn that things move.
+Every kind of question has several phrasings; the last one is reserved for the test. Many questions name a time: without
+them a small model does not learn that things move.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
@@ -127,10 +128,10 @@ PHRASINGS = {
         "tell me how many shapes you can see.",
     ),
 }
-"""Kind of question to its phrasings, the one for the test last: training hears all of its words, in other sentences."""
+"""Phrasings by kind of question. The last one is for the test; its words all occur in the training phrasings."""
 
 EASY = ("colour", "shape", "colour at", "shape at", "count")
-"""Kinds of question that are learned long before the others."""
+"""Kinds of question that are learned much earlier than the others."""
 
 QA_BENCHMARKS = {
     "tiny-nextqa": ("word first", "word last", "word after", "word before"),
@@ -138,15 +139,15 @@ QA_BENCHMARKS = {
     "tiny-plm-sgqa": ("word at", "place at", "colour at", "shape at", "start", "end"),
     "tiny-vidcapbench": tuple(kind for kind in PHRASINGS if kind != "count"),
 }
-"""What the four question benchmarks of the paper ask, in this world: the order of events; what is seen; what is where
-and when, in detail; and everything about the same video, which has one shape."""
+"""Counterparts of the paper's four question benchmarks, as kinds of question: order of events; visible content;
+detailed place and time; and everything about the same video, which has one shape."""
 
 CAPTION_PROMPTS = ("Describe what is happening in this video.", "Summarize this video in 1-3 sentences.")
 
 
 @dataclass(frozen=True)
 class Question:
-    """kind: one of PHRASINGS, or "caption"."""
+    """A prompt and its answer. kind: one of PHRASINGS, or "caption"."""
 
     kind: str
     prompt: str
@@ -160,16 +161,17 @@ def ask_about(
     kept_phrasing: bool = False,
     whole_seconds: bool = False,
 ) -> list[Question]:
-    """One question of every kind that the story allows, about one of its shapes, words and times each.
+    """Return one question of every kind that the story allows, each about a random shape, word or time.
 
-    times: seconds of the frames that are seen, ascending; nothing is asked that they do not show. Of a story of
-        several scenes every question names its time or an order.
-    kept_phrasing: the phrasing that is kept for the test instead of one of the others
-    whole_seconds: nothing is asked at a time where the second that names it has two answers, so that the answer is the
-        same whichever of its frames is seen
+    If the story has several scenes, every question names a time or an order.
+
+    times: seconds of the visible frames, ascending; questions are about these frames only
+    kept_phrasing: use the phrasing reserved for the test
+    whole_seconds: skip times whose whole second has two answers, so that every frame of the second gives the same one
+    Raises V2LError if `times` is empty.
     """
     if not times:
-        raise V2LError("nothing can be asked about a clip of which no frame is seen")
+        raise V2LError("cannot ask about a clip without visible frames")
     choices = {
         kind: phrasings[-1] if kept_phrasing else phrasings[random.integers(len(phrasings) - 1)]
         for kind, phrasings in PHRASINGS.items()
@@ -181,7 +183,10 @@ def ask_about(
 
 
 def ask_as_benchmarks(story: Story, times: Sequence[float], random: np.random.Generator) -> list[Question]:
-    """The same questions, at times in whole seconds, under the names of QA_BENCHMARKS, in each that asks their kind."""
+    """Return the questions of `ask_about` in whole seconds, once for every one of QA_BENCHMARKS that asks their kind.
+
+    The name of the benchmark replaces the kind.
+    """
     asked = ask_about(story, times, random, whole_seconds=True)
     return [
         replace(question, kind=name)
@@ -192,26 +197,30 @@ def ask_as_benchmarks(story: Story, times: Sequence[float], random: np.random.Ge
 
 
 def ask_by_scene(story: Story, times: Sequence[float], random: np.random.Generator) -> list[Question]:
-    """Questions that only their time or an order ties to a scene: each scene is asked for its word at a time, and for
-    the colour, the kind or the place of its shape where all scenes' shapes go by the same name and differ in it.
-    Whoever ignores the time is right about one scene of all at most. What is asked holds for the whole second that is
-    named. Raises V2LError where of a scene no second with one word is seen."""
+    """Return questions that depend on their time or on an order: ignoring the time gives at most one scene's answer.
+
+    Each scene is asked for its word at a time. It is also asked for the colour, kind or place of its shape, if the
+    question names the shapes of all scenes alike and their answers differ. Answers hold for the whole second named.
+
+    Raises V2LError if a scene has no visible second with a single word.
+    """
     pick = _picking(random)
-    clear = _clear(story.word_at, times)
-    seen = [[seconds for seconds in clear if story.at(seconds) is scene] for scene in story.scenes]
-    if not all(seen):
-        raise V2LError("every scene is asked about, and of one no frame is seen in whose second there is one word")
-    words = seen_words(story, times)
-    facts = [("word first", {}, words[0]), ("word last", {}, words[-1])] if len(words) > 1 else []
+    clear = _unambiguous(story.word_at, times)
+    by_scene = [[seconds for seconds in clear if story.at(seconds) is scene] for scene in story.scenes]
+    if not all(by_scene):
+        raise V2LError("every scene needs a visible second with a single word; one scene has none")
+    words = visible_words(story, times)
+    facts: list[Fact] = [("word first", {}, words[0]), ("word last", {}, words[-1])] if len(words) > 1 else []
     by_kind: dict[str, list[Fact]] = {}
-    for own in seen:
+    for own in by_scene:
         for fact in (*_word_facts(story, [pick(own)], pick, True), *_timed_facts(story, own, pick, True)):
             by_kind.setdefault(fact[0], []).append(fact)
-    for kind, told in by_kind.items():
-        named = [{**names, "time": None} for _, names, _ in told]
-        differs = len({answer for *_, answer in told}) == len(seen)
+    # Keep the kinds whose questions differ in nothing but the time and whose answers all differ.
+    for kind, same_kind in by_kind.items():
+        named = [{**names, "time": None} for _, names, _ in same_kind]
+        differs = len({answer for *_, answer in same_kind}) == len(by_scene)
         if kind != "words" and differs and all(each == named[0] for each in named):
-            facts += told
+            facts += same_kind
     return [
         Question(kind, PHRASINGS[kind][random.integers(len(PHRASINGS[kind]) - 1)].format(**names), answer)
         for kind, names, answer in facts
@@ -219,16 +228,19 @@ def ask_by_scene(story: Story, times: Sequence[float], random: np.random.Generat
 
 
 def describe(story: Story, times: Sequence[float], random: np.random.Generator) -> list[Question]:
-    """What the five caption styles of VDC ask, in this world, of one scene: the whole in short and in detail, the
-    motion in place of the camera's, the whiteboard that is the background, and the main subject."""
+    """Return counterparts of VDC's five caption styles for a story of one scene.
+
+    Short and detailed ask for the whole caption, camera for the shape's motion, background for the whiteboard, and
+    main subject for the shape. Raises V2LError if the story has several scenes.
+    """
     if len(story.scenes) > 1:
-        raise V2LError("the caption styles are asked of one scene; several have no main subject")
-    told = caption(story, times, random).answer
+        raise V2LError("the caption styles need a story of one scene; several scenes have no main subject")
+    whole = caption(story, times, random).answer
     facts = {kind: (names, answer) for kind, names, answer in _facts(story, times, random)}
     (colour, subject), (_, words) = facts["shape"], facts["words"]
     styles = [
-        Question("short", CAPTION_PROMPTS[1], told),
-        Question("detailed", CAPTION_PROMPTS[0], told),
+        Question("short", CAPTION_PROMPTS[1], whole),
+        Question("detailed", CAPTION_PROMPTS[0], whole),
         Question("background", "read the whiteboard.", words),
         Question("main subject", f"what is the {colour['colour']} thing?", subject),
     ]
@@ -239,9 +251,11 @@ def describe(story: Story, times: Sequence[float], random: np.random.Generator) 
 
 
 def caption(story: Story, times: Sequence[float], random: np.random.Generator) -> Question:
-    """A prompt of the published training's kind and a caption that says what the frames show: the shapes of one scene,
-    and the words of any number."""
-    told = f"The whiteboard says {' then '.join(seen_words(story, times))}."
+    """Return a prompt of the published training and a caption of the visible frames.
+
+    The caption names the words of all scenes, and the shapes if there is only one scene.
+    """
+    text = f"The whiteboard says {' then '.join(visible_words(story, times))}."
     if len(story.scenes) == 1:
         scene = story.scenes[0]
         moves = shows_motion(scene, times)
@@ -250,28 +264,28 @@ def caption(story: Story, times: Sequence[float], random: np.random.Generator) -
             f"{' ' + _MOVES[shape.motion] if moves else ''}."
             for shape in scene.shapes
         )
-        told = f"{shapes} {told}"
-    return Question("caption", CAPTION_PROMPTS[random.integers(len(CAPTION_PROMPTS))], told)
+        text = f"{shapes} {text}"
+    return Question("caption", CAPTION_PROMPTS[random.integers(len(CAPTION_PROMPTS))], text)
 
 
-def seen_words(story: Story, times: Sequence[float]) -> list[str]:
-    """The words on the board in those frames, in their order."""
+def visible_words(story: Story, times: Sequence[float]) -> list[str]:
+    """Return the words on the board in the frames at `times`, in order."""
     words = [story.word_at(seconds) for seconds in times]
     return words[:1] + [after for before, after in pairwise(words) if after != before]
 
 
 def shows_motion(scene: Scene, times: Sequence[float]) -> bool:
-    """Whether those frames tell every motion from every other: four or more that span most of the scene."""
+    """Return whether the frames distinguish all motions: four or more that span at least 0.7 of the scene."""
     return len(times) >= 4 and scene.progress(times[-1]) - scene.progress(times[0]) >= 0.7
 
 
 def clock(seconds: float) -> str:
-    """A time as the prompt announces its frame: MM:SS."""
+    """Format a time as the prompt announces a frame: MM:SS."""
     return f"{math.floor(seconds) // 60:02d}:{math.floor(seconds) % 60:02d}"
 
 
 Fact = tuple[str, dict[str, str], str]
-"""Kind, what its phrasing names, and the answer."""
+"""Kind, values for the phrasing's placeholders, and answer."""
 
 _MOVES = {
     "still": "stands still",
@@ -293,28 +307,28 @@ def _facts(
         yield from _lasting_facts(story.scenes[0], times, pick)
 
 
-def _picking(random: np.random.Generator) -> Callable[[Sequence], object]:
-    return lambda items: items[random.integers(len(items))]
+def _picking(random: np.random.Generator) -> Callable[[Sequence], Any]:
+    return lambda items: items[int(random.integers(len(items)))]
 
 
-def _clear(told: Callable[[float], object], times: Sequence[float]) -> list[float]:
-    """Those at which the same is told as at both ends of the second that names them."""
+def _unambiguous(answer: Callable[[float], object], times: Sequence[float]) -> list[float]:
+    """Keep the times whose answer is the same at both ends of their whole second."""
 
     def holds(seconds: float) -> bool:
         begin = math.floor(seconds)
-        return told(begin) == told(seconds) == told(math.nextafter(begin + 1, 0))
+        return answer(begin) == answer(seconds) == answer(math.nextafter(begin + 1, 0))
 
     return [seconds for seconds in times if holds(seconds)]
 
 
 def _word_facts(story: Story, times: Sequence[float], pick: Callable, whole_seconds: bool) -> Iterator[Fact]:
-    words = seen_words(story, times)
+    words = visible_words(story, times)
     yield "words", {}, " then ".join(words)
-    clear = _clear(story.word_at, times) if whole_seconds else times
+    clear = _unambiguous(story.word_at, times) if whole_seconds else times
     if clear:
         seconds = pick(clear)
         yield "word at", {"time": clock(seconds)}, story.word_at(seconds)
-    if len(words) > 1:  # with one word, first and last would ask the same as the plain question
+    if len(words) > 1:  # with one word these repeat the question for all words
         before, after = pick(list(pairwise(words)))
         yield "word first", {}, words[0]
         yield "word last", {}, words[-1]
@@ -323,7 +337,7 @@ def _word_facts(story: Story, times: Sequence[float], pick: Callable, whole_seco
 
 
 def _timed_facts(story: Story, times: Sequence[float], pick: Callable, whole_seconds: bool) -> Iterator[Fact]:
-    clear = _clear(story.at, times) if whole_seconds else times
+    clear = _unambiguous(story.at, times) if whole_seconds else times
     if clear:
         seconds = pick(clear)
         shape: Shape = pick(story.at(seconds).shapes)
@@ -334,7 +348,7 @@ def _timed_facts(story: Story, times: Sequence[float], pick: Callable, whole_sec
         for seconds in clear
         for shape in story.at(seconds).shapes
         if (place := _clear_place(story.at(seconds), shape, seconds))
-        and (not whole_seconds or _clear(partial(_clear_place, story.at(seconds), shape), [seconds]))
+        and (not whole_seconds or _unambiguous(partial(_clear_place, story.at(seconds), shape), [seconds]))
     ]
     if placed:
         shape, seconds, place = pick(placed)
@@ -342,7 +356,7 @@ def _timed_facts(story: Story, times: Sequence[float], pick: Callable, whole_sec
 
 
 def _clear_place(scene: Scene, shape: Shape, seconds: float) -> str | None:
-    """The ninth that the shape is in at that time, None where it is too near to a border."""
+    """Return the region of the shape at `seconds`, or None if it is too close to a border."""
     place = scene.where(shape, seconds)
     return place_name(*place) if place_is_clear(*place) else None
 

@@ -1,14 +1,13 @@
-"""What a clip shows, as plain numbers: a whiteboard whose word changes and one or two coloured shapes that move.
+"""Scenes as plain numbers: a whiteboard whose word changes, and one or two coloured shapes that move.
 
-Coordinates are fractions of the frame, x to the right and y down; times are seconds of the whole video. Everything
-follows from a split's name and a seed, in any process and on any machine.
+Coordinates are fractions of the frame, x to the right and y down; times are in seconds of the whole video. A split's
+name and a seed determine a scene, in any process and on any machine.
 """
 
 from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,30 +32,30 @@ COLOURS = {
 KINDS = ("circle", "square", "triangle", "cross", "ring")
 MOTIONS = ("still", "left", "right", "up", "down", "back and forth")
 PLACES = (("top left", "top", "top right"), ("left", "middle", "right"), ("bottom left", "bottom", "bottom right"))
-"""Names of the nine ninths of a frame, by row and column."""
+"""Names of the nine regions of a frame, by row and column."""
 
 SHAPES = 1
-"""The most shapes in a scene of the world that the embedded model knows; of two it does not tell which is which."""
+"""Maximum number of shapes per scene for the embedded model, which does not learn to distinguish two."""
 
 SPLITS = ("train", "validation", "test", "held-out")
-"""`held-out` shows combinations that no other split does; the seeds of different splits have nothing in common."""
+"""`held-out` shows combinations that appear in no other split. Splits share no scene, whatever the seeds."""
 HELD_OUT_SHARE = 16
-"""One combination of colour, shape, motion and word in this many is held out."""
+"""One in this many combinations of colour, shape, motion and word is held out."""
 
 FEWEST_SECONDS, MOST_SECONDS = 2.0, 3600.0
 BOARD_HEIGHT = 0.27
 UNCLEAR = 0.025
-"""Distance from the border between two ninths, about a pixel and a half of 64, within which none is asked for."""
+"""Distance to a border between two regions below which no place is asked for: about 1.5 pixels of 64."""
 _NEAR, _FAR = (0.13, 0.27), (0.73, 0.87)
 _GREYS = ((225, 222, 215), (190, 200, 210), (120, 125, 130), (70, 75, 85), (35, 35, 40), (205, 190, 165))
 
 
 @dataclass(frozen=True)
 class Board:
-    """A whiteboard. The word `words[i]` stands on it from `changes[i]` seconds until the next change.
+    """A whiteboard that shows `words[i]` from `changes[i]` seconds until the next change.
 
-    top: y of its upper edge; left, width: of its span; size: how much of it the word fills, 0 to 1
-    stroke: width of the ink in hundredths of the frame's height; ink, paper: RGB
+    top: y of the upper edge; left, width: horizontal extent; size: share of the board that the word fills, 0 to 1
+    stroke: line width in hundredths of the frame height; ink, paper: RGB
     """
 
     words: tuple[str, ...]
@@ -70,16 +69,17 @@ class Board:
     paper: tuple[int, int, int]
 
     def word_at(self, seconds: float) -> str:
-        """The word that stands there at that time."""
+        """Return the word on the board at `seconds`."""
         return self.words[max(0, sum(change <= seconds for change in self.changes) - 1)]
 
 
 @dataclass(frozen=True)
 class Shape:
-    """A shape that goes in a straight line from `start` to `end`, (x, y) each, while its scene lasts; where its motion
-    is `back and forth` it reaches `end` half-way and returns.
+    """A shape that moves in a straight line from `start` to `end`, (x, y) each, during its scene.
 
-    size: its height as a fraction of the frame's shorter side; angle: degrees it is turned by
+    With the motion `back and forth` it reaches `end` half-way and returns.
+
+    size: height as a fraction of the frame's shorter side; angle: rotation in degrees
     """
 
     kind: str
@@ -91,7 +91,7 @@ class Shape:
     angle: float
 
     def place(self, progress: float) -> tuple[float, float]:
-        """(x, y) of its centre after that share, 0 to 1, of its scene."""
+        """Return the centre (x, y) at `progress`, 0 to 1, of the scene."""
         if self.motion == "back and forth":
             progress = 1 - abs(2 * progress - 1)
         (x0, y0), (x1, y1) = self.start, self.end
@@ -100,10 +100,10 @@ class Shape:
 
 @dataclass(frozen=True)
 class Scene:
-    """What is seen from `start` seconds of a video for `duration` seconds.
+    """The content of a video from `start` seconds on, for `duration` seconds.
 
-    background: RGB of its upper and of its lower edge; brightness: factor on every pixel
-    noise: standard deviation of the grain in grey levels; seed: of the grain
+    background: RGB of the upper and of the lower edge; brightness: factor applied to every pixel
+    noise: standard deviation of the grain in grey levels; seed: random seed of the grain
     """
 
     start: float
@@ -116,17 +116,17 @@ class Scene:
     seed: int
 
     def progress(self, seconds: float) -> float:
-        """The share of the scene, 0 to 1, that is over at that time of the video."""
+        """Return the elapsed share of the scene, 0 to 1, at `seconds` of the video."""
         return min(max((seconds - self.start) / self.duration, 0.0), 1.0)
 
     def where(self, shape: Shape, seconds: float) -> tuple[float, float]:
-        """(x, y) of one of its shapes at that time of the video."""
+        """Return the centre (x, y) of a shape at `seconds` of the video."""
         return shape.place(self.progress(seconds))
 
 
 @dataclass(frozen=True)
 class Story:
-    """Scenes one after the other, each with its own board and shapes; most videos are a single one."""
+    """A sequence of scenes, each with its own board and shapes. Most videos have one scene."""
 
     scenes: tuple[Scene, ...]
 
@@ -139,38 +139,38 @@ class Story:
         return self.scenes[-1].start + self.scenes[-1].duration - self.start
 
     def at(self, seconds: float) -> Scene:
-        """The scene that is on at that time of the video."""
+        """Return the scene at `seconds` of the video."""
         return self.scenes[max(0, sum(scene.start <= seconds for scene in self.scenes) - 1)]
 
     def word_at(self, seconds: float) -> str:
-        """The word on the board at that time of the video."""
+        """Return the word on the board at `seconds` of the video."""
         return self.at(seconds).board.word_at(seconds)
 
     def between(self, first: float, last: float) -> Story:
-        """The scenes that are on from the one time to the other."""
+        """Return the story reduced to the scenes between two times, in seconds."""
         return Story(
             tuple(scene for scene in self.scenes if first < scene.start + scene.duration and scene.start <= last)
         )
 
 
 def place_name(x: float, y: float) -> str:
-    """The name of the ninth of the frame that the point lies in."""
+    """Return the name of the region that contains the point."""
     return PLACES[min(int(y * 3), 2)][min(int(x * 3), 2)]
 
 
 def place_is_clear(x: float, y: float) -> bool:
-    """Whether the point lies at least `UNCLEAR` from the borders between ninths, so that its place has one name."""
+    """Return whether the point is at least `UNCLEAR` away from every region border."""
     return all(abs(side - border) >= UNCLEAR for side in (x, y) for border in (1 / 3, 2 / 3))
 
 
 def is_held_out(colour: str, kind: str, motion: str, word: str) -> bool:
-    """Whether that combination is kept for the test, by its hash alone."""
+    """Return whether the combination is reserved for the test; its hash decides."""
     digest = hashlib.sha256(f"{colour} {kind} {motion} {word}".encode()).digest()
     return int.from_bytes(digest[:8], "big") % HELD_OUT_SHARE == 0
 
 
 def held_out_in(scene: Scene) -> bool:
-    """Whether the scene shows a held-out combination anywhere, at the same time or not."""
+    """Return whether the scene contains a held-out combination, simultaneous or not."""
     pairs = itertools.product(scene.shapes, scene.board.words)
     return any(is_held_out(shape.colour, shape.kind, shape.motion, word) for shape, word in pairs)
 
@@ -178,59 +178,60 @@ def held_out_in(scene: Scene) -> bool:
 def sample_story(
     split: str, seed: int, duration: float, start: float = 0.0, views: int = 12, count: int = 1, shapes: int = 2
 ) -> Story:
-    """The story of that split and seed: `count` scenes of equal length, of which no two write the same word, so that
-    "what comes after lora" has one answer; each with at most that many shapes, 1 or 2.
+    """Return the story for a split and a seed: `count` scenes of equal length.
 
-    duration, start: seconds; views: that many evenly spread looks see every word at least once
-    Raises V2LError for an unknown split, a length outside 2 seconds to an hour or more scenes than it has seconds.
+    No word appears in two scenes, so "what comes after lora" has one answer.
+
+    duration, start: seconds
+    views: number of evenly spaced frames that are enough to show every word at least once
+    shapes: maximum number of shapes per scene, 1 or 2
+    Raises V2LError for an unknown split, a duration outside 2 seconds to 1 hour, or more scenes than seconds.
     """
     if split not in SPLITS:
-        raise V2LError(f"there is no split {split!r}; choose one of {', '.join(SPLITS)}")
+        raise V2LError(f"unknown split {split!r}; choose one of {', '.join(SPLITS)}")
     if not FEWEST_SECONDS <= duration <= MOST_SECONDS:
-        raise V2LError(f"a story of {duration:g} s was asked for; it may last {FEWEST_SECONDS:g} to {MOST_SECONDS:g} s")
+        raise V2LError(f"invalid duration {duration:g} s; choose {FEWEST_SECONDS:g} to {MOST_SECONDS:g} s")
     if not 1 <= count <= min(duration, len(WORDS)):
         raise V2LError(
-            f"{count} scenes were asked for in {duration:g} s; give 1 to {len(WORDS)}, a second each or more"
+            f"{count} scenes do not fit into {duration:g} s; choose 1 to {len(WORDS)} of at least one second each"
         )
     random = np.random.default_rng([SPLITS.index(split), seed])
     each = duration / count
-    scenes = []
+    scenes: list[Scene] = []
     for words in np.array_split(random.permutation(len(WORDS)), count):
         while True:
             random.shuffle(words)
-            scene = _draw_lots(random, (start + each * len(scenes), each), views // count, words, shapes)
+            scene = _sample_scene(random, (start + each * len(scenes), each), views // count, words, shapes)
             if held_out_in(scene) == (split == "held-out"):
                 break
         scenes.append(scene)
     return Story(tuple(scenes))
 
 
-def _draw_lots(
-    random: np.random.Generator, span: tuple[float, float], views: int, words: Sequence[int], shapes: int
+def _sample_scene(
+    random: np.random.Generator, span: tuple[float, float], views: int, words: np.ndarray, shapes: int
 ) -> Scene:
     start, duration = span
-    background = tuple(_jitter(random, _GREYS[random.integers(len(_GREYS))], 12) for _ in range(2))
+    upper, lower = (_jitter(random, _GREYS[random.integers(len(_GREYS))], 12) for _ in range(2))
     if random.random() < 0.5:
-        background = (background[0], background[0])
+        lower = upper
     board = _sample_board(random, duration, start, views, words)
     return Scene(
         start=start,
         duration=duration,
         board=board,
         shapes=_sample_shapes(random, board, shapes),
-        background=background,
+        background=(upper, lower),
         brightness=float(random.uniform(0.8, 1.15)),
         noise=float(random.uniform(0, 10)),
         seed=int(random.integers(2**31)),
     )
 
 
-def _sample_board(
-    random: np.random.Generator, duration: float, start: float, views: int, choice: Sequence[int]
-) -> Board:
+def _sample_board(random: np.random.Generator, duration: float, start: float, views: int, choice: np.ndarray) -> Board:
     count = min(int(random.integers(1, 5)), max(1, views // 2), len(choice))
     words = choice[:count]
-    # each word stays for its least share of the time, and a random part of what is left
+    # Show each word for the minimum share of the time and distribute the rest at random.
     least = 1.2 / max(views, 1) if count > 1 else 0.0
     spare = random.dirichlet([1.0] * count) * (1 - least * count)
     shares = np.cumsum(spare + least)[:-1]
@@ -250,14 +251,14 @@ def _sample_board(
 
 
 def _sample_shapes(random: np.random.Generator, board: Board, most: int) -> tuple[Shape, ...]:
-    """One or two shapes clear of the board and of each other; two differ in kind and in colour."""
+    """Sample one or two shapes that overlap neither the board nor each other; two differ in kind and colour."""
     count = int(random.integers(1, most + 1))
     kinds = random.choice(len(KINDS), count, replace=False)
     colours = random.choice(len(COLOURS), count, replace=False)
     motions = random.integers(len(MOTIONS), size=count)
     names = [(KINDS[k], list(COLOURS)[c], MOTIONS[m]) for k, c, m in zip(kinds, colours, motions, strict=True)]
     moved = {motion for _, _, motion in names}
-    if "back and forth" in moved and moved & {"up", "down"}:  # two such paths always meet
+    if "back and forth" in moved and moved & {"up", "down"}:  # these paths always cross
         return _sample_shapes(random, board, most)
     while True:
         shapes = [_sample_shape(random, *name, board=board) for name in names]
@@ -284,10 +285,11 @@ def _sample_shape(random: np.random.Generator, kind: str, colour: str, motion: s
 
 def _apart(one: Shape, other: Shape) -> bool:
     progress = np.linspace(0, 1, 17)
-    distances = np.array(one.place(progress)) - np.array(other.place(progress))  # (2, 17)
-    return bool((np.abs(distances).max(0) > (one.size + other.size) / 2 + 0.02).all())
+    distances = np.array([np.subtract(one.place(each), other.place(each)) for each in progress.tolist()])  # (17, 2)
+    return bool((np.abs(distances).max(1) > (one.size + other.size) / 2 + 0.02).all())
 
 
 def _jitter(random: np.random.Generator, colour: tuple[int, int, int], amount: int) -> tuple[int, int, int]:
     values = np.clip(np.array(colour) + random.integers(-amount, amount + 1, 3), 0, 255)
-    return tuple(int(value) for value in values)
+    red, green, blue = (int(value) for value in values)
+    return red, green, blue

@@ -1,7 +1,7 @@
-"""The embedded model's tokenizer: byte-level BPE with SmolVLM's special tokens, trained on what the world says.
+"""Tokenizer of the embedded model: byte-level BPE with SmolVLM's special tokens, trained on texts of the drawn world.
 
-A time is the same three tokens wherever it stands, minutes, colon and seconds, and the words that announce a frame are
-one: a frame costs 12 tokens instead of 20, and a question about a time names the very tokens that stand at its frame.
+A time is always three tokens (minutes, colon, seconds), and the words that announce a frame are one token. A frame thus
+costs 12 tokens instead of 20, and a question names a time with the same tokens as the frame's announcement.
 """
 
 from __future__ import annotations
@@ -45,13 +45,15 @@ VOCABULARY = 896
 
 
 def train_tokenizer() -> Tokenizer:
-    """The same tokenizer at every call: numbers two digits at a time, every byte known, the world's words whole."""
+    """Train the tokenizer, deterministically: digits in pairs, all bytes, the world's words as single tokens."""
     return byte_level_bpe(WORLD_PIECES, VOCABULARY, _texts())
 
 
 def byte_level_bpe(pieces: str, vocabulary: int, texts: Iterable[str]) -> Tokenizer:
-    """A tokenizer with SmolVLM's special tokens, of at most that many tokens. pieces: a regular expression of what the
-    texts are cut into before pairs are merged."""
+    """Train a byte-level BPE tokenizer with SmolVLM's special tokens.
+
+    pieces: regular expression that splits texts before merging; vocabulary: maximum number of tokens
+    """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -71,7 +73,7 @@ def byte_level_bpe(pieces: str, vocabulary: int, texts: Iterable[str]) -> Tokeni
 
 
 def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
-    """Writes it as transformers' AutoTokenizer reads it, the special tokens' roles included."""
+    """Save the tokenizer and the roles of its special tokens for transformers' AutoTokenizer."""
     from transformers import PreTrainedTokenizerFast
 
     roles = {"bos_token": START, "eos_token": END_OF_TURN, "pad_token": PAD, "unk_token": "<|endoftext|>"}
@@ -79,7 +81,7 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
 
 
 def _texts() -> Iterator[str]:
-    """Whole words many times over, so that they become single tokens; then whole prompts and answers."""
+    """Yield single words, repeated until each becomes one token, then complete prompts and answers."""
     names = [*WORDS, *COLOURS, *KINDS, *{word for row in PLACES for place in row for word in place.split()}]
     counts = [number_in_words(count) for count in (*range(1, 101), 256, 1024)]
     yield from (f" {name} {name}?" for name in names for _ in range(200))

@@ -1,4 +1,4 @@
-"""The reader of published checkpoints: reads what the official code saved, and nothing a file holds can do harm."""
+"""The reader of published checkpoints: it reads official files, and no file executes code or exhausts memory."""
 
 import copyreg
 import dataclasses
@@ -41,7 +41,7 @@ CLASSES = [
 
 @pytest.fixture
 def classes(monkeypatch: pytest.MonkeyPatch) -> types.SimpleNamespace:
-    """The six classes, importable under their official names for the length of one test."""
+    """The six classes, importable under their official names during one test."""
     made = {}
     for module_name, name in CLASSES:
         made[name] = type(name, (types.SimpleNamespace,), {"__module__": module_name, "__reduce_ex__": _plain_reduce})
@@ -64,7 +64,7 @@ def _plain_reduce(self: object, protocol: int) -> tuple:
 
 
 def state(classes: types.SimpleNamespace, prefix: str = "") -> OrderedDict:
-    """A small state dict such as the official code saves, with two tensors that share their storage."""
+    """Build a small state dict as the official code saves it, with two tensors that share a storage."""
     lora = classes.LoraConfig(
         peft_type=classes.PeftType.LORA,
         target_modules={"up_proj", "down_proj"},
@@ -97,13 +97,13 @@ def state(classes: types.SimpleNamespace, prefix: str = "") -> OrderedDict:
 
 @dataclasses.dataclass
 class Raw:
-    """Opcodes that leave one value on the stack."""
+    """Opcodes that push one value."""
 
     code: bytes
 
 
 def emit(value: object) -> bytes:
-    """Opcodes for a plain value that may hold `Raw` ones."""
+    """Return opcodes for a plain value, which may contain `Raw` ones."""
     match value:
         case Raw():
             return value.code
@@ -152,7 +152,7 @@ LONGS = struct.pack("<2q", 0, 1)
 
 
 def program(**changes: object) -> bytes:
-    """The pickle of a small checkpoint; `changes` replace top-level values, and a value of ... removes one."""
+    """Return the pickle of a small checkpoint. `changes` replace top-level values; the value ... removes one."""
     values = {
         "weight": tensor(),
         "base_model_name_or_path": "somebody/model",
@@ -167,7 +167,7 @@ def in_config(value: object) -> bytes:
 
 
 def packed(data: bytes, entries: dict[str, bytes] | None = None, method: int = zipfile.ZIP_STORED) -> bytes:
-    """A checkpoint file around a pickle; `entries` are added to, or replace, the two storages."""
+    """Return a checkpoint file with a pickle. `entries` are added to the two storages, or replace them."""
     contents = {"x/data.pkl": data, "x/byteorder": b"little", "x/data/0": FLOATS, "x/data/1": LONGS} | (entries or {})
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", method) as archive:
@@ -182,7 +182,7 @@ def file(tmp_path: pathlib.Path) -> pathlib.Path:
 
 
 def refusal(path: pathlib.Path, content: bytes | None = None) -> str:
-    """The message with which a file is refused: one printable line that begins with the file's name."""
+    """Return the error for a file: one printable line with the file's name."""
     if content is not None:
         path.write_bytes(content)
     started = time.process_time()
@@ -278,7 +278,7 @@ def test_reading_imports_nothing(file):
 
 
 class Evil:
-    """Runs a function when it is unpickled."""
+    """Calls a function when it is unpickled."""
 
     def __init__(self, function, *arguments):
         self.reduced = function, arguments
@@ -335,7 +335,7 @@ def test_code_in_every_field_is_refused_by_name(classes, file, tmp_path, where, 
 
 
 def hostile(canary: pathlib.Path) -> dict[str, bytes]:
-    """Pickles that would run a shell command, each by other opcodes."""
+    """Return pickles that would run a shell command, each by different opcodes."""
     command = f"touch '{canary}'"
     system = call("os", "system", command)
     return {
@@ -412,7 +412,7 @@ def test_every_opcode_alone_is_refused(file):
 
 
 def shared(levels: int, pair: bytes) -> Raw:
-    """A value nested `levels` deep that holds the level below it twice: 2 ** levels leaves when walked."""
+    """Return a value nested `levels` deep in which each level holds the next twice: 2 ** levels leaves."""
     return Raw(emit("leaf") + b"".join(b"q\x01" + pair for _ in range(levels)))
 
 
@@ -644,7 +644,7 @@ def test_unreadable_file_is_refused(file):
 
 
 def outcome(path: pathlib.Path, content: bytes) -> PublishedCheckpoint | None:
-    """What a damaged file reads as, or None when it is refused; any other exception fails the test."""
+    """Read a damaged file. Returns None if it is refused; any other exception fails the test."""
     path.write_bytes(content)
     try:
         return read_published(path)
@@ -654,7 +654,7 @@ def outcome(path: pathlib.Path, content: bytes) -> PublishedCheckpoint | None:
 
 
 def mutated(content: bytes, generator: random.Random) -> bytes:
-    """The content with one to three bytes flipped, replaced, inserted, removed or a stretch repeated."""
+    """Apply one to three mutations: flip, replace, insert or remove a byte, or repeat a part."""
     changed = bytearray(content)
     for _ in range(generator.randint(1, 3)):
         at = generator.randrange(len(changed))
@@ -673,7 +673,7 @@ def mutated(content: bytes, generator: random.Random) -> bytes:
 
 
 def small(classes: types.SimpleNamespace, protocol: int) -> tuple[bytes, dict[str, bytes]]:
-    """A small file of torch.save, whole and by its entries."""
+    """Return a small file of torch.save, and its entries."""
     output = io.BytesIO()
     torch.save(state(classes), output, pickle_protocol=protocol)
     with zipfile.ZipFile(output) as archive:
@@ -702,7 +702,7 @@ def test_mutated_files_are_refused_or_whole(classes, file, protocol):
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("protocol", [2, 4])
 def test_mutated_pickles_are_refused_or_plain(classes, file, protocol):
-    """The checksums of these files are right, so that the mutations reach the interpreter."""
+    """The checksums of these files are valid, so the mutations reach the interpreter."""
     _, entries = small(classes, protocol)
     generator = random.Random(protocol)
     before = set(sys.modules)

@@ -1,4 +1,4 @@
-"""Files that anyone may have written: read whole, within a limit, and only if they are regular files."""
+"""Reading of files that anyone may have written: regular files only, whole, and within a size limit."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from v2l.io.files import open_regular, unreadable
 from v2l.io.text import printable
 
 MAX_JSON_BYTES = 4 << 20
-"""Of a JSON file of a model folder. The published ones have at most 50 kB, their tokenizers aside."""
+"""Limit for a JSON file of a model folder. The published ones have at most 50 kB, except for their tokenizers."""
 
 
 def read_limited(path: Path, limit: int) -> bytes:
-    """Reads a whole regular file. No more than `limit` + 1 bytes are held, whatever the file's size.
+    """Read a whole regular file. Holds at most `limit` + 1 bytes, whatever the file's size.
 
-    Raises FileNotFoundError if it is missing, and V2LError if it cannot be read, is no regular file or has more than
-    `limit` bytes.
+    Raises FileNotFoundError if it is missing, and V2LError if it cannot be read, is not a regular file or has more
+    than `limit` bytes.
     """
     try:
         with open_regular(path) as file:
@@ -36,7 +36,7 @@ def read_limited(path: Path, limit: int) -> bytes:
 
 
 def read_json(path: Path, limit: int = MAX_JSON_BYTES, optional: bool = False) -> dict[str, Any]:
-    """Reads a JSON object.
+    """Read a JSON object.
 
     optional: return an empty object if the file is missing
     Raises V2LError if it cannot be read or is not a JSON object; NaN and Infinity are not JSON.
@@ -55,7 +55,7 @@ def read_json(path: Path, limit: int = MAX_JSON_BYTES, optional: bool = False) -
 
 
 def shown(value: object) -> str:
-    """A value of a JSON file as it may stand in a message: at once, however large or deep it is."""
+    """Format a JSON value for a message, in constant time however large or deep it is."""
     if isinstance(value, dict | list):
         return "an object" if isinstance(value, dict) else "a list"
     return printable(str(value)[:300])

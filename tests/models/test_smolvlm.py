@@ -1,4 +1,4 @@
-"""The frozen model through v2l against the same model through transformers, and its refusals."""
+"""Compare the frozen model in v2l with the same model in transformers, and check its errors."""
 
 import json
 import shutil
@@ -44,7 +44,7 @@ def test_layer_inputs_are_the_hidden_states(vlm, reference):
 
 @torch.no_grad()
 def test_windows_do_not_see_each_other(vlm):
-    """Windows of different lengths, padded together, give what each gives alone, one after the other."""
+    """Windows of different lengths, padded together, give the same hidden states as each alone."""
     torch.manual_seed(1)
     windows = []
     for count in (2, 5, 1):

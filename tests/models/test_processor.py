@@ -1,4 +1,4 @@
-"""Pixels and text as transformers 4.51.3's SmolVLM processor makes them."""
+"""Pixels and text equal those of the SmolVLM processor of transformers 4.51.3."""
 
 import json
 
@@ -21,7 +21,7 @@ from v2l.models.processor import (
 )
 
 PIXELS = DATA / "pixels.safetensors"
-"""Seven frames through the official processor: inputs whole, outputs every eighth pixel from the fourth on."""
+"""Seven frames processed by the official processor: complete inputs, every eighth pixel of the outputs."""
 
 with safe_open(PIXELS, framework="np") as _file:
     CASES = json.loads(_file.metadata()["cases"])

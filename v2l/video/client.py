@@ -1,0 +1,285 @@
+"""The client end of decoding: probes and reads videos in one long-lived worker process, so that no file ends a run.
+
+FFmpeg is C code that parses untrusted files. The worker (`worker.py`) imports only PyAV and numpy, has a memory limit
+and must send heartbeats. If it crashes, hangs or exceeds the limit, only the current file fails, and the next request
+starts another worker. Answers are JSON and pixels, never objects that could run code. The worker imports from the
+import path of this process, never from the working folder.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import json
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import sysconfig
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from v2l.errors import V2LError
+from v2l.io.text import printable
+from v2l.video.probe import Frame
+from v2l.video.protocol import SIZES, send, video_from_json, video_to_json
+from v2l.video.sampling import Video
+
+SILENCE = 60.0
+"""Seconds without a message after which a worker counts as hung. It sends heartbeats while packets are processed."""
+POLL = 1.0
+"""Seconds of one wait for a message. A wait that takes longer, because this process was paused or not scheduled, counts
+as this long: the worker was probably not running either."""
+MEMORY = 8 * 2**30
+"""Limit of a worker's address space in bytes, on systems with such a limit."""
+PROGRAM = """\
+import sys
+sys.path[:] = sys.argv[3:]
+from v2l.video.worker import serve
+serve(int(sys.argv[1]), int(sys.argv[2]))
+"""
+"""The worker's Python program. Its arguments: the memory limit, the id of this process, and the import path."""
+_KEPT = frozenset("PATH HOME LANG LC_ALL LC_CTYPE TZ TMPDIR TMP TEMP SYSTEMROOT WINDIR SYSTEMDRIVE".split())
+_LIBRARIES = ("LD_PRELOAD", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "DYLD_FALLBACK_LIBRARY_PATH")
+
+
+def probe(path: str | os.PathLike[str]) -> Video:
+    """Run `probe.probe` in the worker. Raises V2LError as it does, and if the file crashes or hangs the decoder."""
+    answer, payload = shared_worker().ask({"do": "probe", **_names(path)}, about=path)
+    return video_from_json(answer, payload)
+
+
+def read_frames(video: Video, indices: Sequence[int], keep_damaged: bool = False) -> Iterator[Frame]:
+    """Run `probe.read_frames` in the worker. Raises V2LError as it does, and if the file crashes or hangs the decoder.
+
+    If another file ends the worker in the meantime, this one is reopened at the next frame.
+    """
+    worker, remaining, about = shared_worker(), [int(index) for index in indices], _names(video.path)
+    while True:
+        plain, arrays = video_to_json(video)
+        request = {"do": "open", "indices": remaining, "keep_damaged": keep_damaged, **plain, **about}
+        answer, _ = worker.ask(request, video.path, payload=arrays)
+        number, generation = answer["number"], answer["generation"]
+        try:
+            while remaining:
+                answer, pixels = worker.ask({"do": "frame", "number": number, **about}, video.path, generation)
+                remaining.pop(0)
+                shape = (answer["height"], answer["width"], 3)
+                picture = np.frombuffer(pixels, np.uint8).reshape(shape)
+                yield Frame(answer["index"], answer["seconds"], picture, tuple(answer["notes"]), answer["damage"])
+            return
+        except WorkerRestarted:
+            continue
+        finally:
+            with contextlib.suppress(WorkerRestarted, V2LError):
+                worker.ask({"do": "close", "number": number}, video.path, generation)
+
+
+def decoder_version() -> str:
+    """Return the versions of PyAV and FFmpeg in the form that adapters record."""
+    return shared_worker().ask({"do": "version"}, about="PyAV")[0]["version"]
+
+
+def library_versions() -> dict[str, str]:
+    """Return the versions of FFmpeg's libraries by name. Raises V2LError if they cannot be loaded."""
+    return shared_worker().ask({"do": "version"}, about="PyAV")[0]["libraries"]
+
+
+def _names(path: str | os.PathLike[str]) -> dict[str, str]:
+    """Return the absolute path, since the worker has another working folder, and the name to show in messages.
+
+    Raises V2LError if the path is relative and the working folder was deleted.
+    """
+    shown = os.fsdecode(path)
+    try:
+        return {"path": os.path.abspath(shown), "shown": shown}
+    except FileNotFoundError as error:
+        raise V2LError(f"cannot find {printable(shown)}: the working folder was deleted; change to another") from error
+
+
+class WorkerRestarted(Exception):
+    """The worker process that had the file open has ended."""
+
+
+class WorkerProcess:
+    """A worker process, started on demand. Any thread may send requests; they are processed one at a time.
+
+    silence: seconds without a message after which it counts as hung
+    memory: limit of its address space in bytes
+    program: Python source that it runs; see `PROGRAM`
+    """
+
+    def __init__(self, silence: float = SILENCE, memory: int = MEMORY, program: str = PROGRAM):
+        self.silence, self.memory, self.program = silence, memory, program
+        self.process: subprocess.Popen[bytes] | None = None
+        self._generation, self._received = 0, bytearray()
+        self._lock = threading.Lock()
+
+    def ask(
+        self,
+        request: dict[str, Any],
+        about: str | os.PathLike[str],
+        generation: int | None = None,
+        payload: bytes = b"",
+    ) -> tuple[dict[str, Any], bytes]:
+        """Send a request and return the answer, JSON and bytes.
+
+        about: the file, for messages
+        generation: `generation` of an earlier answer, if the request must go to the same process
+        Raises V2LError if the worker answers with an error, crashes or hangs, and WorkerRestarted if the process of
+        that generation has ended.
+        """
+        with self._lock:
+            if generation is not None and (generation != self._generation or not self._is_running()):
+                raise WorkerRestarted
+            process = self._start()
+            try:
+                send(_pipes(process)[0], request, payload)
+                answer, data = self._receive(process)
+                while "alive" in answer:
+                    answer, data = self._receive(process)
+            except (OSError, EOFError) as error:
+                failure = self._end(process, error)
+                raise V2LError(
+                    f"{printable(about)} {failure}; the file is damaged or malicious: re-encode it, or leave it out"
+                ) from error
+            except BaseException:  # interrupted in the middle of an answer
+                self._end(process)
+                raise
+        if "error" in answer:
+            raise V2LError(answer["error"])
+        return answer | {"generation": self._generation}, data
+
+    def start(self) -> None:
+        """Start the process unless it is running, without waiting for it."""
+        with self._lock:
+            self._start()
+
+    def close(self) -> None:
+        """End the process if it is running."""
+        with self._lock:
+            if self.process is not None:
+                self._end(self.process)
+
+    def _is_running(self) -> bool:
+        return self.process is not None and self.process.poll() is None
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        if self.process is not None:
+            if self.process.poll() is None:
+                return self.process
+            self._end(self.process)
+        # Isolated (-I) and without site (-S): Python neither imports from the working folder nor runs .pth files.
+        self.process = subprocess.Popen(
+            [sys.executable, "-I", "-S", "-c", self.program, str(self.memory), str(os.getpid()), *import_path()],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=_environment(),
+            cwd=os.path.abspath(os.sep),
+            start_new_session=True,  # so that Ctrl-C reaches only this process
+        )
+        self._generation += 1
+        self._received.clear()
+        return self.process
+
+    def _receive(self, process: subprocess.Popen[bytes]) -> tuple[dict[str, Any], bytes]:
+        header_size, payload_size = SIZES.unpack(self._read(process, SIZES.size))
+        return json.loads(self._read(process, header_size)), self._read(process, payload_size)
+
+    def _read(self, process: subprocess.Popen[bytes], size: int) -> bytes:
+        """Read from the process. Raises EOFError if it has ended and TimeoutError if it is silent."""
+        pipe, silent = _pipes(process)[1].fileno(), 0.0
+        with selectors.DefaultSelector() as selector:
+            selector.register(pipe, selectors.EVENT_READ)
+            while len(self._received) < size:
+                wait, before = min(POLL, self.silence), time.monotonic()
+                if not selector.select(wait):
+                    silent += min(time.monotonic() - before, wait)
+                    if silent >= self.silence:
+                        raise TimeoutError
+                    continue
+                data = os.read(pipe, 2**20)
+                if not data:
+                    raise EOFError
+                self._received += data
+                silent = 0.0
+        message = bytes(self._received[:size])
+        del self._received[:size]
+        return message
+
+    def _end(self, process: subprocess.Popen[bytes], error: Exception | None = None) -> str:
+        """End the process and describe its failure, for messages."""
+        self.process = None
+        requests, answers = _pipes(process)
+        with contextlib.suppress(OSError):
+            requests.close()
+        if isinstance(error, EOFError | BrokenPipeError):
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=5)
+        process.kill()
+        code = process.wait()
+        answers.close()
+        if isinstance(error, TimeoutError):
+            return f"hung the decoder: no heartbeat for {self.silence:g} s"
+        return f"crashed the decoder ({signal.Signals(-code).name if code < 0 else f'exit code {code}'})"
+
+
+def _pipes(process: subprocess.Popen[bytes]) -> tuple[IO[bytes], IO[bytes]]:
+    """Return the pipes to standard input and from standard output."""
+    assert process.stdin is not None and process.stdout is not None  # every worker is started with both pipes
+    return process.stdin, process.stdout
+
+
+def import_path() -> list[str]:
+    """Return the absolute folders that the worker imports from.
+
+    These are the standard library's folders, then those of this process, including user site-packages, without the
+    working folder and folders given relative to it.
+    """
+    relative = {os.path.abspath(each) for each in _entries("PYTHONPATH") if not os.path.isabs(each)}
+    with contextlib.suppress(FileNotFoundError):  # a working folder that was deleted
+        relative |= {os.getcwd(), os.path.realpath(os.getcwd())}
+    package = str(Path(__file__).resolve().parents[2])
+    library = {os.path.realpath(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib")}
+    given = [each for each in sys.path if os.path.isabs(each) and each not in relative]
+    own = [each for each in given if os.path.realpath(each) in library or os.path.basename(each) == "lib-dynload"]
+    return list(dict.fromkeys([*own, *given, package]))
+
+
+def _entries(name: str) -> list[str]:
+    return os.environ.get(name, "").split(os.pathsep)
+
+
+def _environment() -> dict[str, str]:
+    """Return the worker's environment.
+
+    It has no variable that could lead a library to files of the working folder, and limits numpy to one thread, because
+    the memory arenas of many threads would exhaust the address space on a machine with many processors.
+    """
+    kept = {name: value for name, value in os.environ.items() if name.upper() in _KEPT}
+    for name in _LIBRARIES:
+        absolute = [each for each in _entries(name) if os.path.isabs(each)]
+        if absolute:
+            kept[name] = os.pathsep.join(absolute)
+    return {**kept, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}
+
+
+_worker: WorkerProcess | None = None
+_worker_lock = threading.Lock()
+
+
+def shared_worker() -> WorkerProcess:
+    """Return the worker of this process, started by the first request."""
+    global _worker
+    with _worker_lock:
+        if _worker is None:
+            _worker = WorkerProcess()
+            atexit.register(_worker.close)
+        return _worker
