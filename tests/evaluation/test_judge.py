@@ -275,7 +275,7 @@ def test_an_invalid_judgement_in_the_file_is_refused(stand_in, judge, tmp_path, 
     list(judge().run(ITEMS[:1]))
     path = tmp_path / "answers.judge.jsonl"
     path.write_text(re.sub(re.escape(old) + '("[0-9a-f]{64}")?', new, path.read_text()))
-    with pytest.raises(V2LError, match="is no file of judgements"):
+    with pytest.raises(V2LError, match="is not a resumable file of judgements"):
         judge()
 
 

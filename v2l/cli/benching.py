@@ -13,7 +13,8 @@ from typing import Any
 
 from v2l.bench.random_model import random_model
 from v2l.bench.report import BenchSetting, amortization, compare, encoding_line, first_token, sweep, token_load
-from v2l.bench.runner import Bench, Cell, Encoding, Plan
+from v2l.bench.results import Cell, Encoding
+from v2l.bench.runner import Bench, Plan
 from v2l.cli.console import Display, shown
 from v2l.inference.model_loader import ModelLoader
 from v2l.io.files import write_atomically

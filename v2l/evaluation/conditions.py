@@ -36,8 +36,8 @@ class Selection(StrEnum):
 
 
 @dataclass(frozen=True)
-class Source:
-    """Answers from one source. name: as stored in evaluation files"""
+class BasicCondition:
+    """A condition without parameters. name: as stored in evaluation files"""
 
     name: str
 
@@ -70,21 +70,21 @@ class LayerAblation:
         return f"without layer {self.layer}"
 
 
-Condition = Source | RankAblation | LayerAblation
+Condition = BasicCondition | RankAblation | LayerAblation
 
-IN_CONTEXT = Source("in_context")
+IN_CONTEXT = BasicCondition("in_context")
 """The video is in the prompt."""
-ADAPTER = Source("adapter")
+ADAPTER = BasicCondition("adapter")
 """The adapter of the clip. A question about one time is answered by the segments that show it."""
-NOTHING = Source("nothing")
+NOTHING = BasicCondition("nothing")
 """Neither video nor adapter."""
-BIAS = Source("bias")
+BIAS = BasicCondition("bias")
 """The learned bias of the hypernetwork alone."""
-OTHER_CLIP = Source("other_clip")
+OTHER_CLIP = BasicCondition("other_clip")
 """The adapter of another clip."""
-WHOLE = Source("whole")
+WHOLE = BasicCondition("whole")
 """All segments of the adapter, even if a question is about one time."""
-SEGMENT_IN_CONTEXT = Source("segment_in_context")
+SEGMENT_IN_CONTEXT = BasicCondition("segment_in_context")
 """For a question about one time, only the segments that show it are in context."""
 
 CONDITIONS = (IN_CONTEXT, ADAPTER, NOTHING, BIAS, OTHER_CLIP)

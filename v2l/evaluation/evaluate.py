@@ -26,8 +26,8 @@ from v2l.evaluation.conditions import (
     OTHER_CLIP,
     SEGMENT_IN_CONTEXT,
     WHOLE,
+    BasicCondition,
     Condition,
-    Source,
 )
 from v2l.evaluation.metrics import METRICS
 from v2l.inference.ask import ask_each, ask_each_in_context
@@ -199,7 +199,7 @@ class Evaluation:
         answers: dict[int, str] = {}
         for segments in dict.fromkeys(asked):  # one group at a time: together, every row would hold its own factors
             part = _part(source, segments)
-            if not isinstance(condition, Source):
+            if not isinstance(condition, BasicCondition):
                 part = ablated(part, condition)
             group = [index for index, each in enumerate(asked) if each == segments]
             found = ask_each([part] * len(group), [prompts[index] for index in group], self.vlm, longest, whole=True)
