@@ -13,7 +13,8 @@ from v2l.bench.methods import METHODS, Method, Subject, distinct_methods, prompt
 from v2l.bench.random_model import Architecture, random_model
 from v2l.bench.report import BenchSetting, amortization, compare, first_token, question_counts, sweep, token_load
 from v2l.bench.resources import kv_bytes, prefill_bytes, prefill_work, vision_work
-from v2l.bench.runner import Bench, Cell, Encoding, Plan, drawn_video
+from v2l.bench.results import Cell, Encoding
+from v2l.bench.runner import Bench, Plan, drawn_video
 from v2l.inference.preprocess import fill_reading
 from v2l.io.journal import Journal
 from v2l.models.processor import QUESTIONS

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from v2l.bench.methods import METHODS
-from v2l.bench.runner import Cell, Encoding
+from v2l.bench.results import Cell, Encoding
 from v2l.io.text import amount, duration
 
 Table = tuple[list[str], list[list[str]]]

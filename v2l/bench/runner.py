@@ -27,6 +27,7 @@ from v2l.bench.resources import (
     synchronise,
     vision_work,
 )
+from v2l.bench.results import Cell, Encoding, read_back, result_key
 from v2l.errors import V2LError
 from v2l.inference.encode import generate_factors
 from v2l.inference.preprocess import cut_windows, encode_video_images, fill_reading, segment_readings
@@ -44,67 +45,6 @@ QUICK_SECONDS, QUICK_REPEATS, SLOW_REPEATS = 1.0, 30, 5
 """A method whose first token takes less than QUICK_SECONDS is repeated QUICK_REPEATS times, others SLOW_REPEATS."""
 MEMORY_SHARE = 0.9
 """Share of the free memory that a prompt may need; beyond it, its time is only estimated."""
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One method at one number of frames and one resolution. The field names are stored in journals.
-
-    way: name of the method
-    status: "measured", "estimated" (not run) or "left out" (the budget was spent); why: the reason for the last two
-    first_token: seconds of every repeat, or one estimate; tokens_per_second: median speed after the first token
-    prepare: seconds of work once per video; kept_bytes: size of what is kept of the video, in memory or on disk
-    peak_memory: bytes, maximum during preparation and answers
-    beyond_positions: the prompt is longer than the model's positions, so its answers are meaningless
-    """
-
-    frames: int
-    resolution: int
-    way: str
-    in_context: bool
-    status: str
-    why: str = ""
-    prompt_tokens: int = 0
-    visual_tokens: int = 0
-    beyond_positions: bool = False
-    first_token: tuple[float, ...] = ()
-    tokens_per_second: float | None = None
-    prepare: float | None = None
-    kept_bytes: int | None = None
-    peak_memory: int | None = None
-
-    @property
-    def median(self) -> float | None:
-        """Median seconds to the first token."""
-        return statistics.median(self.first_token) if self.first_token else None
-
-    @property
-    def p95(self) -> float | None:
-        """95th percentile of the seconds to the first token."""
-        ordered = sorted(self.first_token)
-        return ordered[math.ceil(0.95 * len(ordered)) - 1] if ordered else None
-
-
-@dataclass(frozen=True)
-class Encoding:
-    """The seconds of an encoding by part. The field names are stored in journals.
-
-    windows: number of prompts; see: decoding and the vision tower; read: prefill of the language model; generate: the
-        rest, mostly the hypernetwork
-    """
-
-    frames: int
-    resolution: int
-    windows: int
-    see: float
-    read: float
-    generate: float
-    peak_memory: int | None
-
-    @property
-    def added(self) -> float:
-        """`generate` relative to `see` and `read`."""
-        return self.generate / (self.see + self.read)
 
 
 class Bench:
@@ -155,7 +95,7 @@ class Bench:
             for frames in self.plan.frames:
                 for resolution in self.resolutions:
                     for result in self._measure(frames, resolution, done):
-                        key = _key(result)
+                        key = result_key(result)
                         if journal and key not in done and getattr(result, "status", "") != "left out":
                             journal.add({"kind": type(result).__name__, **dataclasses.asdict(result)})
                         yield result
@@ -372,19 +312,3 @@ def drawn_video(frames: int, resolution: int, folder: Path) -> Path:
     path = folder / f"drawn-{frames}.mp4"
     write_clip(story, path, form)
     return path
-
-
-def read_back(journal: Journal) -> dict[tuple, Cell | Encoding]:
-    """Read the results of an earlier run, by frames, resolution and method. Raises V2LError for any other content."""
-    found: list[Cell | Encoding] = []
-    try:
-        for row in journal.rows:
-            values = {name: tuple(v) if isinstance(v, list) else v for name, v in row.items() if name != "kind"}
-            found.append({"Cell": Cell, "Encoding": Encoding}[row["kind"]](**values))
-    except (KeyError, TypeError) as error:
-        raise journal.foreign() from error
-    return {_key(result): result for result in found}
-
-
-def _key(result: Cell | Encoding) -> tuple:
-    return result.frames, result.resolution, result.way if isinstance(result, Cell) else "encoding"

@@ -41,7 +41,8 @@ from v2l.video.limits import LEAST_RESOLUTION
 
 if TYPE_CHECKING:
     from v2l.bench.report import BenchSetting
-    from v2l.bench.runner import Bench, Cell, Encoding
+    from v2l.bench.results import Cell, Encoding
+    from v2l.bench.runner import Bench
     from v2l.inference.model_loader import ModelLoader
     from v2l.models.hypernetwork import Hypernetwork
     from v2l.models.smolvlm import FrozenVLM
@@ -247,7 +248,7 @@ def _load_models(loader: ModelLoader, arch: str | None, folder: Path) -> Iterato
 def _print_results(results: Iterator[Cell | Encoding], display: Display) -> Iterator[Cell | Encoding]:
     """Print and yield the results; with --json, those of a setting are printed together, as they are compared."""
     from v2l.bench.report import encoding_line
-    from v2l.bench.runner import Encoding
+    from v2l.bench.results import Encoding
 
     held: list[Cell | Encoding] = []
     for result in results:

@@ -37,7 +37,7 @@ class Selection(StrEnum):
 
 @dataclass(frozen=True)
 class BasicCondition:
-    """Answers from one source. name: as stored in evaluation files"""
+    """A condition without parameters. name: as stored in evaluation files"""
 
     name: str
 
