@@ -43,7 +43,7 @@ def test_verify_says_what_it_found(saved, strong, model_folder, tmp_path):
     done = run("verify", saved, "--model", model_folder)
     assert done.code == 0
     rows = dict(line.split(maxsplit=1) for line in done.lines if not line.startswith(" "))
-    assert rows["adapter"] == str(saved) and "nats on average" in rows["moves"]
+    assert rows["adapter"] == str(saved) and "nats on average" in rows["effect"]
     silent = tmp_path / "silent.v2l.safetensors"
     dataclasses.replace(strong, b=torch.zeros_like(strong.b)).save(silent)
     damaged = tmp_path / "damaged.v2l.safetensors"

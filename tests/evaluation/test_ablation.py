@@ -127,7 +127,7 @@ def test_the_figure_has_a_panel_for_everything(runs, form, magic):
     assert image.startswith(magic)
     if form == "svg":
         drawn = image.decode()
-        for title in ("by kind of question", "adapter minus in context", "layer taken away", "segments"):
+        for title in ("by kind of question", "adapter minus in context", "layer left out", "segments"):
             assert f"<!-- {title} -->" in drawn
 
 
