@@ -213,7 +213,11 @@ def test_what_was_left_out_of_a_tree_is_a_line_each(odd_tree):
     long, lost, named = sorted(line for line in odd_tree.notes if line.startswith("v2l: error: "))
     assert "tree/lost+found" in lost and "ermission" in lost
     assert "tree/long/" in long and "path is longer than the system allows" in long
-    assert "字" in named and f"has {81 * 3 + len(SUFFIX)} bytes and file systems take 255" in named and "-o" in named
+    assert (
+        "字" in named
+        and f"is {81 * 3 + len(SUFFIX)} bytes long; file systems allow at most 255" in named
+        and "-o" in named
+    )
 
 
 def test_a_name_that_is_too_long_is_refused_before_the_video_is_looked_at(tmp_path, model_folder):
@@ -227,7 +231,7 @@ def test_a_name_that_is_too_long_is_refused_before_the_video_is_looked_at(tmp_pa
         (target,) = find_targets([tmp_path / name], Destination(folder=place), Reading())
         (outcome,) = batch.encode_targets([target], options, ModelLoader(str(model_folder), "option"), lambda *_: None)
         assert outcome.status == "failed"
-        assert f"has {size} bytes and file systems take 255; give a shorter one with -o" in outcome.note
+        assert f"is {size} bytes long; file systems allow at most 255; give a shorter one with -o" in outcome.note
     assert tree(tmp_path) == [name]
 
 
@@ -245,7 +249,7 @@ def test_a_folder_that_was_deleted_is_the_reason_given(tmp_path, videos, model_f
     gone.mkdir()
     done = Running("info", videos[0], cwd=gone, model=model_folder, prepare=gone.rmdir).end()
     assert (done.code, done.out) == (1, "")
-    assert done.notes == ["v2l: error: the working directory is not there any more; cd to one that is"]
+    assert done.notes == ["v2l: error: the working directory no longer exists; change to one that does"]
 
 
 def test_python_without_docstrings_is_the_reason_given():

@@ -92,7 +92,7 @@ def test_files_in_use_are_kept_by_processes_that_cannot_see_the_writer(tmp_path)
     """Like two containers with the same host name that share a folder."""
     write = [*other_namespace(), sys.executable, "-c", WRITE]
     with (
-        files.part_of(tmp_path / "clip.peft", is_folder=True) as (made, _),
+        files.temporary_beside(tmp_path / "clip.peft", is_folder=True) as (made, _),
         files.atomically(tmp_path / "a.bin") as file,
     ):
         file.write(b"mine")

@@ -107,7 +107,7 @@ def outcome(path: Path, sound: dict[int, np.ndarray]) -> tuple[str, str, list[in
                 changed[number] = int(np.abs(expected.astype(int) - frame.pixels).max())
         return ("changed", f"by up to {max(changed.values())} of 255", list(changed)) if changed else ("same", "", [])
     except V2LError as error:
-        kind = "crashed" if "crashed the decoder" in str(error) or "hung the decoder" in str(error) else "refused"
+        kind = "crashed" if "crashed the decoder" in str(error) or "made the decoder hang" in str(error) else "refused"
         return kind, str(error), []
     except Exception as error:  # anything else is a bug
         return "crashed", repr(error), []

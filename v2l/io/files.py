@@ -104,7 +104,7 @@ def atomically(path: str | os.PathLike, modified_ns: int | None = None) -> Itera
     try:
         sweep(path.parent)
         mode = _mode_of(path)
-        with part_of(path, private=mode is not None) as (part, handle):
+        with temporary_beside(path, private=mode is not None) as (part, handle):
             with open(part if handle is None else os.dup(handle), "wb") as file:
                 yield file
                 file.flush()
@@ -129,7 +129,7 @@ def write_folder(folder: Path, contents: Mapping[str, bytes]) -> None:
     try:
         sweep(folder.parent)
         mode = _mode_of(folder)
-        with part_of(folder, is_folder=True, private=mode is not None) as (new, handle):
+        with temporary_beside(folder, is_folder=True, private=mode is not None) as (new, handle):
             for name, data in contents.items():
                 with open(new / name, "wb") as file:
                     file.write(data)
@@ -186,7 +186,8 @@ def make_folder(folder: Path) -> None:
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
     except OSError as error:
         raise V2LError(
-            f"cannot make the folder {printable(folder)}: {error.strerror}; check its parent folder and the permissions"
+            f"cannot create the folder {printable(folder)}: {error.strerror}; check its parent folder and the "
+            "permissions"
         ) from error
 
 
@@ -240,9 +241,9 @@ def check_name(path: Path) -> None:
 def _too_long(path: Path) -> V2LError:
     size = len(os.fsencode(path.name))
     if size > MAX_NAME_BYTES:
-        problem = f"its name has {size} bytes and file systems take {MAX_NAME_BYTES}"
+        problem = f"its name is {size} bytes long; file systems allow at most {MAX_NAME_BYTES}"
     else:
-        problem = f"its path has {len(os.fsencode(path)):,} bytes, more than the system takes"
+        problem = f"its path is {len(os.fsencode(path)):,} bytes long; the system allows fewer"
     return V2LError(f"cannot write {printable(path.name)}: {problem}; give a shorter one with -o")
 
 
@@ -271,7 +272,7 @@ def try_lock(handle: int) -> bool:
 
 
 @contextlib.contextmanager
-def part_of(path: Path, is_folder: bool = False, private: bool = False) -> Iterator[tuple[Path, int | None]]:
+def temporary_beside(path: Path, is_folder: bool = False, private: bool = False) -> Iterator[tuple[Path, int | None]]:
     """Create an empty temporary file or folder beside `path`, and remove it at the end of the block unless renamed.
 
     Yields its path and an open handle. The handle holds a lock, so that no other process sweeps the file; it is None

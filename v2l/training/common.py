@@ -1,9 +1,8 @@
-"""Shared by every training loop: data loading, learning rate schedule, mixed precision, state, processes."""
+"""Shared by every training loop: data loading, mixed precision, state, processes."""
 
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -62,16 +61,6 @@ def prefetch(batches: Steps, first: int, workers: int) -> Iterator[Any]:
 
 def _one_thread(_: int) -> None:
     torch.set_num_threads(1)
-
-
-def warm_cosine(optimizer: torch.optim.Optimizer, steps: int, warmup: int) -> torch.optim.lr_scheduler.LambdaLR:
-    """The learning rate schedule: linear from zero over `warmup` steps, then along a cosine to zero at `steps`."""
-
-    def factor(step: int) -> float:
-        done = (step - warmup) / max(1, steps - warmup)
-        return (step + 1) / warmup if done < 0 else 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
-
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
 
 def mixed_precision(device: torch.device) -> AbstractContextManager:

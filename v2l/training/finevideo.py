@@ -23,7 +23,7 @@ from typing import Any
 from tqdm import tqdm
 
 from v2l.errors import UsageError, V2LError, errors_in_one_line
-from v2l.io.files import part_of, sweep, write_atomically
+from v2l.io.files import sweep, temporary_beside, write_atomically
 from v2l.io.text import printable
 from v2l.training.finevideo_annotations import Span, read_split
 
@@ -116,7 +116,7 @@ def cut(span: Span, folder: Path) -> Path:
         return clip
     sweep(folder)
     try:
-        with part_of(clip) as (part, _):
+        with temporary_beside(clip) as (part, _):
             _encode(span, (span.start, span.end), part)
             os.replace(part, clip)
     except (OSError, subprocess.TimeoutExpired) as error:

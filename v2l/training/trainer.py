@@ -26,9 +26,10 @@ from v2l.models.checkpoint import FILE_NAME, save_hypernetwork, with_provenance
 from v2l.models.hypernetwork import Hypernetwork, HypernetworkConfig, TrainedWith
 from v2l.models.smolvlm import FrozenVLM
 from v2l.training.auxiliary import AuxiliaryLoss
-from v2l.training.common import Processes, Stateful, append_metrics, prefetch, restore, save_state, warm_cosine
+from v2l.training.common import Processes, Stateful, append_metrics, prefetch, restore, save_state
 from v2l.training.data import MicroBatches, SampleReader, TrainingSample, UnreadableClip, read_sample
 from v2l.training.losses import TrainingObjective
+from v2l.training.schedule import warm_cosine
 from v2l.training.settings import Training
 
 STATE, METRICS, SETTINGS = "state.pt", "metrics.jsonl", "training.json"
@@ -68,7 +69,7 @@ def sizes_for(
     for name, value in chosen.items():
         if name not in names - own:
             raise V2LError(
-                f"{printable(name)} is no size of a hypernetwork; choose from {', '.join(sorted(names - own))}"
+                f"{printable(name)} is not a hypernetwork size; choose from {', '.join(sorted(names - own))}"
             )
         whole = name != "lora_alpha"
         if isinstance(value, bool) or not isinstance(value, int if whole else int | float) or value <= 0:
@@ -88,7 +89,7 @@ class Trainer:
 
     hypernetwork: fresh, or the weights to start from; on the frozen model's device
     examples: for training and for validation
-    auxiliary: terms added to the loss; their modules are trained, too
+    auxiliary: terms added to the loss; their modules are also trained
 
     Raises V2LError if the folder holds a run with other settings.
     """

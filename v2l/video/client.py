@@ -27,17 +27,11 @@ import numpy as np
 
 from v2l.errors import V2LError
 from v2l.io.text import printable
+from v2l.video.limits import MEMORY, POLL, SILENCE
 from v2l.video.probe import Frame
 from v2l.video.protocol import SIZES, send, video_from_json, video_to_json
 from v2l.video.sampling import Video
 
-SILENCE = 60.0
-"""Seconds without a message after which a worker counts as hung. It sends heartbeats while packets are processed."""
-POLL = 1.0
-"""Seconds of one wait for a message. A wait that takes longer, because this process was paused or not scheduled, counts
-as this long: the worker was probably not running either."""
-MEMORY = 8 * 2**30
-"""Limit of a worker's address space in bytes, on systems with such a limit."""
 PROGRAM = """\
 import sys
 sys.path[:] = sys.argv[3:]
@@ -51,7 +45,7 @@ _LIBRARIES = ("LD_PRELOAD", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "DYLD_FALLBA
 
 def probe(path: str | os.PathLike[str]) -> Video:
     """Run `probe.probe` in the worker. Raises V2LError as it does, and if the file crashes or hangs the decoder."""
-    answer, payload = shared_worker().ask({"do": "probe", **_names(path)}, about=path)
+    answer, payload = shared_worker().request({"do": "probe", **_names(path)}, about=path)
     return video_from_json(answer, payload)
 
 
@@ -64,11 +58,11 @@ def read_frames(video: Video, indices: Sequence[int], keep_damaged: bool = False
     while True:
         plain, arrays = video_to_json(video)
         request = {"do": "open", "indices": remaining, "keep_damaged": keep_damaged, **plain, **about}
-        answer, _ = worker.ask(request, video.path, payload=arrays)
+        answer, _ = worker.request(request, video.path, payload=arrays)
         number, generation = answer["number"], answer["generation"]
         try:
             while remaining:
-                answer, pixels = worker.ask({"do": "frame", "number": number, **about}, video.path, generation)
+                answer, pixels = worker.request({"do": "frame", "number": number, **about}, video.path, generation)
                 remaining.pop(0)
                 shape = (answer["height"], answer["width"], 3)
                 picture = np.frombuffer(pixels, np.uint8).reshape(shape)
@@ -78,17 +72,17 @@ def read_frames(video: Video, indices: Sequence[int], keep_damaged: bool = False
             continue
         finally:
             with contextlib.suppress(WorkerRestarted, V2LError):
-                worker.ask({"do": "close", "number": number}, video.path, generation)
+                worker.request({"do": "close", "number": number}, video.path, generation)
 
 
 def decoder_version() -> str:
     """Return the versions of PyAV and FFmpeg in the form that adapters record."""
-    return shared_worker().ask({"do": "version"}, about="PyAV")[0]["version"]
+    return shared_worker().request({"do": "version"}, about="PyAV")[0]["version"]
 
 
 def library_versions() -> dict[str, str]:
     """Return the versions of FFmpeg's libraries by name. Raises V2LError if they cannot be loaded."""
-    return shared_worker().ask({"do": "version"}, about="PyAV")[0]["libraries"]
+    return shared_worker().request({"do": "version"}, about="PyAV")[0]["libraries"]
 
 
 def _names(path: str | os.PathLike[str]) -> dict[str, str]:
@@ -121,9 +115,9 @@ class WorkerProcess:
         self._generation, self._received = 0, bytearray()
         self._lock = threading.Lock()
 
-    def ask(
+    def request(
         self,
-        request: dict[str, Any],
+        message: dict[str, Any],
         about: str | os.PathLike[str],
         generation: int | None = None,
         payload: bytes = b"",
@@ -140,7 +134,7 @@ class WorkerProcess:
                 raise WorkerRestarted
             process = self._start()
             try:
-                send(_pipes(process)[0], request, payload)
+                send(_pipes(process)[0], message, payload)
                 answer, data = self._receive(process)
                 while "alive" in answer:
                     answer, data = self._receive(process)
@@ -227,7 +221,7 @@ class WorkerProcess:
         code = process.wait()
         answers.close()
         if isinstance(error, TimeoutError):
-            return f"hung the decoder: no heartbeat for {self.silence:g} s"
+            return f"made the decoder hang (no heartbeat for {self.silence:g} s)"
         return f"crashed the decoder ({signal.Signals(-code).name if code < 0 else f'exit code {code}'})"
 
 

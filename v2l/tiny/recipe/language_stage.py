@@ -45,9 +45,9 @@ from v2l.training.common import (
     prefetch,
     restore,
     save_state,
-    warm_cosine,
 )
 from v2l.training.packing import IGNORED, packed_forward
+from v2l.training.schedule import warm_cosine
 
 LOOKING, POINTING, REFERRING = 3, 3, 4
 """Layer whose inputs the frame heads read, layer of the attention from questions to frames, and layer of the attention

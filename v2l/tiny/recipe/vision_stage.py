@@ -34,8 +34,8 @@ from v2l.training.common import (
     prefetch,
     restore,
     save_state,
-    warm_cosine,
 )
+from v2l.training.schedule import warm_cosine
 
 GEOMETRY = VisionGeometry(IMAGE_SIZE, 4, IMAGE_SIZE)
 COLOUR_NAMES = tuple(COLOURS)
