@@ -266,7 +266,7 @@ def test_bench_prints_three_tables_and_writes_files(model_folder, vlm, tmp_path)
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--frames", "many"], "--frames 'many': give whole numbers with commas between them, 12,64"),
+        (["--frames", "many"], "--frames 'many': give comma-separated whole numbers, such as 12,64"),
         (["--frames", "0"], "--frames '0': give numbers of at least 1"),
         (["--arch", "smolvlm2-500m"], "--arch and --random-weights belong together"),
         (["--arch", "smolvlm2-500m", "--random-weights", "--model", "x"], "--arch builds its own model"),

@@ -27,7 +27,7 @@ from v2l.models.smolvlm import FrozenVLM
 from v2l.video.sampling import Reading
 
 FEW_FRAMES = 12
-"""The number of frames of the method with few frames."""
+"""Frames of the reduced in-context baseline; the paper's number."""
 
 Tokens = Generator[list[int]]
 """The ids of an answer as they are generated, one row each."""
@@ -73,9 +73,9 @@ class PreparedMethod:
 
 @dataclass(frozen=True)
 class Method:
-    """A method to answer questions about a video.
+    """One of the compared methods of answering questions about a video.
 
-    name: in tables and files; in_context: whether the video is in the prompt
+    name: label in tables and files; in_context: whether the video is in the prompt
     prepare: does the work that is needed once per video, except for encoding
     needs_adapter: whether `prepare` takes an encoded subject; merged: how the adapter is applied, see `applied`
     frames: number of frames that the method uses, None for those of the subject

@@ -121,7 +121,7 @@ def random_model(
     Raises V2LError if the name is unknown or the device is missing.
     """
     if architecture is None and name not in ARCHITECTURES:
-        raise V2LError(f"there is no architecture {printable(name)}; choose from {', '.join(ARCHITECTURES)}")
+        raise V2LError(f"unknown architecture {printable(name)}; choose from {', '.join(ARCHITECTURES)}")
     architecture = architecture or ARCHITECTURES[name]
     chosen = choose_device(device)
     dtype = dtype or default_dtype(chosen)

@@ -35,9 +35,9 @@ class BenchSetting:
         """Longest edge of a frame in pixels."""
         return self.cells[0].resolution
 
-    def cell(self, way: str) -> Cell | None:
+    def cell(self, method: str) -> Cell | None:
         """Return the cell of a method, None if it was neither measured nor estimated."""
-        return next((cell for cell in self.cells if cell.way == way and cell.first_token), None)
+        return next((cell for cell in self.cells if cell.way == method and cell.first_token), None)
 
     def speedup(self, cell: Cell) -> float | None:
         """How many times faster the first token of the attached adapter is."""
@@ -83,25 +83,25 @@ def compare(results: Sequence[Cell | Encoding]) -> list[BenchSetting]:
 # Tables ------------------------------------------------------------------------------------------------------------
 
 
-def token_load(comparison: BenchSetting) -> Table:
+def token_load(setting: BenchSetting) -> Table:
     """Table of the tokens of one question and the size of what is kept of the video."""
     header = ["token load", "visual tokens", "prompt tokens", "adapter has fewer", "kept of the video"]
     rows = []
-    for cell in comparison.cells:
+    for cell in setting.cells:
         kept = UNKNOWN if cell.kept_bytes is None else amount(cell.kept_bytes) if cell.kept_bytes else "nothing"
-        fewer = _times(comparison.fewer_tokens(cell)) if cell.in_context else ""
+        fewer = _times(setting.fewer_tokens(cell)) if cell.in_context else ""
         rows.append([cell.way, f"{cell.visual_tokens:,}", f"{cell.prompt_tokens:,}", fewer, kept])
     return header, rows
 
 
-def first_token(comparison: BenchSetting) -> Table:
+def first_token(setting: BenchSetting) -> Table:
     """Table of the time to the first token and the speed after it."""
     header = ["time to first token", "median", "p95", "repeats", "adapter is faster", "tokens/s", "peak memory", ""]
     rows = []
-    for cell in comparison.cells:
+    for cell in setting.cells:
         measured = cell.status == "measured"
         about = "about " if cell.status == "estimated" else ""
-        speedup = comparison.speedup(cell) if cell.way != HEADLINE else None
+        speedup = setting.speedup(cell) if cell.way != HEADLINE else None
         rows.append(
             [
                 cell.way,
@@ -117,47 +117,47 @@ def first_token(comparison: BenchSetting) -> Table:
     return header, rows
 
 
-def amortization(comparison: BenchSetting, questions: int) -> Table:
+def amortization(setting: BenchSetting, questions: int) -> Table:
     """Table of the time per question, including preparation, by the number of questions about one video."""
     counts = question_counts(questions)
-    header = ["time per question", "once a video", *(f"of {count}" for count in counts), "adapter pays from"]
+    header = ["time per question", "once per video", *map(_questions, counts), "adapter pays off from"]
     rows = []
-    for cell in comparison.cells:
+    for cell in setting.cells:
         if cell.status != "measured":
             rows.append([cell.way, *[UNKNOWN] * (len(counts) + 2)])
             continue
-        pays = comparison.break_even(cell)
-        threshold = "never" if pays is None else f"{pays:,} question{'s' if pays > 1 else ''}"
+        pays = setting.break_even(cell)
+        threshold = "never" if pays is None else _questions(pays)
         means = [duration(per_question(cell, count)) for count in counts]
         once = duration(_prepare(cell)) if cell.kept_bytes else "nothing"
         rows.append([cell.way, once, *means, threshold if cell.in_context else ""])
     return header, rows
 
 
-def sweep(comparisons: Sequence[BenchSetting]) -> list[Table]:
+def sweep(settings: Sequence[BenchSetting]) -> list[Table]:
     """Tables of frames by resolution: the adapter's speedup over the cold method in context, and its reduction of
     prompt tokens."""
-    frames, resolutions = axes(comparisons)
+    frames, resolutions = sweep_axes(settings)
     tables = []
     for title, value in (("faster than cold", BenchSetting.speedup), ("fewer tokens", BenchSetting.fewer_tokens)):
-        found = grid(comparisons, value)
+        found = grid(settings, value)
         rows = [[str(count), *map(_times, line)] for count, line in zip(frames, found, strict=True)]
         tables.append(([f"adapter, {title}", *(f"{resolution} px" for resolution in resolutions)], rows))
     return tables
 
 
-def axes(comparisons: Sequence[BenchSetting]) -> tuple[list[int], list[int]]:
+def sweep_axes(settings: Sequence[BenchSetting]) -> tuple[list[int], list[int]]:
     """Return the numbers of frames and the resolutions of a sweep."""
     return (
-        list(dict.fromkeys(comparison.frames for comparison in comparisons)),
-        list(dict.fromkeys(comparison.resolution for comparison in comparisons)),
+        list(dict.fromkeys(setting.frames for setting in settings)),
+        list(dict.fromkeys(setting.resolution for setting in settings)),
     )
 
 
-def grid(comparisons: Sequence[BenchSetting], value: Any) -> list[list[float | None]]:
-    """Return value(comparison, its cold cell) by frames and resolution, None if the cell was not measured."""
-    frames, resolutions = axes(comparisons)
-    by_place = {(each.frames, each.resolution): each for each in comparisons}
+def grid(settings: Sequence[BenchSetting], value: Any) -> list[list[float | None]]:
+    """Return value(setting, its cold cell) by frames and resolution, None if the cell was not measured."""
+    frames, resolutions = sweep_axes(settings)
+    by_place = {(each.frames, each.resolution): each for each in settings}
 
     def at(place: tuple[int, int]) -> float | None:
         cell = by_place[place].cell(COLD) if place in by_place else None
@@ -184,6 +184,10 @@ def question_counts(most: int) -> list[int]:
 def per_question(cell: Cell, count: int) -> float:
     """Return the mean seconds to the first token over `count` questions, including preparation, of a measured cell."""
     return _prepare(cell) / count + _median(cell)
+
+
+def _questions(count: int) -> str:
+    return f"{count:,} question{'s' if count > 1 else ''}"
 
 
 def _prepare(cell: Cell) -> float:

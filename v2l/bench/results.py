@@ -1,4 +1,7 @@
-"""The results of a bench, and reading them back from a journal. Class and field names are stored in journals."""
+"""The results of a bench, and reading them back from a journal.
+
+Journals store the names of classes and fields, so `way`, `see`, `read` and `generate` are kept.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +55,8 @@ class Cell:
 class Encoding:
     """The seconds of an encoding by part.
 
-    windows: number of prompts; see: decoding and the vision tower; read: prefill of the language model; generate: the
+    windows: number of prompts
+    see, read, generate: seconds of decoding and the vision tower, of the prefill of the language model, and of the
         rest, mostly the hypernetwork
     """
 

@@ -52,7 +52,7 @@ TRUE_SIZE = "v2l bench --arch smolvlm2-500m --random-weights --frames 12"
 
 
 class BenchCommand(GroupedCommand):
-    """The help of `v2l bench`."""
+    """`v2l bench --help` with an example."""
 
     example = "v2l bench lecture.mp4 --model smolvlm2-500m --frames 12,64 -o bench.jsonl"
 
@@ -226,11 +226,11 @@ def run(plan: Plan, loader: ModelLoader, arch: str | None, outputs: BenchOutputs
         else:
             display.note(_describe_video(header, bench))
         results = list(_print_results(bench.run(journal), display))
-    comparisons, title = compare(results), _title(header, arch)
+    settings, title = compare(results), _title(header, arch)
     if not display.as_json:
-        _print_tables(comparisons, outputs.questions, title, display)
-    _write_files(comparisons, outputs, title, display)
-    left_out = sum(cell.status == "left out" for comparison in comparisons for cell in comparison.cells)
+        _print_tables(settings, outputs.questions, title, display)
+    _write_files(settings, outputs, title, display)
+    left_out = sum(cell.status == "left out" for setting in settings for cell in setting.cells)
     if left_out:
         resume = "the same command continues" if outputs.journal else "--output FILE keeps them, so that it can resume"
         display.warn(f"{left_out} measurements were left out because the budget is spent; {resume}")
@@ -267,11 +267,11 @@ def _print_records(results: Sequence[Cell | Encoding], display: Display) -> None
 
     if not display.as_json or not results:
         return
-    (comparison,) = compare(results)
-    for cell in comparison.cells:
-        display.result("", {"command": "bench", "kind": "way", **comparison.record(cell)})
-    if comparison.encoding:
-        encoding = {**vars(comparison.encoding), "added": comparison.encoding.added}
+    (setting,) = compare(results)
+    for cell in setting.cells:
+        display.result("", {"command": "bench", "kind": "way", **setting.record(cell)})
+    if setting.encoding:
+        encoding = {**vars(setting.encoding), "added": setting.encoding.added}
         display.result("", {"command": "bench", "kind": "encoding", **encoding})
 
 
@@ -292,27 +292,27 @@ def _describe_video(header: Mapping[str, Any], bench: Bench) -> str:
     )
 
 
-def _print_tables(comparisons: Sequence[BenchSetting], questions: int, title: str, display: Display) -> None:
+def _print_tables(settings: Sequence[BenchSetting], questions: int, title: str, display: Display) -> None:
     from v2l.bench.report import amortization, encoding_line, first_token, sweep, token_load
 
-    for comparison in comparisons:
-        display.write(f"{comparison.frames:,} frames, {comparison.resolution} px; {title}\n")
-        for table in (token_load(comparison), first_token(comparison), amortization(comparison, questions)):
+    for setting in settings:
+        display.write(f"{setting.frames:,} frames, {setting.resolution} px; {title}\n")
+        for table in (token_load(setting), first_token(setting), amortization(setting, questions)):
             display.table(*table)
             display.write("\n")
-        if comparison.encoding:
-            display.write(encoding_line(comparison.encoding) + "\n\n")
-    if len(comparisons) > 1:
-        for table in sweep(comparisons):
+        if setting.encoding:
+            display.write(encoding_line(setting.encoding) + "\n\n")
+    if len(settings) > 1:
+        for table in sweep(settings):
             display.table(*table)
             display.write("\n")
 
 
-def _write_files(comparisons: Sequence[BenchSetting], outputs: BenchOutputs, title: str, display: Display) -> None:
+def _write_files(settings: Sequence[BenchSetting], outputs: BenchOutputs, title: str, display: Display) -> None:
     from v2l.io.files import write_atomically
 
     if outputs.table:
-        records = [each.record(cell) for each in comparisons for cell in each.cells]
+        records = [each.record(cell) for each in settings for cell in each.cells]
         text = io.StringIO()
         writer = csv.DictWriter(text, list(records[0]))
         writer.writeheader()
@@ -323,5 +323,5 @@ def _write_files(comparisons: Sequence[BenchSetting], outputs: BenchOutputs, tit
     if outputs.plot:
         from v2l.cli.plots import plot_bench
 
-        write_atomically(outputs.plot, plot_bench(comparisons, outputs.questions, title, outputs.plot.suffix[1:]))
+        write_atomically(outputs.plot, plot_bench(settings, outputs.questions, title, outputs.plot.suffix[1:]))
         display.note(f"wrote {shown(outputs.plot)}")

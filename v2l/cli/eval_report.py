@@ -43,14 +43,14 @@ def answer(evaluation: Evaluation, asked: Chosen, display: Display) -> list[Resu
         display.note(f"{len(evaluation.done)} of {number} questions were answered before")
     clips = [video for video, _, _ in evaluation.clips]
     results = []
-    reasons = set()
+    failures = set()
     display.start_progress(number, "question")
     for result in evaluation.run():
         results.append(result)
         display.progress(len(results), number)
-        reason = result.clip, result.error
-        if result.error is not None and reason not in reasons and clips[result.clip] not in asked.missing:
-            reasons.add(reason)
+        failure = result.clip, result.error
+        if result.error is not None and failure not in failures and clips[result.clip] not in asked.missing:
+            failures.add(failure)
             display.error(f"{printable(result.id)}: {result.error}")
     display.end_progress()
     failed = sum(result.error is not None for result in results)
