@@ -128,7 +128,7 @@ complete -c v2l -n '__v2l_in encode' -l fps -x -d 'Read RATE frames per second o
 complete -c v2l -n '__v2l_in encode' -l start -x -d 'Start at TIME, in seconds or as H:MM:SS'
 complete -c v2l -n '__v2l_in encode' -l end -x -d 'Stop at TIME, in seconds or as H:MM:SS'
 complete -c v2l -n '__v2l_in encode' -l resolution -x -d 'Scale the longest edge of a frame to PIXELS'
-complete -c v2l -n '__v2l_in encode' -l keep-damaged -d 'Use damaged frames, as a player does, and note it'
+complete -c v2l -n '__v2l_in encode' -l keep-damaged -d 'Use damaged frames as a player shows them, and record that in the adapter'
 complete -c v2l -n '__v2l_in encode' -l shard -x -d 'Encode share I of N of the inputs; auto reads both from a Slurm job array'
 complete -c v2l -n '__v2l_in encode' -l segments -x -d 'Cut each video into N segments with an adapter each'
 complete -c v2l -n '__v2l_in encode' -l segment-seconds -x -d 'Cut each video into segments of S seconds'

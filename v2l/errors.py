@@ -1,4 +1,4 @@
-"""The exceptions and the warning that v2l raises."""
+"""The exceptions and the warning that v2l raises. Exit codes: `cli/console.py`."""
 
 import sys
 from collections.abc import Iterator

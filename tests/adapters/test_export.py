@@ -93,7 +93,7 @@ def test_export_says_how_to_serve_it(saved, strong, tmp_path):
 def test_export_refuses_what_it_would_spoil(saved, tmp_path):
     (tmp_path / "clip.gguf").write_text("mine")
     done = run("export", saved, "--format", "gguf")
-    assert done.code == 1 and "is there already; --overwrite replaces it" in done.err
+    assert done.code == 1 and "already exists; --overwrite replaces it" in done.err
     assert (tmp_path / "clip.gguf").read_text() == "mine"
     done = run("export", saved, "--format", "gguf", "-o", tmp_path / "clip.bin")
     assert done.code == 2 and "must end in .gguf" in done.err

@@ -124,7 +124,7 @@ def test_files_in_and_files_out(terminal, saved, tmp_path, evil, adapters, model
     check(terminal("info", saved), named=7)
     check(terminal("info", saved, stream=io.TextIOWrapper), named=7)
     check(terminal("compose", saved, saved, "-o", f"{EVIL}2{SUFFIX}"), named=2)
-    check(terminal("compose", saved, saved, "-o", f"{EVIL}2{SUFFIX}", "--rank", "2"), code=1)  # is there already
+    check(terminal("compose", saved, saved, "-o", f"{EVIL}2{SUFFIX}", "--rank", "2"), code=1)  # already exists
     adapters[1].save(tmp_path / f"b{SUFFIX}")
     check(terminal("verify", saved, "--model", model_folder), named=2)
     check(terminal("verify", saved, "--model", "tiny"), code=1)

@@ -44,7 +44,7 @@ def test_values_get_the_type_of_their_field():
     ("assignment", "complaint"),
     [
         ("rank", "write NAME=VALUE"),
-        ("nosuch=1", "there is no setting nosuch"),
+        ("nosuch=1", "unknown setting nosuch"),
         ("rank=0", "rank takes a whole number of at least 1"),
         ("rank=x", "rank takes a whole number of at least 1"),
         ("rank=", "rank takes a whole number of at least 1"),
@@ -54,7 +54,7 @@ def test_values_get_the_type_of_their_field():
         ("kl_weight=inf", "kl_weight takes a number of at least 0"),
         ("warmup=2", "warmup takes a number from 0 to 1"),
         ("marks_end=1", "marks_end takes yes or no"),
-        ("\x1b[31m=1", r"there is no setting \x1b[31m"),
+        ("\x1b[31m=1", r"unknown setting \x1b[31m"),
     ],
 )
 def test_what_cannot_be_set_is_one_line_that_lists_the_names(assignment, complaint):

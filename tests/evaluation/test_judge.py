@@ -220,7 +220,7 @@ def test_a_busy_server_is_asked_again(stand_in, judge):
 @pytest.mark.parametrize("wait", ["3600", "Fri, 31 Dec 2100 23:59:59 GMT"])
 def test_a_server_that_asks_for_a_long_wait_ends_the_run(stand_in, judge, wait):
     stand_in.answer = lambda text, number: Said("quota", 429, {"Retry-After": wait})
-    with pytest.raises(V2LError, match=r"answers 429: quota; it asks to wait .* run the same command then"):
+    with pytest.raises(V2LError, match=r"answers 429: quota; it asks to wait .* run the same command again after that"):
         list(judge().run(ITEMS))
     assert len(stand_in.requests) == 1
 

@@ -217,9 +217,7 @@ ENVIRONMENTS = {
     "python: PYTHONHASHSEED=1": variables("PYTHONHASHSEED=1"),
     "python: PYTHONNOUSERSITE": variables("PYTHONNOUSERSITE=1"),
     "python: PYTHONUNBUFFERED": variables("PYTHONUNBUFFERED=1"),
-    "folder: deleted": Environment(
-        'mkdir gone && cd gone && rmdir ../gone && exec "$@"', Refused("not there any more")
-    ),
+    "folder: deleted": Environment('mkdir gone && cd gone && rmdir ../gone && exec "$@"', Refused("no longer exists")),
     "folder: cannot be listed": unprivileged("chmod 300 .; "),
     "folder: cannot be entered": unprivileged("chmod 0 .; ", expected=Refused("ermission")),
     "folder: cannot be written": unprivileged("chmod 500 .; ", expected=Refused("ermission")),

@@ -103,7 +103,7 @@ def test_the_demo_keeps_existing_files(tmp_path):
     (tmp_path / "lecture.mp4").write_bytes(b"mine")
     done = run("demo", cwd=tmp_path)
     assert done.code == 1
-    assert "lecture.mp4 is there already" in done.notes[-1]
+    assert "lecture.mp4 already exists" in done.notes[-1]
     assert (tmp_path / "lecture.mp4").read_bytes() == b"mine"
     assert run("demo", "--overwrite", cwd=tmp_path).code == 0
 

@@ -538,7 +538,7 @@ def test_the_end_is_marked_if_requested_or_if_the_weights_were_trained_so(workpl
     ("words", "code", "complaint"),
     [
         (("--set", "rank:4"), 2, "write NAME=VALUE"),
-        (("--set", "ranks=4"), 2, "there is no setting ranks"),
+        (("--set", "ranks=4"), 2, "unknown setting ranks"),
         (("--set", "rank=0"), 2, "rank takes a whole number of at least 1; the settings are together"),
         (("--learning-rate", "0"), 2, "above 0"),
         (("--validation", "none.jsonl"), 1, "none.jsonl"),

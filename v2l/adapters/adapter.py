@@ -149,7 +149,7 @@ class Adapter:
         return replace(self, b=b)
 
     def sha256(self) -> str:
-        """Return the sha256 of metadata and tensors, which the file states, too."""
+        """Return the sha256 of metadata and tensors, which the file also states."""
         return content_sha256(self._metadata(), self.named_tensors())
 
     def save(self, path: str | os.PathLike) -> None:

@@ -2,7 +2,7 @@
 
 Composition concatenates the generated ranks of all segments and adds the learned bias once (paper section 5.6).
 
-Selection: the ranks of other segments contribute to an answer about one time, too, and outnumber those of the segment
+Selection: the ranks of other segments also contribute to an answer about one time, and outnumber those of the segment
 in question (docs/model-card.md). A question that names a time is therefore answered from the segments that show it. The
 time is parsed from the text; the model is not involved.
 """
@@ -128,13 +128,14 @@ def _check_alike(one: Adapter, other: Adapter) -> None:
             f"({printable(right.hypernetwork.sha256[:12])}); encode both with one"
         )
     if one.a.dtype != other.a.dtype:
-        raise V2LError(f"one adapter is {one.a.dtype} and one {other.a.dtype}; encode both in one number type")
+        dtypes = ", ".join(str(each.a.dtype).removeprefix("torch.") for each in (one, other))
+        raise V2LError(f"the adapters differ in dtype ({dtypes}); encode both with the same --dtype")
     same_shape = one.a.shape[::2] == other.a.shape[::2] and one.b.shape[::2] == other.b.shape[::2]
     same_bias = left.bias_rank == right.bias_rank and all(map(torch.equal, _bias(one), _bias(other)))
     if not (same_shape and same_bias):
         raise V2LError(
-            "the adapters state one hypernetwork but differ in shape or in its learned bias; the description of one is "
-            "wrong, encode it again"
+            "the adapters claim the same hypernetwork but differ in shape or in its learned bias; one description is "
+            "wrong, so encode that video again"
         )
 
 

@@ -1,1 +1,1 @@
-"""The `v2l` command: one file a command."""
+"""The `v2l` command: one file per command or family of small ones."""

@@ -39,25 +39,25 @@ if TYPE_CHECKING:
 
 
 class ComposeCommand(GroupedCommand):
-    """The help of `v2l compose`."""
+    """`v2l compose --help` with an example."""
 
     example = "v2l compose part1.v2l.safetensors part2.v2l.safetensors -o whole.v2l.safetensors"
 
 
 class InfoCommand(GroupedCommand):
-    """The help of `v2l info`."""
+    """`v2l info --help` with an example."""
 
     example = "v2l info lecture.v2l.safetensors"
 
 
 class VerifyCommand(GroupedCommand):
-    """The help of `v2l verify`."""
+    """`v2l verify --help` with an example."""
 
     example = "v2l verify lecture.v2l.safetensors"
 
 
 class ExportCommand(GroupedCommand):
-    """The help of `v2l export`."""
+    """`v2l export --help` with an example."""
 
     example = "v2l export lecture.v2l.safetensors --format gguf"
 

@@ -48,7 +48,7 @@ ANSWER = "Answer"
 
 
 class AskCommand(GroupedCommand):
-    """The help of `v2l ask`."""
+    """`v2l ask --help` with an example."""
 
     example = 'v2l ask lecture.v2l.safetensors "what is written on the board?"'
 
@@ -128,14 +128,15 @@ def ask(
     The prompt holds text only, without a visual token. A single answer is printed with its line breaks; several
     answers are printed as tab-separated lines of adapter, question and answer. Control characters are escaped. An
     adapter composed of segments answers a question about a time ("at 12:30") from the segments that show it. Without a
-    question, a chat starts on a terminal: Ctrl-D ends it, and no question remembers another. --frames, --fps, --start,
-    --end and --resolution apply to videos: those named, which are encoded first if needed, and those in context.
+    question, a chat starts on a terminal: Ctrl-D ends it, and each question is answered independently. --frames, --fps,
+    --start, --end and --resolution apply to videos: those named, which are encoded first if needed, and those in
+    context.
     """
     with command(as_json, quiet, debug) as display:
         check_above_zero("--fps", fps)
         check_range(start, end)
         if strength is not None and not math.isfinite(strength):
-            raise UsageError(f"--strength is {strength}; give a finite number, 1 for the adapter as made")
+            raise UsageError(f"--strength is {strength}; give a finite number; 1 leaves the adapter as encoded")
         from v2l.video.sampling import Reading
 
         options = AnswerOptions(Reading(frames, fps, start, end, resolution), max_new_tokens, strength, whole, raw)

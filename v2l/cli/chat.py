@@ -12,11 +12,11 @@ from v2l.io.text import printable
 
 
 class Named(Protocol):
-    """Anything that is read from a file."""
+    """Anything with a path to print."""
 
     @property
     def path(self) -> Path:
-        """The file."""
+        """The path to print."""
 
 
 Source = TypeVar("Source", bound=Named)

@@ -111,7 +111,7 @@ class Display:
             self._say(text)
 
     def warn(self, text: str) -> None:
-        """Print a line that matters with --quiet, too."""
+        """Print a warning, even with --quiet."""
         self._say(f"v2l: {text}")
 
     def error(self, text: str) -> None:
@@ -180,7 +180,7 @@ def _finite(value: Any) -> Any:
 def _jsonable(value: Any) -> Any:
     if isinstance(value, Path):
         return os.fspath(value)
-    raise TypeError(f"{type(value)} is no JSON")
+    raise TypeError(f"{type(value)} is not JSON-serializable")
 
 
 def announce_fallback(loader: ModelLoader, display: Display) -> None:
@@ -221,7 +221,7 @@ def _check_working_folder() -> None:
     try:
         os.getcwd()
     except OSError as error:
-        raise V2LError("the working directory is not there any more; cd to one that is") from error
+        raise V2LError("the working directory no longer exists; change to one that does") from error
 
 
 def _fail(display: Display, error: Exception, debug: bool, code: int) -> None:

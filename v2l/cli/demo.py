@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class DemoCommand(GroupedCommand):
-    """The help of `v2l demo`."""
+    """`v2l demo --help` with an example."""
 
     example = "v2l demo --output-dir /tmp"
 
@@ -58,7 +58,7 @@ def demonstrate(loader: ModelLoader, folder: Path, overwrite: bool, display: Dis
 
     video, adapter, answers = run(loader, folder, overwrite, display.note)
     size = os.stat(adapter).st_size
-    display.note(f"{printable(adapter)}: its adapter, {amount(size)}; questions do not need the video any more")
+    display.note(f"{printable(adapter)}: its adapter, {amount(size)}; questions no longer need the video")
     if display.as_json:
         for answer in answers:
             record = {"command": "demo", "video": video, "adapter": adapter, "model": loader.folder.id}

@@ -44,7 +44,7 @@ SEGMENTS = "Segments"
 
 
 class EncodeCommand(GroupedCommand):
-    """The help of `v2l encode`."""
+    """`v2l encode --help` with an example."""
 
     example = "v2l encode lecture.mp4 talks/ --recursive"
 
@@ -78,7 +78,11 @@ def encode(
     resolution: Resolution = None,
     keep_damaged: Annotated[
         bool,
-        typer.Option("--keep-damaged", help="Use damaged frames, as a player does, and note it.", rich_help_panel=READ),
+        typer.Option(
+            "--keep-damaged",
+            help="Use damaged frames as a player shows them, and record that in the adapter.",
+            rich_help_panel=READ,
+        ),
     ] = False,
     shard: Annotated[
         str | None,

@@ -55,7 +55,7 @@ SCORES, ANSWERS = "Scores", "Answers"
 
 
 class EvalCommand(GroupedCommand):
-    """The help of `v2l eval`."""
+    """`v2l eval --help` with an example and the settings that `--set` takes."""
 
     example = "v2l eval questions.jsonl --model smolvlm2-500m --metric f1"
 
@@ -70,14 +70,14 @@ class EvalCommand(GroupedCommand):
             "The most frames in context. Several values (N,...) are a sweep.",
             "as many as are encoded",
             lambda text: whole_numbers(text, "in_context_frames"),
-            "whole numbers with commas between them",
+            "comma-separated whole numbers",
         )
         margin = NamedSetting(
             "margin",
             "The margins of equivalence. Several values (X,...) are compared.",
             "as in the paper: 0.05, and 0.15 for a judge",
             lambda text: numbers_above_zero(text, "margin"),
-            "numbers above 0 with commas between them",
+            "comma-separated positive numbers",
         )
         timeout = f"{Server.timeout:g}"
         return [
@@ -86,7 +86,9 @@ class EvalCommand(GroupedCommand):
             NamedSetting("samples", "The samples to choose from a benchmark.", "as many as the paper", *whole_number()),
             NamedSetting("seed", "The seed of that choice.", str(SEED), *whole_number(least=0)),
             margin,
-            NamedSetting("rubric", "The file with the prompt of the judge.", "evaluation/rubric.md", Path, "a file"),
+            NamedSetting(
+                "rubric", "The file with the prompt of the judge.", "the one that v2l contains", Path, "a file"
+            ),
             NamedSetting("judge_timeout", "The seconds to wait for a reply of the judge.", timeout, *number()),
         ]
 

@@ -17,13 +17,13 @@ from v2l.io.text import amount, printable
 
 
 class PullCommand(GroupedCommand):
-    """The help of `v2l pull`."""
+    """`v2l pull --help` with an example."""
 
     example = "v2l pull smolvlm2-500m"
 
 
 class ImportCommand(GroupedCommand):
-    """The help of `v2l import`."""
+    """`v2l import --help` with an example."""
 
     example = "v2l import hypernetwork.pt -o hypernetwork.safetensors"
 

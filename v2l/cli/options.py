@@ -78,21 +78,21 @@ def seconds(text: str) -> float:
         parts = [float(part) for part in text.split(":")]
         value = sum(part * 60**place for place, part in enumerate(reversed(parts)))
     except ValueError as error:
-        raise typer.BadParameter(f"{text!r} is no time; give seconds (90.5) or H:MM:SS (0:01:30.5)") from error
+        raise typer.BadParameter(f"{text!r} is not a valid time; use seconds (90.5) or H:MM:SS") from error
     if len(parts) > 3 or not all(0 <= part < float("inf") for part in parts):
-        raise typer.BadParameter(f"{text!r} is no time; give seconds (90.5) or H:MM:SS (0:01:30.5)")
+        raise typer.BadParameter(f"{text!r} is not a valid time; use seconds (90.5) or H:MM:SS")
     return value
 
 
 def whole_numbers(text: str | None, option: str, least: int = 1) -> tuple[int, ...]:
-    """Parse a list such as `12,64`; empty for None. Raises UsageError if it is no such list or a number is below
-    `least`."""
+    """Parse a list such as `12,64`; empty for None. Raises UsageError if the text is not such a list or a
+    number is below `least`."""
     if text is None:
         return ()
     try:
         numbers = tuple(int(part) for part in text.split(","))
     except ValueError as error:
-        raise UsageError(f"{option} {text!r}: give whole numbers with commas between them, 12,64") from error
+        raise UsageError(f"{option} {text!r}: give comma-separated whole numbers, such as 12,64") from error
     if min(numbers) < least:
         raise UsageError(f"{option} {text!r}: give numbers of at least {least}")
     return tuple(dict.fromkeys(numbers))
@@ -103,7 +103,7 @@ def numbers_above_zero(text: str | None, option: str) -> tuple[float, ...]:
     try:
         numbers = tuple(dict.fromkeys(float(part) for part in text.split(","))) if text else ()
     except ValueError as error:
-        raise UsageError(f"{option} {text!r}: give numbers with commas between them, 0.05,0.02") from error
+        raise UsageError(f"{option} {text!r}: give comma-separated numbers, such as 0.05,0.02") from error
     for number in numbers:
         check_above_zero(option, number)
     return numbers
@@ -139,13 +139,16 @@ def check_above_zero(name: str, value: float | None) -> None:
 
 
 def check_range(start: float | None, end: float | None) -> None:
-    """Raise UsageError for a range of seconds that is empty in every video."""
+    """Raise UsageError for a time range that is always empty."""
     if end is not None and (start or 0.0) >= end:
         raise UsageError(f"--start ({start or 0.0:g} s) must lie before --end ({end:g} s)")
 
 
 def check_replaceable(output: Path, overwrite: bool, same: Callable[[], bool] = lambda: False) -> None:
-    """Raise V2LError if `output` exists, may not be overwritten, and its content is not the `same`."""
+    """Raise V2LError if `output` exists with other content and may not be overwritten.
+
+    same: whether the existing file already holds this content
+    """
     if overwrite or not os.path.lexists(output):
         return
     try:
@@ -153,7 +156,7 @@ def check_replaceable(output: Path, overwrite: bool, same: Callable[[], bool] = 
             return
     except V2LError:
         pass  # an unreadable file is a different file
-    raise V2LError(f"{printable(output)} is there already; --overwrite replaces it")
+    raise V2LError(f"{printable(output)} already exists; --overwrite replaces it")
 
 
 # Options -----------------------------------------------------------------------------------------------------------

@@ -1,4 +1,7 @@
-"""The settings behind `--set NAME=VALUE`: what few users change, with its meaning and default from the library."""
+"""The settings behind `--set NAME=VALUE`: what few users change, with its meaning and default from the library.
+
+The names are in `named_settings` of cli/eval.py and cli/train.py.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from v2l.io.text import printable
 
 @dataclass(frozen=True)
 class NamedSetting:
-    """A setting by name.
+    """One name that `--set NAME=VALUE` accepts.
 
     default: how the help describes it
     parse: turns text into the value; raises ValueError or UsageError
@@ -83,7 +86,7 @@ def read_settings(assignments: Sequence[str] | None, known: Sequence[NamedSettin
         if not equals:
             raise UsageError(f"{given}: write NAME=VALUE; {names}")
         if name not in by_name:
-            raise UsageError(f"{given}: there is no setting {printable(name)}; {names}")
+            raise UsageError(f"{given}: unknown setting {printable(name)}; {names}")
         try:
             values[name] = by_name[name].parse(text)
         except (ValueError, UsageError) as error:

@@ -44,7 +44,7 @@ TRAINING = "Training"
 
 
 class TrainCommand(GroupedCommand):
-    """The help of `v2l train`."""
+    """`v2l train --help` with an example and the settings that `--set` takes."""
 
     example = "v2l train questions.jsonl --model smolvlm2-500m -o run --set together=4"
 

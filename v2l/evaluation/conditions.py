@@ -92,7 +92,7 @@ CONDITIONS = (IN_CONTEXT, ADAPTER, NOTHING, BIAS, OTHER_CLIP)
 
 
 def ablations(part: Ablation, ranks: int, layers: int) -> tuple[Condition, ...]:
-    """Return the conditions that remove a part of an adapter with so many generated ranks and layers.
+    """Return the conditions that remove a part of an adapter with `ranks` generated ranks and `layers` layers.
 
     Ranks: 1, 2, 4, ... of them by each `Selection`. Layers: each one in turn. Times: WHOLE and SEGMENT_IN_CONTEXT,
     which show the effect of selecting segments by time, for the adapter and in context.

@@ -230,7 +230,7 @@ class Judge:
             raise failure
         wait = _retry_after(response)
         if wait is not None and wait > LONGEST_WAIT:
-            raise V2LError(f"the judge {answer}; it asks to wait {wait:.0f} s, run the same command then")
+            raise V2LError(f"the judge {answer}; it asks to wait {wait:.0f} s; run the same command again after that")
         return failure
 
     def _unusable(self, problem: str) -> V2LError:

@@ -1,6 +1,7 @@
 """`v2l encode` as a stage of Ray Data: a class for `map_batches` that loads one model per worker.
 
-This module does not import Ray. Ray's workers import it: run `pip install 'v2l[ray]'` on every machine.
+This module does not import Ray. Ray's workers import it: run `pip install '.[ray]'` in a checkout on
+every machine.
 """
 
 from __future__ import annotations

@@ -95,8 +95,8 @@ def _compare_source(output: Path, made: Adapter, video: Path, check_hash: bool) 
     unchanged = status.st_size == source.size and trusted
     if not unchanged and (status.st_size != source.size or identify(video).sha256 != source.sha256):
         return Staleness("stale", "the video's content changed")
-    if reason := _misread(made, video):
-        return Staleness("stale", reason)
+    if why := _misread(made, video):
+        return Staleness("stale", why)
     if not unchanged:
         with contextlib.suppress(OSError):  # another user's file: the next comparison hashes again
             os.utime(output, ns=(checked, checked))
@@ -104,15 +104,16 @@ def _compare_source(output: Path, made: Adapter, video: Path, check_hash: bool) 
 
 
 def _misread(made: Adapter, video: Path) -> str:
-    """Why an earlier version misread the source of an adapter; empty for most adapters."""
-    reasons = (misread(video, segment) for segment in made.description.segments)
-    return next((reason for reason in reasons if reason), "")
+    """Return why an earlier version misread the source of an adapter; empty for most adapters."""
+    found = (misread(video, segment) for segment in made.description.segments)
+    return next((why for why in found if why), "")
 
 
 def misread(video: Path, segment: Segment) -> str:
-    """Why this version would read the segment differently; empty if the segment was read by the current revision, or
-    if the earlier revision read this video correctly. Decodes the segment's frames again, because only decoding reveals
-    damage. Raises V2LError if the video cannot be read.
+    """Return why this version would read the segment differently.
+
+    Empty if the segment was read by the current revision, or if the earlier revision read this video correctly. Decodes
+    the segment's frames again, because only decoding reveals damage. Raises V2LError if the video cannot be read.
     """
     if revision_of(segment.decoder) >= READING_REVISION:
         return ""
@@ -122,7 +123,7 @@ def misread(video: Path, segment: Segment) -> str:
     if probed.interlaced:
         return "the video is interlaced, which an earlier version misread"
     if (segment.width, segment.height) != (probed.width, probed.height):
-        return "an earlier version misread the shape of the video's pictures"
+        return "an earlier version misread the video's frame size"
     shifted = len(times) != len(segment.timestamps) or any(
         abs(now - then) > 0.5 / probed.fps for now, then in zip(times, segment.timestamps, strict=True)
     )

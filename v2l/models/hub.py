@@ -352,10 +352,10 @@ def _refusal(repo: str, refused: _Refused) -> V2LError:
     return _unreachable(str(refused))
 
 
-def _unreachable(reason: str) -> V2LError:
+def _unreachable(why: str) -> V2LError:
     from huggingface_hub import constants
 
     return V2LError(
-        f"cannot fetch from {printable(constants.ENDPOINT)} ({printable(reason)}); check the network, HF_ENDPOINT "
+        f"cannot fetch from {printable(constants.ENDPOINT)} ({printable(why)}); check the network, HF_ENDPOINT "
         "and HF_TOKEN, and pull again: completed parts are kept"
     )

@@ -93,13 +93,13 @@ def read_published(path: str | os.PathLike[str]) -> PublishedCheckpoint:
         _need(stat.S_ISREG(status.st_mode), f"{shown} is not a regular file: give a checkpoint (.pt)")
         file = _BoundedReader(io.FileIO(name))
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise V2LError(f"cannot read {shown}: {reason}: check the path and its permissions") from error
+        why = getattr(error, "strerror", None) or error
+        raise V2LError(f"cannot read {shown}: {why}: check the path and its permissions") from error
     with file:
         try:
             return _checkpoint(_Archive(file, status.st_size))
         except V2LError as error:
-            advice = "this is no intact published Frames2LoRA checkpoint: do not load it, get one from its authors"
+            advice = "this is not an intact published Frames2LoRA checkpoint: do not load it, get one from its authors"
             raise V2LError(f"{shown}: {error}; nothing in it was executed; {advice}") from error
 
 

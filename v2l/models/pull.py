@@ -56,7 +56,7 @@ def pull(name: str, revision: str | None, make_default: bool, report: Report) ->
     attempt.
     """
     if name not in PRESETS:
-        raise V2LError(f"there is no preset {printable(name)} to pull; choose from {', '.join(PRESETS)}")
+        raise V2LError(f"unknown preset {printable(name)}; choose from {', '.join(PRESETS)}")
     preset, lock = PRESETS[name], read_lock()
     model, lock = _fetch(preset.model, MODEL_FILES.fullmatch, revision, lock, report)
     weights = [name for name in lock.repos[preset.model].files if name.endswith(".safetensors")]

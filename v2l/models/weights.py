@@ -44,7 +44,7 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
     Only headers are read, and no files of another format. Raises V2LError if there are no safetensors, or if one of
     them is missing, damaged or not a regular file of this folder.
     """
-    if os.path.lexists(folder / SINGLE_FILE):  # transformers prefers it, too
+    if os.path.lexists(folder / SINGLE_FILE):  # transformers also prefers it
         return _list_file(folder / SINGLE_FILE)
     weight_map = read_json(folder / INDEX, optional=True).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:

@@ -65,7 +65,7 @@ def write_lecture(story: Story, path: Path, overwrite: bool) -> None:
     if path.exists() and not overwrite:
         if path.is_file() and path.read_bytes() == data:
             return
-        raise V2LError(f"{printable(path)} is there already and is another video; --overwrite replaces it")
+        raise V2LError(f"{printable(path)} already exists and is another video; --overwrite replaces it")
     write_atomically(path, data)
 
 

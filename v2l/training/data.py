@@ -36,7 +36,7 @@ from v2l.video.client import probe, read_frames
 from v2l.video.sampling import Video, choose_frames
 
 VALIDATION_INTERVAL = 100
-"""One clip in so many is kept for validation."""
+"""One clip in every VALIDATION_INTERVAL is kept for validation."""
 NO_END = -1
 """The second of a token that ends no frame."""
 
@@ -96,7 +96,7 @@ class SampleReader:
     positions: int
 
     def ids(self, text: str) -> torch.Tensor:
-        """Token ids, (T,)."""
+        """Tokenize text without special tokens; (T,) int64."""
         return torch.tensor(self.tokenizer.encode(text, add_special_tokens=False).ids)
 
     def ends(self, ids: torch.Tensor, seconds: Sequence[float]) -> torch.Tensor:
@@ -239,7 +239,7 @@ def _frames(video: Video, clip: Example, sampling: SamplingConfig, random: np.ra
 def _resolution(
     video: Video, frames: int, geometry: VisionGeometry, sampling: SamplingConfig, random: np.random.Generator | None
 ) -> int | None:
-    """Choose the resolution of a clip of so many frames."""
+    """Choose the resolution of a clip with `frames` frames."""
     if not sampling.resolutions:
         return None
     first = sampling.resolutions[0]

@@ -4,11 +4,11 @@ The frozen model reads a clip's windows, the hypernetwork turns their hidden sta
 frozen model with these factors applied answers questions about the clip without seeing it. The loss is the
 cross-entropy of the answers, optionally with the distance from the same model with the video in context.
 
-Further terms are passed in as an `auxiliary.AuxiliaryLoss`. `AttentionGuidance` is the term of `--steer-weight`: one
-resampler reads every layer's hidden states, and on layers unlike those that it has learned to read it may attend to
-uninformative tokens; latents may all come to read the same tokens, and ranks the same latent. Guidance draws each
-latent to the ends of different frames, where the frozen model has written what it saw and when, and each rank to a
-different latent.
+Further terms are passed in as an `auxiliary.AuxiliaryLoss`. `AttentionGuidance` is the term of `v2l train --set
+steer_weight=X`: one resampler reads every layer's hidden states, and on layers unlike those that it has learned to read
+it may attend to uninformative tokens; latents may all come to read the same tokens, and ranks the same latent. Guidance
+draws each latent to the ends of different frames, where the frozen model has written what it saw and when, and each
+rank to a different latent.
 """
 
 from __future__ import annotations

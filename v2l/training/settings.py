@@ -45,7 +45,8 @@ class SamplingConfig:
     marks_end: bool = setting(False, "Announce the last frame of a video as its last.")
     longest: int | None = setting(
         None,
-        "Use at most this many frames of a clip, and the first resolution if tiles would make more images of it.",
+        "Use at most this many frames of a clip, and fall back to the first resolution if tiling would yield more "
+        "images than that.",
     )
     at_first: float = setting(
         0.5, "The share of clips that are read at the first of several resolutions.", least=0, most=1
@@ -78,7 +79,7 @@ class Training:
         0.0, "The weight of attention guidance, which draws each latent to the ends of frames.", least=0
     )
     validate_every: int = setting(1000, "Steps between validations.")
-    validation_clips: int = setting(128, "Clips of a validation at most.")
+    validation_clips: int = setting(128, "The maximum number of clips in a validation.")
     save_every: int = setting(100, "Steps between saved states.")
     workers: int = setting(0, "Processes that read clips ahead.", least=0)
     seed: int = 42
@@ -88,10 +89,10 @@ SIZES = {
     "rank": "The rank of the generated factors.",
     "lora_alpha": "The multiplier of their product.",
     "latent_size": "The width of the latents.",
-    "num_latents": "The latents of a layer of the frozen model.",
-    "num_blocks": "The perceiver blocks.",
-    "num_heads": "The attention heads.",
-    "num_kv_heads": "The key-value heads.",
+    "num_latents": "The number of latents per layer of the frozen model.",
+    "num_blocks": "The number of perceiver blocks.",
+    "num_heads": "The number of attention heads.",
+    "num_kv_heads": "The number of key-value heads.",
     "head_dim": "The width of an attention head.",
 }
 """The sizes of a hypernetwork that `v2l train --set` takes, by the fields of `HypernetworkConfig`."""

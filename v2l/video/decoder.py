@@ -24,7 +24,7 @@ DECODE_ON = 16
 MAX_LEAD = 3
 """Number of key packets by which decoding starts earlier if a frame is missing or incomplete without an error."""
 SETTLED = 40
-"""Frames after the last error from which a key frame ends the damage; no decoder works ahead by more frames."""
+"""Frames after the last error before a key frame is trusted again; no decoder buffers more frames than this."""
 _SKIPS = {"h264", "mpeg1video", "mpeg2video"}  # decoders that can skip frames that no other frame refers to
 
 
@@ -259,12 +259,12 @@ class Decoder:
         if frame is None or (damage and not self.keep_damaged):
             raise V2LError(
                 f"{self.source.shown!r} is damaged at {clock(seconds)} ({damage or 'a frame cannot be decoded'}): get "
-                "the file again, or take it as it is with: v2l encode --keep-damaged"
+                "the file again, or accept the damage with: v2l encode --keep-damaged"
             )
         notes = self._converter.notes(frame)
         width, height = self._converter.size(frame)
         if (width, height) != (self.video.width, self.video.height):
-            notes.append(f"its pictures change their size to {width}x{height}")
+            notes.append(f"the frame size changes to {width}x{height}")
         if damage:
             notes.append(f"damaged at {clock(seconds)}, kept")
         return Frame(index, seconds, self._converter.rgb(frame, before, after), tuple(notes), damage)

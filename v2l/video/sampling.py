@@ -61,6 +61,8 @@ class Video:
 class Reading:
     """Options for reading a video. None selects the value that the hypernetwork was trained with.
 
+    `TrainedWith` of models/hypernetwork.py holds these defaults, among them the number of frames.
+
     frames: maximum number of frames (the paper's method: one frame every 1 / fps seconds, at most `frames`)
     fps: sampling rate in frames per second of video
     start, end: range in seconds of the video, None for the start and the end of the video

@@ -46,6 +46,7 @@ BENCHMARKS = {
     "plm-sgqa": Benchmark(plm.read_sgqa, plm.SGQA_VIDEOS, "qa"),
     "vidcapbench": Benchmark(vidcapbench.read, vidcapbench.VIDEOS, "qa", samples=100),
 }
+"""The benchmarks by name. `names.py` repeats the names, so that the command line need not import the readers."""
 
 
 @dataclass(frozen=True)

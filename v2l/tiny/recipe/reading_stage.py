@@ -5,7 +5,7 @@ word, and nothing rewards representing a fact that is not bound yet. Here linear
 layer from the third on, the word that its frame shows, the previous word if it is a different one, the shape, its
 colour and its place, the second and the minute, and whether the video begins or ends with the frame. Other heads read
 the same from the projected token that ends the frame and from the latent that reads this token. `v2l train
---steer-weight` has taught which latent and which rank read which frame.
+--set steer_weight=X` has taught which latent and which rank read which frame.
 
 With `--bind-weight`, ranks are also trained to be active at the words, times and ends of the questions that they can
 answer; with `--key-weight`, each at its own time among all that could be asked (`binding.py`); and with
@@ -335,7 +335,7 @@ def _resolutions(text: str | None) -> tuple[int, ...]:
     try:
         numbers = tuple(int(part) for part in text.split(","))
     except ValueError as error:
-        raise V2LError(f"--resolution {text!r}: give whole numbers with commas between them, 64,128") from error
+        raise V2LError(f"--resolution {text!r}: give comma-separated whole numbers, such as 64,128") from error
     if min(numbers) < LEAST_RESOLUTION:
         raise V2LError(f"--resolution {text!r}: give numbers of at least {LEAST_RESOLUTION}")
     return tuple(dict.fromkeys(numbers))

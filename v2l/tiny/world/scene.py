@@ -132,10 +132,12 @@ class Story:
 
     @property
     def start(self) -> float:
+        """Second of the video at which the first scene starts."""
         return self.scenes[0].start
 
     @property
     def duration(self) -> float:
+        """Seconds from the start of the first scene to the end of the last."""
         return self.scenes[-1].start + self.scenes[-1].duration - self.start
 
     def at(self, seconds: float) -> Scene:
@@ -251,7 +253,7 @@ def _sample_board(random: np.random.Generator, duration: float, start: float, vi
 
 
 def _sample_shapes(random: np.random.Generator, board: Board, most: int) -> tuple[Shape, ...]:
-    """Sample one or two shapes that overlap neither the board nor each other; two differ in kind and colour."""
+    """Sample 1 to `most` shapes that overlap neither the board nor each other and differ in kind and colour."""
     count = int(random.integers(1, most + 1))
     kinds = random.choice(len(KINDS), count, replace=False)
     colours = random.choice(len(COLOURS), count, replace=False)
