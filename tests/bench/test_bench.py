@@ -97,19 +97,19 @@ def results_of(vlm, hypernetwork, folder, journal=None, **plan):
 
 def test_a_sweep_measures_every_method_once(vlm, hypernetwork, tmp_path):
     results = results_of(vlm, hypernetwork, tmp_path, resolutions=(None, 64))
-    comparisons = compare(results)
-    assert [(each.frames, each.resolution) for each in comparisons] == [(4, 32), (4, 64), (24, 32), (24, 64)]
-    for comparison in comparisons:
-        assert [cell.way for cell in comparison.cells] == names(vlm, comparison.frames)
-        assert {cell.status for cell in comparison.cells} == {"measured"}
-        assert all(len(cell.first_token) == 2 and cell.median <= cell.p95 for cell in comparison.cells)
-        assert all(cell.tokens_per_second > 0 and cell.prepare >= 0 for cell in comparison.cells)
-        assert comparison.encoding.see > 0 and comparison.encoding.read > 0 and comparison.encoding.added >= 0
+    settings = compare(results)
+    assert [(each.frames, each.resolution) for each in settings] == [(4, 32), (4, 64), (24, 32), (24, 64)]
+    for setting in settings:
+        assert [cell.way for cell in setting.cells] == names(vlm, setting.frames)
+        assert {cell.status for cell in setting.cells} == {"measured"}
+        assert all(len(cell.first_token) == 2 and cell.median <= cell.p95 for cell in setting.cells)
+        assert all(cell.tokens_per_second > 0 and cell.prepare >= 0 for cell in setting.cells)
+        assert setting.encoding.see > 0 and setting.encoding.read > 0 and setting.encoding.added >= 0
     # 64 pixels are four tiles and the whole frame, which no longer fit 1,024 positions at 24 frames
-    tokens = {(each.frames, each.resolution): each.cells[0] for each in comparisons}
+    tokens = {(each.frames, each.resolution): each.cells[0] for each in settings}
     assert [tokens[place].visual_tokens for place in tokens] == [16, 80, 96, 480]
     assert [tokens[place].beyond_positions for place in tokens] == [False, False, False, True]
-    assert [len(table[1]) for table in sweep(comparisons)] == [2, 2]
+    assert [len(table[1]) for table in sweep(settings)] == [2, 2]
 
 
 def test_no_measurement_appears_under_two_names(vlm, hypernetwork, tmp_path):
@@ -189,23 +189,23 @@ def cell(way: str, first: float, prepare: float, in_context: bool = True) -> Cel
 def test_break_even_is_the_first_question_count_at_which_the_adapter_is_cheaper():
     for first, prepare, encoding in itertools.product((0.5, 1.0, 1.5, 7.0), (0.0, 3.0), (2.0, 20.0)):
         other = cell("in context, cold", first, prepare)
-        comparison = BenchSetting((other, cell("adapter, attached", 1.0, encoding, False)), None)
+        setting = BenchSetting((other, cell("adapter, attached", 1.0, encoding, False)), None)
         cheaper = [n for n in range(1, 1000) if encoding + n * 1.0 <= prepare + n * first]
-        assert comparison.break_even(other) == (cheaper[0] if cheaper else None)
+        assert setting.break_even(other) == (cheaper[0] if cheaper else None)
 
 
 def test_tables_show_the_cells():
     cells = (cell("in context, cold", 2.0, 0.0), cell("adapter, attached", 0.02, 5.0, False))
-    comparison = BenchSetting(cells, Encoding(8, 32, 1, 3.0, 1.0, 1.2, None))
-    assert token_load(comparison)[1][0] == ["in context, cold", "32", "100", "1 x", "1.0 kB"]
-    _, (cold, adapter) = first_token(comparison)
+    setting = BenchSetting(cells, Encoding(8, 32, 1, 3.0, 1.0, 1.2, None))
+    assert token_load(setting)[1][0] == ["in context, cold", "32", "100", "1 x", "1.0 kB"]
+    _, (cold, adapter) = first_token(setting)
     assert cold == ["in context, cold", "2 s", "2 s", "3", "100 x", "9.0", "1.0 MB", ""]
     assert adapter[4] == ""
-    header, (cold, adapter) = amortization(comparison, 20)
-    assert header[2:-1] == ["of 1", "of 2", "of 5", "of 10", "of 20"]
+    header, (cold, adapter) = amortization(setting, 20)
+    assert header[2:-1] == ["1 question", "2 questions", "5 questions", "10 questions", "20 questions"]
     assert cold[2:] == ["2 s"] * 5 + ["3 questions"]
     assert adapter[2:] == ["5.02 s", "2.52 s", "1.02 s", "520 ms", "270 ms", ""]
-    assert comparison.encoding.added == pytest.approx(0.3)
+    assert setting.encoding.added == pytest.approx(0.3)
     assert question_counts(7) == [1, 2, 5, 7] and question_counts(1) == [1]
 
 
@@ -234,7 +234,7 @@ def test_an_architecture_with_random_weights_is_a_model_like_any_other(tmp_path,
     assert adapter.a.shape == (3, 8, 96)
     again, _ = random_model("mine", tmp_path / "again", "cpu", architecture=architecture)
     assert again.fingerprint == vlm.fingerprint and v2l.ask(adapter, "what?", again) == v2l.ask(adapter, "what?", vlm)
-    with pytest.raises(v2l.V2LError, match=r"no architecture mine; choose from smolvlm2-500m, smolvlm2-2\.2b"):
+    with pytest.raises(v2l.V2LError, match=r"unknown architecture mine; choose from smolvlm2-500m, smolvlm2-2\.2b"):
         random_model("mine", tmp_path / "third")
 
 

@@ -346,8 +346,8 @@ def test_clips_that_cannot_be_read_are_skipped(vlm, examples, reader, tmp_path):
 @pytest.mark.parametrize(
     ("sizes", "complaint"),
     [
-        ({"ranks": 4}, "no size of a hypernetwork"),
-        ({"num_layers": 4}, "no size of a hypernetwork"),
+        ({"ranks": 4}, "is not a hypernetwork size"),
+        ({"num_layers": 4}, "is not a hypernetwork size"),
         ({"rank": 0}, "above 0"),
         ({"num_heads": 5}, "cannot share"),
     ],
