@@ -42,7 +42,7 @@ def odd(tmp_path_factory):
         ("plain.mp4", {}, ""),
         ("interlaced top.mp4", {}, "interlaced"),
         ("late.ts", {"late": True}, "times"),
-        ("anamorphic.mp4", {"width": 64}, "shape"),
+        ("anamorphic.mp4", {"width": 64}, "frame size"),
         ("damaged.mp4", {}, "damaged frames"),
     ],
 )
