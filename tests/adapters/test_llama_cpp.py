@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from gguf import GGUFWriter, TokenType
+from peers import transformers_model
 
 import v2l
 from v2l.adapters.export import export_gguf
@@ -52,7 +53,8 @@ def tiny() -> FrozenVLM:
 def write_base(vlm: FrozenVLM, path: Path) -> Path:
     """Write the language model as llama.cpp's converter does, in float32: rotary halves interleaved, the
     embeddings also the head. The tokens are there by name; texts are tokenized by v2l."""
-    text, config = vlm.text_model, vlm.text_model.config
+    peer = transformers_model(vlm)
+    text, config = peer.model.text_model, peer.model.text_model.config
     writer = GGUFWriter(path, "llama")
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)

@@ -10,6 +10,7 @@ import torch
 
 import v2l
 from v2l.adapters.lora import attached
+from v2l.models.language_model import causal
 from v2l.models.processor import question_text
 
 QUESTION = question_text("what is on the whiteboard?")
@@ -23,7 +24,7 @@ def ids(vlm):
 @pytest.mark.parametrize("merged", [False, True])
 def test_the_model_is_bit_identical_before_and_after(vlm, adapters, ids, merged):
     before = vlm.logits(ids)
-    weights = [module.weight for module in vlm.down_projections]
+    weights = [layer.down_proj for layer in vlm.language_model.layers]
     copies = [weight.clone() for weight in weights]
     with v2l.applied(vlm, adapters[0], merged=merged):
         assert not torch.equal(vlm.logits(ids), before)
@@ -31,10 +32,10 @@ def test_the_model_is_bit_identical_before_and_after(vlm, adapters, ids, merged)
     with pytest.raises(ZeroDivisionError), v2l.applied(vlm, adapters[0], merged=merged):
         1 / 0  # noqa: B018
     assert torch.equal(vlm.logits(ids), before)
-    for module, weight, copy in zip(vlm.down_projections, weights, copies, strict=True):
-        assert module.weight is weight
+    for layer, weight, copy in zip(vlm.language_model.layers, weights, copies, strict=True):
+        assert layer.down_proj is weight
         assert torch.equal(weight, copy)
-        assert not module._forward_hooks
+    assert vlm.language_model.adapter is None
 
 
 def test_merged_is_the_side_path(vlm, adapters, ids):
@@ -46,14 +47,17 @@ def test_merged_is_the_side_path(vlm, adapters, ids):
 
 
 def test_the_change_is_x_a_b(vlm, adapters):
-    module = vlm.down_projections[1]
-    x = torch.randn(2, 5, module.in_features, generator=torch.Generator().manual_seed(0))
-    plain = module(x)
+    model, layer = vlm.language_model, vlm.language_model.layers[1]
+    random = torch.Generator().manual_seed(0)
+    inner, x = (torch.randn(5, width, generator=random) for width in layer.down_proj.shape)
+    plain = x + inner @ layer.down_proj
     a, b = adapters[0].a[1], adapters[0].b[1]
     for strength in (1.0, 0.5, 0.0):
-        with v2l.applied(vlm, adapters[0], strength=strength):
-            expected = plain + strength * (x @ a.T @ b)
-            assert torch.allclose(module(x), expected, atol=1e-5)
+        expected = plain + strength * (inner @ a.T @ b)
+        for merged in (False, True):
+            with v2l.applied(vlm, adapters[0], strength=strength, merged=merged):
+                found = layer.add_mlp(x, inner, model.adapter and model.adapter[1])
+                assert torch.allclose(found, expected, atol=1e-5)
 
 
 def test_each_row_of_a_batch_wears_its_own(vlm, adapters, ids):
@@ -117,12 +121,13 @@ def test_two_threads_do_not_mix(vlm, adapters, videos, hypernetwork):
 
 
 def test_factors_carry_gradients(vlm):
-    module = vlm.down_projections[0]
-    a = torch.zeros(4, module.in_features, requires_grad=True)
-    b = torch.ones(4, module.out_features, requires_grad=True)
-    with attached([module], [(a, b)]):
-        module(torch.ones(1, 3, module.in_features)).sum().backward()
-    assert a.grad.any()
+    layers, inputs, outputs = vlm.adapted_size
+    a = torch.zeros(layers, 4, inputs, requires_grad=True)
+    b = torch.ones(layers, 4, outputs, requires_grad=True)
+    model, positions = vlm.language_model, torch.arange(3)
+    with attached(model, list(zip(a, b, strict=True))):
+        model.run(model.embed(positions), positions, causal()).square().sum().backward()
+    assert a.grad.any(-1).any(-1).all()
 
 
 def test_one_at_a_time(vlm, adapters, videos, hypernetwork):

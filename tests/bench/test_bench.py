@@ -210,7 +210,9 @@ def test_tables_show_the_cells():
 
 
 def test_estimates_follow_the_dimensions(vlm):
-    weights = sum(p.numel() for n, p in vlm.text_model.named_parameters() if "_proj" in n)
+    layer = vlm.language_model.layers[0]
+    matrices = (layer.qkv_proj, layer.o_proj, layer.gate_up_proj, layer.down_proj)
+    weights = vlm.num_layers * sum(matrix.numel() for matrix in matrices)
     # For one token, attention adds little to one multiply-add per weight.
     assert weights < prefill_work(vlm, 1) < weights * 1.02
     assert prefill_work(vlm, 2000) > 2 * prefill_work(vlm, 1000)
@@ -248,7 +250,7 @@ def test_bench_prints_three_tables_and_writes_files(model_folder, vlm, tmp_path)
     done = run(*words, *options)
     assert done.code == 0, done.err
     titles = [line.split("\t")[0] for line in done.out.splitlines() if "\t" in line]
-    assert [t for t in titles if not t.startswith(("in context", "adapter", "no video"))] == [
+    assert [t for t in titles if not t.startswith(("in context", "adapter", "no video", "transformers"))] == [
         "token load",
         "time to first token",
         "time per question",

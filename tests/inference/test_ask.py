@@ -2,6 +2,7 @@
 
 import gc
 import json
+from contextlib import contextmanager
 
 import numpy as np
 import peft
@@ -15,6 +16,22 @@ from v2l.models.processor import question_text
 from v2l.video.sampling import Reading
 
 QUESTION = "what is on the whiteboard?"
+
+
+@contextmanager
+def recorded_passes(vlm):
+    """Yield the list that the input embeddings of every forward pass of the language model are appended to."""
+    model, fed = vlm.language_model, []
+
+    def run(x, *rest, **named):
+        fed.append(x)
+        return type(model).run(model, x, *rest, **named)
+
+    model.run = run
+    try:
+        yield fed
+    finally:
+        del model.run
 
 
 def test_peft_loads_the_file_and_gives_the_same_logits(adapters, vlm, model_folder, tmp_path):
@@ -38,15 +55,9 @@ def test_peft_loads_the_file_and_gives_the_same_logits(adapters, vlm, model_fold
 
 def test_answers_come_from_the_adapter_and_no_visual_token(adapters, vlm):
     ids = vlm.tokenize(question_text(QUESTION))
-    fed = []
-    watch = vlm.text_model.register_forward_pre_hook(
-        lambda _module, _inputs, named: fed.append(named), with_kwargs=True
-    )
-    try:
+    with recorded_passes(vlm) as fed:
         v2l.ask(adapters[0], QUESTION, vlm, max_new_tokens=1)
-    finally:
-        watch.remove()
-    assert torch.equal(fed[0]["inputs_embeds"][0], vlm.text_model.embed_tokens(ids))
+    assert torch.equal(fed[0], vlm.language_model.embed(ids))
     assert vlm.image_token_id not in ids
     with v2l.applied(vlm, adapters[0]):
         expected = vlm.logits(ids)[-1].argmax()
@@ -112,12 +123,8 @@ def test_a_batch_of_adapters_answers_as_one_at_a_time(adapters, vlm):
 
 def test_a_batch_takes_as_many_steps_as_its_longest_answer(adapters, vlm):
     """The number of rows does not add steps."""
-    calls = []
-    handle = vlm.text_model.register_forward_hook(lambda *_: calls.append(1))
-    try:
+    with recorded_passes(vlm) as calls:
         answers = answer_each(adapters * 4, [QUESTION] * 12, vlm, 7)
-    finally:
-        handle.remove()
     assert len(calls) == max(answer.tokens for answer in answers) <= 7
     assert {answer.together for answer in answers} == {12}
     singles = [v2l.stream(adapter, QUESTION, vlm, 7) for adapter in adapters]

@@ -90,7 +90,7 @@ def test_an_error_of_any_class_is_the_outcome_of_its_video(target, loader):
     def fail(*_):
         raise RuntimeError("out of\nmemory")
 
-    handle = loader.vlm.vision[0].register_forward_pre_hook(fail)
+    handle = loader.vlm.vision.register_forward_pre_hook(fail)
     try:
         (outcome,) = _outcomes(target, loader, EncodeOptions(Reading()))
     finally:

@@ -2,6 +2,7 @@
 configuration compared with transformers' module, and escaping in messages."""
 
 import dataclasses
+import json
 import os
 import signal
 import tracemalloc
@@ -9,6 +10,7 @@ import tracemalloc
 import pytest
 import small
 import torch
+import transformers
 from stress.folder_cases import CASES, FAST
 from stress.model_folders import attempt, build, fault, write_sound
 from transformers import SmolVLMForConditionalGeneration
@@ -20,7 +22,7 @@ from v2l.adapters.segments import compose
 from v2l.inference.model_loader import choose_model_for
 from v2l.io.safetensors_file import all_finite
 from v2l.models.checkpoint import save_hypernetwork, with_provenance
-from v2l.models.config import read_config, tensor_shapes
+from v2l.models.config import SmolVLMConfig, TextConfig, VisionConfig, read_config, tensor_shapes
 from v2l.models.hypernetwork import TrainedWith
 from v2l.models.presets import EMBEDDED
 
@@ -54,7 +56,7 @@ def test_a_hostile_folder_is_one_line_or_loads_without_what_it_brings(sound, tmp
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"attention_bias": True, "mlp_bias": True}, {"tie_word_embeddings": True}, {"head_dim": 16}],
+    [{}, {"tie_word_embeddings": True}, {"head_dim": 16}, {"num_key_value_heads": 4}],
 )
 def test_what_a_configuration_asks_for_is_what_transformers_module_holds(tmp_path, changes):
     config = small.small_config(**changes)
@@ -71,14 +73,52 @@ def test_what_a_configuration_asks_for_is_what_transformers_module_holds(tmp_pat
 
 
 def test_the_embedded_models_configuration_is_read_as_transformers_reads_it():
-    from transformers import SmolVLMConfig
-
     read, name = read_config(EMBEDDED / "config.json")
-    own = SmolVLMConfig.from_pretrained(EMBEDDED)
-    ours, theirs = read.text_config.to_dict(), own.text_config.to_dict()
-    unused = {"initializer_range", "bos_token_id", "eos_token_id", "dtype"}
-    assert {key: ours[key] for key in ours.keys() - unused} == {key: theirs[key] for key in theirs.keys() - unused}
+    assert read == as_transformers_reads(EMBEDDED)
     assert name is None
+
+
+def test_every_default_is_that_of_transformers(tmp_path):
+    """Nothing is stated but the kind of model and what the checks relate to one another."""
+    stated = {"model_type": "smolvlm", "text_config": {"vocab_size": 130000}, "vision_config": {}}
+    (tmp_path / "config.json").write_text(json.dumps(stated))
+    read, _ = read_config(tmp_path / "config.json")
+    assert read == as_transformers_reads(tmp_path)
+
+
+def as_transformers_reads(folder):
+    theirs = transformers.SmolVLMConfig.from_pretrained(folder)
+    text, vision = theirs.text_config, theirs.vision_config
+    own = {
+        field.name: getattr(text, field.name) for field in dataclasses.fields(TextConfig) if field.name != "rope_theta"
+    }
+    return SmolVLMConfig(
+        TextConfig(**own, rope_theta=text.rope_parameters["rope_theta"]),
+        VisionConfig(**{field.name: getattr(vision, field.name) for field in dataclasses.fields(VisionConfig)}),
+        theirs.scale_factor,
+        theirs.image_token_id,
+        theirs.tie_word_embeddings,
+    )
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "value"),
+    [
+        ("text_config", "attention_bias", True),
+        ("text_config", "mlp_bias", True),
+        ("text_config", "hidden_act", "gelu"),
+        ("vision_config", "hidden_act", "relu"),
+        ("text_config", "rope_scaling", {"rope_type": "linear", "factor": 2.0}),
+    ],
+)
+def test_what_the_modules_do_not_implement_is_refused_by_name(tmp_path, part, name, value):
+    small.small_config().save_pretrained(tmp_path)
+    stated = json.loads((tmp_path / "config.json").read_text())
+    stated[part].pop("rope_parameters", None)
+    stated[part][name] = value
+    (tmp_path / "config.json").write_text(json.dumps(stated))
+    with pytest.raises(v2l.V2LError, match=rf"{part}\.(rope_parameters\.)?(rope_type|{name}) = "):
+        read_config(tmp_path / "config.json")
 
 
 def test_transformers_own_template_is_known(sound, tmp_path, recwarn):

@@ -9,13 +9,15 @@ import sys
 import pytest
 import small
 import torch
+from peers import transformers_model
 from places import ROOT
 from transformers import SmolVLMConfig
 
-from v2l.bench.random_model import ARCHITECTURES
+from v2l.bench.random_model import ARCHITECTURES, random_model
 from v2l.evaluation.conditions import CONDITIONS
 from v2l.evaluation.report import TITLES
 from v2l.models.hypernetwork import TrainedWith
+from v2l.models.smolvlm import Window
 
 ENCODE = """
 import re, sys, time
@@ -197,3 +199,25 @@ def test_memory_at_1024_frames(tmp_path):
         assert f"frames {frames} " in printed
         peaks[frames] = float(re.search(r"loaded, ([\d.]+) GiB at", printed)[1])
     assert peaks[1024] < 1.5 * peaks[64]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["smolvlm2-500m", "smolvlm2-2.2b"])
+@torch.no_grad()
+def test_the_modules_compute_what_transformers_does_at_true_size(tmp_path, name):
+    vlm, _ = random_model(name, tmp_path / "model", "cpu", torch.float32)
+    peer = transformers_model(vlm)
+    random = torch.Generator().manual_seed(0)
+    side = vlm.geometry.image_size
+    images = torch.rand(2, 3, side, side, generator=random) * 2 - 1
+    features = peer.model.connector(peer.model.vision_model(pixel_values=images).last_hidden_state)
+    assert torch.allclose(vlm.encode_images(images), features, atol=1e-5 * float(features.abs().max()))
+    ids = torch.randint(100, 1000, (40,), generator=random)
+    expected = peer(input_ids=ids[None], output_hidden_states=True)
+    layers = [torch.cat(list(each), dim=1) for each in vlm.read_layers([Window(0, ids, torch.zeros(0, 1, 1))])]
+    for found, states in zip(layers, expected.hidden_states, strict=False):
+        assert torch.allclose(found, states, atol=1e-5 * float(states.abs().max()))
+    logits = expected.logits[0]
+    assert torch.allclose(vlm.logits(ids), logits, atol=1e-5 * float(logits.abs().max()))
+    answer = peer.generate(input_ids=ids[None], min_new_tokens=6, max_new_tokens=6, do_sample=False)[0, 40:]
+    assert [step[0] for step in vlm.greedy([vlm.embed(ids)], 6, for_speed=True)] == answer.tolist()

@@ -343,7 +343,7 @@ case("rope_theta is NaN", "NaN is not a JSON number", raw(CONFIG, "rope_theta", 
 case("rope_theta is 1e999", "rope_theta = inf", raw(CONFIG, "rope_theta", "1e999"))
 case(
     "rotary positions of another kind",
-    "rope_type = yarn; v2l takes one of default",
+    "rope_type = yarn; v2l takes default",
     stated(CONFIG, "text_config", "rope_parameters", value={"rope_type": "yarn", "factor": 1e300, "rope_theta": 1e4}),
 )
 case("rope_parameters is a list", "must be an object", stated(CONFIG, "text_config", "rope_parameters", value=[1]))
@@ -357,7 +357,7 @@ case("another text model", "model_type = mamba", stated(CONFIG, "text_config", "
 case("another model", "holds a model of type x", stated(CONFIG, "model_type", value="x\x1b[2J"))
 case("another model's depth", "of type a list", stated(CONFIG, "model_type", value=[[[]]]))
 case("tied by a word", "tie_word_embeddings = yes", stated(CONFIG, "tie_word_embeddings", value="yes"))
-case("biases that are not stored", "has no .*bias", stated(CONFIG, "text_config", "attention_bias", value=True))
+case("biases", "attention_bias = True; v2l takes false", stated(CONFIG, "text_config", "attention_bias", value=True))
 case("a name with escapes", "_name_or_path", stated(CONFIG, "_name_or_path", value="\x1b]0;x\x07"))
 case("a name of a megabyte", "_name_or_path", stated(CONFIG, "_name_or_path", value="x" * 10**6))
 

@@ -166,12 +166,12 @@ def _time_attached(vlm: v2l.models.smolvlm.FrozenVLM, method: str) -> tuple[floa
     from v2l.adapters.lora import _merged, attached
 
     rank, new_tokens = 32, 9
-    modules = vlm.down_projections
+    layers, inputs, outputs = vlm.adapted_size
     torch.manual_seed(0)
-    factors = [(torch.randn(rank, m.in_features), torch.randn(rank, m.out_features) * 1e-4) for m in modules]
+    factors = [(torch.randn(rank, inputs), torch.randn(rank, outputs) * 1e-4) for _ in range(layers)]
     attach = {"none": contextlib.nullcontext, "side path": attached, "merged": _merged}[method]
     start = time.perf_counter()
-    with attach(*([] if method == "none" else [modules, factors])):
+    with attach(*([] if method == "none" else [vlm.language_model, factors])):
         attaching = time.perf_counter() - start
         prompt = question_embeddings("what is on the whiteboard?", vlm)
         next(vlm.greedy([prompt], 1))

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
+from peers import side_path, transformers_model
 
-from v2l.adapters.lora import attached
 from v2l.training.packing import IGNORED, UNASKED, PackedRows, pack_questions, packed_forward, place_in_rows
 
 QUESTIONS = (("what is on the whiteboard?", "a square"), ("where?", "left"), ("what moves at last?", "nothing at all"))
@@ -17,10 +17,15 @@ def sequences(vlm):
 
 
 @pytest.fixture(scope="module")
+def peer(vlm):
+    return transformers_model(vlm)
+
+
+@pytest.fixture(scope="module")
 def factors(vlm):
     torch.manual_seed(1)
-    modules = vlm.down_projections
-    return [(torch.randn(3, 2, m.in_features) * 0.1, torch.randn(3, 2, m.out_features)) for m in modules]
+    layers, inputs, outputs = vlm.adapted_size
+    return [(torch.randn(3, 2, inputs) * 0.1, torch.randn(3, 2, outputs)) for _ in range(layers)]
 
 
 @pytest.fixture(scope="module")
@@ -30,9 +35,9 @@ def rows(sequences):
 
 @torch.no_grad()
 def read(vlm, rows, factors=None, attention_layers=()):
-    embed = vlm.text_model.embed_tokens
+    embed = vlm.language_model.embed
     return packed_forward(
-        vlm.text_model,
+        vlm.language_model,
         embed(rows.opening),
         rows.there,
         embed(rows.ids),
@@ -64,18 +69,15 @@ def test_a_question_goes_to_the_first_row_with_room():
 
 
 @pytest.mark.parametrize("adapted", [False, True])
-def test_it_is_the_models_own_forward_pass(vlm, sequences, rows, factors, adapted, request):
+def test_it_is_transformers_forward_pass(vlm, peer, sequences, rows, factors, adapted):
     found = read(vlm, rows, factors if adapted else None)
-    number, inner = 0, []
-    for module in vlm.down_projections:
-        request.addfinalizer(module.register_forward_pre_hook(lambda _, inputs: inner.append(inputs[0])).remove)
+    number = 0
     for clip, sequence in enumerate(sequences):
         for own in range(1, int(sequence.group.max()) + 1):
             ids = sequence.ids[(sequence.group == 0) | (sequence.group == own)][None]
             applied = [(a[clip], b[clip] if adapted else 0 * b[clip]) for a, b in factors]
-            inner.clear()
-            with torch.no_grad(), attached(vlm.down_projections, applied):
-                alone = vlm.text_model(input_ids=ids, output_hidden_states=True)
+            with torch.no_grad(), side_path(peer, applied) as inner:
+                alone = peer.model.text_model(input_ids=ids, output_hidden_states=True)
             first = int((sequence.group == 0).sum())
             here = rows.question[clip] == number
             assert torch.allclose(found.rows[clip][here], alone.last_hidden_state[0, first:], atol=2e-5)
@@ -104,9 +106,9 @@ def test_a_token_attends_to_its_clip_and_its_own_question(vlm, rows):
 
 def test_gradients_reach_the_factors(vlm, rows, factors):
     learned = [(a.clone().requires_grad_(), b.clone().requires_grad_()) for a, b in factors]
-    embed = vlm.text_model.embed_tokens
+    embed = vlm.language_model.embed
     found = packed_forward(
-        vlm.text_model, embed(rows.opening), rows.there, embed(rows.ids), rows.positions, rows.question, learned
+        vlm.language_model, embed(rows.opening), rows.there, embed(rows.ids), rows.positions, rows.question, learned
     )
     found.rows.square().sum().backward()
     assert all(each.grad.abs().max() > 0 for pair in learned for each in pair)

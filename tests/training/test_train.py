@@ -10,6 +10,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from peers import side_path, transformers_model
 from torch.nn import functional as F
 from training_runs import CURRICULUM, SIZES, TRAINING, fresh, lively
 
@@ -204,7 +205,7 @@ def test_the_loss_is_the_mean_over_clips_of_questions_of_tokens(vlm, examples, s
                 assert prompt in asked
                 ids = vlm.tokenize(question_text(prompt))
                 said = vlm.tokenize(f" {answer}<end_of_utterance>")
-                with attached(vlm.down_projections, [(a[place], b[place]) for a, b in factors]):
+                with attached(vlm.language_model, [(a[place], b[place]) for a, b in factors]):
                     logits = vlm.logits(torch.cat([ids, said]))[len(ids) - 1 : -1]
                 means.append(F.cross_entropy(logits, said).item())
             wanted += np.mean(means)
@@ -221,13 +222,13 @@ def alone(vlm, sample, number, images, factors):
     text = sample.sequence.ids[(sample.sequence.group == 0) | (sample.sequence.group == number)]
     shown = sample.in_context.ids[(sample.in_context.group == 0) | own]
     zero = [(torch.zeros_like(a), torch.zeros_like(b)) for a, b in factors]
-    found = []
+    found, peer = [], transformers_model(vlm)
     for embedded, applied in ((vlm.embed(text), factors), (vlm.embed(shown, images), zero)):
-        with torch.no_grad(), attached(vlm.down_projections, applied):
-            read = vlm.text_model(inputs_embeds=embedded[None], output_hidden_states=True)
+        with torch.no_grad(), side_path(peer, applied):
+            read = peer.model.text_model(inputs_embeds=embedded[None], output_hidden_states=True)
         states = [state[0, -length:] for state in read.hidden_states[1:]]
         assert torch.equal(states[-1], read.last_hidden_state[0, -length:])
-        found.append((vlm.lm_head(states[-1])[-1 - said : -1].log_softmax(-1), states))
+        found.append((peer.lm_head(states[-1])[-1 - said : -1].log_softmax(-1), states))
     return found
 
 
@@ -363,7 +364,7 @@ def test_a_wider_hypernetwork_starts_with_almost_the_same_output(vlm, examples, 
     wide = widened(old, sizes_for(vlm, {"rank": 8}, old.config))
     assert (wide.config.rank, wide.config.num_latents) == (8, 4)
     assert wide.config.lora_alpha == old.config.lora_alpha
-    hidden = torch.randn(2, vlm.num_layers, 9, vlm.text_model.config.hidden_size)
+    hidden = torch.randn(2, vlm.num_layers, 9, vlm.adapted_size[2])
     with torch.no_grad():
         for (a, b), (wide_a, wide_b) in zip(old.generate(hidden), wide.generate(hidden), strict=True):
             assert wide_a.shape[1] == 2 * a.shape[1]

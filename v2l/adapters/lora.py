@@ -7,22 +7,20 @@ output of the layer, as the published code does. Merging folds it into a copy of
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 
 from v2l.adapters.adapter import Adapter
 from v2l.errors import V2LError
 from v2l.io.text import printable
+from v2l.models.language_model import Factors, LanguageModel
 from v2l.models.smolvlm import FrozenVLM
 
 MERGED_ON = "cpu"
 """Device on which a single adapter is merged by default, in float32. There the side path adds 2 to 7% to the time of
 the first token, and merging costs as much as two questions (docs/speed.md). Half precision would round the change."""
-
-Factors = Sequence[tuple[torch.Tensor, torch.Tensor]]
-"""a and b of each layer: (R, d_in) and (R, d_out) for all rows of a batch, or (B, R, d) with one adapter per row."""
 
 
 @contextmanager
@@ -52,7 +50,7 @@ def applied(
         merged = len(adapters) == 1 and merging_is_faster(vlm)
     attach = _merged if merged else attached
     factors = list(zip(a, b * strength, strict=True))
-    with vlm.exclusively("applying an adapter"), attach(vlm.down_projections, factors):
+    with vlm.exclusively("applying an adapter"), attach(vlm.language_model, factors):
         yield
 
 
@@ -62,14 +60,13 @@ def merging_is_faster(vlm: FrozenVLM) -> bool:
 
 
 @contextmanager
-def attached(modules: Sequence[torch.nn.Linear], factors: Factors) -> Iterator[None]:
-    """Add the side path to modules for the length of a `with` block. Gradients flow into the factors."""
-    with ExitStack() as hooks:
-        for module, (a, b) in zip(modules, factors, strict=True):
-            handle = module.register_forward_hook(_side_path(a, b))
-            # not handle.remove: its weak reference is dead if the garbage collector closes an abandoned generator
-            hooks.callback(module._forward_hooks.pop, handle.id, None)
+def attached(model: LanguageModel, factors: Factors) -> Iterator[None]:
+    """Add the side path to a model for the length of a `with` block. Gradients flow into the factors."""
+    before, model.adapter = model.adapter, factors
+    try:
         yield
+    finally:
+        model.adapter = before
 
 
 def check_fits(adapter: Adapter, vlm: FrozenVLM) -> None:
@@ -80,13 +77,11 @@ def check_fits(adapter: Adapter, vlm: FrozenVLM) -> None:
             f"this adapter was made for {printable(base.id)} ({printable(base.fingerprint[:12])}) and not for "
             f"{printable(vlm.id)} ({vlm.fingerprint[:12]}); load its model, or encode the video again"
         )
-    module = vlm.down_projections[0]
     made_for = len(adapter.a), adapter.a.shape[2], adapter.b.shape[2]
-    if made_for != (vlm.num_layers, module.in_features, module.out_features):
+    if made_for != vlm.adapted_size:
         raise V2LError(
             f"the factors (layers, in, out) of this adapter are {made_for}, {printable(vlm.id)} has "
-            f"{(vlm.num_layers, module.in_features, module.out_features)}; its description is wrong, encode the "
-            "video again"
+            f"{vlm.adapted_size}; its description is wrong, encode the video again"
         )
 
 
@@ -103,28 +98,13 @@ def _rows(adapters: Sequence[Adapter]) -> tuple[torch.Tensor, torch.Tensor]:
     return padded([adapter.a for adapter in adapters]), padded([adapter.b for adapter in adapters])
 
 
-def _side_path(a: torch.Tensor, b: torch.Tensor) -> Callable[..., torch.Tensor]:
-    def add_change(_module: torch.nn.Linear, inputs: tuple[torch.Tensor], output: torch.Tensor) -> torch.Tensor:
-        if a.ndim == 3 and (inputs[0].ndim != 3 or len(inputs[0]) != len(a)):
-            raise V2LError(
-                f"a batch of shape {tuple(inputs[0].shape)} was given to {len(a)} adapters; give one row for each"
-            )
-        # (..., d_in) -> (..., R) -> (..., d_out), in float32
-        change = inputs[0].to(a.dtype) @ a.transpose(-1, -2) @ b
-        return (output + change).to(output.dtype)
-
-    return add_change
-
-
 @contextmanager
-def _merged(modules: Sequence[torch.nn.Linear], factors: Factors) -> Iterator[None]:
-    originals = [module.weight for module in modules]
+def _merged(model: LanguageModel, factors: Factors) -> Iterator[None]:
+    originals = [layer.down_proj for layer in model.layers]
     try:
-        # W + b^T a, (d_out, d_in)
-        for module, (a, b) in zip(modules, factors, strict=True):
-            changed = module.weight + b.T @ a
-            module.weight = torch.nn.Parameter(changed.to(module.weight.dtype), requires_grad=False)
+        for layer, (a, b) in zip(model.layers, factors, strict=True):
+            layer.down_proj = (layer.down_proj.t() + b.t() @ a).to(layer.down_proj.dtype).t()
         yield
     finally:
-        for module, original in zip(modules, originals, strict=True):
-            module.weight = original
+        for layer, original in zip(model.layers, originals, strict=True):
+            layer.down_proj = original

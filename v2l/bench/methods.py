@@ -11,18 +11,19 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 
 from v2l.adapters.adapter import Adapter
 from v2l.adapters.lora import applied, merging_is_faster
+from v2l.bench.peer import generate, transformers_model
 from v2l.inference.ask import question_embeddings
 from v2l.inference.encode import encode_segments
 from v2l.inference.preprocess import EncodedFrames, encode_video_images, plan_frames, video_ids
 from v2l.models.hypernetwork import Hypernetwork
-from v2l.models.processor import QUESTIONS, video_text
+from v2l.models.language_model import KVCache
+from v2l.models.processor import PIXEL_MEAN, PIXEL_STD, QUESTIONS, question_text, video_text
 from v2l.models.smolvlm import FrozenVLM
 from v2l.video.sampling import Reading
 
@@ -129,7 +130,7 @@ def kv_in_memory(subject: Subject) -> PreparedMethod:
     size = sum(tensor.nbytes for tensor in _tensors(cache).values())
 
     def answer(question: str) -> Tokens:
-        cache.crop(prefix.length - cache.get_seq_length())  # remove the previous question and answer
+        cache.crop(prefix.length)  # remove the previous question and answer
         return _continue(subject, cache, prefix.tail(question))
 
     return PreparedMethod(answer, size)
@@ -138,14 +139,28 @@ def kv_in_memory(subject: Subject) -> PreparedMethod:
 def kv_on_disk(subject: Subject) -> PreparedMethod:
     """Keep the KV cache in a file, from which every question restores it."""
     prefix = _prefill(subject)
-    path = subject.folder / "kv.safetensors"
+    path, tail = subject.folder / "kv.safetensors", prefix.tail
     save_file(_tensors(prefix.cache), path)
-    prefix.cache = None  # free the memory
+    del prefix  # free the memory
 
     def answer(question: str) -> Tokens:
-        return _continue(subject, _restore(path, subject.vlm), prefix.tail(question))
+        ids = tail(question)
+        return _continue(subject, _restore(path, subject, len(ids)), ids)
 
     return PreparedMethod(answer, os.stat(path).st_size)
+
+
+def transformers_in_context(subject: Subject) -> PreparedMethod:
+    """Keep nothing, and generate with transformers' own classes: what a user of them does without v2l."""
+    vlm, model = subject.vlm, transformers_model(subject.vlm)
+
+    def answer(question: str) -> Tokens:
+        plan = plan_frames(subject.video, vlm, subject.reading)
+        text = video_text(plan.frames, plan.video.duration, question, vlm.geometry, generation_prompt=True)
+        pixels = (torch.cat(list(plan.images)).to(vlm.device).float() / 255 - PIXEL_MEAN) / PIXEL_STD
+        return generate(model, vlm.tokenize(text), pixels.to(vlm.dtype), subject.new_tokens)
+
+    return PreparedMethod(answer, 0)
 
 
 # Without the video -------------------------------------------------------------------------------------------------
@@ -183,6 +198,16 @@ def text_only(subject: Subject) -> PreparedMethod:
     return PreparedMethod(lambda question: _without_video(subject, question), 0)
 
 
+def transformers_text_only(subject: Subject) -> PreparedMethod:
+    """Answer without the video, with `generate` of transformers' own classes."""
+    vlm, model = subject.vlm, transformers_model(subject.vlm)
+
+    def answer(question: str) -> Tokens:
+        return generate(model, vlm.tokenize(question_text(question)), None, subject.new_tokens)
+
+    return PreparedMethod(answer, 0)
+
+
 METHODS = (
     Method("in context, cold", True, cold),
     Method("in context, frames decoded", True, decoded),
@@ -190,10 +215,12 @@ METHODS = (
     Method("in context, KV in memory", True, kv_in_memory),
     Method("in context, KV on disk", True, kv_on_disk),
     Method(f"in context, {FEW_FRAMES} frames, cold", True, cold, frames=FEW_FRAMES),
+    Method("transformers, in context", True, transformers_in_context),
     Method("adapter, attached", False, attached_adapter, needs_adapter=True),
     Method("adapter, on the side path", False, side_path_adapter, needs_adapter=True, merged=False),
     Method("adapter, merged", False, merged_adapter, needs_adapter=True, merged=True),
     Method("adapter, from disk", False, adapter_on_disk, needs_adapter=True),
+    Method("transformers, no video", False, transformers_text_only),
     Method("no video", False, text_only),
 )
 
@@ -254,7 +281,7 @@ class _Prefilled:
     length: tokens in the cache before a question; tail: returns the ids that a question adds
     """
 
-    cache: Any
+    cache: KVCache
     length: int
     tail: Callable[[str], torch.Tensor]
 
@@ -272,7 +299,7 @@ def _prefill(subject: Subject) -> _Prefilled:
     return _Prefilled(cache, len(prefix), lambda question: ids(question, first=-1)[short:])
 
 
-def _continue(subject: Subject, cache: Any, tail: torch.Tensor) -> Tokens:
+def _continue(subject: Subject, cache: KVCache, tail: torch.Tensor) -> Tokens:
     prompt = subject.vlm.embed(tail)
     yield from subject.vlm.greedy([prompt], subject.new_tokens, cache=cache, for_speed=True)
 
@@ -283,16 +310,16 @@ def _common_prefix(prompts: Sequence[torch.Tensor]) -> torch.Tensor:
     return prompts[0][: int(same.long().cumprod(0).sum())]
 
 
-def _tensors(cache: Any) -> dict[str, torch.Tensor]:
-    """Return keys and values, (1, heads, T, width) each, by layer and name."""
-    named: dict[str, torch.Tensor] = {}
-    for index, layer in enumerate(cache.layers):
-        named |= {f"{index}.keys": layer.keys.contiguous(), f"{index}.values": layer.values.contiguous()}
-    return named
+def _tensors(cache: KVCache) -> dict[str, torch.Tensor]:
+    """Return the keys and values in use, (L, 1, K, T, E) each."""
+    return {name: getattr(cache, name)[..., : cache.length, :].contiguous() for name in ("keys", "values")}
 
 
-def _restore(path: Path, vlm: FrozenVLM) -> Any:
-    tensors, cache = load_file(path, device=str(vlm.device)), vlm.new_cache()
-    for index in range(vlm.num_layers):
-        cache.update(tensors[f"{index}.keys"], tensors[f"{index}.values"], index)
+def _restore(path: Path, subject: Subject, tail: int) -> KVCache:
+    """Read a cache from its file, with room for a tail of so many tokens and an answer."""
+    tensors = load_file(path, device=str(subject.vlm.device))
+    length = tensors["keys"].shape[3]
+    cache = KVCache(subject.vlm.language_model, 1, length + tail + subject.new_tokens)
+    cache.keys[..., :length, :], cache.values[..., :length, :] = tensors["keys"], tensors["values"]
+    cache.length = length
     return cache

@@ -18,12 +18,15 @@ from v2l.errors import V2LError
 from v2l.io.safetensors_file import canonical_json
 from v2l.io.text import printable
 from v2l.models.checkpoint import with_provenance
+from v2l.models.config import SmolVLMConfig, language_settings
 from v2l.models.hypernetwork import TARGET, Hypernetwork, HypernetworkConfig, TrainedWith
-from v2l.models.loading import choose_device, default_dtype, parts_of
+from v2l.models.language_model import LanguageModel
+from v2l.models.loading import choose_device, default_dtype, published_weights
 from v2l.models.presets import ModelFolder, find_model
 from v2l.models.processor import IMAGE, INTERNALIZATION_PROMPT, QUESTIONS, PromptFrame, VisionGeometry, video_text
 from v2l.models.smolvlm import FrozenVLM
 from v2l.models.tokenizer import STAND_IN_PIECES, load_tokenizer
+from v2l.models.vision_tower import VisionTower
 from v2l.tiny.world.tokenizer import SPECIAL_TOKENS, byte_level_bpe
 
 
@@ -96,14 +99,17 @@ ARCHITECTURES = {
 """By preset. The numbers are from the hub's configuration files, as far as those were accessible."""
 
 
+WEIGHT_STD = 0.02
+"""Standard deviation of the weights, as transformers initialises them."""
+
+
 @dataclass(frozen=True)
 class RandomFolder(ModelFolder):
     """A model folder without weights, which are drawn in memory."""
 
     def fingerprint(self) -> str:
         """Fingerprint of the configuration, which with the seed determines the weights."""
-        text = {name: value for name, value in self.config.text_config.to_dict().items() if "dtype" not in name}
-        described: Any = ["random weights", text]
+        described: Any = ["random weights", language_settings(self.config)]
         return hashlib.sha256(canonical_json(described).encode()).hexdigest()
 
 
@@ -128,22 +134,22 @@ def random_model(
     opened = _write_folder(architecture, folder)
     described = RandomFolder(folder, f"random weights of {name}", None, opened.config, opened.geometry)
     modules = _random_modules(opened.config, chosen, dtype)
-    return FrozenVLM(described, modules, load_tokenizer(opened), chosen), _hypernetwork(described, architecture, chosen)
+    vlm = FrozenVLM(described, *modules, load_tokenizer(opened), chosen)
+    return vlm, _hypernetwork(described, architecture, chosen)
 
 
-def _random_modules(config: Any, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
-    from transformers.models.smolvlm.modeling_smolvlm import SmolVLMForConditionalGeneration
-
-    config._attn_implementation = "sdpa"
-    before = torch.get_default_dtype()
-    torch.manual_seed(0)
-    torch.set_default_dtype(dtype)
-    try:
-        with device:
-            model = SmolVLMForConditionalGeneration(config)
-    finally:
-        torch.set_default_dtype(before)
-    return parts_of(model.eval().requires_grad_(False))
+@torch.no_grad()
+def _random_modules(
+    config: SmolVLMConfig, device: torch.device, dtype: torch.dtype
+) -> tuple[LanguageModel, VisionTower]:
+    model, tower = LanguageModel.empty(config, device, dtype), VisionTower.empty(config, device, dtype)
+    generator = torch.Generator(device).manual_seed(0)
+    for name, part in published_weights(model, tower):
+        if part.ndim > 1:
+            part.normal_(std=WEIGHT_STD, generator=generator)
+        else:
+            part.fill_(float(not name.endswith("bias")))
+    return model, tower
 
 
 def _hypernetwork(folder: ModelFolder, architecture: Architecture, device: torch.device) -> Hypernetwork:
@@ -163,17 +169,16 @@ def _hypernetwork(folder: ModelFolder, architecture: Architecture, device: torch
 
 
 def _write_folder(architecture: Architecture, folder: Path) -> ModelFolder:
-    from transformers import SmolVLMConfig
-
-    sizes: dict[str, Any] = {
+    config = {
+        "model_type": "smolvlm",
         "text_config": architecture.text,
         "vision_config": architecture.vision,
         "scale_factor": architecture.scale_factor,
-        "pad_token_id": architecture.text["pad_token_id"],
+        "image_token_id": SPECIAL_TOKENS.index(IMAGE),
+        "tie_word_embeddings": False,
     }
-    config = SmolVLMConfig(**sizes, image_token_id=SPECIAL_TOKENS.index(IMAGE), tie_word_embeddings=False)
     folder.mkdir(parents=True, exist_ok=True)
-    config.save_pretrained(folder)
+    (folder / "config.json").write_text(json.dumps(config))
     size = architecture.vision["image_size"]
     processor = {
         "max_image_size": {"longest_edge": size},

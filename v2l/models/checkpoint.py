@@ -266,6 +266,5 @@ def check_belongs(hypernetwork: Hypernetwork, vlm: FrozenVLM) -> Provenance:
 
 def fits(hypernetwork: Hypernetwork, vlm: FrozenVLM) -> bool:
     """Return whether the model has the sizes of the hypernetwork."""
-    config, module = hypernetwork.config, vlm.down_projections[0]
-    sizes = (config.num_layers, config.intermediate_size, config.hidden_size)
-    return sizes == (vlm.num_layers, module.in_features, module.out_features)
+    config = hypernetwork.config
+    return (config.num_layers, config.intermediate_size, config.hidden_size) == vlm.adapted_size

@@ -5,8 +5,9 @@ The file is not trusted. Values that v2l does not use are dropped, so that no li
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -45,14 +46,64 @@ _VISION_NUMBERS = {
 _OWN_NUMBERS = {"scale_factor": (1, 16), "image_token_id": (0, 2**22)}
 _EPSILON = (1e-12, 1e-2)
 _MAX_ROPE_THETA = 1e12
-_ACTIVATIONS = ("silu", "gelu", "gelu_new", "gelu_pytorch_tanh", "quick_gelu", "relu")
 
 
-def read_config(path: Path) -> tuple[Any, str | None]:
+@dataclass(frozen=True)
+class TextConfig:
+    """The sizes of the language model. The defaults are those of transformers' LlamaConfig."""
+
+    vocab_size: int = 32000
+    hidden_size: int = 4096
+    intermediate_size: int = 11008
+    num_hidden_layers: int = 32
+    num_attention_heads: int = 32
+    num_key_value_heads: int = 0  # as many as attention heads
+    head_dim: int = 0  # the hidden size divided among the heads
+    max_position_embeddings: int = 2048
+    rms_norm_eps: float = 1e-6
+    rope_theta: float = 10000.0
+    pad_token_id: int | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "num_key_value_heads", self.num_key_value_heads or self.num_attention_heads)
+        object.__setattr__(self, "head_dim", self.head_dim or self.hidden_size // self.num_attention_heads)
+
+
+@dataclass(frozen=True)
+class VisionConfig:
+    """The sizes of the vision tower. The defaults are those of transformers' SmolVLMVisionConfig."""
+
+    hidden_size: int = 1152
+    intermediate_size: int = 3072
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 16
+    num_channels: int = 3
+    image_size: int = 224
+    patch_size: int = 32
+    layer_norm_eps: float = 1e-6
+
+
+@dataclass(frozen=True)
+class SmolVLMConfig:
+    """The sizes of a SmolVLM2.
+
+    scale_factor: the connector joins squares of this many patches a side into one image token
+    tie_word_embeddings: whether the head of the language model is its embeddings
+    """
+
+    text_config: TextConfig
+    vision_config: VisionConfig
+    scale_factor: int = 2
+    image_token_id: int = 128257
+    tie_word_embeddings: bool = False
+
+
+def read_config(path: Path) -> tuple[SmolVLMConfig, str | None]:
     """Read the config.json of a model folder.
 
-    Returns the transformers SmolVLMConfig, with every default filled in, and the model's public name if one is stated.
-    Raises V2LError if the file is missing, damaged, of another type of model, or has a value that v2l does not accept.
+    Returns the configuration, with every default filled in, and the model's public name if one is stated.
+    Raises V2LError if the file is missing, damaged, of another type of model, or has a value that v2l does not accept
+    or whose values contradict each other.
     """
     stated = read_json(path)
     if stated.get("model_type") != "smolvlm":
@@ -63,27 +114,20 @@ def read_config(path: Path) -> tuple[Any, str | None]:
     text, vision = (_Section(path, name, stated.get(name)) for name in ("text_config", "vision_config"))
     own = _Section(path, "", stated)
     name = own.text("_name_or_path")
-    text.one_of("model_type", ("llama",))
-    tied = own.switches("tie_word_embeddings")
-    kept = {
-        "text_config": {
-            "model_type": "llama",
-            **text.numbers(_TEXT_NUMBERS),
-            **text.decimal("rms_norm_eps", *_EPSILON),
-            **text.one_of("hidden_act", _ACTIVATIONS),
-            **text.switches("attention_bias", "mlp_bias"),
-            **_rotary(text),
-            **tied,
-        },
-        "vision_config": {
-            **vision.numbers(_VISION_NUMBERS),
-            **vision.decimal("layer_norm_eps", *_EPSILON),
-            **vision.one_of("hidden_act", _ACTIVATIONS),
-        },
+    # Refuse by name what the modules do not implement
+    text.only("model_type", "llama")
+    text.only("hidden_act", "silu")
+    vision.only("hidden_act", "gelu_pytorch_tanh")
+    text.only("attention_bias", False)
+    text.only("mlp_bias", False)
+    config = SmolVLMConfig(
+        TextConfig(**text.numbers(_TEXT_NUMBERS), **text.decimal("rms_norm_eps", *_EPSILON), **_rotary(text)),
+        VisionConfig(**vision.numbers(_VISION_NUMBERS), **vision.decimal("layer_norm_eps", *_EPSILON)),
         **own.numbers(_OWN_NUMBERS),
-        **tied,
-    }
-    return _build(path, kept), name or None
+        **own.switch("tie_word_embeddings"),
+    )
+    _check_consistency(config, path)
+    return config, name or None
 
 
 class _Section:
@@ -100,7 +144,7 @@ class _Section:
         stated = f"{self.prefix}{name} = {shown(self.values[name])}"
         return V2LError(f"{printable(self.path)} states {stated}; v2l takes {wanted}, get another copy of the model")
 
-    def numbers(self, limits: Mapping[str, tuple[int, int]]) -> dict[str, int]:
+    def numbers(self, limits: Mapping[str, tuple[int, int]]) -> dict[str, Any]:
         """Return whole numbers; `limits` maps their names to the lowest and highest value."""
         found = {name: self.values[name] for name in limits if name in self.values}
         for name, value in found.items():
@@ -109,7 +153,7 @@ class _Section:
                 raise self.refuse(name, f"a whole number from {lowest:,} to {highest:,}")
         return found
 
-    def decimal(self, name: str, lowest: float, highest: float) -> dict[str, float]:
+    def decimal(self, name: str, lowest: float, highest: float) -> dict[str, Any]:
         value = self.values.get(name)
         if value is None:
             return {}
@@ -117,18 +161,16 @@ class _Section:
             raise self.refuse(name, f"a number from {lowest:g} to {highest:g}")
         return {name: value}
 
-    def one_of(self, name: str, allowed: tuple[str, ...]) -> dict[str, str]:
-        value = self.values.get(name, allowed[0])
-        if value not in allowed:
-            raise self.refuse(name, f"one of {', '.join(allowed)}")
-        return {name: value} if name in self.values else {}
+    def only(self, name: str, implemented: str | bool) -> None:
+        value = self.values.get(name, implemented)
+        if type(value) is not type(implemented) or value != implemented:
+            raise self.refuse(name, str(implemented).lower())
 
-    def switches(self, *names: str) -> dict[str, bool]:
-        found = {name: self.values[name] for name in names if name in self.values}
-        for name, value in found.items():
-            if not isinstance(value, bool):
-                raise self.refuse(name, "true or false")
-        return found
+    def switch(self, name: str) -> dict[str, bool]:
+        value = self.values.get(name, False)
+        if not isinstance(value, bool):
+            raise self.refuse(name, "true or false")
+        return {name: value}
 
     def text(self, name: str) -> str:
         value = self.values.get(name, "")
@@ -138,29 +180,19 @@ class _Section:
 
 
 def _rotary(text: _Section) -> dict[str, Any]:
-    """Return the settings of rotary positions: `rope_parameters` since transformers 5, `rope_theta` and `rope_scaling`
-    before."""
+    """Return the base of rotary positions: in `rope_parameters` since transformers 5, in `rope_theta` before."""
     stated = text.values.get("rope_parameters", text.values.get("rope_scaling", {}))
     rope = _Section(text.path, f"{text.prefix}rope_parameters", stated)
-    rope.one_of("type", ("default",))
-    rope.one_of("rope_type", ("default",))
-    theta = rope.decimal("rope_theta", 1, _MAX_ROPE_THETA) or text.decimal("rope_theta", 1, _MAX_ROPE_THETA)
-    return {"rope_parameters": {"rope_type": "default", **theta}} if theta else {}
+    rope.only("type", "default")
+    rope.only("rope_type", "default")
+    return rope.decimal("rope_theta", 1, _MAX_ROPE_THETA) or text.decimal("rope_theta", 1, _MAX_ROPE_THETA)
 
 
-def _build(path: Path, kept: dict[str, Any]) -> Any:
-    """Build the configuration of these values. Raises V2LError if they contradict each other."""
-    from transformers.models.smolvlm.configuration_smolvlm import SmolVLMConfig
-
-    try:
-        with quiet_transformers():
-            config = SmolVLMConfig(**kept)
-    except Exception as error:  # its validation raises classes of several libraries
-        reason = (str(error).strip() or type(error).__name__).splitlines()[-1].strip()
-        raise V2LError(f"cannot read {printable(path)}: {shown(reason)}; get another copy") from error
-    text: Any = config.text_config  # typed as optional and as a dict, too
-    vision: Any = config.vision_config
+def _check_consistency(config: SmolVLMConfig, path: Path) -> None:
+    text, vision = config.text_config, config.vision_config
     contradictions = {
+        f"hidden_size {text.hidden_size} is not a multiple of the number of attention heads": text.hidden_size
+        % text.num_attention_heads,
         "text heads do not divide into key and value heads": text.num_attention_heads % text.num_key_value_heads,
         "an odd head_dim has no rotary positions": text.head_dim % 2,
         "the vision tower's heads do not divide its hidden_size": vision.hidden_size % vision.num_attention_heads,
@@ -171,27 +203,18 @@ def _build(path: Path, kept: dict[str, Any]) -> Any:
     for contradiction, holds in contradictions.items():
         if holds:
             raise V2LError(f"cannot use {printable(path)}: {contradiction}; get another copy of the model")
-    return config
 
 
-@contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Silence the progress bars and reports of transformers for the block. v2l checks what they report, and stderr
-    belongs to the user."""
-    from transformers.utils import logging
-
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity(logging.CRITICAL)
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
+def language_settings(config: SmolVLMConfig) -> dict[str, Any]:
+    """Return the settings that change the outputs of the language model, as fingerprints include them."""
+    stated = dataclasses.asdict(config.text_config)
+    rope = {"rope_type": "default", "rope_theta": stated.pop("rope_theta")}
+    del stated["pad_token_id"]
+    implemented = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False}
+    return {**stated, **implemented, "rope": rope, "tied": config.tie_word_embeddings}
 
 
-def tensor_shapes(config: Any) -> Iterator[tuple[str, tuple[int, ...]]]:
+def tensor_shapes(config: SmolVLMConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Yield the name and shape of every tensor of a SmolVLMForConditionalGeneration, layer by layer."""
     text, vision = config.text_config, config.vision_config
     yield "model.text_model.embed_tokens.weight", (text.vocab_size, text.hidden_size)
@@ -212,7 +235,7 @@ def tensor_shapes(config: Any) -> Iterator[tuple[str, tuple[int, ...]]]:
         yield from _vision_layer(f"model.vision_model.encoder.layers.{index}.", vision)
 
 
-def _text_layer(prefix: str, text: Any) -> Iterator[tuple[str, tuple[int, ...]]]:
+def _text_layer(prefix: str, text: TextConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
     width, inner = text.hidden_size, text.intermediate_size
     queries, keys = text.num_attention_heads * text.head_dim, text.num_key_value_heads * text.head_dim
     yield f"{prefix}input_layernorm.weight", (width,)
@@ -223,12 +246,12 @@ def _text_layer(prefix: str, text: Any) -> Iterator[tuple[str, tuple[int, ...]]]
         ("v_proj", keys, width),
         ("o_proj", width, queries),
     ):
-        yield from _linear(f"{prefix}self_attn.{name}", rows, columns, text.attention_bias)
+        yield from _linear(f"{prefix}self_attn.{name}", rows, columns, bias=False)
     for name, rows, columns in (("gate_proj", inner, width), ("up_proj", inner, width), ("down_proj", width, inner)):
-        yield from _linear(f"{prefix}mlp.{name}", rows, columns, text.mlp_bias)
+        yield from _linear(f"{prefix}mlp.{name}", rows, columns, bias=False)
 
 
-def _vision_layer(prefix: str, vision: Any) -> Iterator[tuple[str, tuple[int, ...]]]:
+def _vision_layer(prefix: str, vision: VisionConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
     width, inner = vision.hidden_size, vision.intermediate_size
     yield from _norm(f"{prefix}layer_norm1", width)
     yield from _norm(f"{prefix}layer_norm2", width)

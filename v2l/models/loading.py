@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
 
 import torch
 from safetensors import SafetensorError
@@ -10,10 +10,12 @@ from safetensors import SafetensorError
 from v2l.errors import V2LError
 from v2l.io.safetensors_file import all_finite
 from v2l.io.text import printable
-from v2l.models.config import quiet_transformers
+from v2l.models import language_model, vision_tower
+from v2l.models.language_model import LanguageModel
 from v2l.models.presets import ModelFolder, find_model
 from v2l.models.smolvlm import FrozenVLM
 from v2l.models.tokenizer import load_tokenizer
+from v2l.models.vision_tower import VisionTower
 from v2l.models.weights import open_tensors
 
 
@@ -36,53 +38,40 @@ def load_vlm(
     device = choose_device(device)
     dtype = dtype or default_dtype(device)
     tokenizer = load_tokenizer(folder)
-    modules = _load_modules(folder, dtype, vision)
-    for module in (modules["text"], modules["head"], *(modules["vision"] or ())):
-        module.to(device).eval().requires_grad_(False)
-        for name, weights in module.named_parameters():
-            if not all_finite(weights):
-                raise V2LError(
-                    f"the model in {printable(folder.path)} has values in {name} that are not finite as {dtype}; use "
-                    "bfloat16 or float32, or get another copy of it"
-                )
-    return FrozenVLM(folder, modules, tokenizer, device)
+    language = LanguageModel.empty(folder.config, device, dtype)
+    tower = VisionTower.empty(folder.config, device, dtype) if vision else None
+    _fill(folder, language, tower)
+    return FrozenVLM(folder, language, tower, tokenizer, device)
 
 
-def _load_modules(folder: ModelFolder, dtype: torch.dtype, vision: bool) -> dict[str, Any]:
-    """Load the modules that `FrozenVLM` uses onto the CPU. Names and shapes of the tensors are checked against the
-    configuration before memory is allocated for them. transformers receives tensors and never the folder, where it
-    would look for pickled weights, adapters and code."""
+def _fill(folder: ModelFolder, model: LanguageModel, tower: VisionTower | None) -> None:
+    """Read the weights from the folder, one tensor at a time and memory-mapped, into the type and place of the modules.
+
+    Names and shapes of the stored tensors are compared with the configuration first. Raises V2LError if they cannot be
+    read or are not finite in the type of the modules.
+    """
     stored = folder.tensors()
-    if not vision:
-        stored = {name: tensor for name, tensor in stored.items() if name.startswith(("model.text_model.", "lm_head."))}
-    options = {"dtype": dtype, "attn_implementation": "sdpa", "local_files_only": True}
+    parts = dict(published_weights(model, tower))
     try:
-        with quiet_transformers(), open_tensors(stored) as slices:
-            return _whole(folder.config, slices, options) if vision else _language(folder.config, slices, options)
+        with open_tensors({name: stored[name] for name in parts}) as slices:
+            for name, part in parts.items():
+                part.copy_(slices[name][:])
+                if not all_finite(part):
+                    raise V2LError(
+                        f"the model in {printable(folder.path)} has values in {name} that are not finite as "
+                        f"{part.dtype}; use bfloat16 or float32, or get another copy of it"
+                    )
     except (OSError, ValueError, RuntimeError, KeyError, MemoryError, SafetensorError) as error:
         raise V2LError(
             f"cannot load the model in {printable(folder.path)}: {printable(error)}; get another copy of it"
         ) from error
 
 
-def _whole(config: Any, slices: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
-    from transformers.models.smolvlm.modeling_smolvlm import SmolVLMForConditionalGeneration
-
-    return parts_of(SmolVLMForConditionalGeneration.from_pretrained(None, config=config, state_dict=slices, **options))
-
-
-def _language(config: Any, slices: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
-    from transformers.models.llama.modeling_llama import LlamaForCausalLM
-
-    named = {name.replace("model.text_model.", "model."): tensor for name, tensor in slices.items()}
-    model = LlamaForCausalLM.from_pretrained(None, config=config.text_config, state_dict=named, **options)
-    return {"text": model.model, "head": model.lm_head, "vision": None}
-
-
-def parts_of(model: Any) -> dict[str, Any]:
-    """Return the modules of a SmolVLMForConditionalGeneration that `FrozenVLM` uses."""
-    vision = (model.model.vision_model, model.model.connector)
-    return {"text": model.model.text_model, "head": model.lm_head, "vision": vision}
+def published_weights(model: LanguageModel, tower: VisionTower | None) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield the published name of every tensor and the part of the modules' weights that it fills."""
+    yield from language_model.published_weights(model)
+    if tower is not None:
+        yield from vision_tower.published_weights(tower)
 
 
 def choose_device(name: str | torch.device | None) -> torch.device:

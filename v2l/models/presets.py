@@ -16,18 +16,17 @@ import hashlib
 import json
 import os
 import re
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from v2l.errors import ModelError, V2LError
+from v2l.errors import V2LError
 from v2l.io.files import make_folder, open_regular, write_atomically
 from v2l.io.safetensors_file import canonical_json
 from v2l.io.text import printable
 from v2l.io.untrusted import read_json, shown
-from v2l.models.config import MAX_FRAME_SIZE, read_config, tensor_shapes
+from v2l.models.config import MAX_FRAME_SIZE, SmolVLMConfig, language_settings, read_config, tensor_shapes
 from v2l.models.processor import VisionGeometry
 from v2l.models.weights import StoredTensor, check_tensors, open_tensors, stored_tensors
 
@@ -85,14 +84,14 @@ class ModelFolder:
 
     id: public name of the model, or the folder's name if the model has none
     revision: commit of the hub; None for a folder that does not come from the hub
-    config: the transformers SmolVLMConfig, with every default filled in
+    config: sizes of the networks, with every default filled in
     geometry: image size, tokens per image and frame size that the folder states
     """
 
     path: Path
     id: str
     revision: str | None
-    config: Any = field(repr=False)
+    config: SmolVLMConfig = field(repr=False)
     geometry: VisionGeometry
 
     @property
@@ -129,7 +128,7 @@ class ModelFolder:
             "model.text_model.layers.0.mlp.down_proj.weight",
             f"model.text_model.layers.{last}.mlp.down_proj.weight",
         }
-        digest = hashlib.sha256(canonical_json(_language_config(self.config)).encode())
+        digest = hashlib.sha256(canonical_json(language_settings(self.config)).encode())
         with open_tensors({name: stored[name] for name in read_whole}) as slices:
             for name in sorted(stored):
                 if not name.startswith(("model.text_model.", "lm_head.")):
@@ -142,13 +141,7 @@ class ModelFolder:
 
 
 def find_model(name: str | os.PathLike) -> ModelFolder:
-    """Return the model folder of a preset or a path. Raises V2LError, with the remedy, if there is none, and ModelError
-    if Python runs without docstrings, which transformers needs."""
-    if sys.flags.optimize > 1:
-        raise ModelError(
-            "Python was started without docstrings (-OO or PYTHONOPTIMIZE=2), which transformers cannot do without; "
-            "start it with -O or PYTHONOPTIMIZE=1 at most"
-        )
+    """Return the model folder of a preset or a path. Raises V2LError, with the remedy, if there is none."""
     name = os.fspath(name)
     if name == "tiny":
         return _open_folder(EMBEDDED, id=RELEASE, revision=None)
@@ -195,7 +188,7 @@ def _open_folder(path: Path, id: str | None, revision: str | None) -> ModelFolde
     return ModelFolder(path, id or name or path.resolve().name, revision, config, _geometry(path, config))
 
 
-def _geometry(path: Path, config: Any) -> VisionGeometry:
+def _geometry(path: Path, config: SmolVLMConfig) -> VisionGeometry:
     """Compute the image sizes of a folder: for the published models, 64 tokens a frame at 500M and 81 at 2.2B."""
     vision, scale = config.vision_config, config.scale_factor
     processor = _image_processor(path)
@@ -213,18 +206,6 @@ def _geometry(path: Path, config: Any) -> VisionGeometry:
         )
     longest_edge = _edge(_mapping(processor.get("video_sampling")), "video_size") or size
     return VisionGeometry(size, (patches // scale) ** 2, longest_edge)
-
-
-def _language_config(config: Any) -> dict[str, Any]:
-    """Return the settings that change the outputs of the language model, without those that versions of transformers
-    add."""
-    text = config.text_config
-    names = (
-        "hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads head_dim vocab_size "
-        "rms_norm_eps hidden_act attention_bias mlp_bias max_position_embeddings"
-    ).split()
-    rope = {key: value for key, value in text.rope_parameters.items() if value is not None}
-    return {**{name: getattr(text, name) for name in names}, "rope": rope, "tied": config.tie_word_embeddings}
 
 
 def _bytes_of(tensor: Any) -> bytes:

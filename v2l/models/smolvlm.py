@@ -1,7 +1,7 @@
 """The frozen SmolVLM2: encode images, compute the hidden states of a video layer by layer, generate answers.
 
-No other module calls the modules of the model. The model is never trained or modified (adapters are attached from
-outside, see adapters/lora.py), and a video is read only while no adapter is attached.
+The model is never trained. Adapters are attached to it from outside, see adapters/lora.py, and a video is read only
+while none is attached.
 """
 
 from __future__ import annotations
@@ -14,12 +14,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from v2l.errors import V2LError
 from v2l.io.text import printable
+from v2l.models.language_model import KVCache, LanguageModel, causal, causal_mask
 from v2l.models.presets import ModelFolder
 from v2l.models.processor import END_OF_TURN, PIXEL_MEAN, PIXEL_STD
+from v2l.models.vision_tower import VisionTower
 
 TOKENS_AT_ONCE = 2048
 """Tokens that pass through a decoder layer together, in whole windows, at least one."""
@@ -45,18 +48,25 @@ class FrozenVLM:
 
     id, revision, fingerprint: of the model folder (see presets.py)
     geometry: image size and tokens per image
-    text_model, lm_head: the language model; vision: (vision tower, connector), or None if it was not loaded
+    language_model: the decoder; vision: the vision tower with its connector, or None if it was not loaded
     tokenizer: a `tokenizers.Tokenizer`, or None if the folder has none
     """
 
-    def __init__(self, folder: ModelFolder, modules: dict[str, Any], tokenizer: Any | None, device: torch.device):
+    def __init__(
+        self,
+        folder: ModelFolder,
+        language_model: LanguageModel,
+        vision: VisionTower | None,
+        tokenizer: Any | None,
+        device: torch.device,
+    ):
         self.folder, self.id, self.revision = folder, folder.id, folder.revision
         self.fingerprint = folder.fingerprint()
         self.geometry = folder.geometry
         self.image_token_id = folder.config.image_token_id
         self.max_positions = folder.config.text_config.max_position_embeddings
-        self.text_model, self.lm_head, self.vision = modules["text"], modules["head"], modules["vision"]
-        self.device, self.dtype = device, self.text_model.embed_tokens.weight.dtype
+        self.language_model, self.vision = language_model, vision
+        self.device, self.dtype = device, language_model.embed_tokens.dtype
         self.tokenizer = tokenizer
         self.end_of_answer_ids = folder.end_of_answer_ids
         if tokenizer is not None:
@@ -84,12 +94,13 @@ class FrozenVLM:
 
     @property
     def num_layers(self) -> int:
-        return len(self.text_model.layers)
+        return len(self.language_model.layers)
 
     @property
-    def down_projections(self) -> list[torch.nn.Linear]:
-        """The `mlp.down_proj` of every decoder layer, in order: the modules that adapters change."""
-        return [layer.mlp.down_proj for layer in self.text_model.layers]
+    def adapted_size(self) -> tuple[int, int, int]:
+        """Layers, input width and output width of the `down_proj` that adapters change."""
+        text = self.language_model.config
+        return text.num_hidden_layers, text.intermediate_size, text.hidden_size
 
     # Text ------------------------------------------------------------------------------------------------------
 
@@ -144,15 +155,13 @@ class FrozenVLM:
         """
         if self.vision is None:
             raise V2LError("this model was loaded without its vision tower; load it with vision=True to read videos")
-        vision_tower, connector = self.vision
         features = []
         for batch in images.split(IMAGES_AT_ONCE):
             batch = batch.to(self.device)
             # Normalise pixels to -1 to 1
             if batch.dtype == torch.uint8:
                 batch = (batch.float() / 255 - PIXEL_MEAN) / PIXEL_STD
-            # Vision tower, then the connector to the language model's width
-            features.append(connector(vision_tower(pixel_values=batch.to(self.dtype)).last_hidden_state))
+            features.append(self.vision(batch.to(self.dtype)))
         return torch.cat(features)
 
     @torch.no_grad()
@@ -163,7 +172,7 @@ class FrozenVLM:
 
         Raises V2LError if the prompt has another number of image tokens.
         """
-        embeddings = self.text_model.embed_tokens(input_ids)
+        embeddings = self.language_model.embed(input_ids)
         places = input_ids == self.image_token_id
         given = 0 if image_embeddings is None else image_embeddings.shape[0] * image_embeddings.shape[1]
         if int(places.sum()) != given:
@@ -192,7 +201,10 @@ class FrozenVLM:
         # The group size depends on the windows of this video only, so that its adapter does not depend on other videos
         together = max(1, TOKENS_AT_ONCE // max(len(window.input_ids) for window in windows))
         groups = [windows[start : start + together] for start in range(0, len(windows), together)]
-        return [_WindowBatch([self.embed(window.input_ids, window.images) for window in group]) for group in groups]
+        return [
+            _WindowBatch([self.embed(window.input_ids, window.images) for window in group], self.language_model)
+            for group in groups
+        ]
 
     @torch.no_grad()
     def _read_layer(self, index: int, batches: list[_WindowBatch]) -> Iterator[torch.Tensor]:
@@ -200,13 +212,7 @@ class FrozenVLM:
         for batch in batches:
             yield batch.tokens()
             if not last:
-                positions = torch.arange(batch.hidden.shape[1], device=self.device)[None]
-                batch.hidden = self.text_model.layers[index](
-                    batch.hidden,
-                    attention_mask=batch.attention_mask(),
-                    position_ids=positions,
-                    position_embeddings=self.text_model.rotary_emb(batch.hidden, positions),
-                )
+                batch.hidden = self.language_model.layer(index, batch.hidden, batch.rotary, batch.attend)
 
     # Answering -------------------------------------------------------------------------------------------------
 
@@ -219,25 +225,27 @@ class FrozenVLM:
         """
         if input_ids.ndim == 1:
             return self.logits(input_ids[None])[0]
-        hidden = self.text_model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
-        return self.lm_head(hidden.last_hidden_state)
+        model, (batch, length) = self.language_model, input_ids.shape
+        model.check_batch(batch)
+        mask = None if attention_mask is None else causal_mask(attention_mask.bool())
+        positions = torch.arange(length, device=self.device).repeat(batch)
+        hidden = model.run(model.embed(input_ids.flatten()), positions, causal(batch, mask))
+        return model.logits(hidden.view(batch, length, -1))
 
-    def new_cache(self) -> Any:
-        """Return an empty KV cache of transformers."""
-        from transformers.cache_utils import DynamicCache
-
-        return DynamicCache(config=self.text_model.config)
-
-    @torch.no_grad()
-    def prefill(self, prompt: torch.Tensor) -> Any:
+    @torch.inference_mode()
+    def prefill(self, prompt: torch.Tensor) -> KVCache:
         """Return the KV cache of the first part of a prompt, embeddings of shape (T, D)."""
-        cache = self.new_cache()
-        self.text_model(inputs_embeds=prompt[None], past_key_values=cache, use_cache=True)
+        cache = KVCache(self.language_model, batch=1, capacity=len(prompt))
+        self.language_model.run(prompt, torch.arange(len(prompt), device=self.device), cache.attend(len(prompt)))
         return cache
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def greedy(
-        self, prompts: Sequence[torch.Tensor], max_new_tokens: int, cache: Any | None = None, for_speed: bool = False
+        self,
+        prompts: Sequence[torch.Tensor],
+        max_new_tokens: int,
+        cache: KVCache | None = None,
+        for_speed: bool = False,
     ) -> Iterator[list[int]]:
         """Generate greedily for several prompts at once, token by token, with a KV cache.
 
@@ -249,73 +257,75 @@ class FrozenVLM:
         after its own end. Raises V2LError if the prompt and the answer exceed the model's positions, or if hidden
         states overflow, as they do under an adapter with very large factors.
         """
-        cache = self.new_cache() if cache is None else cache
-        before = cache.get_seq_length()
-        lengths = torch.tensor([before + len(prompt) for prompt in prompts], device=self.device)
+        model, before = self.language_model, 0 if cache is None else cache.length
+        longest = before + max(map(len, prompts))
         if max_new_tokens < 1:
             raise V2LError(f"an answer of {max_new_tokens} tokens was asked for; give at least 1")
         if not for_speed:
-            self.check_length(int(lengths.max()), max_new_tokens)
-        # Pad the prompts on the right
-        inputs = pad_sequence(list(prompts), batch_first=True)  # (B, T, D)
-        steps = torch.arange(before, before + inputs.shape[1], device=self.device)
-        mask = (steps[None] < lengths[:, None]).long()
-        positions, last = steps[None], lengths - before - 1
-        ended = torch.zeros(len(prompts), dtype=torch.bool, device=self.device)
-        stops = torch.tensor(sorted(self.end_of_answer_ids), device=self.device)
-        rows = torch.arange(len(prompts), device=self.device)
-        for _ in range(max_new_tokens):
-            hidden = self.text_model(
-                inputs_embeds=inputs,
-                attention_mask=None if len(prompts) == 1 else mask,
-                position_ids=positions,
-                past_key_values=cache,
-                use_cache=True,
-            ).last_hidden_state[rows, last]
-            # Choose the most likely token of each row
-            tokens = self.lm_head(hidden).argmax(-1)  # (B,)
-            if not for_speed:
-                self._check_overflow(hidden)
-            yield tokens.tolist()
-            ended |= torch.isin(tokens, stops)
-            if ended.all() and not for_speed:
+            self.check_length(longest, max_new_tokens)
+        if cache is None:
+            cache = KVCache(model, len(prompts), longest + max_new_tokens)
+        cache.reserve(longest + max_new_tokens)
+
+        # Prefill: prompts padded on the right to one length, (B * T, D)
+        batch, tokens = len(prompts), longest - before
+        model.check_batch(batch)
+        lengths = torch.tensor([before + len(prompt) for prompt in prompts], device=self.device)
+        inputs = prompts[0] if batch == 1 else pad_sequence(list(prompts), batch_first=True).flatten(0, 1)
+        columns = torch.arange(before, longest, device=self.device)
+        padding = None if len(set(map(len, prompts))) == 1 else columns < lengths[:, None]
+        last = torch.tensor([row * tokens + len(prompt) - 1 for row, prompt in enumerate(prompts)], device=self.device)
+        positions = columns if batch == 1 else columns.repeat(batch)
+        hidden = model.run(inputs, positions, cache.attend(tokens, padding), keep=last)
+        ended = [False] * batch
+        for step in range(max_new_tokens):
+            # Choose the most likely token of each row; the host waits for the device once
+            chosen = model.logits(hidden).argmax(-1)  # (B,)
+            ids, valid = torch.stack([chosen, _is_finite(hidden)]).tolist()
+            if not (all(valid) or for_speed):
+                raise self._overflow()
+            yield ids
+            ended = [was or id in self.end_of_answer_ids for was, id in zip(ended, ids, strict=True)]
+            if (all(ended) and not for_speed) or step == max_new_tokens - 1:
                 return
             # Continue with the chosen tokens alone
-            inputs, positions = self.text_model.embed_tokens(tokens)[:, None], lengths[:, None]
-            last = torch.zeros_like(last)
-            mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
+            if padding is not None:
+                padding = F.pad(padding, (0, 1), value=True)
+            hidden = model.run(model.embed(chosen), lengths, cache.attend(1, padding))
             lengths = lengths + 1
 
-    def _check_overflow(self, hidden: torch.Tensor) -> None:
-        """Raise V2LError if hidden states, (B, D), overflowed before the last norm, which turns infinite values into
-        NaN, and values whose squares are infinite into zero."""
-        if not all(0 < square < math.inf for square in hidden.float().square().sum(-1).tolist()):
-            raise V2LError(
-                f"the model's numbers exceed {str(self.dtype).removeprefix('torch.')}, so there is no answer; use less "
-                "of the adapter with a lower --strength (strength= in Python), or another --dtype"
-            )
+    def _overflow(self) -> V2LError:
+        return V2LError(
+            f"the model's numbers exceed {str(self.dtype).removeprefix('torch.')}, so there is no answer; use less "
+            "of the adapter with a lower --strength (strength= in Python), or another --dtype"
+        )
+
+
+def _is_finite(hidden: torch.Tensor) -> torch.Tensor:
+    """Return for hidden states after the last norm, (B, D), whether they were finite before it, (B,) int64. The norm
+    turns infinite values into NaN, and values whose squares are infinite into zero."""
+    squares = hidden.float().square().sum(-1)
+    return ((squares > 0) & (squares < math.inf)).long()
 
 
 class _WindowBatch:
     """Windows that pass through the decoder layers together, padded on the right to one length.
 
-    hidden: (b, T, D), the input embeddings, then the output of each layer in turn
+    hidden: (b * T, D), the input embeddings, then the output of each layer in turn
+    rotary, attend: their rotary embedding, from position zero, and their attention, each to itself
     """
 
-    def __init__(self, windows: Sequence[torch.Tensor]):
-        self.hidden = pad_sequence(list(windows), batch_first=True)  # (b, T, D)
+    def __init__(self, windows: Sequence[torch.Tensor], model: LanguageModel):
+        count, length = len(windows), max(map(len, windows))
+        self.hidden = pad_sequence(list(windows), batch_first=True).flatten(0, 1)
+        columns = torch.arange(length, device=self.hidden.device)
         lengths = torch.tensor([len(window) for window in windows], device=self.hidden.device)
-        self.mask = torch.arange(self.hidden.shape[1], device=self.hidden.device)[None] < lengths[:, None]
-        self.padded = not bool(self.mask.all())
+        there = columns < lengths[:, None]
+        self.rotary = model.rotary(columns.repeat(count))
+        padded = min(map(len, windows)) < length
+        self.attend = causal(count, causal_mask(there) if padded else None)
+        self._there = there.flatten() if padded else None
 
     def tokens(self) -> torch.Tensor:
         """Return the hidden states of all windows, concatenated without padding, (1, tokens, D)."""
-        return self.hidden[self.mask][None] if self.padded else self.hidden.flatten(0, 1)[None]
-
-    def attention_mask(self) -> torch.Tensor | None:
-        """Return a causal mask that excludes padding, (b, 1, T, T) bool; None (plain causal) if there is no padding."""
-        if not self.padded:
-            return None
-        length = self.mask.shape[1]
-        causal = torch.ones(length, length, dtype=torch.bool, device=self.mask.device).tril()
-        return causal & self.mask[:, None, None, :]
+        return (self.hidden if self._there is None else self.hidden[self._there])[None]

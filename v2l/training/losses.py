@@ -189,16 +189,16 @@ class TrainingObjective:
         # Forward pass over the openings and the packed questions
         rows = PackedRows.stack(sequences, self.vlm.device)
         opening = self.vlm.embed(rows.opening.flatten(), images).view(*rows.opening.shape, -1)
-        embedded = self.vlm.text_model.embed_tokens(rows.ids)
+        embedded = self.vlm.language_model.embed(rows.ids)
         output = packed_forward(
-            self.vlm.text_model, opening, rows.there, embedded, rows.positions, rows.question, factors
+            self.vlm.language_model, opening, rows.there, embedded, rows.positions, rows.question, factors
         )
 
         # Question after question; logits predict the next token
         labels, question, last = (rows.in_order(each) for each in (rows.labels, rows.question, output.rows))
         counted = labels[1:] != IGNORED
         return AnswerPass(
-            self.vlm.lm_head(last[:-1][counted]).float() if with_logits else None,
+            self.vlm.language_model.logits(last[:-1][counted]).float() if with_logits else None,
             labels[1:][counted],
             question[1:][counted],
             [*map(rows.in_order, output.asked[1:]), last] if self.hidden_weight else [],

@@ -15,13 +15,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from tokenizers import Tokenizer
-from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
+from v2l.models.language_model import LanguageModel
 from v2l.models.processor import END_OF_TURN
 
 IGNORED = -100
@@ -192,7 +191,7 @@ class PackedOutput:
 
 
 def packed_forward(
-    model: Any,
+    model: LanguageModel,
     clip: torch.Tensor,
     there: torch.Tensor,
     rows: torch.Tensor,
@@ -203,47 +202,73 @@ def packed_forward(
 ) -> PackedOutput:
     """Run the language model over clips and the packed questions about them.
 
-    model: transformers' LlamaModel, without dropout or biases
     clip: (C, V, D) embeddings of the clips, padded on the right; there: (C, V) bool, False for padding
     rows: (C, R, W, D) embeddings of the questions; positions: (C, R, W) int64, counted from the start of the clip
     question: (C, R, W) int64, a different number for each question
     factors: the adapter of each clip, applied to its tokens and rows; per layer a (C, r, d_in) and b (C, r, d_out)
     attention_layers: the layers whose attention is returned
     """
-    config = model.config
-    heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // heads
     count, tokens, hidden = clip.shape
     across, along = rows.shape[1:3]
-    clips, shared = count * tokens, heads // kv_heads
+    clips = count * tokens
 
     # Rotary embedding and attention masks
     steps = torch.arange(tokens, device=clip.device).expand(count, tokens)
-    rotary = _rotary(torch.cat([steps.flatten(), positions.flatten()]), width, config.rope_parameters["rope_theta"])
-    causal = torch.ones(max(tokens, along), max(tokens, along), dtype=torch.bool, device=clip.device).tril()
-    clip_mask = _mask(causal[:tokens, :tokens] & there[:, None])[:, None, None]  # (C, 1, 1, V, V)
-    own = causal[:along, :along] & (question[..., None] == question[:, :, None])
-    row_mask = _mask(torch.cat([there[:, None, None].expand(-1, across, along, -1), own], dim=-1))[:, None, :, None]
+    rotary = model.rotary(torch.cat([steps.flatten(), positions.flatten()]))
+    attend = _PackedAttention(there, question, attention_layers)
 
     # All tokens in one matrix, those of the clips first: (C * V + C * R * W, D)
     x = torch.cat([clip.reshape(-1, hidden), rows.reshape(-1, hidden)]).float()
-    clip_inputs, row_inputs, attention, activations = [], [], [], []
-    for number, layer in enumerate(model.layers):
+    clip_inputs, row_inputs, activations = [], [], []
+    for index, layer in enumerate(model.layers):
         clip_inputs.append(x[:clips].view(count, tokens, hidden))
         row_inputs.append(x[clips:].view(count, across, along, hidden))
+        x = layer.add_attention(x, layer.attention(x, index, rotary, attend))
+        inner = layer.activations(x)
+        x = layer.add_mlp(x, inner)
 
-        # Queries, keys and values
-        normed = _normed(x, layer.input_layernorm, config)
-        three = layer.self_attn.q_proj.weight, layer.self_attn.k_proj.weight, layer.self_attn.v_proj.weight
-        projected = F.linear(normed, torch.cat(three)).view(len(x), heads + 2 * kv_heads, width)
-        q, k, v = projected.split([heads, kv_heads, kv_heads], dim=1)
-        parts = _rotated(q, rotary), _rotated(k, rotary), v
-        of_clip, of_rows = zip(*(part.split([clips, len(x) - clips]) for part in parts), strict=True)
+        # Each clip's adapter on down_proj
+        if factors is not None:
+            a, b = (factor.to(inner.dtype) for factor in factors[index])
+            clip_ranks, row_ranks = (
+                part.view(count, len(part) // count, part.shape[-1]) @ a.transpose(-1, -2)
+                for part in inner.split([clips, len(x) - clips])
+            )
+            activations.append(row_ranks.view(count, across, along, -1))
+            x = x + torch.cat([(ranks @ b).flatten(0, 1) for ranks in (clip_ranks, row_ranks)])
+    last = model.final_norm(x[clips:]).view(count, across, along, hidden)
+    return PackedOutput(clip_inputs, row_inputs, last, attend.weights, activations)
+
+
+class _PackedAttention:
+    """Attention of the clips, each to itself, and of the rows, each to its clip and within each question to itself.
+
+    weights: those of the requested layers, as `PackedOutput.attention` has them
+    """
+
+    def __init__(self, there: torch.Tensor, question: torch.Tensor, layers: tuple[int, ...]):
+        self.layers, self.weights = layers, list[torch.Tensor]()
+        (self.count, self.tokens), (self.across, self.along) = there.shape, question.shape[1:]
+        size = max(self.tokens, self.along)
+        causal = torch.ones(size, size, dtype=torch.bool, device=there.device).tril()
+        clip_mask = _mask(causal[: self.tokens, : self.tokens] & there[:, None])
+        self.clip_mask = clip_mask[:, None, None]  # (C, 1, 1, V, V)
+        own = causal[: self.along, : self.along] & (question[..., None] == question[:, :, None])
+        to_clip = there[:, None, None].expand(-1, self.across, self.along, -1)
+        self.row_mask = _mask(torch.cat([to_clip, own], dim=-1))[:, None, :, None]  # (C, 1, R, 1, W, V + W)
+
+    def __call__(self, index: int, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+        count, tokens, across, along = self.count, self.tokens, self.across, self.along
+        (heads, width), kv_heads = queries.shape[1:], keys.shape[1]
+        clips, shared = count * tokens, heads // kv_heads
+        of_clip, of_rows = zip(
+            *(part.split([clips, len(part) - clips]) for part in (queries, keys, values)), strict=True
+        )
 
         # Attention within each clip
         q = of_clip[0].view(count, tokens, kv_heads, shared, width).permute(0, 2, 3, 1, 4)  # (C, K, H/K, V, E)
         k, v = (part.view(count, tokens, kv_heads, width).transpose(1, 2) for part in of_clip[1:])  # (C, K, V, E)
-        scores = (q.flatten(2, 3) @ k.transpose(-1, -2)).view(*q.shape[:4], tokens) * width**-0.5 + clip_mask
+        scores = (q.flatten(2, 3) @ k.transpose(-1, -2)).view(*q.shape[:4], tokens) * width**-0.5 + self.clip_mask
         read = scores.float().softmax(-1).to(v.dtype).flatten(2, 3) @ v
         read_clip = read.view(q.shape).permute(0, 3, 1, 2, 4).reshape(clips, heads * width)
 
@@ -253,48 +278,14 @@ def packed_forward(
         own_k, own_v = (part.view(count, across, along, kv_heads, width).permute(0, 3, 1, 2, 4) for part in of_rows[1:])
         to_clip = (q.flatten(2, 4) @ k.transpose(-1, -2)).view(*q.shape[:5], tokens)
         to_own = (q.flatten(3, 4) @ own_k.transpose(-1, -2)).view(*q.shape[:5], along)
-        weights = (torch.cat([to_clip, to_own], dim=-1) * width**-0.5 + row_mask).float().softmax(-1)
-        if number in attention_layers:
-            attention.append(weights[:, :, :, 0])
+        weights = (torch.cat([to_clip, to_own], dim=-1) * width**-0.5 + self.row_mask).float().softmax(-1)
+        if index in self.layers:
+            self.weights.append(weights[:, :, :, 0])
         to_clip, to_own = weights.to(v.dtype).split([tokens, along], dim=-1)
         read = (to_clip.flatten(2, 4) @ v).view(q.shape) + (to_own.flatten(3, 4) @ own_v).view(q.shape)
-        read_rows = read.permute(0, 2, 4, 1, 3, 5).reshape(len(x) - clips, heads * width)
-        x = x + F.linear(torch.cat([read_clip, read_rows]), layer.self_attn.o_proj.weight)
-
-        # Gated MLP
-        normed = _normed(x, layer.post_attention_layernorm, config)
-        inner = F.silu(F.linear(normed, layer.mlp.gate_proj.weight)) * F.linear(normed, layer.mlp.up_proj.weight)
-        x = x + F.linear(inner, layer.mlp.down_proj.weight)
-
-        # Each clip's adapter on down_proj
-        if factors is not None:
-            a, b = (factor.to(inner.dtype) for factor in factors[number])
-            clip_ranks, row_ranks = (
-                part.view(count, len(part) // count, part.shape[-1]) @ a.transpose(-1, -2)
-                for part in inner.split([clips, len(x) - clips])
-            )
-            activations.append(row_ranks.view(count, across, along, -1))
-            x = x + torch.cat([(ranks @ b).flatten(0, 1) for ranks in (clip_ranks, row_ranks)])
-    last = _normed(x[clips:], model.norm, config).view(count, across, along, hidden)
-    return PackedOutput(clip_inputs, row_inputs, last, attention, activations)
-
-
-def _normed(x: torch.Tensor, norm: Any, config: Any) -> torch.Tensor:
-    return F.rms_norm(x, x.shape[-1:], norm.weight.float(), config.rms_norm_eps).to(norm.weight.dtype)
+        read_rows = read.permute(0, 2, 4, 1, 3, 5).reshape(-1, heads * width)
+        return torch.cat([read_clip, read_rows])
 
 
 def _mask(visible: torch.Tensor) -> torch.Tensor:
     return torch.zeros(visible.shape, device=visible.device).masked_fill(~visible, MASKED_SCORE)
-
-
-def _rotary(positions: torch.Tensor, width: int, base: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cosine and sine of the rotary embedding, (N, 1, E) each."""
-    rates = base ** -(torch.arange(0, width, 2, device=positions.device).float() / width)
-    angles = (positions[:, None].float() * rates).repeat(1, 2)[:, None]
-    return angles.cos(), angles.sin()
-
-
-def _rotated(x: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-    cosine, sine = rotary
-    first, second = x.chunk(2, dim=-1)
-    return (x * cosine + torch.cat([-second, first], dim=-1) * sine).to(x.dtype)

@@ -63,7 +63,6 @@ def sizes_for(
     The other sizes are those of a `trained` hypernetwork that fits the model, or else the published ones with a
     `lora_alpha` of 2 r^1.5. Raises V2LError for an unknown name or an invalid size.
     """
-    module = vlm.down_projections[0]
     names = {each.name for each in dataclasses.fields(HypernetworkConfig)}
     own = {"num_layers", "hidden_size", "intermediate_size"}
     for name, value in chosen.items():
@@ -74,7 +73,8 @@ def sizes_for(
         whole = name != "lora_alpha"
         if isinstance(value, bool) or not isinstance(value, int if whole else int | float) or value <= 0:
             raise V2LError(f"{name} is {value!r}; give a {'whole ' if whole else ''}number above 0")
-    fresh = HypernetworkConfig(vlm.num_layers, module.out_features, module.in_features)
+    layers, inputs, outputs = vlm.adapted_size
+    fresh = HypernetworkConfig(layers, outputs, inputs)
     changes: dict[str, Any] = dict(chosen)
     config = dataclasses.replace(trained or fresh, **changes)
     if config.num_heads % config.num_kv_heads:

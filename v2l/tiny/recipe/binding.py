@@ -25,6 +25,7 @@ from tokenizers import Tokenizer
 from torch.nn import functional as F
 
 from v2l.errors import V2LError
+from v2l.models.language_model import LanguageModel, causal
 from v2l.models.processor import question_text
 from v2l.models.smolvlm import FrozenVLM
 from v2l.tiny.recipe.language_stage import REFERRING
@@ -195,6 +196,21 @@ class Binding:
         return ids[place - 1] == self.colon and {ids[place - 2], ids[place]} <= self.digits.keys()
 
 
+@torch.no_grad()
+def _activations(model: LanguageModel, ids: torch.Tensor) -> Iterator[torch.Tensor]:
+    """Yield the inputs of `down_proj`, (B, T, d_in), of text, (B, T), in the layers in which ranks are bound."""
+    count, length = ids.shape
+    positions = torch.arange(length, device=ids.device).repeat(count)
+    x, rotary, attend = model.embed(ids.flatten()), model.rotary(positions), causal(count)
+    for index in range(REFERRING):
+        layer = model.layers[index]
+        x = layer.add_attention(x, layer.attention(x, index, rotary, attend))
+        inner = layer.activations(x)
+        if index >= FIRST_LAYER:
+            yield inner.view(count, length, -1)
+        x = layer.add_mlp(x, inner)
+
+
 class TimeKeys:
     """The inputs of `down_proj` at a question's named second, in the layers in which ranks are bound, for every time
     below `MINUTES`: (L, 2, times, d_in), of the frozen model alone, in two phrasings of the training questions.
@@ -203,24 +219,12 @@ class TimeKeys:
     """
 
     def __init__(self, vlm: FrozenVLM, binding: Binding):
-        inputs: dict[int, torch.Tensor] = {}
-        layers = range(FIRST_LAYER, REFERRING)
-        hooks = [
-            vlm.down_projections[layer].register_forward_pre_hook(
-                lambda _, given, layer=layer: inputs.update({layer: given[0]})
-            )
-            for layer in layers
-        ]
         keys = []
         for asks in (PHRASINGS["word at"][1], PHRASINGS["word at"][3]):
             questions = [question_text(asks.format(time=clock(second))) for second in range(60 * MINUTES)]
             ids = torch.stack([vlm.tokenize(question) for question in questions]).to(vlm.device)
             place = next(place for place in range(2, ids.shape[1]) if binding.is_second(ids[0].tolist(), place))
-            with torch.no_grad():
-                vlm.logits(ids)
-            keys.append(torch.stack([inputs[layer][:, place].float() for layer in layers]))
-        for hook in hooks:
-            hook.remove()
+            keys.append(torch.stack([inner[:, place].float() for inner in _activations(vlm.language_model, ids)]))
         self.keys = torch.stack(keys, dim=1)
 
     def loss(self, rows: Sequence[torch.Tensor], seconds: torch.Tensor) -> torch.Tensor:

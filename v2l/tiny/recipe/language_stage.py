@@ -33,7 +33,7 @@ from v2l.errors import errors_in_one_line
 from v2l.models.loading import choose_device
 from v2l.models.processor import GLOBAL_VIEW, PIXEL_MEAN, PIXEL_STD
 from v2l.tiny.recipe.asked_clips import ASKED, BEFORE, FRAME_LABELS, AskedClip, clip_questions, sample_clip, write_rows
-from v2l.tiny.recipe.model import new_model, save_model
+from v2l.tiny.recipe.model import language_model, new_model, save_model
 from v2l.tiny.recipe.vision_stage import GEOMETRY, LABELS
 from v2l.tiny.world.scene import SHAPES
 from v2l.tiny.world.tokenizer import IMAGE, SPECIAL_TOKENS, train_tokenizer
@@ -235,7 +235,7 @@ class LanguageTrainer:
     def losses(self, clips: Sequence[AskedClip], size: Size) -> Losses:
         """Return the losses of one batch, as means over answer tokens, frames, and tokens with a target."""
         # Stack the clips.
-        text = self.model.model.text_model
+        text = language_model(self.model)
         ids = pad_sequence([clip.ids for clip in clips], batch_first=True)
         ids = F.pad(ids, (0, size.tokens - ids.shape[1])).to(self.device)
         valid = torch.arange(size.tokens).lt(torch.tensor([len(clip.ids) for clip in clips])[:, None])
@@ -245,7 +245,7 @@ class LanguageTrainer:
         )
         refers = torch.stack([clip.refers for clip in clips]).to(self.device)
         # Embed the prompt and insert the image tokens.
-        embedded = text.embed_tokens(ids)
+        embedded = text.embed(ids)
         images = [clip.images for clip in clips if clip.images is not None]
         if images:
             pixels = (torch.cat(images).to(self.device).float() / 255 - PIXEL_MEAN) / PIXEL_STD
@@ -253,12 +253,12 @@ class LanguageTrainer:
             image_tokens = self.model.model.connector(patches).to(embedded.dtype)
             embedded = embedded.masked_scatter(ids.eq(self.image_id)[..., None], image_tokens)
         # Run the language model on clips and questions.
-        queries, layers = text.embed_tokens(rows), (POINTING, REFERRING)
+        queries, layers = text.embed(rows), (POINTING, REFERRING)
         read = self.read(text, embedded, valid.to(self.device), queries, positions, question, None, layers)
         # Compute the cross-entropy of the answers.
         counted = labels[..., 1:].ne(IGNORED)
         targets = labels[..., 1:][counted]
-        logits = self.model.lm_head(read.rows[:, :, :-1][counted]).float()
+        logits = text.logits(read.rows[:, :, :-1][counted]).float()
         answers = F.cross_entropy(logits, targets)
         # Read the frame heads at the last token of each frame.
         ends = ids.eq(self.view_id).roll(GEOMETRY.tokens_per_image + 1, dims=1)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import SmolVLMConfig, SmolVLMForConditionalGeneration
 
+from v2l.models.config import TextConfig
+from v2l.models.language_model import DecoderLayer, LanguageModel
 from v2l.models.processor import END_OF_TURN, IMAGE, START
 from v2l.tiny.world.tokenizer import PAD, SPECIAL_TOKENS, VOCABULARY, save_tokenizer, train_tokenizer
 
@@ -107,3 +110,27 @@ def save_model(model: SmolVLMForConditionalGeneration, folder: Path) -> None:
     (folder / "preprocessor_config.json").write_text(json.dumps(processor, indent=2) + "\n")
     (folder / "generation_config.json").write_text(json.dumps(ends, indent=2) + "\n")
     save_tokenizer(train_tokenizer(), folder)
+
+
+def language_model(model: SmolVLMForConditionalGeneration) -> LanguageModel:
+    """Return v2l's language model on the weights of transformers' classes, through which gradients reach them."""
+    text: Any = model.model.text_model
+    stated = text.config
+    config = TextConfig(
+        **{name: getattr(stated, name) for name in (each.name for each in fields(TextConfig)) if name != "rope_theta"},
+        rope_theta=stated.rope_parameters["rope_theta"],
+    )
+    layers = [
+        DecoderLayer(
+            layer.input_layernorm.weight,
+            torch.cat([getattr(layer.self_attn, f"{name}_proj").weight for name in "qkv"]).t(),
+            layer.self_attn.o_proj.weight.t(),
+            layer.post_attention_layernorm.weight,
+            torch.cat([layer.mlp.gate_proj.weight, layer.mlp.up_proj.weight]).t(),
+            layer.mlp.down_proj.weight.t(),
+            torch.full((1,), config.rms_norm_eps, device=text.norm.weight.device),
+            config,
+        )
+        for layer in text.layers
+    ]
+    return LanguageModel(config, text.embed_tokens.weight, layers, text.norm.weight, model.lm_head.weight)
