@@ -8,17 +8,19 @@ import argparse
 import contextlib
 import json
 import math
+import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
 
 import v2l
+from v2l.bench.peer import transformers_model
 from v2l.bench.random_model import random_model
 from v2l.bench.resources import PeakMemory, describe_machine
 from v2l.bench.runner import drawn_video
@@ -29,6 +31,7 @@ from v2l.inference.model_loader import ModelLoader
 from v2l.inference.targets import Target
 from v2l.models.hypernetwork import Hypernetwork, HypernetworkConfig
 from v2l.models.perceiver import Resampler, ResamplerLayer
+from v2l.models.processor import question_text
 from v2l.tiny.world.clip import ClipFormat, write_clip
 from v2l.tiny.world.scene import sample_story
 from v2l.video.sampling import Reading
@@ -49,36 +52,36 @@ def alternate(methods: dict[str, Callable[[], object]], runs: int) -> dict[str, 
 
 # Start -------------------------------------------------------------------------------------------------------------
 
-ONLY_TORCH = "import torch"
-CLASSES = """
-import torch
-from transformers.cache_utils import DynamicCache
-from transformers.models.llama.modeling_llama import LlamaForCausalLM
-from transformers.models.smolvlm.configuration_smolvlm import SmolVLMConfig
-"""
-
 
 def start(folder: Path) -> dict[str, float]:
-    """Time whole processes: `v2l --help`, and `v2l ask` with tiny, relative to their imports."""
+    """Measure processor seconds, user and system, of whole processes with tiny, relative to `import torch`."""
     command = str(Path(sys.executable).with_name("v2l"))
-    encode_reading(drawn_video(12, 128, folder), *ModelLoader("tiny", "option", device="cpu").load(), Reading()).save(
-        folder / "clip.v2l.safetensors"
-    )
-    asking = [command, "ask", str(folder / "clip.v2l.safetensors"), "what is on the whiteboard?", "--device", "cpu"]
+    video, adapter = drawn_video(12, 128, folder), folder / "clip.v2l.safetensors"
+    encode_reading(video, *ModelLoader("tiny", "option", device="cpu").load(), Reading()).save(adapter)
+    encode = [command, "encode", str(video), "-o", str(folder / "encoded.v2l.safetensors"), "--model", "tiny"]
     commands = {
+        "import torch": [sys.executable, "-c", "import torch"],
         "import typer, rich.table": [sys.executable, "-c", "import typer, rich.table"],
         "v2l --help": [command, "--help"],
-        "import torch": [sys.executable, "-c", ONLY_TORCH],
-        "import torch and transformers' classes": [sys.executable, "-c", CLASSES],
-        "v2l ask": asking,
+        "v2l ask": [command, "ask", str(adapter), "what is on the whiteboard?"],
+        "v2l encode": [*encode, "--overwrite"],
+        "v2l encode, nothing to do": encode,
+        "v2l info": [command, "info", str(adapter)],
     }
-    quiet = {"check": True, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    found = alternate({name: lambda c=c: subprocess.run(c, **quiet) for name, c in commands.items()}, runs=7)
-    return found | {
-        "help / its imports": found["v2l --help"] / found["import typer, rich.table"],
-        "ask / its classes": found["v2l ask"] / found["import torch and transformers' classes"],
-        "ask / torch": found["v2l ask"] / found["import torch"],
-    }
+    found = _alternate_processor_seconds(commands, runs=7)
+    ratios = {f"{name} / import torch": found[name] / found["import torch"] for name in commands if "v2l " in name}
+    return found | ratios | {"help / its imports": found["v2l --help"] / found["import typer, rich.table"]}
+
+
+def _alternate_processor_seconds(commands: dict[str, list[str]], runs: int) -> dict[str, float]:
+    taken: dict[str, list[float]] = {}
+    for _ in range(runs):
+        for name, command in commands.items():
+            before = resource.getrusage(resource.RUSAGE_CHILDREN)
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            after = resource.getrusage(resource.RUSAGE_CHILDREN)
+            taken.setdefault(name, []).append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    return {name: statistics.median(seconds) for name, seconds in taken.items()}
 
 
 # Many at once ------------------------------------------------------------------------------------------------------
@@ -162,10 +165,10 @@ def attached_adapter(folder: Path) -> dict[str, float]:
     return found
 
 
-def _time_attached(vlm: v2l.models.smolvlm.FrozenVLM, method: str) -> tuple[float, float, float]:
+def _time_attached(vlm: v2l.models.smolvlm.FrozenVLM, method: str, new_tokens: int = 9) -> tuple[float, float, float]:
     from v2l.adapters.lora import _merged, attached
 
-    rank, new_tokens = 32, 9
+    rank = 32
     layers, inputs, outputs = vlm.adapted_size
     torch.manual_seed(0)
     factors = [(torch.randn(rank, inputs), torch.randn(rank, outputs) * 1e-4) for _ in range(layers)]
@@ -181,6 +184,51 @@ def _time_attached(vlm: v2l.models.smolvlm.FrozenVLM, method: str) -> tuple[floa
         first = time.perf_counter()
         list(tokens)
         return attaching, first - start, (time.perf_counter() - first) / (new_tokens - 1)
+
+
+def peer() -> dict[str, float]:
+    """Compare tiny with transformers' classes on the same weights: the first token of a text prompt and each later one.
+
+    bare: one forward pass of the class and argmax, and a loop over it; generate: its `generate(max_new_tokens=1)`
+    """
+    vlm, tokens = v2l.load_vlm("tiny", device="cpu"), 50
+    model = transformers_model(vlm)
+    ids = vlm.tokenize(question_text("what is on the whiteboard?"))[None]
+    taken: dict[str, list[float]] = {}
+
+    @torch.no_grad()
+    def bare() -> Iterator[int]:
+        out = model.model.text_model(input_ids=ids, use_cache=True)
+        while True:
+            token = model.lm_head(out.last_hidden_state[:, -1]).argmax(-1)
+            yield int(token)
+            out = model.model.text_model(input_ids=token[:, None], past_key_values=out.past_key_values, use_cache=True)
+
+    def own(method: str) -> None:
+        _, first, other = _time_attached(vlm, method, tokens)
+        taken.setdefault(f"{method}, first", []).append(first)
+        taken.setdefault(f"{method}, next", []).append(other)
+
+    for _ in range(60):
+        for method in ("none", "side path", "merged"):
+            own(method)
+        steps, start = bare(), time.perf_counter()
+        next(steps)
+        first = time.perf_counter()
+        for _ in range(tokens - 1):
+            next(steps)
+        taken.setdefault("bare, first", []).append(first - start)
+        taken.setdefault("bare, next", []).append((time.perf_counter() - first) / (tokens - 1))
+        start = time.perf_counter()
+        model.generate(input_ids=ids, max_new_tokens=1, do_sample=False)
+        taken.setdefault("generate, first", []).append(time.perf_counter() - start)
+    found = {name: statistics.median(seconds) for name, seconds in taken.items()}
+    return found | {
+        "attached / bare, first": found["merged, first"] / found["bare, first"],
+        "attached / generate, first": found["merged, first"] / found["generate, first"],
+        "bare / attached, next": found["bare, next"] / found["merged, next"],
+        "attached / none, first": found["merged, first"] / found["none, first"],
+    }
 
 
 # The hypernetwork --------------------------------------------------------------------------------------------------
@@ -291,6 +339,7 @@ SECTIONS = {  # the keys of docs/results/speed/cpu.json
     "many-answers": many_answers,
     "many-videos": many_videos,
     "wearing": attached_adapter,
+    "peer": lambda folder: peer(),
     "hypernetwork": hypernetwork,
     "length": length,
 }
