@@ -1,6 +1,6 @@
 """Read a SmolVLM2's `config.json`, check every number that v2l uses, and derive the shapes of the tensors.
 
-The file is not trusted. Values that v2l does not use are dropped, so that no library acts on them.
+The file is not trusted; values that v2l does not use are dropped. The sizes of a hypernetwork are in `hypernetwork.py`.
 """
 
 from __future__ import annotations
