@@ -20,10 +20,10 @@ from v2l.adapters.lora import applied, merging_is_faster
 from v2l.bench.peer import generate, transformers_model
 from v2l.inference.ask import question_embeddings
 from v2l.inference.encode import encode_segments
-from v2l.inference.preprocess import EncodedFrames, encode_video_images, plan_frames, video_ids
+from v2l.inference.preprocess import EncodedFrames, FramePlan, encode_video_images, plan_frames, video_ids
 from v2l.models.hypernetwork import Hypernetwork
 from v2l.models.language_model import KVCache
-from v2l.models.processor import PIXEL_MEAN, PIXEL_STD, QUESTIONS, question_text, video_text
+from v2l.models.processor import QUESTIONS, normalise, question_text, video_text
 from v2l.models.smolvlm import FrozenVLM
 from v2l.video.sampling import Reading
 
@@ -140,7 +140,7 @@ def kv_on_disk(subject: Subject) -> PreparedMethod:
     """Keep the KV cache in a file, from which every question restores it."""
     prefix = _prefill(subject)
     path, tail = subject.folder / "kv.safetensors", prefix.tail
-    save_file(_tensors(prefix.cache), path)
+    save_file({name: tensor.contiguous() for name, tensor in _tensors(prefix.cache).items()}, path)
     del prefix  # free the memory
 
     def answer(question: str) -> Tokens:
@@ -156,9 +156,8 @@ def transformers_in_context(subject: Subject) -> PreparedMethod:
 
     def answer(question: str) -> Tokens:
         plan = plan_frames(subject.video, vlm, subject.reading)
-        text = video_text(plan.frames, plan.video.duration, question, vlm.geometry, generation_prompt=True)
-        pixels = (torch.cat(list(plan.images)).to(vlm.device).float() / 255 - PIXEL_MEAN) / PIXEL_STD
-        return generate(model, vlm.tokenize(text), pixels.to(vlm.dtype), subject.new_tokens)
+        pixels = normalise(torch.cat(list(plan.images)).to(vlm.device)).to(vlm.dtype)
+        return generate(model, _plan_ids(plan, question, vlm), pixels, subject.new_tokens)
 
     return PreparedMethod(answer, 0)
 
@@ -269,9 +268,14 @@ def prompt_size(subject: Subject, method: Method) -> tuple[int, int]:
     if not method.in_context:
         return len(question_embeddings(QUESTIONS[0], vlm)), 0
     plan = plan_frames(subject.video, vlm, method.reading(subject.reading))
-    text = video_text(plan.frames, plan.video.duration, QUESTIONS[0], vlm.geometry, generation_prompt=True)
-    ids = vlm.tokenize(text)
+    ids = _plan_ids(plan, QUESTIONS[0], vlm)
     return len(ids), int((ids == vlm.image_token_id).sum())
+
+
+def _plan_ids(plan: FramePlan, question: str, vlm: FrozenVLM) -> torch.Tensor:
+    """Return the ids of the prompt that shows planned frames, decoded or not, and asks a question."""
+    text = video_text(plan.frames, plan.video.duration, question, vlm.geometry, generation_prompt=True)
+    return vlm.tokenize(text)
 
 
 @dataclass
@@ -312,7 +316,7 @@ def _common_prefix(prompts: Sequence[torch.Tensor]) -> torch.Tensor:
 
 def _tensors(cache: KVCache) -> dict[str, torch.Tensor]:
     """Return the keys and values in use, (L, 1, K, T, E) each."""
-    return {name: getattr(cache, name)[..., : cache.length, :].contiguous() for name in ("keys", "values")}
+    return {name: getattr(cache, name)[..., : cache.length, :] for name in ("keys", "values")}
 
 
 def _restore(path: Path, subject: Subject, tail: int) -> KVCache:

@@ -21,6 +21,7 @@ from v2l.cli.options import (
     Metric,
     Model,
     NumberType,
+    OptionalManifest,
     PaperModel,
     Plot,
     Quiet,
@@ -94,15 +95,7 @@ class EvalCommand(GroupedCommand):
 
 
 def evaluate(
-    manifest: Annotated[
-        Path | None,
-        typer.Argument(
-            readable=False,
-            metavar="MANIFEST",
-            help="Read the examples from MANIFEST, one JSON object per line.",
-            rich_help_panel=READ,
-        ),
-    ] = None,
+    manifest: OptionalManifest = None,
     benchmark: Annotated[
         BenchmarkName | None,
         typer.Option(

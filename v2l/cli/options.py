@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -204,15 +204,14 @@ Resolutions = Annotated[
         rich_help_panel=READ,
     ),
 ]
-Manifest = Annotated[
-    Path,
-    typer.Argument(
-        readable=False,
-        metavar="MANIFEST",
-        help="Read the examples from MANIFEST, one JSON object per line.",
-        rich_help_panel=READ,
-    ),
-]
+_MANIFEST = typer.Argument(
+    readable=False,
+    metavar="MANIFEST",
+    help="Read the examples from MANIFEST, one JSON object per line.",
+    rich_help_panel=READ,
+)
+Manifest = Annotated[Path, _MANIFEST]
+OptionalManifest = Annotated[Path | None, _MANIFEST]
 Root = Annotated[
     Path | None,
     typer.Option(
@@ -232,28 +231,21 @@ Plot = Annotated[
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Replace a file that exists already.", rich_help_panel=WRITE)
 ]
-Model = Annotated[
-    str | None,
-    typer.Option(
+
+
+def _model_option(default: str) -> Any:
+    return typer.Option(
         "--model",
         "-m",
         metavar="NAME|FOLDER",
         help="Use this preset or model folder.",
-        show_default="V2L_MODEL, else the default of v2l pull, else tiny",
+        show_default=default,
         rich_help_panel=MODEL,
-    ),
-]
-AdapterModel = Annotated[
-    str | None,
-    typer.Option(
-        "--model",
-        "-m",
-        metavar="NAME|FOLDER",
-        help="Use this preset or model folder.",
-        show_default="V2L_MODEL, else the model that an adapter names",
-        rich_help_panel=MODEL,
-    ),
-]
+    )
+
+
+Model = Annotated[str | None, _model_option("V2L_MODEL, else the default of v2l pull, else tiny")]
+AdapterModel = Annotated[str | None, _model_option("V2L_MODEL, else the model that an adapter names")]
 HypernetworkFile = Annotated[
     str | None,
     typer.Option(

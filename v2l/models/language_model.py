@@ -15,7 +15,7 @@ intermediate size, R rank.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -45,8 +45,11 @@ class DecoderLayer:
     mlp_norm: Tensor
     gate_up_proj: Tensor
     down_proj: Tensor
-    eps: Tensor
     config: TextConfig
+    eps: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.eps = _epsilon(self.config, self.input_norm.device)
 
     def attention(self, x: Tensor, index: int, rotary: tuple[Tensor, Tensor], attend: Attend) -> Tensor:
         """Return the output of the attention heads, (N, H * E), for x, (N, D); `add_attention` projects and adds it."""
@@ -70,6 +73,11 @@ class DecoderLayer:
         """Add down_proj of `activations`, and the adapter's change of it, to x."""
         out = _add_product(x, inner, self.down_proj)
         return out if adapter is None else _add_change(out, inner, *adapter)
+
+
+def _epsilon(config: TextConfig, device: torch.device) -> Tensor:
+    """Return what norms add to mean squares, (1,) float32."""
+    return torch.full((1,), config.rms_norm_eps, device=device)
 
 
 def _norm(x: Tensor, weight: Tensor, eps: Tensor) -> Tensor:
@@ -107,7 +115,7 @@ class LanguageModel:
     ):
         self.config, self.embed_tokens, self.layers, self.norm, self.head = config, embed_tokens, layers, norm, head
         self.adapter: Factors | None = None
-        self.eps = torch.full((1,), config.rms_norm_eps, device=norm.device)
+        self.eps = _epsilon(config, norm.device)
         # Both halves of a head turn at the same rates, in opposite directions
         half = torch.arange(0, config.head_dim, 2, device=norm.device).float() / config.head_dim
         self._rates = (config.rope_theta**-half).repeat(2)
@@ -133,7 +141,6 @@ class LanguageModel:
                 mlp_norm=new(width),
                 gate_up_proj=new(2 * inner, width).t(),
                 down_proj=new(width, inner).t(),
-                eps=torch.full((1,), config.rms_norm_eps, device=device),
                 config=config,
             )
             for _ in range(config.num_hidden_layers)

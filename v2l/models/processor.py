@@ -10,12 +10,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
 from v2l.errors import V2LError
 from v2l.video.sampling import Video
+
+if TYPE_CHECKING:
+    import torch
 
 START, END_OF_TURN = "<|im_start|>", "<end_of_utterance>"
 IMAGE, IMAGE_EDGE, GLOBAL_VIEW = "<image>", "<fake_token_around_image>", "<global-img>"
@@ -102,6 +106,11 @@ def frame_images(
     if tiles:
         tiles.append(image.resize((size, size), Image.Resampling.LANCZOS))
     return np.stack([np.asarray(tile).transpose(2, 0, 1) for tile in tiles or [image]])
+
+
+def normalise(images: torch.Tensor) -> torch.Tensor:
+    """Convert uint8 images, of any shape, to the range of the vision tower, -1 to 1, in float32."""
+    return (images.float() / 255 - PIXEL_MEAN) / PIXEL_STD
 
 
 def tile_grid(width: int, height: int, geometry: VisionGeometry, longest_edge: int | None = None) -> tuple[int, int]:

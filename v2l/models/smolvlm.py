@@ -21,7 +21,7 @@ from v2l.errors import V2LError
 from v2l.io.text import printable
 from v2l.models.language_model import KVCache, LanguageModel, causal, causal_mask
 from v2l.models.presets import ModelFolder
-from v2l.models.processor import END_OF_TURN, PIXEL_MEAN, PIXEL_STD
+from v2l.models.processor import END_OF_TURN, normalise
 from v2l.models.vision_tower import VisionTower
 
 TOKENS_AT_ONCE = 2048
@@ -158,9 +158,8 @@ class FrozenVLM:
         features = []
         for batch in images.split(IMAGES_AT_ONCE):
             batch = batch.to(self.device)
-            # Normalise pixels to -1 to 1
             if batch.dtype == torch.uint8:
-                batch = (batch.float() / 255 - PIXEL_MEAN) / PIXEL_STD
+                batch = normalise(batch)
             features.append(self.vision(batch.to(self.dtype)))
         return torch.cat(features)
 

@@ -31,7 +31,7 @@ from transformers import SmolVLMForConditionalGeneration
 
 from v2l.errors import errors_in_one_line
 from v2l.models.loading import choose_device
-from v2l.models.processor import GLOBAL_VIEW, PIXEL_MEAN, PIXEL_STD
+from v2l.models.processor import GLOBAL_VIEW, normalise
 from v2l.tiny.recipe.asked_clips import ASKED, BEFORE, FRAME_LABELS, AskedClip, clip_questions, sample_clip, write_rows
 from v2l.tiny.recipe.model import language_model, new_model, save_model
 from v2l.tiny.recipe.vision_stage import GEOMETRY, LABELS
@@ -248,7 +248,7 @@ class LanguageTrainer:
         embedded = text.embed(ids)
         images = [clip.images for clip in clips if clip.images is not None]
         if images:
-            pixels = (torch.cat(images).to(self.device).float() / 255 - PIXEL_MEAN) / PIXEL_STD
+            pixels = normalise(torch.cat(images).to(self.device))
             patches = self.model.model.vision_model(pixel_values=pixels).last_hidden_state
             image_tokens = self.model.model.connector(patches).to(embedded.dtype)
             embedded = embedded.masked_scatter(ids.eq(self.image_id)[..., None], image_tokens)

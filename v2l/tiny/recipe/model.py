@@ -128,7 +128,6 @@ def language_model(model: SmolVLMForConditionalGeneration) -> LanguageModel:
             layer.post_attention_layernorm.weight,
             torch.cat([layer.mlp.gate_proj.weight, layer.mlp.up_proj.weight]).t(),
             layer.mlp.down_proj.weight.t(),
-            torch.full((1,), config.rms_norm_eps, device=text.norm.weight.device),
             config,
         )
         for layer in text.layers

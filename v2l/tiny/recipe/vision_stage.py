@@ -21,7 +21,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from v2l.models.loading import choose_device
-from v2l.models.processor import PIXEL_MEAN, PIXEL_STD, VisionGeometry, frame_images
+from v2l.models.processor import VisionGeometry, frame_images, normalise
 from v2l.tiny.recipe.model import IMAGE_SIZE, new_model
 from v2l.tiny.world.draw import draw
 from v2l.tiny.world.scene import COLOURS, KINDS, PLACES, WORDS, Scene, place_name, sample_story
@@ -94,7 +94,7 @@ def frame_batch(seed: int, step: int, count: int, split: str = "train") -> tuple
         height, width = (int(side) for side in random.integers(64, 129, 2))
         pixels.append(frame_images(draw(scene, seconds, height, width), GEOMETRY)[0])
         labels.append({**frame_labels(scene, seconds), **patch_labels(scene, seconds, width / height)})
-    images = (torch.from_numpy(np.stack(pixels)).float() / 255 - PIXEL_MEAN) / PIXEL_STD
+    images = normalise(torch.from_numpy(np.stack(pixels)))
     return images, {name: torch.tensor(np.array([label[name] for label in labels])) for name in labels[0]}
 
 
