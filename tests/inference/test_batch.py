@@ -15,6 +15,7 @@ from v2l.inference.model_loader import ModelLoader
 from v2l.inference.preprocess import cut, fill_reading
 from v2l.inference.staleness import Wanted, check_staleness
 from v2l.inference.targets import Target
+from v2l.video.client import probe
 from v2l.video.sampling import Reading
 
 
@@ -48,7 +49,7 @@ def test_segments_follow_one_another_and_compose(target, loader):
 
 @pytest.mark.parametrize("seconds", [1.0, 1.65, 2.45, 4.95, 4.9999, 5.0, 7.0, 0.1])
 def test_every_segment_has_a_frame(target, seconds):
-    readings = cut(target.video, Reading(), None, seconds)
+    readings = cut(probe(target.video), Reading(), None, seconds)
     assert readings[0].start == 0.0
     assert readings[-1].end == 5.0
     assert all(one.end == two.start for one, two in itertools.pairwise(readings))

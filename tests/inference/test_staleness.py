@@ -11,6 +11,7 @@ from v2l.adapters.segments import compose
 from v2l.inference.model_loader import ModelLoader
 from v2l.inference.preprocess import fill_reading, segment_readings
 from v2l.inference.staleness import Wanted, check_staleness
+from v2l.video.client import probe
 from v2l.video.sampling import Reading
 
 DAY = 86_400
@@ -129,7 +130,7 @@ def test_a_change_between_the_last_check_of_the_video_and_the_write_of_its_adapt
 
 def test_such_a_change_is_noticed_in_composed_segments_too(workspace):
     frames, parts = Reading(frames=2), []
-    for place, reading in enumerate(segment_readings(workspace.video, frames, 2)):
+    for place, reading in enumerate(segment_readings(probe(workspace.video), frames, 2)):
         part = v2l.encode(workspace.video, *workspace.models, frames=2, start=reading.start, end=reading.end)
         part.save(workspace.output.with_name(f"{place}.v2l.safetensors"))
         parts.append(v2l.Adapter.load(workspace.output.with_name(f"{place}.v2l.safetensors")))

@@ -25,6 +25,7 @@ from v2l.models.hypernetwork import Hypernetwork
 from v2l.models.language_model import KVCache
 from v2l.models.processor import QUESTIONS, normalise, question_text, video_text
 from v2l.models.smolvlm import FrozenVLM
+from v2l.video.client import probe
 from v2l.video.sampling import Reading
 
 FEW_FRAMES = 12
@@ -108,7 +109,7 @@ def cold(subject: Subject) -> PreparedMethod:
 
 def decoded(subject: Subject) -> PreparedMethod:
     """Keep the pixels that the vision tower takes."""
-    plan = plan_frames(subject.video, subject.vlm, subject.reading)
+    plan = plan_frames(probe(subject.video), subject.vlm, subject.reading)
     images = torch.cat(list(plan.images)).to(subject.vlm.device)
 
     def answer(question: str) -> Tokens:
@@ -155,7 +156,7 @@ def transformers_in_context(subject: Subject) -> PreparedMethod:
     vlm, model = subject.vlm, transformers_model(subject.vlm)
 
     def answer(question: str) -> Tokens:
-        plan = plan_frames(subject.video, vlm, subject.reading)
+        plan = plan_frames(probe(subject.video), vlm, subject.reading)
         pixels = normalise(torch.cat(list(plan.images)).to(vlm.device)).to(vlm.dtype)
         return generate(model, _plan_ids(plan, question, vlm), pixels, subject.new_tokens)
 
@@ -267,7 +268,7 @@ def prompt_size(subject: Subject, method: Method) -> tuple[int, int]:
     vlm = subject.vlm
     if not method.in_context:
         return len(question_embeddings(QUESTIONS[0], vlm)), 0
-    plan = plan_frames(subject.video, vlm, method.reading(subject.reading))
+    plan = plan_frames(probe(subject.video), vlm, method.reading(subject.reading))
     ids = _plan_ids(plan, QUESTIONS[0], vlm)
     return len(ids), int((ids == vlm.image_token_id).sum())
 

@@ -238,7 +238,7 @@ class Bench:
     def _encoding(self, subject: Subject, frames: int, resolution: int) -> Encoding:
         """Time each part of an encoding alone, after a warm-up of the whole."""
         vlm, trained_with = self.vlm, self.provenance.trained_with
-        readings = segment_readings(subject.video, subject.reading, subject.segments)
+        readings = segment_readings(self.probed, subject.reading, subject.segments)
 
         def windows() -> list[list[Window]]:
             return [cut_windows(encode_video_images(subject.video, vlm, part), vlm, trained_with) for part in readings]

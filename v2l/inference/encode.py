@@ -30,8 +30,8 @@ from v2l.io.text import printable
 from v2l.models.checkpoint import check_belongs
 from v2l.models.hypernetwork import Hypernetwork, Provenance
 from v2l.models.smolvlm import FrozenVLM, Window
-from v2l.video.client import decoder_version
-from v2l.video.sampling import Reading, decoded_by, frame_range
+from v2l.video.client import decoder_version, probe
+from v2l.video.sampling import Reading, Video, decoded_by, frame_range
 
 TOKENS_OF_ALL_LAYERS = 8192
 """Tokens times decoder layers up to which the hypernetwork reads all layers at once. Below this size the number of
@@ -72,7 +72,7 @@ def encode_reading(
     progress: Progress = lambda done, total: None,
 ) -> Adapter:
     """`encode` with its settings in one `Reading` and a progress callback."""
-    return finish_encode(start_encode(path, vlm, hypernetwork, reading), vlm, hypernetwork, progress)
+    return finish_encode(start_encode(open_video(path), vlm, hypernetwork, reading), vlm, hypernetwork, progress)
 
 
 def encode_segments(
@@ -80,41 +80,61 @@ def encode_segments(
 ) -> Adapter:
     """Encode segments of equal length and compose their adapters; one segment is the same as `encode_reading`. Raises
     V2LError as `encode` does, and if the composed rank exceeds what inference engines serve."""
-    readings = segment_readings(path, reading, segments)
-    return compose([encode_reading(path, vlm, hypernetwork, part) for part in readings])
+    opened = open_video(path)
+    readings = segment_readings(opened.video, reading, segments)
+    pending = (start_encode(opened, vlm, hypernetwork, part) for part in readings)
+    return compose([finish_encode(part, vlm, hypernetwork) for part in pending])
+
+
+@dataclass(frozen=True)
+class OpenedVideo:
+    """A video file before it is read. path: as given; status: of the file; source: its identity; video: its probe"""
+
+    path: str | os.PathLike
+    status: tuple[int, int, int, int]
+    source: FileIdentity
+    video: Video
+
+    def check_unchanged(self) -> None:
+        """Raise V2LError if the file may have changed since it was opened. If only its status change time differs, as
+        after a chmod or a reset modification time, its content decides."""
+        now = _status(self.path)
+        if now[:-1] != self.status[:-1] or (now != self.status and identify(self.path) != self.source):
+            raise V2LError(
+                f"{printable(self.path)} changed while it was being read; encode it again when it is complete"
+            )
+
+
+def open_video(path: str | os.PathLike) -> OpenedVideo:
+    """Hash and probe a video. Raises V2LError if it cannot be read."""
+    status = _status(path)
+    return OpenedVideo(path, status, identify(path), probe(path))
 
 
 @dataclass(frozen=True)
 class PendingEncode:
-    """A video whose first frames are being decoded in a background thread.
+    """A video whose first frames are being decoded in a background thread. reading: filled"""
 
-    path: as given; reading: filled; status: of the file before it was read
-    """
-
-    path: str | os.PathLike
+    opened: OpenedVideo
     reading: Reading
     provenance: Provenance
-    status: tuple[int, int, int, int]
-    source: FileIdentity
     plan: FramePlan
 
 
 def start_encode(
-    path: str | os.PathLike, vlm: FrozenVLM, hypernetwork: Hypernetwork, reading: Reading
+    opened: OpenedVideo, vlm: FrozenVLM, hypernetwork: Hypernetwork, reading: Reading
 ) -> PendingEncode:
     """Start to encode a video: the part that does not run the model, so that another video can use it meanwhile."""
     provenance = check_belongs(hypernetwork, vlm)
     reading = fill_reading(reading, provenance.trained_with, vlm.geometry)
-    before = _status(path)
-    source = identify(path)
-    return PendingEncode(path, reading, provenance, before, source, plan_frames(path, vlm, reading).prefetch())
+    return PendingEncode(opened, reading, provenance, plan_frames(opened.video, vlm, reading).prefetch())
 
 
 def finish_encode(
     pending: PendingEncode, vlm: FrozenVLM, hypernetwork: Hypernetwork, progress: Progress = lambda done, total: None
 ) -> Adapter:
     """Run the model on a started encode and return the adapter."""
-    path, reading, provenance = pending.path, pending.reading, pending.provenance
+    path, reading, provenance = pending.opened.path, pending.reading, pending.provenance
     trained_with, layers = provenance.trained_with, vlm.num_layers
 
     # Encode the frames and read their hidden states
@@ -129,13 +149,12 @@ def finish_encode(
     for note in encoded.notes:
         warnings.warn(f"{printable(path)}: {printable(note)}", V2LWarning, stacklevel=2)
     checked_ns = time_of_check()
-    if _changed(pending):
-        raise V2LError(f"{printable(path)} changed while it was being read; encode it again when it is complete")
+    pending.opened.check_unchanged()
 
     # Describe how the adapter was made
     start, end = _span(encoded, reading)
     segment = Segment(
-        source=pending.source,
+        source=pending.opened.source,
         start=start,
         end=end,
         timestamps=tuple(frame.seconds for frame in encoded.frames),
@@ -190,13 +209,6 @@ def _span(encoded: EncodedFrames, reading: Reading) -> tuple[float, float]:
     frame_range(encoded.video, reading.start, reading.end)
     end = encoded.video.duration if reading.end is None else min(reading.end, encoded.video.duration)
     return round(reading.start or 0.0, 6), round(end, 6)
-
-
-def _changed(pending: PendingEncode) -> bool:
-    """Whether the file may have changed since the start. If only its status change time differs, as after a chmod or a
-    reset modification time, its content decides."""
-    now = _status(pending.path)
-    return now[:-1] != pending.status[:-1] or (now != pending.status and identify(pending.path) != pending.source)
 
 
 def _status(path: str | os.PathLike) -> tuple[int, int, int, int]:

@@ -5,6 +5,7 @@ Encoding and in-context inference both start here, so that they use the same pix
 
 from __future__ import annotations
 
+import math
 import os
 import queue
 import threading
@@ -64,22 +65,21 @@ def fill_reading(reading: Reading, trained_with: TrainedWith, geometry: VisionGe
     return filled
 
 
-def cut(path: str | os.PathLike, reading: Reading, segments: int | None, seconds: float | None = None) -> list[Reading]:
+def cut(video: Video, reading: Reading, segments: int | None, seconds: float | None = None) -> list[Reading]:
     """Return the readings of a video's consecutive segments: `segments` of equal length, or as many of `seconds` as
-    needed if `segments` is None. Raises V2LError if the video cannot be read or the range is empty."""
+    needed if `segments` is None. Raises V2LError if the range is empty."""
     start = reading.start or 0.0
-    video = probe(path)
     end = min(video.duration if reading.end is None else reading.end, video.duration)
     if start >= end:
-        raise V2LError(f"{printable(path)} ends at {video.duration:.3f} s, before the start at {start:g} s")
+        raise V2LError(f"{printable(video.path)} ends at {video.duration:.3f} s, before the start at {start:g} s")
     if segments:
         count, length = segments, (end - start) / segments
     else:
         assert seconds is not None, "either the number of segments or their length is given"
-        count, length = max(1, -int((start - end) // seconds)), seconds
+        count, length = max(1, math.ceil(round((end - start) / seconds, 6))), seconds
     starts = [round(start + index * length, 6) for index in range(count)]
-    while len(starts) > 1 and starts[-1] > min(video.seconds[-1], end - 1e-6):
-        starts.pop()  # the last segment has no frame: merge it into the one before
+    if len(starts) > 1 and starts[-1] > video.seconds[-1] and end - starts[-1] < length / 2:
+        starts.pop()  # a short rest without a frame of its own: merge it into the segment before
     while len(starts) > 1 and starts[1] <= video.seconds[0]:
         starts.pop(1)  # the video starts after its sound: merge the first segment into the next one
     return [
@@ -88,10 +88,10 @@ def cut(path: str | os.PathLike, reading: Reading, segments: int | None, seconds
     ]
 
 
-def segment_readings(path: str | os.PathLike, reading: Reading, segments: int) -> list[Reading]:
+def segment_readings(video: Video, reading: Reading, segments: int) -> list[Reading]:
     """Return the readings that an adapter of `segments` segments is made from: those of `cut`, or `reading` unchanged
     if there is one segment."""
-    return [reading] if segments == 1 else cut(path, reading, segments)
+    return [reading] if segments == 1 else cut(video, reading, segments)
 
 
 @dataclass(frozen=True)
@@ -114,12 +114,12 @@ class FramePlan:
         return replace(self, images=Prefetcher(self.images))
 
 
-def plan_frames(path: str | os.PathLike, vlm: FrozenVLM, reading: Reading) -> FramePlan:
-    """Choose the frames for `reading`, which must be filled. Raises V2LError if the video cannot be read."""
+def plan_frames(video: Video, vlm: FrozenVLM, reading: Reading) -> FramePlan:
+    """Choose the frames of a probed video for `reading`, which must be filled. Raises V2LError if the range has no
+    frame or a frame does not fit into a prompt."""
     assert reading.frames and reading.fps and reading.resolution, "fill_reading fills these"
     resolution, keep_damaged = reading.resolution, reading.keep_damaged
-    video = probe(path)
-    chosen = choose_frames(video, reading.frames, reading.fps, reading.start, reading.end)
+    chosen = choose_frames(video, reading.frames, reading.fps, reading.start, reading.end, reading.skip_ends)
     grid = tile_grid(video.width, video.height, vlm.geometry, resolution)
     _check_tiles(*grid, vlm, resolution)
     notes, damage = list(video.notes), list[str]()
@@ -143,7 +143,7 @@ def encode_video_images(
     """Decode the frames for `reading`, which must be filled, and encode them with the vision tower in micro-batches.
     A background thread decodes at most `AHEAD` micro-batches ahead. `progress` is called with the number of encoded
     frames and the total. Raises V2LError if the video cannot be read."""
-    return encode_images(plan_frames(path, vlm, reading).prefetch(), vlm, progress)
+    return encode_images(plan_frames(probe(path), vlm, reading).prefetch(), vlm, progress)
 
 
 def encode_images(

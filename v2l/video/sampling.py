@@ -68,6 +68,8 @@ class Reading:
     start, end: range in seconds of the video, None for the start and the end of the video
     resolution: pixels of a frame's longest edge; frames larger than the model's image size are split into tiles
     keep_damaged: accept damaged frames as a player shows them; in an adapter's file, True if it was made from any
+    skip_ends: leave out the first and the last second of a long range, as published; False for the consecutive
+        segments of a timeline
     """
 
     frames: int | None = None
@@ -76,6 +78,7 @@ class Reading:
     end: float | None = None
     resolution: int | None = None
     keep_damaged: bool = added_later(False)
+    skip_ends: bool = added_later(True)
 
 
 def decoded_by(version: str, notes: Sequence[str]) -> str:
@@ -118,10 +121,12 @@ def sample_indices(
 
 
 def frame_range(video: Video, start: float | None = None, end: float | None = None) -> tuple[int, int]:
-    """Return (first, stop), the range of frames with start <= presentation time in seconds < end.
+    """Return (first, stop), the range of frames with start <= presentation time in seconds < end, or, if no frame
+    begins there, the frame that is shown throughout.
 
     None means the first and the last frame. An `end` after the end of the video is accepted. Raises V2LError if a
-    time is negative or not finite, start >= end, start is after the end of the video, or the range has no frame.
+    time is negative or not finite, start >= end, start is after the end of the video, or the range precedes the first
+    frame.
     """
     for name, time in (("start", start), ("end", end)):
         if time is not None and not (math.isfinite(time) and time >= 0):
@@ -134,24 +139,32 @@ def frame_range(video: Video, start: float | None = None, end: float | None = No
     # Round like the frame times, so that a start of 1/3 s finds the frame at 1/3 s.
     first = int(np.searchsorted(video.seconds, round(begin, 6)))
     stop = video.frame_count if end is None else int(np.searchsorted(video.seconds, round(end, 6)))
-    if first >= stop:
-        until = video.duration if end is None else end
-        raise V2LError(f"no frame of {video.path!r} is shown between {begin:g} and {until:g} s: widen the range")
-    return first, stop
+    if stop == 0:
+        raise V2LError(
+            f"no frame of {video.path!r} is shown between {begin:g} and {end:g} s: its first frame is at "
+            f"{video.seconds[0]:g} s, widen the range"
+        )
+    return min(first, stop - 1), stop
 
 
 def choose_frames(
-    video: Video, frames: int, fps: float = 1.0, start: float | None = None, end: float | None = None
+    video: Video,
+    frames: int,
+    fps: float = 1.0,
+    start: float | None = None,
+    end: float | None = None,
+    skip_ends: bool = True,
 ) -> list[int]:
     """Return ascending indices of the frames to read: `sample_indices` over the frames shown in [start, end) seconds.
 
     The range is sampled like a file of its own, with at most `frames` frames at `fps` per second. As published, frames
     are spread evenly by index even if the rate varies; the range itself is selected by presentation times, and for a
-    variable rate its own average rate is used. Raises V2LError as `frame_range` and `sample_indices` do.
+    variable rate its own average rate is used. skip_ends: as in `Reading`. Raises V2LError as `frame_range` and
+    `sample_indices` do.
     """
     first, stop = frame_range(video, start, end)
     count, rate = stop - first, video.fps
     if not video.constant_rate and (start is not None or end is not None):
         until = video.duration if end is None else min(end, video.duration)
         rate = count / (until - max(start or 0.0, float(video.seconds[0])))
-    return [first + index for index in sample_indices(count, rate, frames, fps)]
+    return [first + index for index in sample_indices(count, rate, frames, fps, skip_seconds=float(skip_ends))]

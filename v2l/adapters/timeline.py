@@ -1,0 +1,237 @@
+"""The timeline: a long video as an overview and segments in one file, of which a question reads only its part.
+
+The file, version 2, is safetensors like version 1 (docs/format.md). The factors of every part are two stacked tensors
+with a hash of their own, and the learned bias is stored once. Opening a timeline reads its header; the parts that are
+attached are read and checked when they are needed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+
+from v2l import __version__
+from v2l.adapters.adapter import Adapter
+from v2l.adapters.description import check_rank
+from v2l.adapters.segments import check_alike, split_bias
+from v2l.adapters.timeline_description import (
+    TIMELINE_VERSION,
+    Recipe,
+    TimelineDescription,
+    TimelineFile,
+    TimelinePart,
+    check_timeline,
+    recipe_of,
+    segment_name,
+    tensor_names,
+)
+from v2l.errors import V2LError
+from v2l.io.records import from_json, to_json
+from v2l.io.safetensors_file import TensorBytes, canonical_json, damaged
+from v2l.io.safetensors_parts import read_entries, write_parts
+from v2l.io.tensors import dtype_name, to_bytes, to_tensors
+from v2l.io.text import printable
+
+
+@dataclass(frozen=True, eq=False)
+class Timeline:
+    """A timeline file that is open: its description, and its parts on demand.
+
+    description, dtype, sha256, checked_ns: as in `TimelineFile`
+    """
+
+    file: TimelineFile
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> Timeline:
+        """Open a timeline file by its header. Raises V2LError if it is missing, damaged, or of another version."""
+        return cls(TimelineFile.read(path))
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return self.file.path
+
+    @property
+    def description(self) -> TimelineDescription:
+        """All metadata."""
+        return self.file.description
+
+    def overview(self) -> Adapter:
+        """Read the overview as an adapter. Raises V2LError if it is damaged, or if the file has none because it joins
+        several videos."""
+        if self.description.overview is None:
+            raise V2LError(
+                f"{printable(self.path)} joins several videos and has no overview; name a time, or ask every segment "
+                "with --each"
+            )
+        return self._adapter({"overview": self.description.overview})
+
+    def select(self, numbers: Sequence[int]) -> Adapter:
+        """Read segments as one adapter: their ranks in the given order, and the learned bias once.
+
+        numbers: indices of segments, from 0
+        Raises V2LError if a segment is damaged, or if the total rank exceeds the limit of the engines.
+        """
+        return self._adapter({segment_name(number): self.description.segments[number] for number in numbers})
+
+    def check(self) -> None:
+        """Read every part. Raises V2LError if one is damaged."""
+        _ = self._bias
+        for name, part in self.description.parts.items():
+            self._read(name, part.sha256)
+
+    @cached_property
+    def _bias(self) -> tuple[torch.Tensor, torch.Tensor]:
+        return self._read("bias", self.description.bias_sha256)
+
+    def _read(self, name: str, sha256: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the checked factors of a part, (L, r, d_in) and (L, r, d_out)."""
+        names = tensor_names(name)
+        stored = dict(zip(names, read_entries(self.path, [self.file.entries[n] for n in names], "timeline"), strict=True))
+        if tensor_sha256(stored) != sha256:
+            raise damaged(self.path, "timeline", f"the factors of {name} do not match their sha256")
+        if not all(tensor.is_finite() for tensor in stored.values()):
+            raise damaged(self.path, "timeline", f"the factors of {name} are not finite")
+        tensors = to_tensors(stored)
+        return tensors[names[0]], tensors[names[1]]
+
+    def _adapter(self, parts: dict[str, TimelinePart]) -> Adapter:
+        description = self.description.describe(parts.values())
+        check_rank(description.rank)
+        a, b = zip(*[self._read(name, part.sha256) for name, part in parts.items()], self._bias, strict=True)
+        return Adapter(torch.cat(a, dim=1), torch.cat(b, dim=1), description, self.file.checked_ns)
+
+
+def open_adapter(path: str | os.PathLike) -> Adapter | Timeline:
+    """Open an adapter file of either version. Raises V2LError as `Adapter.load` and `Timeline.load` do."""
+    return Timeline.load(path) if TimelineFile.is_at(path) else Adapter.load(path)
+
+
+def tensor_sha256(tensors: dict[str, TensorBytes]) -> str:
+    """Compute the sha256 of a part: number type, shape and bytes of its two tensors in order, without their names, so
+    that a part keeps its hash in another file."""
+    digest = hashlib.sha256()
+    for tensor in tensors.values():
+        digest.update(canonical_json({"dtype": tensor.dtype, "shape": list(tensor.shape)}).encode())
+        digest.update(tensor.data)
+    return digest.hexdigest()
+
+
+# Writing -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Source:
+    """A part to write. load: returns its adapter of one segment, the same at every call; answers: to the questions of
+    the index"""
+
+    load: Callable[[], Adapter]
+    answers: tuple[str, ...] = ()
+
+
+def write_timeline(
+    path: str | os.PathLike,
+    segments: Sequence[Source],
+    overview: Source | None = None,
+    questions: Sequence[str] = (),
+    checked_ns: int | None = None,
+) -> Timeline:
+    """Write a timeline of adapters and open it. Holds one adapter in memory at a time.
+
+    overview: None if the segments come from several videos
+    checked_ns: as in `Adapter`
+    Raises V2LError if the adapters do not belong together, or if the file cannot be written.
+    """
+    first = segments[0].load()
+    base = first.description
+    bias = split_bias(first)[1]
+    recipes: dict[Recipe, int] = {}
+    entries: dict[str, tuple[str, tuple[int, ...]]] = {}
+
+    def announce(name: str, factors: tuple[torch.Tensor, torch.Tensor]) -> str:
+        stored = to_bytes(dict(zip(tensor_names(name), factors, strict=True)))
+        entries.update({each: (tensor.dtype, tensor.shape) for each, tensor in stored.items()})
+        return tensor_sha256(stored)
+
+    # Hash every part, for the header that precedes them
+    bias_sha256 = announce("bias", bias)
+    names = [*(["overview"] if overview else []), *map(segment_name, range(len(segments)))]
+    sources = [*([overview] if overview else []), *segments]
+    parts = []
+    for name, source in zip(names, sources, strict=True):
+        adapter = source.load()
+        check_alike(first, adapter)
+        if len(adapter.description.segments) != 1:
+            raise V2LError("a part of a timeline holds one segment; split the composed adapter first")
+        (segment,), (block,) = adapter.description.segments, adapter.description.blocks
+        parts.append(
+            TimelinePart(
+                recipes.setdefault(recipe_of(segment), len(recipes)),
+                segment.start,
+                segment.end,
+                segment.timestamps,
+                segment.windows,
+                block.rank,
+                block.relative_error,
+                announce(name, split_bias(adapter)[0]),
+                tuple(source.answers),
+            )
+        )
+    description = TimelineDescription(
+        base.base_model,
+        base.hypernetwork,
+        tuple(recipes),
+        parts[0] if overview else None,
+        tuple(parts[1:] if overview else parts),
+        tuple(questions),
+        base.bias_rank,
+        bias_sha256,
+        __version__,
+    )
+    _check_writable(path, description)
+    metadata = {
+        "format": "v2l-adapter",
+        "version": TIMELINE_VERSION,
+        "dtype": dtype_name(first.a.dtype),
+        **to_json(description),
+    }
+
+    def tensors() -> Iterator[TensorBytes]:
+        yield from to_bytes(dict(zip("ab", bias, strict=True))).values()
+        for source in sources:
+            yield from to_bytes(dict(zip("ab", split_bias(source.load())[0], strict=True))).values()
+
+    write_parts(path, entries, tensors(), metadata, checked_ns)
+    return Timeline.load(path)
+
+
+def _check_writable(path: str | os.PathLike, description: TimelineDescription) -> None:
+    """Raise V2LError if `Timeline.load` would refuse the description."""
+    try:
+        check_timeline(from_json(TimelineDescription, to_json(description), "metadata"))
+    except ValueError as error:
+        raise V2LError(
+            f"the timeline {printable(path)} was not written, v2l could not read it again: {printable(error)}"
+        ) from error
+
+
+def timeline_sources(timeline: Timeline) -> list[Source]:
+    """Return the segments of a timeline as parts of another one."""
+
+    def load(number: int) -> Callable[[], Adapter]:
+        return lambda: timeline.select([number])
+
+    return [Source(load(number), part.answers) for number, part in enumerate(timeline.description.segments)]
+
+
+def without_answers(sources: Sequence[Source]) -> list[Source]:
+    """Return parts without their answers, for joining timelines whose indices differ."""
+    return [dataclasses.replace(source, answers=()) for source in sources]

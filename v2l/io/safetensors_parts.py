@@ -1,0 +1,163 @@
+"""Sealed safetensors files that are read and written a tensor at a time, for files larger than memory.
+
+The metadata is sealed by its own sha256. Each tensor is checked by whoever reads it, against a hash in the metadata.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from v2l.errors import V2LError
+from v2l.io.files import atomically, open_regular, unreadable
+from v2l.io.safetensors_file import (
+    ITEM_BYTES,
+    METADATA_KEY,
+    TensorBytes,
+    canonical_json,
+    damaged,
+    parse_header,
+    parse_metadata,
+)
+from v2l.io.text import printable
+
+
+@dataclass(frozen=True)
+class TensorEntry:
+    """A tensor that a header lists. dtype: safetensors name; start, stop: bytes from the start of the file"""
+
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class PartsHeader:
+    """The header of a file. entries: its tensors by name, in storage order; sha256: of the metadata"""
+
+    metadata: dict[str, Any]
+    entries: dict[str, TensorEntry]
+    sha256: str
+
+
+def read_parts_header(
+    path: str | os.PathLike, kind: str, version: int, max_bytes: int, max_header_bytes: int
+) -> PartsHeader:
+    """Read the header only. Raises V2LError if it is damaged, of another format, does not match its own sha256, or
+    does not describe exactly the bytes of the file."""
+    length, size, header = _read_header(path, kind, max_header_bytes)
+    if size > max_bytes:
+        raise damaged(path, kind, f"it has {size:,} bytes and a v2l {kind} at most {max_bytes:,}")
+    metadata = parse_metadata(header, path, kind, version)
+    sha256 = metadata.pop("sha256", None)
+    if sha256 != hashlib.sha256(canonical_json(metadata).encode()).hexdigest():
+        raise damaged(path, kind, "its metadata does not match its own sha256")
+    plain = {key: value for key, value in metadata.items() if key not in ("format", "version")}
+    return PartsHeader(plain, _entries(header, 8 + length, size, path, kind), sha256)
+
+
+def stated_version(path: str | os.PathLike, kind: str, max_header_bytes: int) -> int | None:
+    """Return the version that a file of a kind states; None if it states none or cannot be read."""
+    try:
+        header = _read_header(path, kind, max_header_bytes)[2]
+        metadata = json.loads(header["__metadata__"][METADATA_KEY])
+        return metadata["version"] if metadata["format"] == f"v2l-{kind}" else None
+    except (V2LError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
+def _read_header(path: str | os.PathLike, kind: str, max_header_bytes: int) -> tuple[int, int, dict[str, Any]]:
+    """Return the length of the header, the size of the file, and the header."""
+    try:
+        with open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            prefix = file.read(8)
+            length = int.from_bytes(prefix, "little")
+            if len(prefix) < 8 or not 2 <= length <= min(max_header_bytes, size - 8):
+                raise damaged(path, kind, "no safetensors header of a plausible size")
+            return length, size, parse_header(file.read(length), path, kind)
+    except OSError as error:
+        raise unreadable(path, error) from error
+
+
+def _entries(
+    header: Mapping[str, Any], data_start: int, size: int, path: str | os.PathLike, kind: str
+) -> dict[str, TensorEntry]:
+    """Return the tensors in storage order. Raises V2LError unless they cover the data exactly, one after another."""
+    found: dict[str, TensorEntry] = {}
+    for name, entry in header.items():
+        if name == "__metadata__":
+            continue
+        shape, offsets = entry.get("shape"), entry.get("data_offsets")
+        for numbers in (shape, offsets):
+            if not isinstance(numbers, list) or any(type(n) is not int or not 0 <= n <= size for n in numbers):
+                raise damaged(path, kind, f"{printable(name)} has an impossible shape or place")
+        if len(offsets) != 2 or offsets[1] - offsets[0] != math.prod(shape) * ITEM_BYTES[entry["dtype"]]:
+            raise damaged(path, kind, f"{printable(name)} has another size than its shape")
+        found[name] = TensorEntry(entry["dtype"], tuple(shape), data_start + offsets[0], data_start + offsets[1])
+    ordered = dict(sorted(found.items(), key=lambda item: (item[1].start, item[1].stop)))
+    at = data_start
+    for name, entry in ordered.items():
+        if entry.start != at:
+            raise damaged(path, kind, f"{printable(name)} does not follow the tensor before it")
+        at = entry.stop
+    if at != size:
+        raise damaged(path, kind, f"it has {size:,} bytes and its header describes {at:,}")
+    return ordered
+
+
+def read_entries(path: str | os.PathLike, entries: Sequence[TensorEntry], kind: str) -> list[TensorBytes]:
+    """Read some tensors of a file. Raises V2LError if the file was cut or cannot be read; checks no content."""
+    found = []
+    try:
+        with open_regular(path) as file:
+            for entry in entries:
+                file.seek(entry.start)
+                data = bytearray(entry.stop - entry.start)
+                if file.readinto(data) != len(data):
+                    raise damaged(path, kind, "it ends early; it changed after it was opened")
+                found.append(TensorBytes(entry.dtype, entry.shape, data))
+    except OSError as error:
+        raise unreadable(path, error) from error
+    return found
+
+
+def write_parts(
+    path: str | os.PathLike,
+    entries: Mapping[str, tuple[str, tuple[int, ...]]],
+    tensors: Iterable[TensorBytes],
+    metadata: Mapping[str, Any],
+    max_header_bytes: int,
+    modified_ns: int | None = None,
+) -> None:
+    """Write a file atomically, a tensor at a time. The same content gives the same bytes.
+
+    entries: number type and shape of every tensor by name, in storage order; tensors: their bytes, in that order
+    modified_ns: as for `files.atomically`
+    Raises V2LError if the header is too large or the file cannot be written.
+    """
+    sealed = {**metadata, "sha256": hashlib.sha256(canonical_json(metadata).encode()).hexdigest()}
+    header: dict[str, Any] = {"__metadata__": {METADATA_KEY: canonical_json(sealed)}}
+    at = 0
+    for name, (dtype, shape) in entries.items():
+        stop = at + math.prod(shape) * ITEM_BYTES[dtype]
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [at, stop]}
+        at = stop
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=True).encode()
+    text += b" " * (-len(text) % 8)  # align the data
+    if len(text) > max_header_bytes:
+        raise V2LError(
+            f"the header of {printable(path)} would take {len(text):,} bytes, more than readers accept; use fewer "
+            "segments"
+        )
+    with atomically(path, modified_ns) as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for (name, (dtype, shape)), tensor in zip(entries.items(), tensors, strict=True):
+            assert (tensor.dtype, tensor.shape) == (dtype, shape), f"{name} is not as announced"
+            file.write(tensor.data)
