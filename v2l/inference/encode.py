@@ -23,8 +23,8 @@ from v2l.inference.preprocess import (
     encode_images,
     fill_reading,
     plan_frames,
-    segment_readings,
 )
+from v2l.inference.segmentation import segment_readings
 from v2l.io.files import FileIdentity, identify, time_of_check, unreadable
 from v2l.io.text import printable
 from v2l.models.checkpoint import check_belongs

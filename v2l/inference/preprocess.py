@@ -5,7 +5,6 @@ Encoding and in-context inference both start here, so that they use the same pix
 
 from __future__ import annotations
 
-import math
 import os
 import queue
 import threading
@@ -63,35 +62,6 @@ def fill_reading(reading: Reading, trained_with: TrainedWith, geometry: VisionGe
         if not getattr(filled, name) > 0:
             raise V2LError(f"{name} is {getattr(reading, name)}; give a number above 0")
     return filled
-
-
-def cut(video: Video, reading: Reading, segments: int | None, seconds: float | None = None) -> list[Reading]:
-    """Return the readings of a video's consecutive segments: `segments` of equal length, or as many of `seconds` as
-    needed if `segments` is None. Raises V2LError if the range is empty."""
-    start = reading.start or 0.0
-    end = min(video.duration if reading.end is None else reading.end, video.duration)
-    if start >= end:
-        raise V2LError(f"{printable(video.path)} ends at {video.duration:.3f} s, before the start at {start:g} s")
-    if segments:
-        count, length = segments, (end - start) / segments
-    else:
-        assert seconds is not None, "either the number of segments or their length is given"
-        count, length = max(1, math.ceil(round((end - start) / seconds, 6))), seconds
-    starts = [round(start + index * length, 6) for index in range(count)]
-    if len(starts) > 1 and starts[-1] > video.seconds[-1] and end - starts[-1] < length / 2:
-        starts.pop()  # a short rest without a frame of its own: merge it into the segment before
-    while len(starts) > 1 and starts[1] <= video.seconds[0]:
-        starts.pop(1)  # the video starts after its sound: merge the first segment into the next one
-    return [
-        replace(reading, start=begin, end=finish)
-        for begin, finish in zip(starts, [*starts[1:], round(end, 6)], strict=True)
-    ]
-
-
-def segment_readings(video: Video, reading: Reading, segments: int) -> list[Reading]:
-    """Return the readings that an adapter of `segments` segments is made from: those of `cut`, or `reading` unchanged
-    if there is one segment."""
-    return [reading] if segments == 1 else cut(video, reading, segments)
 
 
 @dataclass(frozen=True)

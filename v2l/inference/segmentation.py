@@ -1,0 +1,100 @@
+"""Decide how a video is cut into segments, before any of it is encoded. Imports no torch."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+from v2l.errors import V2LError
+from v2l.io.text import printable
+from v2l.video.sampling import Reading, Video
+
+SINGLE_SPANS = 2.0
+"""Length of a video, in spans that the hypernetwork was trained to read, up to which one encoding serves as well as a
+timeline (docs/long-video.md)."""
+MOST_SEGMENTS = 64
+"""Number of segments up to which the default length is the trained span; longer videos get longer segments."""
+SEGMENT_FRAMES = 12
+"""Frames of a segment by default (docs/long-video.md)."""
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """The wishes of a user about segments; None for the default.
+
+    segments: number of segments of equal length; seconds: length of a segment, the last may be shorter
+    frames: whether the number of frames was chosen too
+    """
+
+    segments: int | None = None
+    seconds: float | None = None
+    frames: bool = False
+
+    @property
+    def is_chosen(self) -> bool:
+        """Whether the number or the length of segments was chosen."""
+        return self.segments is not None or self.seconds is not None
+
+
+def plan_timeline(video: Video, reading: Reading, trained_frames: int, trained_fps: float, wish: Segmentation) -> list[Reading]:
+    """Return the readings of the segments of a timeline, or an empty list if the video is to be one encoding.
+
+    By default a video longer than `SINGLE_SPANS` trained spans becomes a timeline, whose segments have the length of
+    the trained span, or as much more as keeps their number at `MOST_SEGMENTS`. More frames than trained are a wish for
+    one encoding.
+
+    reading: filled, see `fill_reading`; trained_frames, trained_fps: what the hypernetwork was trained to read
+    Raises V2LError if the range is empty.
+    """
+    assert reading.frames, "fill_reading fills it"
+    span = trained_frames / trained_fps
+    start, end = covered(video, reading)
+    if wish.segments == 1:
+        return []
+    if not wish.is_chosen:
+        if end - start <= SINGLE_SPANS * span or reading.frames > trained_frames:
+            return []
+        wish = replace(wish, segments=min(MOST_SEGMENTS, math.ceil(round((end - start) / span, 6))))
+    part = replace(reading, skip_ends=False, frames=reading.frames if wish.frames else SEGMENT_FRAMES)
+    parts = cut(video, part, wish.segments, wish.seconds)
+    return parts if len(parts) > 1 else []
+
+
+def covered(video: Video, reading: Reading) -> tuple[float, float]:
+    """Return the start and end, in seconds, of the range that a reading selects. Raises V2LError if it is empty."""
+    start = reading.start or 0.0
+    end = min(video.duration if reading.end is None else reading.end, video.duration)
+    if start >= end:
+        raise V2LError(f"{printable(video.path)} ends at {video.duration:.3f} s, before the start at {start:g} s")
+    return start, end
+
+
+def cut(video: Video, reading: Reading, segments: int | None, seconds: float | None = None) -> list[Reading]:
+    """Return the readings of a video's consecutive segments: `segments` of equal length, or as many of `seconds` as
+    needed if `segments` is None. Raises V2LError if the range is empty."""
+    start, end = covered(video, reading)
+    if segments:
+        count, length = segments, (end - start) / segments
+    else:
+        assert seconds is not None, "either the number of segments or their length is given"
+        count, length = max(1, math.ceil(round((end - start) / seconds, 6))), seconds
+    if count > 1 and video.constant_rate and length * video.fps < 1:
+        raise V2LError(
+            f"{printable(video.path)} cannot be cut into {count:,} segments of {length:g} s: it has {video.fps:g} frames a "
+            "second; use fewer or longer segments"
+        )
+    starts = [round(start + index * length, 6) for index in range(count)]
+    if len(starts) > 1 and starts[-1] > video.seconds[-1] and end - starts[-1] < length / 2:
+        starts.pop()  # a short rest without a frame of its own: merge it into the segment before
+    while len(starts) > 1 and starts[1] <= video.seconds[0]:
+        starts.pop(1)  # the video starts after its sound: merge the first segment into the next one
+    return [
+        replace(reading, start=begin, end=finish)
+        for begin, finish in zip(starts, [*starts[1:], round(end, 6)], strict=True)
+    ]
+
+
+def segment_readings(video: Video, reading: Reading, segments: int) -> list[Reading]:
+    """Return the readings that an adapter of `segments` segments is made from: those of `cut`, or `reading` unchanged
+    if there is one segment."""
+    return [reading] if segments == 1 else cut(video, reading, segments)

@@ -1,0 +1,236 @@
+"""Encode a long video into a timeline, a segment at a time, with bounded memory and from where it was interrupted."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from v2l.adapters.adapter import Adapter
+from v2l.adapters.timeline import Source, Timeline, write_timeline
+from v2l.errors import V2LError
+from v2l.inference.ask import ask_each
+from v2l.inference.encode import OpenedVideo, PendingEncode, finish_encode, open_video, start_encode
+from v2l.inference.preprocess import fill_reading
+from v2l.inference.segmentation import Segmentation, cut, plan_timeline
+from v2l.io.files import make_folder, open_regular, time_of_check, try_lock, unwritable, write_atomically
+from v2l.io.safetensors_file import canonical_json
+from v2l.io.text import printable
+from v2l.models.checkpoint import check_belongs
+from v2l.models.hypernetwork import Hypernetwork
+from v2l.models.smolvlm import FrozenVLM
+from v2l.video.client import decoder_version
+from v2l.video.sampling import READING_REVISION, Reading
+
+INDEX_TOKENS = 48
+"""Maximum length of an answer in the index."""
+
+Progress = Callable[[float, int], None]
+"""Called with the parts done, a fraction while one is being encoded, and their number."""
+
+
+def encode_timeline(
+    path: str | os.PathLike,
+    vlm: FrozenVLM,
+    hypernetwork: Hypernetwork,
+    output: str | os.PathLike,
+    frames: int | None = None,
+    fps: float | None = None,
+    start: float | None = None,
+    end: float | None = None,
+    resolution: int | None = None,
+    segments: int | None = None,
+    segment_seconds: float | None = None,
+    index: bool = True,
+) -> Timeline:
+    """Encode a video into a timeline file: an overview and segments.
+
+    path, start, end, resolution: as for `encode`; frames, fps: of each segment
+    output: the file to write; the finished segments of an interrupted call are kept beside it and used again
+    segments: number of segments of equal length; segment_seconds: their length. None for both takes the span that the
+        hypernetwork was trained to read, or as much more as keeps the number at 64
+    index: let every segment answer the questions of the index
+
+    The same file, settings, device, dtype and number of threads give the same file, bit for bit.
+    Raises V2LError as `encode` does, and if the file cannot be written.
+    """
+    opened = open_video(path)
+    trained_with = check_belongs(hypernetwork, vlm).trained_with
+    reading = fill_reading(Reading(frames, fps, start, end, resolution), trained_with, vlm.geometry)
+    wish = Segmentation(segments, segment_seconds, frames is not None)
+    readings = plan_timeline(opened.video, reading, trained_with.frames, trained_with.fps, wish) or cut(
+        opened.video, reading, 1
+    )
+    job = TimelineJob(opened, reading, tuple(readings), index_questions(hypernetwork) if index else ())
+    return job.run(vlm, hypernetwork, Path(output))
+
+
+def index_questions(hypernetwork: Hypernetwork) -> tuple[str, ...]:
+    """Return the questions that every segment answers for the index: those that the hypernetwork lists for its world,
+    or else a caption."""
+    return CAPTION_QUESTIONS
+
+
+CAPTION_QUESTIONS = ("Describe what is happening in this video.",)
+
+
+@dataclass(frozen=True)
+class TimelineJob:
+    """A video to be encoded into a timeline.
+
+    overview: filled reading of the whole; segments: readings of the segments; questions: of the index
+    """
+
+    opened: OpenedVideo
+    overview: Reading
+    segments: tuple[Reading, ...]
+    questions: tuple[str, ...]
+
+    def run(
+        self,
+        vlm: FrozenVLM,
+        hypernetwork: Hypernetwork,
+        output: Path,
+        progress: Progress = lambda done, total: None,
+    ) -> Timeline:
+        """Encode what is not finished yet and write the file. Raises V2LError as `encode_timeline` does; the finished
+        parts are then kept for the next call."""
+        checked_ns = time_of_check()
+        readings = [self.overview, *self.segments]
+        with FinishedParts.beside(output, self._key(vlm, hypernetwork)) as parts:
+            missing = [number for number in range(len(readings)) if not parts.has(number)]
+            pending = self._prepare([readings[number] for number in missing], vlm, hypernetwork)
+            with contextlib.closing(pending):
+                for place, (number, each) in enumerate(zip(missing, pending, strict=True)):
+                    done = len(readings) - len(missing) + place
+                    adapter = finish_encode(
+                        each, vlm, hypernetwork, lambda steps, total, done=done: progress(done + steps / total, len(readings))
+                    )
+                    asked = self.questions if number else ()
+                    answers = ask_each([adapter] * len(asked), asked, vlm, INDEX_TOKENS)
+                    parts.add(number, adapter, answers)
+            self.opened.check_unchanged()
+            overview, *segments = (parts.source(number) for number in range(len(readings)))
+            timeline = write_timeline(output, segments, overview, self.questions, checked_ns)
+            parts.remove()
+        return timeline
+
+    def _prepare(
+        self, readings: Sequence[Reading], vlm: FrozenVLM, hypernetwork: Hypernetwork
+    ) -> Iterator[PendingEncode]:
+        """Start every encode while the one before it is in the model."""
+        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="v2l-prepare") as executor:
+
+            def start(place: int) -> list:
+                return [
+                    executor.submit(start_encode, self.opened, vlm, hypernetwork, reading)
+                    for reading in readings[place : place + 1]
+                ]
+
+            upcoming = start(0)
+            for place in range(len(readings)):
+                pending = upcoming.pop().result()
+                upcoming = start(place + 1)
+                yield pending
+
+    def _key(self, vlm: FrozenVLM, hypernetwork: Hypernetwork) -> dict:
+        """Everything that the parts depend on: parts of another key are not used."""
+        assert hypernetwork.provenance is not None, "check_belongs refuses a hypernetwork without provenance"
+        return {
+            "source": asdict(self.opened.source),
+            "readings": [asdict(reading) for reading in (self.overview, *self.segments)],
+            "questions": self.questions,
+            "fingerprint": vlm.fingerprint,
+            "hypernetwork": hypernetwork.provenance.sha256,
+            "dtype": str(vlm.dtype),
+            "decoder": f"{decoder_version()}, reading {READING_REVISION}",
+        }
+
+
+class FinishedParts:
+    """The finished parts of a timeline that is being encoded: a hidden folder `.NAME.partial` beside the output.
+
+    It holds an adapter file and the answers of every part, and a lock, so that one process works in it. Use it as a
+    context manager.
+    """
+
+    def __init__(self, folder: Path, lock: int):
+        self.folder, self._lock = folder, lock
+
+    @classmethod
+    @contextlib.contextmanager
+    def beside(cls, output: Path, key: dict) -> Iterator[FinishedParts]:
+        """Open the folder of an output; one with another key is emptied first. Raises V2LError if another process
+        works in it."""
+        folder = output.with_name(f".{output.name}.partial")
+        make_folder(folder)
+        lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            with contextlib.suppress(OSError):  # a file system without locks
+                if not try_lock(lock):
+                    raise V2LError(f"{printable(output)} is being encoded by another process; wait until it is finished")
+            parts = cls(folder, lock)
+            parts._check_key(canonical_json(key))
+            yield parts
+        finally:
+            os.close(lock)
+
+    def has(self, number: int) -> bool:
+        """Return whether a part is finished and sound."""
+        try:
+            self._load(number), self._answers(number)
+        except (V2LError, ValueError):
+            return False
+        return True
+
+    def add(self, number: int, adapter: Adapter, answers: Sequence[str]) -> None:
+        """Keep a part. Raises V2LError if it cannot be written."""
+        write_atomically(self._answers_file(number), json.dumps(list(answers)).encode())
+        adapter.save(self._adapter_file(number))
+
+    def source(self, number: int) -> Source:
+        """Return a part for `write_timeline`."""
+        return Source(lambda: self._load(number), self._answers(number))
+
+    def remove(self) -> None:
+        """Delete the folder."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _check_key(self, key: str) -> None:
+        file = self.folder / "key.json"
+        try:
+            with open_regular(file) as found:
+                same = found.read() == key.encode()
+        except (OSError, V2LError):
+            same = False
+        if not same:
+            try:
+                for entry in os.scandir(self.folder):
+                    if entry.name != "lock":
+                        os.unlink(entry)
+            except OSError as error:
+                raise unwritable(self.folder, error) from error
+            write_atomically(file, key.encode())
+
+    def _load(self, number: int) -> Adapter:
+        return Adapter.load(self._adapter_file(number))
+
+    def _answers(self, number: int) -> tuple[str, ...]:
+        try:
+            found = json.loads(self._answers_file(number).read_bytes())
+        except OSError as error:
+            raise V2LError(f"{printable(self._answers_file(number))} is missing") from error
+        if not isinstance(found, list) or any(type(answer) is not str for answer in found):
+            raise ValueError("not a list of answers")
+        return tuple(found)
+
+    def _adapter_file(self, number: int) -> Path:
+        return self.folder / f"{number:05d}.v2l.safetensors"
+
+    def _answers_file(self, number: int) -> Path:
+        return self.folder / f"{number:05d}.json"
