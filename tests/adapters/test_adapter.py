@@ -12,9 +12,11 @@ import torch
 from safetensors.torch import load_file, save
 
 import v2l
-from v2l.adapters.adapter import Adapter, BaseModel, Block, Description, HypernetworkInfo, Segment
+from v2l.adapters.adapter import Adapter
+from v2l.adapters.description import BaseModel, Block, Description, HypernetworkInfo, Segment
 from v2l.io.files import FileIdentity
 from v2l.io.safetensors_file import canonical_json, content_sha256
+from v2l.io.tensors import to_bytes
 from v2l.video.sampling import Reading
 
 SEGMENT = Segment(
@@ -61,7 +63,7 @@ def rewritten(path: Path, change) -> Path:
     metadata = json.loads(json.loads(path.read_bytes()[8 : 8 + length])["__metadata__"]["v2l"])
     metadata.pop("sha256")
     change(tensors, metadata)
-    sealed = {**metadata, "sha256": content_sha256(metadata, tensors)}
+    sealed = {**metadata, "sha256": content_sha256(metadata, to_bytes(tensors))}
     path.write_bytes(save(tensors, {"v2l": canonical_json(sealed)}))
     return path
 
@@ -260,7 +262,7 @@ def test_headers_that_are_none(tmp_path, header):
 def test_a_second_spelling_of_the_metadata_is_refused(saved):
     tensors = load_file(saved)
     metadata = tiny_adapter()._metadata()
-    sealed = {**metadata, "sha256": content_sha256(metadata, tensors)}
+    sealed = {**metadata, "sha256": content_sha256(metadata, to_bytes(tensors))}
     for spelling in (json.dumps(sealed), canonical_json(sealed).replace('"version":1', '"version":1,"version":1')):
         saved.write_bytes(save(tensors, {"v2l": spelling}))
         refused(saved, "canonical")

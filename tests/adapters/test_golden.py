@@ -11,7 +11,8 @@ import pytest
 import torch
 from places import DATA
 
-from v2l.adapters.adapter import Adapter, BaseModel, Block, Description, HypernetworkInfo, Segment
+from v2l.adapters.adapter import Adapter
+from v2l.adapters.description import BaseModel, Block, Description, HypernetworkInfo, Segment
 from v2l.io.files import FileIdentity
 from v2l.video.sampling import Reading
 

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 import v2l
 from v2l.adapters.verify import verify
 from v2l.cli.app import app
-from v2l.io.safetensors_file import write_tensors
+from v2l.io.tensors import write_tensors
 
 HUGE = 3e38
 """Close to the largest float32: finite, but results computed from it are not."""

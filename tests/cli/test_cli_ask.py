@@ -11,7 +11,7 @@ import small
 from terminal import LIBGL_MISSING, SUFFIX, Running, Terminal, fill, nobody_reads, plain, run, run_each, tree
 
 import v2l
-from v2l.adapters.adapter import BaseModel
+from v2l.adapters.description import BaseModel
 from v2l.cli import sources
 from v2l.cli.sources import AnswerSource, batches
 from v2l.inference.model_loader import ModelLoader

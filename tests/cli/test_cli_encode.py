@@ -7,7 +7,7 @@ import pytest
 from terminal import SUFFIX, Running, counts, fill, run, tree
 
 import v2l
-from v2l.adapters.adapter import BaseModel
+from v2l.adapters.description import BaseModel
 from v2l.video.sampling import Reading
 
 LONG_AGO = 1_700_000_000

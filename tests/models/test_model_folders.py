@@ -20,7 +20,7 @@ import v2l
 from v2l.adapters.lora import check_fits
 from v2l.adapters.segments import compose
 from v2l.inference.model_loader import choose_model_for
-from v2l.io.safetensors_file import all_finite
+from v2l.io.tensors import all_finite
 from v2l.models.checkpoint import save_hypernetwork, with_provenance
 from v2l.models.config import SmolVLMConfig, TextConfig, VisionConfig, read_config, tensor_shapes
 from v2l.models.hypernetwork import TrainedWith

@@ -10,7 +10,8 @@ from places import DATA
 from safetensors.torch import load_file
 
 import v2l
-from v2l.adapters.adapter import Adapter, BaseModel, Block, Description, HypernetworkInfo, Segment
+from v2l.adapters.adapter import Adapter
+from v2l.adapters.description import BaseModel, Block, Description, HypernetworkInfo, Segment
 from v2l.io.files import FileIdentity
 from v2l.models.smolvlm import Window
 from v2l.video.sampling import Reading

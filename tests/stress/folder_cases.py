@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load, load_file, save, save_file
 
 from v2l.io.safetensors_file import content_sha256
+from v2l.io.tensors import to_bytes
 
 LOADS, WARNS = "loads", "loads, with a warning"
 KNOWN_TEMPLATE = (
@@ -711,7 +712,7 @@ def metadata(*keys: str, value: Any) -> Change:
         part[keys[-1]] = value
         weights = load(data)
         with contextlib.suppress(ValueError):
-            whole = {**whole, "sha256": content_sha256(whole, weights)}
+            whole = {**whole, "sha256": content_sha256(whole, to_bytes(weights))}
         text = json.dumps(whole, sort_keys=True, separators=(",", ":"))
         (folder / HYPERNETWORK).write_bytes(save(weights, {"v2l": text}))
 

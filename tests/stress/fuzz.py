@@ -29,6 +29,7 @@ from safetensors.torch import load, save
 from v2l.adapters.adapter import Adapter
 from v2l.errors import V2LError
 from v2l.io.safetensors_file import canonical_json, content_sha256
+from v2l.io.tensors import to_bytes
 from v2l.models.checkpoint import load_hypernetwork, save_hypernetwork
 from v2l.models.published import read_published
 
@@ -109,7 +110,7 @@ def of_metadata(data: bytes, chance: random.Random) -> bytes:
     if isinstance(metadata, dict):
         metadata = {name: value for name, value in metadata.items() if name != "sha256"}
         try:
-            metadata["sha256"] = content_sha256(metadata, tensors)
+            metadata["sha256"] = content_sha256(metadata, to_bytes(tensors))
             text = canonical_json(metadata)
         except (ValueError, KeyError):
             text = json.dumps(metadata, default=str)

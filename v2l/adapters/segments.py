@@ -15,8 +15,10 @@ from collections.abc import Collection, Sequence
 
 import torch
 
-from v2l.adapters.adapter import Adapter, Block, Segment, check_rank
+from v2l.adapters.adapter import Adapter
+from v2l.adapters.description import Block, Segment, check_rank
 from v2l.errors import V2LError
+from v2l.io.tensors import dtype_name
 from v2l.io.text import printable
 
 
@@ -128,7 +130,7 @@ def _check_alike(one: Adapter, other: Adapter) -> None:
             f"({printable(right.hypernetwork.sha256[:12])}); encode both with one"
         )
     if one.a.dtype != other.a.dtype:
-        dtypes = ", ".join(str(each.a.dtype).removeprefix("torch.") for each in (one, other))
+        dtypes = ", ".join(dtype_name(each.a.dtype) for each in (one, other))
         raise V2LError(f"the adapters differ in dtype ({dtypes}); encode both with the same --dtype")
     same_shape = one.a.shape[::2] == other.a.shape[::2] and one.b.shape[::2] == other.b.shape[::2]
     same_bias = left.bias_rank == right.bias_rank and all(map(torch.equal, _bias(one), _bias(other)))

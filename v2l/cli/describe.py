@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import v2l
-from v2l.adapters.adapter import Adapter, Segment
+from v2l.adapters.description import AdapterFile, Segment
 from v2l.errors import V2LError
 from v2l.inference.targets import ADAPTER_SUFFIX
 from v2l.io.records import to_json
@@ -28,8 +28,8 @@ def describe(path: Path) -> tuple[str, Rows, dict[str, Any]]:
     """
     size = os.stat(path).st_size if path.is_file() else 0
     if path.name.endswith(ADAPTER_SUFFIX):
-        adapter = Adapter.load(path)
-        return "adapter", [*_adapter_rows(adapter, size)], _adapter_record(adapter, path, size)
+        file = AdapterFile.read(path)
+        return "adapter", [*_adapter_rows(file)], _adapter_record(file, path)
     hypernetwork = load_hypernetwork(path)
     provenance, config = hypernetwork.provenance, hypernetwork.config
     assert provenance is not None, "a hypernetwork that was loaded has its provenance"
@@ -68,22 +68,22 @@ def versions() -> dict[str, str]:
         return {**found, "FFmpeg avcodec": "unavailable"}
 
 
-def _adapter_record(adapter: Adapter, path: Path, size: int) -> dict[str, Any]:
+def _adapter_record(file: AdapterFile, path: Path) -> dict[str, Any]:
     return {
         "kind": "adapter",
         "file": path,
-        "bytes": size,
-        "sha256": adapter.sha256(),
-        "layers": len(adapter.a),
-        "rank": adapter.rank,
-        "dtype": str(adapter.a.dtype).removeprefix("torch."),
-        "not_validated": adapter.description.not_validated,
-        **to_json(adapter.description),
+        "bytes": file.size,
+        "sha256": file.sha256,
+        "layers": file.layers,
+        "rank": file.description.rank,
+        "dtype": file.dtype,
+        "not_validated": file.description.not_validated,
+        **to_json(file.description),
     }
 
 
-def _adapter_rows(adapter: Adapter, size: int) -> Iterator[tuple[str, str]]:
-    made = adapter.description
+def _adapter_rows(file: AdapterFile) -> Iterator[tuple[str, str]]:
+    made = file.description
     base = made.base_model
     yield "model", _model(base.id, base.fingerprint)
     if base.revision:
@@ -93,14 +93,14 @@ def _adapter_rows(adapter: Adapter, size: int) -> Iterator[tuple[str, str]]:
         str(block.rank) + (f" (error {block.relative_error:.1%})" if block.relative_error else "")
         for block in made.blocks
     )
-    yield "rank", f"{adapter.rank} = {blocks} + {made.bias_rank} learned bias, {len(adapter.a)} layers"
-    yield "size", f"{amount(size)}, {str(adapter.a.dtype).removeprefix('torch.')}"
+    yield "rank", f"{made.rank} = {blocks} + {made.bias_rank} learned bias, {file.layers} layers"
+    yield "size", f"{amount(file.size)}, {file.dtype}"
     for index, segment in enumerate(made.segments):
         yield from _segment_rows(segment, f"segment {index}" if len(made.segments) > 1 else "video")
     for note in made.not_validated:
         yield "note", note
     yield "made by", f"v2l {printable(made.v2l_version)}"
-    yield "sha256", adapter.sha256()
+    yield "sha256", file.sha256
 
 
 def _segment_rows(segment: Segment, title: str) -> Iterator[tuple[str, str]]:

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
-from v2l.adapters.adapter import Adapter, check_rank
+from v2l.adapters.adapter import Adapter
+from v2l.adapters.description import AdapterFile, check_rank
 from v2l.adapters.segments import compose
 from v2l.errors import ModelError, V2LError, reason
 from v2l.inference.encode import PendingEncode, finish_encode, start_encode
@@ -192,7 +193,7 @@ def _check_output(target: Target) -> None:
 def _check_total_rank(first: Outcome, segments: int) -> None:
     """Refuse what cannot be composed before all of it is encoded."""
     if first.status in ("encoded", "current"):
-        description = (first.adapter or Adapter.load(first.target.output)).description
+        description = (first.adapter or AdapterFile.read(first.target.output)).description
         check_rank(description.blocks[0].rank * segments + description.bias_rank)
 
 
@@ -205,12 +206,12 @@ def _compose_segments(
     why = ""
     if not options.overwrite and target.output.exists():
         try:
-            existing = Adapter.load(target.output)
+            existing = AdapterFile.read(target.output)
         except V2LError as error:
             why = str(error)
         else:
             base = existing.description.base_model
-            if existing.sha256() == composed.sha256():
+            if existing.sha256 == composed.sha256():
                 return Outcome(target, "current")
             if base.fingerprint != loader.fingerprint and not options.replace_foreign:
                 return _kept(target, printable(base.id))

@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 import torch
 
 from v2l import __version__
-from v2l.adapters.adapter import Adapter, BaseModel, Block, Description, HypernetworkInfo, Segment
+from v2l.adapters.adapter import Adapter
+from v2l.adapters.description import BaseModel, Block, Description, HypernetworkInfo, Segment
 from v2l.adapters.segments import compose
 from v2l.errors import V2LError, V2LWarning
 from v2l.inference.preprocess import (

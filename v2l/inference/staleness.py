@@ -11,7 +11,7 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from v2l.adapters.adapter import Adapter, Segment
+from v2l.adapters.description import AdapterFile, Segment
 from v2l.errors import V2LError
 from v2l.io.files import identify, time_of_check, unreadable
 from v2l.io.text import printable
@@ -55,7 +55,7 @@ def check_staleness(output: Path, wanted: Wanted, check_hash: bool = False, any_
     if not os.path.lexists(output):
         return Staleness("missing")
     try:
-        adapter = Adapter.load(output)
+        adapter = AdapterFile.read(output)
     except V2LError as error:
         return Staleness("stale", str(error))
     made = adapter.description
@@ -81,7 +81,7 @@ def check_staleness(output: Path, wanted: Wanted, check_hash: bool = False, any_
     return _compare_source(output, adapter, wanted.video, check_hash)
 
 
-def _compare_source(output: Path, made: Adapter, video: Path, check_hash: bool) -> Staleness:
+def _compare_source(output: Path, made: AdapterFile, video: Path, check_hash: bool) -> Staleness:
     now, checked = time.time_ns(), time_of_check()
     try:
         status, link = os.stat(video), os.lstat(video)
@@ -91,7 +91,7 @@ def _compare_source(output: Path, made: Adapter, video: Path, check_hash: bool) 
     # include status change times: a file that replaces the video may have an older modification time
     video_ns = max(status.st_mtime_ns, status.st_ctime_ns, link.st_ctime_ns)
     checked_ns = made.checked_ns
-    trusted = checked_ns is not None and video_ns <= checked_ns <= now and not check_hash
+    trusted = video_ns <= checked_ns <= now and not check_hash
     unchanged = status.st_size == source.size and trusted
     if not unchanged and (status.st_size != source.size or identify(video).sha256 != source.sha256):
         return Staleness("stale", "the video's content changed")
@@ -103,7 +103,7 @@ def _compare_source(output: Path, made: Adapter, video: Path, check_hash: bool) 
     return Staleness("current")
 
 
-def _misread(made: Adapter, video: Path) -> str:
+def _misread(made: AdapterFile, video: Path) -> str:
     """Return why an earlier version misread the source of an adapter; empty for most adapters."""
     found = (misread(video, segment) for segment in made.description.segments)
     return next((why for why in found if why), "")

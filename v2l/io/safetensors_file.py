@@ -1,24 +1,21 @@
 """Sealed safetensors files: all metadata in one canonical JSON string that includes a sha256 of metadata and tensors.
 
-Adapters and hypernetworks are such files. Reading treats them as untrusted: sizes, header, metadata and checksum are
-checked before anything is used.
+Adapters and hypernetworks are such files. Reading treats them as untrusted: sizes, header, metadata, values and
+checksum are checked before anything is used. Tensors are bytes here, so that a file is read and checked without torch;
+`tensors.py` converts them.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
-
 from v2l.errors import V2LError
-from v2l.io.files import open_regular, unreadable, write_atomically
+from v2l.io.files import open_regular, unreadable
 from v2l.io.text import printable
 from v2l.io.untrusted import shown
 
@@ -26,8 +23,28 @@ METADATA_KEY = "v2l"
 MAX_HEADER_BYTES = 1_000_000
 """Limit of the header, far above that of any file that v2l writes."""
 
-DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
-"""The supported dtypes by their safetensors names."""
+NUMBER_TYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+"""The supported number types: safetensors name to the name in torch and in metadata."""
+_INFINITY = {"F32": ("i4", 0x7F800000), "BF16": ("i2", 0x7F80), "F16": ("i2", 0x7C00)}
+"""Integer type of the same size, and the bits of infinity; NaNs have the same exponent and more bits."""
+
+
+@dataclass(frozen=True)
+class TensorBytes:
+    """A tensor as it is stored. dtype: safetensors name of its number type; data: its values, row by row"""
+
+    dtype: str
+    shape: tuple[int, ...]
+    data: bytes | bytearray | memoryview
+
+    def is_finite(self) -> bool:
+        """Return whether there are neither infinities nor NaN. Compares bit patterns, without a temporary copy."""
+        import numpy as np
+
+        signed, infinity = _INFINITY[self.dtype]
+        bits = np.frombuffer(self.data, f"<{signed}")
+        negative = infinity | 1 << (8 * bits.itemsize - 1)
+        return not bits.size or bool(bits.max() < infinity and bits.view(f"<u{bits.itemsize}").max() < negative)
 
 
 def canonical_json(value: Mapping[str, Any]) -> str:
@@ -35,60 +52,40 @@ def canonical_json(value: Mapping[str, Any]) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
 
 
-def content_sha256(metadata: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> str:
+def content_sha256(metadata: Mapping[str, Any], tensors: Mapping[str, TensorBytes]) -> str:
     """Compute the sha256 of metadata and tensors (names, dtypes, shapes and bytes, sorted by name), 64 hex digits."""
     digest = hashlib.sha256(canonical_json(metadata).encode())
-    names = {dtype: name for name, dtype in DTYPES.items()}
     for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
-        line = {"name": name, "dtype": names[tensor.dtype], "shape": list(tensor.shape)}
+        tensor = tensors[name]
+        line = {"name": name, "dtype": tensor.dtype, "shape": list(tensor.shape)}
         digest.update(canonical_json(line).encode())
-        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
+        digest.update(tensor.data)
     return digest.hexdigest()
 
 
-def write_tensors(
-    path: str | os.PathLike,
-    tensors: Mapping[str, torch.Tensor],
-    metadata: Mapping[str, Any],
-    modified_ns: int | None = None,
-) -> None:
-    """Write a sealed safetensors file. The same content gives the same bytes.
-
-    All metadata is stored under the single key `v2l`, because safetensors writes several keys in random order.
-    modified_ns: as for `files.atomically`
-    Raises V2LError if the metadata is too large or the file cannot be written.
-    """
-    sealed = {**metadata, "sha256": content_sha256(metadata, tensors)}
-    header = canonical_json(sealed)
-    if len(header) > MAX_HEADER_BYTES // 2:
-        raise V2LError(
-            f"the metadata of {printable(path)} would take {len(header):,} bytes, more than readers accept; "
-            "use fewer frames or segments"
-        )
-    data = save({k: t.detach().cpu().contiguous() for k, t in tensors.items()}, {METADATA_KEY: header})
-    write_atomically(path, data, modified_ns)
-
-
-def read_tensors(
+def read_sealed(
     path: str | os.PathLike, kind: str, version: int, max_bytes: int
-) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Read a file written by `write_tensors`: the tensors, on the CPU, and the metadata.
+) -> tuple[dict[str, TensorBytes], dict[str, Any]]:
+    """Read a file written by `write_tensors`: the tensors and the metadata.
 
     kind, version: required values of the metadata's `format` (`v2l-{kind}`) and `version`, which are then removed
-    Raises V2LError if the file is too large, damaged, of another format, or does not match its own sha256.
+    Raises V2LError if the file is too large, damaged, of another format, has values that are not finite, or does not
+    match its own sha256.
     """
+    from safetensors import SafetensorError, deserialize
+
     read_metadata(path, kind, version, max_bytes)  # refuses a large file of another format without reading all of it
     data = _read_limited(path, kind, max_bytes, max_bytes)
     metadata = _metadata(_header(data, path, kind), path, kind, version)
     try:
-        tensors = load(data)
+        parts = deserialize(data)
     except MemoryError as error:
         raise _too_large(path, len(data)) from error
     except (SafetensorError, ValueError, KeyError, RuntimeError) as error:
         raise damaged(path, kind, printable(error)) from error
+    tensors = {name: TensorBytes(part["dtype"], tuple(part["shape"]), part["data"]) for name, part in parts}
     for name, tensor in tensors.items():
-        if not all_finite(tensor):
+        if not tensor.is_finite():
             raise damaged(path, kind, f"{printable(name)} has values that are not finite")
     if metadata.get("sha256") != content_sha256({k: v for k, v in metadata.items() if k != "sha256"}, tensors):
         raise damaged(path, kind, "its content does not match its own sha256")
@@ -96,14 +93,9 @@ def read_tensors(
 
 
 def read_metadata(path: str | os.PathLike, kind: str, version: int, max_bytes: int) -> dict[str, Any]:
-    """Read only the metadata, without checking it against the tensors; parameters and errors as for `read_tensors`."""
+    """Read only the metadata, without checking it against the tensors; parameters and errors as for `read_sealed`."""
     data = _read_limited(path, kind, max_bytes, 8 + MAX_HEADER_BYTES)
     return _without_format(_metadata(_header(data, path, kind), path, kind, version))
-
-
-def all_finite(tensor: torch.Tensor) -> bool:
-    """Return True if a tensor has neither infinities nor NaN; one pass, without a temporary of its size."""
-    return not tensor.numel() or all(map(math.isfinite, tensor.aminmax()))
 
 
 def _without_format(metadata: Mapping[str, Any]) -> dict[str, Any]:
@@ -145,7 +137,7 @@ def _header(data: bytes, path: str | os.PathLike, kind: str) -> dict[str, Any]:
     if not isinstance(header, dict):
         raise damaged(path, kind, "its header is not a JSON object")
     for name, entry in header.items():
-        if name != "__metadata__" and (not isinstance(entry, dict) or entry.get("dtype") not in list(DTYPES)):
+        if name != "__metadata__" and (not isinstance(entry, dict) or entry.get("dtype") not in list(NUMBER_TYPES)):
             raise damaged(path, kind, f"{printable(name)} is not float32, bfloat16 or float16")
     return header
 

@@ -16,7 +16,8 @@ import torch
 
 from v2l.errors import V2LError, V2LWarning
 from v2l.io.records import from_json, to_json
-from v2l.io.safetensors_file import content_sha256, damaged, read_metadata, read_tensors, write_tensors
+from v2l.io.safetensors_file import content_sha256, damaged, read_metadata, read_sealed
+from v2l.io.tensors import to_bytes, to_tensors, write_tensors
 from v2l.io.text import printable
 from v2l.models.hypernetwork import TARGET, Hypernetwork, HypernetworkConfig, Provenance, TrainedWith
 from v2l.models.loading import choose_device
@@ -113,7 +114,7 @@ def with_provenance(
 ) -> Hypernetwork:
     """Set the provenance of a hypernetwork, with the sha256 of its current weights. Returns the same object."""
     unsealed = Provenance(id, base_model, base_fingerprint, trained_with, sha256="")
-    sha256 = content_sha256(file_metadata(hypernetwork.config, unsealed), hypernetwork.state_dict())
+    sha256 = content_sha256(file_metadata(hypernetwork.config, unsealed), to_bytes(hypernetwork.state_dict()))
     hypernetwork.provenance = Provenance(id, base_model, base_fingerprint, trained_with, sha256)
     return hypernetwork
 
@@ -145,10 +146,10 @@ def file_metadata(config: HypernetworkConfig, provenance: Provenance) -> dict[st
 
 
 def _from_safetensors(path: Path) -> Hypernetwork:
-    tensors, metadata = read_tensors(path, "hypernetwork", VERSION, MAX_FILE_BYTES)
+    tensors, metadata = read_sealed(path, "hypernetwork", VERSION, MAX_FILE_BYTES)
     config, provenance = _described(metadata, path)
     try:
-        hypernetwork = _filled(config, tensors)
+        hypernetwork = _filled(config, to_tensors(tensors))
     except ValueError as error:
         raise damaged(path, "hypernetwork", printable(error)) from error
     hypernetwork.provenance = provenance

@@ -8,7 +8,7 @@ import torch
 from safetensors import SafetensorError
 
 from v2l.errors import V2LError
-from v2l.io.safetensors_file import all_finite
+from v2l.io.tensors import all_finite
 from v2l.io.text import printable
 from v2l.models import language_model, vision_tower
 from v2l.models.language_model import LanguageModel

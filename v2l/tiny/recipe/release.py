@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from v2l.errors import V2LError, errors_in_one_line
-from v2l.io.safetensors_file import write_tensors
+from v2l.io.tensors import write_tensors
 from v2l.models.checkpoint import FILE_NAME, file_metadata, load_hypernetwork
 from v2l.models.hypernetwork import Hypernetwork
 from v2l.models.presets import EMBEDDED, find_model
