@@ -17,6 +17,7 @@ _MODULES = {
     "ask_in_context": "inference.ask",
     "compose": "adapters.segments",
     "encode": "inference.encode",
+    "encode_timeline": "inference.timeline",
     "import_checkpoint": "models.checkpoint",
     "load_hypernetwork": "models.checkpoint",
     "load_vlm": "models.loading",
@@ -24,6 +25,7 @@ _MODULES = {
     "Reading": "video.sampling",
     "stream": "inference.ask",
     "stream_in_context": "inference.ask",
+    "Timeline": "adapters.timeline",
 }
 
 

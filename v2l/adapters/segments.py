@@ -40,7 +40,7 @@ def compose(adapters: Sequence[Adapter], rank: int | None = None) -> Adapter:
         raise V2LError("nothing to compose; give at least one adapter")
     first = adapters[0].description
     for adapter in adapters[1:]:
-        _check_alike(adapters[0], adapter)
+        check_alike(adapters[0], adapter)
     # Concatenate the generated ranks of all adapters
     a = torch.cat([adapter.a[:, : adapter.rank - first.bias_rank].float() for adapter in adapters], dim=1)
     b = torch.cat([adapter.b[:, : adapter.rank - first.bias_rank].float() for adapter in adapters], dim=1)
@@ -109,13 +109,24 @@ def reduce_rank(a: torch.Tensor, b: torch.Tensor, rank: int) -> tuple[torch.Tens
     return reduced_a, reduced_b, error
 
 
+Factors = tuple[torch.Tensor, torch.Tensor]
+"""A, (L, r, d_in), and B, (L, r, d_out)."""
+
+
+def split_bias(adapter: Adapter) -> tuple[Factors, Factors]:
+    """Return the factors of the generated ranks and those of the learned bias, in their stored number type."""
+    first = adapter.rank - adapter.description.bias_rank
+    return (adapter.a[:, :first], adapter.b[:, :first]), (adapter.a[:, first:], adapter.b[:, first:])
+
+
 def _bias(adapter: Adapter) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the factors of the learned bias, (L, bias rank, d): the last ranks."""
     first = adapter.rank - adapter.description.bias_rank
     return adapter.a[:, first:].float(), adapter.b[:, first:].float()
 
 
-def _check_alike(one: Adapter, other: Adapter) -> None:
+def check_alike(one: Adapter, other: Adapter) -> None:
+    """Raise V2LError if two adapters are not of one model and one hypernetwork, and of one number type."""
     left, right = one.description, other.description
     if left.base_model.fingerprint != right.base_model.fingerprint:
         raise V2LError(

@@ -27,6 +27,7 @@ from v2l.adapters.timeline_description import (
     TimelineDescription,
     TimelineFile,
     TimelinePart,
+    TimelineRequest,
     check_timeline,
     recipe_of,
     segment_name,
@@ -95,7 +96,9 @@ class Timeline:
     def _read(self, name: str, sha256: str) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the checked factors of a part, (L, r, d_in) and (L, r, d_out)."""
         names = tensor_names(name)
-        stored = dict(zip(names, read_entries(self.path, [self.file.entries[n] for n in names], "timeline"), strict=True))
+        stored = dict(
+            zip(names, read_entries(self.path, [self.file.entries[n] for n in names], "timeline"), strict=True)
+        )
         if tensor_sha256(stored) != sha256:
             raise damaged(self.path, "timeline", f"the factors of {name} do not match their sha256")
         if not all(tensor.is_finite() for tensor in stored.values()):
@@ -142,11 +145,12 @@ def write_timeline(
     segments: Sequence[Source],
     overview: Source | None = None,
     questions: Sequence[str] = (),
+    request: TimelineRequest | None = None,
     checked_ns: int | None = None,
 ) -> Timeline:
     """Write a timeline of adapters and open it. Holds one adapter in memory at a time.
 
-    overview: None if the segments come from several videos
+    overview: None if the segments come from several videos; request: None if they were encoded before
     checked_ns: as in `Adapter`
     Raises V2LError if the adapters do not belong together, or if the file cannot be written.
     """
@@ -188,6 +192,7 @@ def write_timeline(
     description = TimelineDescription(
         base.base_model,
         base.hypernetwork,
+        request,
         tuple(recipes),
         parts[0] if overview else None,
         tuple(parts[1:] if overview else parts),

@@ -67,9 +67,36 @@ class TimelinePart:
 
 
 @dataclass(frozen=True)
+class Segmentation:
+    """The wishes of a user about segments; None for the default.
+
+    segments: number of segments of equal length; seconds: length of a segment, the last may be shorter
+    frames: whether the number of frames was chosen too; it is then that of a segment
+    """
+
+    segments: int | None = None
+    seconds: float | None = None
+    frames: bool = False
+
+    @property
+    def is_chosen(self) -> bool:
+        """Whether the number or the length of segments was chosen."""
+        return self.segments is not None or self.seconds is not None
+
+
+@dataclass(frozen=True)
+class TimelineRequest:
+    """The settings that a timeline was asked for with. reading: filled, its range as requested"""
+
+    reading: Reading
+    segmentation: Segmentation
+
+
+@dataclass(frozen=True)
 class TimelineDescription:
     """All metadata of a timeline, except its number type and its checksum.
 
+    request: None if it was joined from other files
     questions: of the index, answered by every segment while it was encoded
     overview: one encoding of the whole video; None if the segments come from several videos
     segments: in order of time, or in the order in which several timelines were joined
@@ -78,6 +105,7 @@ class TimelineDescription:
 
     base_model: BaseModel
     hypernetwork: HypernetworkInfo
+    request: TimelineRequest | None
     recipes: tuple[Recipe, ...]
     overview: TimelinePart | None
     segments: tuple[TimelinePart, ...]

@@ -122,9 +122,7 @@ class PendingEncode:
     plan: FramePlan
 
 
-def start_encode(
-    opened: OpenedVideo, vlm: FrozenVLM, hypernetwork: Hypernetwork, reading: Reading
-) -> PendingEncode:
+def start_encode(opened: OpenedVideo, vlm: FrozenVLM, hypernetwork: Hypernetwork, reading: Reading) -> PendingEncode:
     """Start to encode a video: the part that does not run the model, so that another video can use it meanwhile."""
     provenance = check_belongs(hypernetwork, vlm)
     reading = fill_reading(reading, provenance.trained_with, vlm.geometry)

@@ -17,7 +17,6 @@ import numpy as np
 import torch
 
 from v2l.errors import V2LError
-from v2l.io.text import printable
 from v2l.models.hypernetwork import TrainedWith
 from v2l.models.processor import PromptFrame, VisionGeometry, frame_images, prompt_frames, tile_grid, video_text
 from v2l.models.smolvlm import IMAGES_AT_ONCE, FrozenVLM, Window

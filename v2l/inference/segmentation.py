@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
+from v2l.adapters.timeline_description import Segmentation
 from v2l.errors import V2LError
 from v2l.io.text import printable
 from v2l.video.sampling import Reading, Video
@@ -18,25 +19,9 @@ SEGMENT_FRAMES = 12
 """Frames of a segment by default (docs/long-video.md)."""
 
 
-@dataclass(frozen=True)
-class Segmentation:
-    """The wishes of a user about segments; None for the default.
-
-    segments: number of segments of equal length; seconds: length of a segment, the last may be shorter
-    frames: whether the number of frames was chosen too
-    """
-
-    segments: int | None = None
-    seconds: float | None = None
-    frames: bool = False
-
-    @property
-    def is_chosen(self) -> bool:
-        """Whether the number or the length of segments was chosen."""
-        return self.segments is not None or self.seconds is not None
-
-
-def plan_timeline(video: Video, reading: Reading, trained_frames: int, trained_fps: float, wish: Segmentation) -> list[Reading]:
+def plan_timeline(
+    video: Video, reading: Reading, trained_frames: int, trained_fps: float, wish: Segmentation
+) -> list[Reading]:
     """Return the readings of the segments of a timeline, or an empty list if the video is to be one encoding.
 
     By default a video longer than `SINGLE_SPANS` trained spans becomes a timeline, whose segments have the length of
@@ -80,8 +65,8 @@ def cut(video: Video, reading: Reading, segments: int | None, seconds: float | N
         count, length = max(1, math.ceil(round((end - start) / seconds, 6))), seconds
     if count > 1 and video.constant_rate and length * video.fps < 1:
         raise V2LError(
-            f"{printable(video.path)} cannot be cut into {count:,} segments of {length:g} s: it has {video.fps:g} frames a "
-            "second; use fewer or longer segments"
+            f"{printable(video.path)} has {video.fps:g} frames a second, too few for {count:,} segments of "
+            f"{length:g} s; use fewer or longer segments"
         )
     starts = [round(start + index * length, 6) for index in range(count)]
     if len(starts) > 1 and starts[-1] > video.seconds[-1] and end - starts[-1] < length / 2:

@@ -118,7 +118,9 @@ def misread(video: Path, segment: Segment) -> str:
     if revision_of(segment.decoder) >= READING_REVISION:
         return ""
     reading, probed = segment.reading, probe(video)
-    chosen = choose_frames(probed, reading.frames or 1, reading.fps or 1.0, reading.start, reading.end, reading.skip_ends)
+    chosen = choose_frames(
+        probed, reading.frames or 1, reading.fps or 1.0, reading.start, reading.end, reading.skip_ends
+    )
     times = [float(probed.seconds[index]) for index in chosen]
     if probed.interlaced:
         return "the video is interlaced, which an earlier version misread"

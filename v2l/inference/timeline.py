@@ -7,17 +7,18 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from v2l.adapters.adapter import Adapter
 from v2l.adapters.timeline import Source, Timeline, write_timeline
+from v2l.adapters.timeline_description import Segmentation, TimelineRequest
 from v2l.errors import V2LError
 from v2l.inference.ask import ask_each
 from v2l.inference.encode import OpenedVideo, PendingEncode, finish_encode, open_video, start_encode
 from v2l.inference.preprocess import fill_reading
-from v2l.inference.segmentation import Segmentation, cut, plan_timeline
+from v2l.inference.segmentation import cut, plan_timeline
 from v2l.io.files import make_folder, open_regular, time_of_check, try_lock, unwritable, write_atomically
 from v2l.io.safetensors_file import canonical_json
 from v2l.io.text import printable
@@ -66,7 +67,9 @@ def encode_timeline(
     readings = plan_timeline(opened.video, reading, trained_with.frames, trained_with.fps, wish) or cut(
         opened.video, reading, 1
     )
-    job = TimelineJob(opened, reading, tuple(readings), index_questions(hypernetwork) if index else ())
+    job = TimelineJob(
+        opened, TimelineRequest(reading, wish), tuple(readings), index_questions(hypernetwork) if index else ()
+    )
     return job.run(vlm, hypernetwork, Path(output))
 
 
@@ -83,11 +86,12 @@ CAPTION_QUESTIONS = ("Describe what is happening in this video.",)
 class TimelineJob:
     """A video to be encoded into a timeline.
 
-    overview: filled reading of the whole; segments: readings of the segments; questions: of the index
+    request: as recorded in the file, its reading is that of the overview; segments: readings of the segments
+    questions: of the index
     """
 
     opened: OpenedVideo
-    overview: Reading
+    request: TimelineRequest
     segments: tuple[Reading, ...]
     questions: tuple[str, ...]
 
@@ -101,7 +105,7 @@ class TimelineJob:
         """Encode what is not finished yet and write the file. Raises V2LError as `encode_timeline` does; the finished
         parts are then kept for the next call."""
         checked_ns = time_of_check()
-        readings = [self.overview, *self.segments]
+        readings = [self.request.reading, *self.segments]
         with FinishedParts.beside(output, self._key(vlm, hypernetwork)) as parts:
             missing = [number for number in range(len(readings)) if not parts.has(number)]
             pending = self._prepare([readings[number] for number in missing], vlm, hypernetwork)
@@ -109,14 +113,17 @@ class TimelineJob:
                 for place, (number, each) in enumerate(zip(missing, pending, strict=True)):
                     done = len(readings) - len(missing) + place
                     adapter = finish_encode(
-                        each, vlm, hypernetwork, lambda steps, total, done=done: progress(done + steps / total, len(readings))
+                        each,
+                        vlm,
+                        hypernetwork,
+                        lambda steps, total, done=done: progress(done + steps / total, len(readings)),
                     )
                     asked = self.questions if number else ()
                     answers = ask_each([adapter] * len(asked), asked, vlm, INDEX_TOKENS)
                     parts.add(number, adapter, answers)
             self.opened.check_unchanged()
             overview, *segments = (parts.source(number) for number in range(len(readings)))
-            timeline = write_timeline(output, segments, overview, self.questions, checked_ns)
+            timeline = write_timeline(output, segments, overview, self.questions, self.request, checked_ns)
             parts.remove()
         return timeline
 
@@ -124,26 +131,29 @@ class TimelineJob:
         self, readings: Sequence[Reading], vlm: FrozenVLM, hypernetwork: Hypernetwork
     ) -> Iterator[PendingEncode]:
         """Start every encode while the one before it is in the model."""
-        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="v2l-prepare") as executor:
+        executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="v2l-prepare")
 
-            def start(place: int) -> list:
-                return [
-                    executor.submit(start_encode, self.opened, vlm, hypernetwork, reading)
-                    for reading in readings[place : place + 1]
-                ]
+        def start(place: int) -> list[Future[PendingEncode]]:
+            return [
+                executor.submit(start_encode, self.opened, vlm, hypernetwork, reading)
+                for reading in readings[place : place + 1]
+            ]
 
+        try:
             upcoming = start(0)
             for place in range(len(readings)):
                 pending = upcoming.pop().result()
                 upcoming = start(place + 1)
                 yield pending
+        finally:  # do not wait for the worker: an interrupt ends the run at once
+            executor.shutdown(wait=False, cancel_futures=True)
 
     def _key(self, vlm: FrozenVLM, hypernetwork: Hypernetwork) -> dict:
         """Everything that the parts depend on: parts of another key are not used."""
         assert hypernetwork.provenance is not None, "check_belongs refuses a hypernetwork without provenance"
         return {
             "source": asdict(self.opened.source),
-            "readings": [asdict(reading) for reading in (self.overview, *self.segments)],
+            "readings": [asdict(reading) for reading in (self.request.reading, *self.segments)],
             "questions": self.questions,
             "fingerprint": vlm.fingerprint,
             "hypernetwork": hypernetwork.provenance.sha256,
@@ -173,7 +183,9 @@ class FinishedParts:
         try:
             with contextlib.suppress(OSError):  # a file system without locks
                 if not try_lock(lock):
-                    raise V2LError(f"{printable(output)} is being encoded by another process; wait until it is finished")
+                    raise V2LError(
+                        f"{printable(output)} is being encoded by another process; wait until it is finished"
+                    )
             parts = cls(folder, lock)
             parts._check_key(canonical_json(key))
             yield parts

@@ -25,6 +25,7 @@ MAX_HEADER_BYTES = 1_000_000
 
 NUMBER_TYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 """The supported number types: safetensors name to the name in torch and in metadata."""
+ITEM_BYTES = {"F32": 4, "BF16": 2, "F16": 2}
 _INFINITY = {"F32": ("i4", 0x7F800000), "BF16": ("i2", 0x7F80), "F16": ("i2", 0x7C00)}
 """Integer type of the same size, and the bits of infinity; NaNs have the same exponent and more bits."""
 
@@ -76,7 +77,7 @@ def read_sealed(
 
     read_metadata(path, kind, version, max_bytes)  # refuses a large file of another format without reading all of it
     data = _read_limited(path, kind, max_bytes, max_bytes)
-    metadata = _metadata(_header(data, path, kind), path, kind, version)
+    metadata = parse_metadata(_header(data, path, kind), path, kind, version)
     try:
         parts = deserialize(data)
     except MemoryError as error:
@@ -95,7 +96,7 @@ def read_sealed(
 def read_metadata(path: str | os.PathLike, kind: str, version: int, max_bytes: int) -> dict[str, Any]:
     """Read only the metadata, without checking it against the tensors; parameters and errors as for `read_sealed`."""
     data = _read_limited(path, kind, max_bytes, 8 + MAX_HEADER_BYTES)
-    return _without_format(_metadata(_header(data, path, kind), path, kind, version))
+    return _without_format(parse_metadata(_header(data, path, kind), path, kind, version))
 
 
 def _without_format(metadata: Mapping[str, Any]) -> dict[str, Any]:
@@ -126,12 +127,17 @@ def _too_large(path: str | os.PathLike, size: int) -> V2LError:
 
 
 def _header(data: bytes, path: str | os.PathLike, kind: str) -> dict[str, Any]:
-    """Parse the safetensors header; checks sizes and dtypes before the library allocates memory for them."""
+    """Find and parse the header; checks sizes and dtypes before the library allocates memory for them."""
     length = int.from_bytes(data[:8], "little")
     if len(data) < 8 or not 2 <= length <= min(MAX_HEADER_BYTES, len(data) - 8):
         raise damaged(path, kind, "no safetensors header of a plausible size")
+    return parse_header(data[8 : 8 + length], path, kind)
+
+
+def parse_header(text: bytes, path: str | os.PathLike, kind: str) -> dict[str, Any]:
+    """Parse the JSON text of a safetensors header. Raises V2LError if it is not JSON or has an unknown number type."""
     try:
-        header = json.loads(data[8 : 8 + length])
+        header = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise damaged(path, kind, "its header is not JSON") from error
     if not isinstance(header, dict):
@@ -142,7 +148,9 @@ def _header(data: bytes, path: str | os.PathLike, kind: str) -> dict[str, Any]:
     return header
 
 
-def _metadata(header: Mapping[str, Any], path: str | os.PathLike, kind: str, version: int) -> dict[str, Any]:
+def parse_metadata(header: Mapping[str, Any], path: str | os.PathLike, kind: str, version: int) -> dict[str, Any]:
+    """Return the metadata of a header. Raises V2LError if it is not one canonical JSON object of this format and
+    version."""
     entries = header.get("__metadata__")
     if not isinstance(entries, dict) or list(entries) != [METADATA_KEY] or not isinstance(entries[METADATA_KEY], str):
         raise damaged(path, kind, f"its metadata is not one string under the key {METADATA_KEY!r}")
