@@ -11,7 +11,7 @@ import dataclasses
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -19,8 +19,9 @@ import torch
 
 from v2l import __version__
 from v2l.adapters.adapter import Adapter
-from v2l.adapters.description import check_rank
-from v2l.adapters.segments import check_alike, split_bias
+from v2l.adapters.description import MAX_RANK, check_rank
+from v2l.adapters.routing import RoutedBy, Router
+from v2l.adapters.segments import check_alike, select_segments, split_bias
 from v2l.adapters.timeline_description import (
     TIMELINE_VERSION,
     Recipe,
@@ -40,6 +41,9 @@ from v2l.io.safetensors_parts import read_entries, write_parts
 from v2l.io.tensors import dtype_name, to_bytes, to_tensors
 from v2l.io.text import printable
 
+KEPT_ATTACHED = 4
+"""Adapters of a timeline that stay in memory for further questions."""
+
 
 @dataclass(frozen=True, eq=False)
 class Timeline:
@@ -49,6 +53,8 @@ class Timeline:
     """
 
     file: TimelineFile
+
+    _attached: dict[tuple[str, ...], Adapter] = field(default_factory=dict, repr=False)
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> Timeline:
@@ -83,11 +89,26 @@ class Timeline:
         """
         return self._adapter({segment_name(number): self.description.segments[number] for number in numbers})
 
+    def whole(self) -> Adapter:
+        """Read all segments as one adapter. Raises V2LError if there are too many."""
+        ranks = self.description.describe(self.description.segments).rank
+        if ranks > MAX_RANK:
+            raise V2LError(
+                f"all {len(self.description.segments)} segments of {printable(self.path)} together have rank {ranks:,}, "
+                f"and at most {MAX_RANK} can be attached; --each asks them one by one"
+            )
+        return self.select(range(len(self.description.segments)))
+
     def check(self) -> None:
         """Read every part. Raises V2LError if one is damaged."""
         _ = self._bias
         for name, part in self.description.parts.items():
             self._read(name, part.sha256)
+
+    @cached_property
+    def router(self) -> Router:
+        """Chooses the part that answers a question."""
+        return Router(self.description)
 
     @cached_property
     def _bias(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -107,10 +128,48 @@ class Timeline:
         return tensors[names[0]], tensors[names[1]]
 
     def _adapter(self, parts: dict[str, TimelinePart]) -> Adapter:
+        """Return the parts and the bias as one adapter; the latest ones are kept for the next question."""
+        if tuple(parts) in self._attached:
+            return self._attached[tuple(parts)]
         description = self.description.describe(parts.values())
         check_rank(description.rank)
         a, b = zip(*[self._read(name, part.sha256) for name, part in parts.items()], self._bias, strict=True)
-        return Adapter(torch.cat(a, dim=1), torch.cat(b, dim=1), description, self.file.checked_ns)
+        adapter = Adapter(torch.cat(a, dim=1), torch.cat(b, dim=1), description, self.file.checked_ns)
+        while len(self._attached) >= KEPT_ATTACHED:
+            self._attached.pop(next(iter(self._attached)))
+        self._attached[tuple(parts)] = adapter
+        return adapter
+
+
+@dataclass(frozen=True)
+class Attachment:
+    """The adapters that answer a question, and the reason for the choice.
+
+    adapters: one; or several, one for each segment of a long stretch, which answer one by one. Their descriptions have
+        the segments
+    """
+
+    adapters: tuple[Adapter, ...]
+    routed_by: RoutedBy
+
+
+def attach(source: Adapter | Timeline, question: str, whole: bool = False) -> Attachment:
+    """Return the part of an adapter or a timeline that answers a question, see `Router.route`. An adapter of composed
+    segments is answered by those that show the time that the question names, or by all.
+
+    whole: all segments, whatever the question names
+    Raises V2LError if the question asks about a position outside of the video, if the part is damaged, or if all
+    segments of a timeline exceed the limit of the engines.
+    """
+    if isinstance(source, Adapter):
+        selected = source if whole else select_segments(source, question)
+        return Attachment((selected,), RoutedBy.whole if selected is source else RoutedBy.time)
+    if whole:
+        return Attachment((source.whole(),), RoutedBy.whole)
+    route = source.router.route(question)
+    if route.one_by_one:
+        return Attachment(tuple(source.select([number]) for number in route.segments), route.routed_by)
+    return Attachment((source.select(route.segments) if route.segments else source.overview(),), route.routed_by)
 
 
 def open_adapter(path: str | os.PathLike) -> Adapter | Timeline:

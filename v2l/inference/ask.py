@@ -6,23 +6,25 @@ import os
 import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from v2l.adapters.adapter import Adapter
+from v2l.adapters.description import Segment
 from v2l.adapters.lora import applied, check_fits
-from v2l.adapters.segments import select_segments
+from v2l.adapters.timeline import Attachment, Timeline, attach
 from v2l.errors import V2LError
 from v2l.inference.limits import MAX_NEW_TOKENS
 from v2l.inference.preprocess import encode_video_images, fill_reading, video_ids
+from v2l.io.text import clock
 from v2l.models.hypernetwork import TrainedWith
 from v2l.models.processor import question_text
 from v2l.models.smolvlm import FrozenVLM
 from v2l.video.sampling import Reading
 
-QUESTIONS_AT_ONCE = 16
-"""Batch size of prompts that contain the video."""
+QUESTIONS_AT_ONCE, ROWS_AT_ONCE = 16, 32
+"""Batch sizes: prompts that contain the video, and prompts with an adapter each."""
 
 
 @dataclass
@@ -35,6 +37,14 @@ class _Timing:
     tokens: int = 0
 
 
+@dataclass(frozen=True)
+class Evidence:
+    """The segments of video that an answer comes from. routed_by: why, a value of `RoutedBy`"""
+
+    segments: tuple[Segment, ...]
+    routed_by: str
+
+
 class Stream:
     """An answer in pieces of text, with its statistics.
 
@@ -43,12 +53,20 @@ class Stream:
     the stream closes itself.
 
     prompt_tokens: tokens in the prompt; visual_tokens: how many of them are image tokens
+    evidence: the segments of video that the answer comes from, and why they were chosen; None in context
     """
 
-    def __init__(self, pieces: Generator[str], timing: _Timing, prompt_tokens: int, visual_tokens: int):
+    def __init__(
+        self,
+        pieces: Generator[str],
+        timing: _Timing,
+        prompt_tokens: int,
+        visual_tokens: int,
+        evidence: Evidence | None = None,
+    ):
         # The generator must not refer to this object: a cycle would keep the adapter of a dropped stream applied.
         self._pieces, self._timing = pieces, timing
-        self.prompt_tokens, self.visual_tokens = prompt_tokens, visual_tokens
+        self.prompt_tokens, self.visual_tokens, self.evidence = prompt_tokens, visual_tokens, evidence
 
     def __iter__(self) -> Stream:
         return self
@@ -84,7 +102,7 @@ class Stream:
 
 
 def stream(
-    adapter: Adapter,
+    adapter: Adapter | Timeline,
     question: str,
     vlm: FrozenVLM,
     max_new_tokens: int = MAX_NEW_TOKENS,
@@ -94,18 +112,42 @@ def stream(
     """Answer a question about an encoded video, piece by piece. The prompt is text alone, without visual tokens.
 
     max_new_tokens: maximum length of the answer; strength: scale of the adapter, 1 as encoded
-    whole: apply all segments of a composed adapter, even if the question names a time ("at 12:30"); by default such a
-        question is answered by the segments that show this time
-    Raises V2LError if the adapter was made for another model, if the question is empty, too long or contains control
-        tokens, or if the adapter is so strong that the activations are not finite.
+    whole: apply all segments of a timeline or of a composed adapter; by default the part that the question is about is
+        applied, see `attach` of adapters/timeline.py. The segments of a long stretch ("from 1:00 to 9:00") answer one
+        by one, on a line each
+    Raises V2LError if the adapter was made for another model, if the question is empty, too long, contains control
+        tokens or asks about a time outside of the video, or if the adapter is so strong that the activations are not
+        finite.
     """
     timing = _Timing(started=time.perf_counter())
-    check_fits(adapter, vlm)
     prompt = question_embeddings(question, vlm, max_new_tokens)
-    selected = adapter if whole else select_segments(adapter, question)
+    attachment = attach(adapter, question, whole)
+    if len(attachment.adapters) > 1:
+        (found,) = answer_each([adapter], [question], vlm, max_new_tokens, strength)
+        return Stream(_stream_lines(found, timing), timing, len(prompt), 0, found.evidence)
+    (selected,) = attachment.adapters
+    check_fits(selected, vlm)
     session = applied(vlm, selected, strength, merged=False)  # merging does not pay for a single question
     pieces = _generate_text(prompt, vlm, max_new_tokens, timing, session)
-    return Stream(pieces, timing, len(prompt), visual_tokens=0)
+    return Stream(pieces, timing, len(prompt), 0, Evidence(selected.description.segments, attachment.routed_by))
+
+
+def _stream_lines(found: Answer, timing: _Timing) -> Generator[str]:
+    """Yield the lines of a question that several segments answered one by one."""
+    timing.first, timing.last = timing.started + found.time_to_first_token, time.perf_counter()
+    timing.tokens = found.tokens
+    yield found.text
+
+
+def join_equal(answers: Sequence[tuple[float, float, str]]) -> list[tuple[float, float, str]]:
+    """Join neighbouring stretches with the same answer: (start, end, answer), in seconds, in order."""
+    joined: list[tuple[float, float, str]] = []
+    for start, end, text in answers:
+        if joined and joined[-1][2] == text and joined[-1][1] == start:
+            joined[-1] = (joined[-1][0], end, text)
+        else:
+            joined.append((start, end, text))
+    return joined
 
 
 def stream_in_context(
@@ -132,7 +174,7 @@ def stream_in_context(
 
 
 def ask(
-    adapter: Adapter,
+    adapter: Adapter | Timeline,
     question: str,
     vlm: FrozenVLM,
     max_new_tokens: int = MAX_NEW_TOKENS,
@@ -155,7 +197,7 @@ def ask_in_context(
 
 
 def ask_each(
-    adapters: Sequence[Adapter] | None,
+    adapters: Sequence[Adapter | Timeline] | None,
     questions: Sequence[str],
     vlm: FrozenVLM,
     max_new_tokens: int = MAX_NEW_TOKENS,
@@ -173,6 +215,7 @@ class Answer:
     prompt_tokens: tokens in the prompt; tokens: generated tokens, including the one that ends the answer
     time_to_first_token: seconds from the start of the batch; tokens_per_second: speed of this answer after its first
         token, None if it has only one; together: number of answers in the batch
+    evidence: as in `Stream`; None without an adapter
     """
 
     text: str
@@ -181,35 +224,51 @@ class Answer:
     time_to_first_token: float
     tokens_per_second: float | None
     together: int
+    evidence: Evidence | None = None
 
 
 def answer_each(
-    adapters: Sequence[Adapter] | None,
+    adapters: Sequence[Adapter | Timeline] | None,
     questions: Sequence[str],
     vlm: FrozenVLM,
     max_new_tokens: int = MAX_NEW_TOKENS,
     strength: float = 1.0,
     whole: bool = False,
 ) -> list[Answer]:
-    """`ask_each` with token counts and times. strength: scale of the adapters, 1 as encoded"""
+    """`ask_each` with token counts, times and evidence. strength: scale of the adapters, 1 as encoded"""
     started = time.perf_counter()
     prompts = [question_embeddings(question, vlm, max_new_tokens) for question in questions]
-    if adapters is not None and len(adapters) != len(prompts):
-        raise V2LError(f"{len(adapters)} adapters and {len(prompts)} questions were given; give one question for each")
-    if not prompts:
-        return []
-    session: AbstractContextManager
     if adapters is None:
-        session = vlm.exclusively("answering without a video")
-    else:
-        if not whole:
-            adapters = [
-                select_segments(adapter, question) for adapter, question in zip(adapters, questions, strict=True)
-            ]
-        shared = all(adapter is adapters[0] for adapter in adapters)  # applied once, not once per row
-        session = applied(vlm, adapters[0] if shared else adapters, strength, merged=False)
-    with session:
-        return _generate_answers(prompts, vlm, max_new_tokens, started)
+        if not prompts:
+            return []
+        with vlm.exclusively("answering without a video"):
+            return _generate_answers(prompts, vlm, max_new_tokens, started)
+    if len(adapters) != len(prompts):
+        raise V2LError(f"{len(adapters)} adapters and {len(prompts)} questions were given; give one question for each")
+    # One row for each adapter that answers: several of them for a long stretch of a timeline
+    attachments = [attach(adapter, question, whole) for adapter, question in zip(adapters, questions, strict=True)]
+    rows = [(place, adapter) for place, attachment in enumerate(attachments) for adapter in attachment.adapters]
+    answers: list[Answer] = []
+    for start in range(0, len(rows), ROWS_AT_ONCE):
+        batch = rows[start : start + ROWS_AT_ONCE]
+        factors = [adapter for _, adapter in batch]
+        shared = all(adapter is factors[0] for adapter in factors)  # applied once, not once per row
+        with applied(vlm, factors[0] if shared else factors, strength, merged=False):
+            answers += _generate_answers([prompts[place] for place, _ in batch], vlm, max_new_tokens, started)
+    found = iter(answers)
+    return [_combine(attachment, [next(found) for _ in attachment.adapters]) for attachment in attachments]
+
+
+def _combine(attachment: Attachment, answers: Sequence[Answer]) -> Answer:
+    """Return the answers of the adapters of one question as one; a line for each of several, equal neighbours
+    joined."""
+    segments = tuple(segment for adapter in attachment.adapters for segment in adapter.description.segments)
+    evidence = Evidence(segments, attachment.routed_by)
+    if len(answers) == 1:
+        return replace(answers[0], evidence=evidence)
+    lines = join_equal([(each.start, each.end, answer.text) for each, answer in zip(segments, answers, strict=True)])
+    text = "\n".join(f"{clock(start)}-{clock(end)} {text}" for start, end, text in lines)
+    return replace(answers[0], text=text, tokens=sum(answer.tokens for answer in answers), evidence=evidence)
 
 
 def ask_each_in_context(

@@ -1,0 +1,115 @@
+"""Choose the part of a video that answers a question: by the time that it names, by order, or by its rarest words.
+
+Only the text of the question and the description of the file are involved, not the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cached_property
+
+from v2l.adapters.asked_time import Asked, asked_time
+from v2l.adapters.index import TextIndex
+from v2l.adapters.timeline_description import TimelineDescription, TimelinePart
+from v2l.errors import V2LError
+from v2l.io.text import clock
+
+MOST_TOGETHER = 2
+"""Segments of a stretch that answer together; a longer stretch is answered one segment at a time."""
+MATTERS = 1e-3
+"""Score of a match below which its words are in half of the segments or more."""
+
+
+class RoutedBy(StrEnum):
+    """Reasons for the choice of the part that answers."""
+
+    time = "time"
+    order = "order"
+    words = "words"
+    overview = "overview"
+    whole = "whole"
+
+
+@dataclass(frozen=True)
+class Route:
+    """The part that answers a question. segments: their numbers, from 0; none for the overview"""
+
+    routed_by: RoutedBy
+    segments: tuple[int, ...] = ()
+
+    @property
+    def one_by_one(self) -> bool:
+        """Whether the segments are too many to answer together."""
+        return len(self.segments) > MOST_TOGETHER and self.routed_by == RoutedBy.time
+
+
+class Router:
+    """Routes questions about one timeline."""
+
+    def __init__(self, description: TimelineDescription):
+        self.description = description
+
+    @cached_property
+    def _index(self) -> TextIndex:
+        return TextIndex(["\n".join(part.answers) for part in self.description.segments])
+
+    def route(self, question: str) -> Route:
+        """Return the part that answers a question.
+
+        A time or a stretch selects the segments that show it, "first" and "last" the first and the last segment, and
+        otherwise the rarest words that the question shares with the answers of the index select one segment. "After"
+        and "before" add the neighbour. Anything else is answered by the overview.
+
+        Raises V2LError if the question asks about a position outside of the video.
+        """
+        segments = self.description.segments
+        asked = asked_time(question, self.description.span[1])
+        if asked.stretches:
+            return self._at(asked, segments)
+        if asked.relation in ("first", "last"):
+            return Route(RoutedBy.order, (0 if asked.relation == "first" else len(segments) - 1,))
+        if (best := self._by_words(question)) is not None:
+            return Route(RoutedBy.words, _with_neighbour(best, asked.relation, len(segments)))
+        return Route(RoutedBy.overview)
+
+    def _at(self, asked: Asked, segments: Sequence[TimelinePart]) -> Route:
+        found: dict[int, None] = {}
+        for start, end in asked.stretches:
+            shown = segments_between(segments, start, end)
+            if not shown and asked.is_position:
+                first, last = self.description.span
+                raise V2LError(
+                    f"the question asks about {clock(start)}, and the video is encoded from {clock(first)} to {clock(last)}"
+                )
+            for number in shown:
+                found |= dict.fromkeys(_with_neighbour(number, asked.relation, len(segments)))
+        return Route(RoutedBy.time, tuple(sorted(found))) if found else Route(RoutedBy.overview)
+
+    def _by_words(self, question: str) -> int | None:
+        """Return the segment that alone has the best match; None if there is no index or no such segment."""
+        if not self.description.questions:
+            return None
+        ranked = self._index.rank(question)[:2]
+        if not ranked or ranked[0][1] < MATTERS or (len(ranked) == 2 and ranked[1][1] >= ranked[0][1]):
+            return None
+        return ranked[0][0]
+
+
+def segments_between(segments: Sequence[TimelinePart], start: float, end: float) -> list[int]:
+    """Return the numbers of the segments that show a stretch; a moment is the whole second that begins at it. The end
+    of the last segment counts as shown."""
+    end = max(end, start + 1) if start == end else end
+    last = max(part.end for part in segments)
+    return [
+        number
+        for number, part in enumerate(segments)
+        if (part.start < end and start < part.end) or (start >= last == part.end and start <= last)
+    ]
+
+
+def _with_neighbour(number: int, relation: str, count: int) -> tuple[int, ...]:
+    """Return a segment and, for "after" and "before", the one that follows or precedes it."""
+    other = {"after": number + 1, "before": number - 1}.get(relation, number)
+    return tuple(sorted({number, min(max(other, 0), count - 1)}))
