@@ -14,11 +14,14 @@ from dataclasses import dataclass, field
 from v2l.errors import V2LError
 from v2l.io.files import FileIdentity, unreadable
 from v2l.io.records import from_json
-from v2l.io.safetensors_file import NUMBER_TYPES, TensorBytes, damaged, read_sealed
+from v2l.io.safetensors_file import NUMBER_TYPES, TensorBytes, damaged, read_sealed, stated_version
 from v2l.io.text import printable
 from v2l.video.sampling import Reading
 
-VERSION = 1
+VERSION, TIMELINE_VERSION = 1, 2
+"""Versions of the format: an adapter, and a timeline (`timeline_description.py`)."""
+MAX_TIMELINE_HEADER_BYTES = 64 << 20
+"""Limit of a timeline's header: thousands of segments fit."""
 MAX_RANK = 512
 """Largest total rank, bias included: the limit of the serving engines."""
 MAX_FILE_BYTES = 1 << 30
@@ -141,6 +144,8 @@ class AdapterFile:
             status = os.stat(path)
         except OSError as error:
             raise unreadable(path, error) from error
+        if stated_version(path, "adapter", MAX_TIMELINE_HEADER_BYTES) == TIMELINE_VERSION:
+            raise V2LError(f"{printable(path)} is a timeline; open it with v2l.Timeline.load")
         tensors, metadata = read_sealed(path, "adapter", VERSION, MAX_FILE_BYTES)
         dtype, sha256 = metadata.pop("dtype", None), metadata.pop("sha256")
         try:

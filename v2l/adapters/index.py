@@ -10,6 +10,25 @@ from v2l.errors import V2LError
 
 MAX_TERMS = 64
 """Words of a query that are searched for."""
+STOP_WORDS = frozenset(
+    # English
+    "a about after all an and any are as at be been before but by can did do does following for from get gets had has "
+    "have he her his how i in into is it its just me more next of off on or our out over say says she show shown shows "
+    "so some tell than that the their them then there these they this those through to up us was we were what when "
+    "where which while who whom whose why will with you your "
+    # German
+    "aber alle als am an auch auf aus bei da das dass dem den der des die dort durch ein eine einem einen einer er es "
+    "für hat haben ich im ist kann man mit nach nicht noch nun oder sich sie sind und uns vom von vor wann war waren "
+    "warum was welche welcher welches wer wie wird wo zeig zu zum zur "
+    # French
+    "au aux avec ce ces cette comment dans de des du elle elles en est et être il ils je la le les leur leurs lui mais "
+    "ne on ont ou où par pas pour pourquoi quand que quel quelle quelles quels qui quoi sa se ses son sont sur un une "
+    # Spanish
+    "al con cómo cuál cuáles cuándo del donde dónde el ella ellas ellos en era es esa ese eso esta este estos está "
+    "están hay la las lo los más muy no nos o para pero por qué quién se ser si sin sobre su sus también un una uno unos y ya"
+    "".split()
+)
+"""Function words of the languages that questions about times are understood in. They match nothing."""
 
 
 class TextIndex:
@@ -21,7 +40,9 @@ class TextIndex:
         try:
             self._database.execute("CREATE VIRTUAL TABLE texts USING fts5(text, tokenize='porter unicode61')")
         except sqlite3.OperationalError as error:
-            raise V2LError("this Python's sqlite3 has no full-text search (FTS5); use another build of Python") from error
+            raise V2LError(
+                "this Python's sqlite3 has no full-text search (FTS5); use another build of Python"
+            ) from error
         rows = ((number + 1, text) for number, text in enumerate(texts))
         self._database.executemany("INSERT INTO texts(rowid, text) VALUES (?, ?)", rows)
 
@@ -31,9 +52,9 @@ class TextIndex:
         The score is Okapi BM25, above 0: a word counts the more, the fewer texts have it, and next to nothing if half
         of them have it. Equal texts have equal scores and keep their order.
         """
-        words = dict.fromkeys(re.findall(r"\w+", query))
+        words = [word for word in dict.fromkeys(re.findall(r"\w+", query.casefold())) if word not in STOP_WORDS]
         if not words:
             return []
-        terms = " OR ".join(f'"{word}"' for word in list(words)[:MAX_TERMS])
+        terms = " OR ".join(f'"{word}"' for word in words[:MAX_TERMS])
         found = self._database.execute("SELECT rowid, rank FROM texts WHERE texts MATCH ?", (terms,))
         return sorted(((row - 1, -score) for row, score in found), key=lambda each: (-each[1], each[0]))

@@ -81,7 +81,8 @@ class Router:
             if not shown and asked.is_position:
                 first, last = self.description.span
                 raise V2LError(
-                    f"the question asks about {clock(start)}, and the video is encoded from {clock(first)} to {clock(last)}"
+                    f"the question asks about {clock(start)}, and the video is encoded from {clock(first)} to "
+                    f"{clock(last)}; ask about a time in it"
                 )
             for number in shown:
                 found |= dict.fromkeys(_with_neighbour(number, asked.relation, len(segments)))

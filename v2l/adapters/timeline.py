@@ -19,11 +19,10 @@ import torch
 
 from v2l import __version__
 from v2l.adapters.adapter import Adapter
-from v2l.adapters.description import MAX_RANK, check_rank
+from v2l.adapters.description import MAX_RANK, MAX_TIMELINE_HEADER_BYTES, TIMELINE_VERSION, check_rank
 from v2l.adapters.routing import RoutedBy, Router
 from v2l.adapters.segments import check_alike, select_segments, split_bias
 from v2l.adapters.timeline_description import (
-    TIMELINE_VERSION,
     Recipe,
     TimelineDescription,
     TimelineFile,
@@ -94,8 +93,8 @@ class Timeline:
         ranks = self.description.describe(self.description.segments).rank
         if ranks > MAX_RANK:
             raise V2LError(
-                f"all {len(self.description.segments)} segments of {printable(self.path)} together have rank {ranks:,}, "
-                f"and at most {MAX_RANK} can be attached; --each asks them one by one"
+                f"all {len(self.description.segments)} segments of {printable(self.path)} have rank {ranks:,} together, "
+                f"at most {MAX_RANK} can be attached; --each asks them one by one"
             )
         return self.select(range(len(self.description.segments)))
 
@@ -273,7 +272,7 @@ def write_timeline(
         for source in sources:
             yield from to_bytes(dict(zip("ab", split_bias(source.load())[0], strict=True))).values()
 
-    write_parts(path, entries, tensors(), metadata, checked_ns)
+    write_parts(path, entries, tensors(), metadata, MAX_TIMELINE_HEADER_BYTES, checked_ns)
     return Timeline.load(path)
 
 

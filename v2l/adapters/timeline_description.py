@@ -12,21 +12,30 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from v2l.adapters.description import DTYPES, BaseModel, Block, Description, HypernetworkInfo, Segment
+from v2l.adapters.description import (
+    DTYPES,
+    MAX_TIMELINE_HEADER_BYTES,
+    TIMELINE_VERSION,
+    VERSION,
+    BaseModel,
+    Block,
+    Description,
+    HypernetworkInfo,
+    Segment,
+)
+from v2l.errors import V2LError
 from v2l.io.files import FileIdentity, unreadable
 from v2l.io.records import from_json
-from v2l.io.safetensors_file import NUMBER_TYPES, damaged
-from v2l.io.safetensors_parts import TensorEntry, read_parts_header, stated_version
+from v2l.io.safetensors_file import NUMBER_TYPES, damaged, stated_version
+from v2l.io.safetensors_parts import TensorEntry, read_parts_header
 from v2l.io.text import printable
 from v2l.video.sampling import Reading
 
-TIMELINE_VERSION = 2
 MAX_SEGMENTS = 10_000
 MAX_QUESTIONS = 32
 """Limits of a timeline. An hour in steps of 12 seconds has 300 segments."""
-MAX_TIMELINE_HEADER_BYTES = 64 << 20
 MAX_TIMELINE_BYTES = 1 << 40
-"""Limits of its file: `MAX_SEGMENTS` segments of a large model fit."""
+"""Limit of its file: `MAX_SEGMENTS` segments of a large model fit."""
 
 
 @dataclass(frozen=True)
@@ -192,6 +201,8 @@ class TimelineFile:
             status = os.stat(path)
         except OSError as error:
             raise unreadable(path, error) from error
+        if stated_version(path, "adapter", MAX_TIMELINE_HEADER_BYTES) == VERSION:
+            raise V2LError(f"{printable(path)} is an adapter of one encoding; open it with v2l.Adapter.load")
         header = read_parts_header(path, "adapter", TIMELINE_VERSION, MAX_TIMELINE_BYTES, MAX_TIMELINE_HEADER_BYTES)
         dtype = header.metadata.pop("dtype", None)
         try:

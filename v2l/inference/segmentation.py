@@ -15,8 +15,6 @@ SINGLE_SPANS = 2.0
 timeline (docs/long-video.md)."""
 MOST_SEGMENTS = 64
 """Number of segments up to which the default length is the trained span; longer videos get longer segments."""
-SEGMENT_FRAMES = 12
-"""Frames of a segment by default (docs/long-video.md)."""
 
 
 def plan_timeline(
@@ -40,8 +38,7 @@ def plan_timeline(
         if end - start <= SINGLE_SPANS * span or reading.frames > trained_frames:
             return []
         wish = replace(wish, segments=min(MOST_SEGMENTS, math.ceil(round((end - start) / span, 6))))
-    part = replace(reading, skip_ends=False, frames=reading.frames if wish.frames else SEGMENT_FRAMES)
-    parts = cut(video, part, wish.segments, wish.seconds)
+    parts = cut(video, replace(reading, skip_ends=False), wish.segments, wish.seconds)
     return parts if len(parts) > 1 else []
 
 

@@ -8,7 +8,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from v2l.adapters.adapter import Adapter
@@ -64,13 +64,22 @@ def encode_timeline(
     trained_with = check_belongs(hypernetwork, vlm).trained_with
     reading = fill_reading(Reading(frames, fps, start, end, resolution), trained_with, vlm.geometry)
     wish = Segmentation(segments, segment_seconds, frames is not None)
-    readings = plan_timeline(opened.video, reading, trained_with.frames, trained_with.fps, wish) or cut(
-        opened.video, reading, 1
-    )
-    job = TimelineJob(
-        opened, TimelineRequest(reading, wish), tuple(readings), index_questions(hypernetwork) if index else ()
-    )
-    return job.run(vlm, hypernetwork, Path(output))
+    return plan_job(opened, reading, hypernetwork, wish, index).run(vlm, hypernetwork, Path(output))
+
+
+def plan_job(
+    opened: OpenedVideo, reading: Reading, hypernetwork: Hypernetwork, wish: Segmentation, index: bool = True
+) -> TimelineJob:
+    """Plan a timeline. A video for which one encoding would do has one segment beside the overview.
+
+    reading: filled; index: as for `encode_timeline`
+    """
+    assert hypernetwork.provenance is not None, "check_belongs refuses a hypernetwork without provenance"
+    trained_with = hypernetwork.provenance.trained_with
+    readings = plan_timeline(opened.video, reading, trained_with.frames, trained_with.fps, wish)
+    readings = readings or cut(opened.video, replace(reading, skip_ends=False), 1)
+    questions = index_questions(hypernetwork) if index else ()
+    return TimelineJob(opened, TimelineRequest(reading, wish), tuple(readings), questions)
 
 
 def index_questions(hypernetwork: Hypernetwork) -> tuple[str, ...]:

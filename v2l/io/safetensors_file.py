@@ -166,3 +166,27 @@ def parse_metadata(header: Mapping[str, Any], path: str | os.PathLike, kind: str
         found = f"it states {shown(metadata.get('format'))} version {shown(metadata.get('version'))}"
         raise damaged(path, kind, f"{found}, this v2l reads v2l-{kind} version {version}")
     return metadata
+
+
+def stated_version(path: str | os.PathLike, kind: str, max_header_bytes: int) -> int | None:
+    """Return the version that a file of a kind states; None if it states none or cannot be read."""
+    try:
+        header = read_header(path, kind, max_header_bytes)[2]
+        metadata = json.loads(header["__metadata__"][METADATA_KEY])
+        return metadata["version"] if metadata["format"] == f"v2l-{kind}" else None
+    except (V2LError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
+def read_header(path: str | os.PathLike, kind: str, max_header_bytes: int) -> tuple[int, int, dict[str, Any]]:
+    """Return the length of the header, the size of the file, and the header."""
+    try:
+        with open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            prefix = file.read(8)
+            length = int.from_bytes(prefix, "little")
+            if len(prefix) < 8 or not 2 <= length <= min(max_header_bytes, size - 8):
+                raise damaged(path, kind, "no safetensors header of a plausible size")
+            return length, size, parse_header(file.read(length), path, kind)
+    except OSError as error:
+        raise unreadable(path, error) from error

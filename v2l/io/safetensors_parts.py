@@ -21,8 +21,8 @@ from v2l.io.safetensors_file import (
     TensorBytes,
     canonical_json,
     damaged,
-    parse_header,
     parse_metadata,
+    read_header,
 )
 from v2l.io.text import printable
 
@@ -51,7 +51,7 @@ def read_parts_header(
 ) -> PartsHeader:
     """Read the header only. Raises V2LError if it is damaged, of another format, does not match its own sha256, or
     does not describe exactly the bytes of the file."""
-    length, size, header = _read_header(path, kind, max_header_bytes)
+    length, size, header = read_header(path, kind, max_header_bytes)
     if size > max_bytes:
         raise damaged(path, kind, f"it has {size:,} bytes and a v2l {kind} at most {max_bytes:,}")
     metadata = parse_metadata(header, path, kind, version)
@@ -60,30 +60,6 @@ def read_parts_header(
         raise damaged(path, kind, "its metadata does not match its own sha256")
     plain = {key: value for key, value in metadata.items() if key not in ("format", "version")}
     return PartsHeader(plain, _entries(header, 8 + length, size, path, kind), sha256)
-
-
-def stated_version(path: str | os.PathLike, kind: str, max_header_bytes: int) -> int | None:
-    """Return the version that a file of a kind states; None if it states none or cannot be read."""
-    try:
-        header = _read_header(path, kind, max_header_bytes)[2]
-        metadata = json.loads(header["__metadata__"][METADATA_KEY])
-        return metadata["version"] if metadata["format"] == f"v2l-{kind}" else None
-    except (V2LError, ValueError, KeyError, TypeError, RecursionError):
-        return None
-
-
-def _read_header(path: str | os.PathLike, kind: str, max_header_bytes: int) -> tuple[int, int, dict[str, Any]]:
-    """Return the length of the header, the size of the file, and the header."""
-    try:
-        with open_regular(path) as file:
-            size = os.fstat(file.fileno()).st_size
-            prefix = file.read(8)
-            length = int.from_bytes(prefix, "little")
-            if len(prefix) < 8 or not 2 <= length <= min(max_header_bytes, size - 8):
-                raise damaged(path, kind, "no safetensors header of a plausible size")
-            return length, size, parse_header(file.read(length), path, kind)
-    except OSError as error:
-        raise unreadable(path, error) from error
 
 
 def _entries(

@@ -56,7 +56,8 @@ def duration(seconds: float) -> str:
 
 
 def clock(seconds: float) -> str:
-    """Format a time in a video: `"M:SS.s"`, with hours from the first hour on."""
-    minutes, rest = divmod(max(seconds, 0.0), 60)
-    hours, minutes = divmod(int(minutes), 60)
-    return f"{hours}:{minutes:02d}:{rest:04.1f}" if hours else f"{minutes}:{rest:04.1f}"
+    """Format a time in a video: `"M:SS"`, with hours from the first hour on and a tenth if it is not a whole second."""
+    minutes, tenths = divmod(round(max(seconds, 0.0) * 10), 600)
+    hours, minutes = divmod(minutes, 60)
+    rest = f"{tenths // 10:02d}" + (f".{tenths % 10}" if tenths % 10 else "")
+    return f"{hours}:{minutes:02d}:{rest}" if hours else f"{minutes}:{rest}"
