@@ -16,7 +16,6 @@ from v2l.inference.preprocess import fill_reading
 from v2l.inference.segmentation import plan_timeline
 from v2l.video.sampling import Reading, choose_frames
 
-
 NO_WISH = Segmentation()
 
 

@@ -93,7 +93,7 @@ class Timeline:
         ranks = self.description.describe(self.description.segments).rank
         if ranks > MAX_RANK:
             raise V2LError(
-                f"all {len(self.description.segments)} segments of {printable(self.path)} have rank {ranks:,} together, "
+                f"the {len(self.description.segments)} segments of {printable(self.path)} together have rank {ranks:,}; "
                 f"at most {MAX_RANK} can be attached; --each asks them one by one"
             )
         return self.select(range(len(self.description.segments)))
