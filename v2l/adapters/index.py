@@ -25,8 +25,8 @@ STOP_WORDS = frozenset(
     "ne on ont ou où par pas pour pourquoi quand que quel quelle quelles quels qui quoi sa se ses son sont sur un une "
     # Spanish
     "al con cómo cuál cuáles cuándo del donde dónde el ella ellas ellos en era es esa ese eso esta este estos está "
-    "están hay la las lo los más muy no nos o para pero por qué quién se ser si sin sobre su sus también un una uno unos "
-    "y ya"
+    "están hay la las lo los más muy no nos o para pero por qué quién se ser si sin sobre su sus también un una uno "
+    "unos y ya"
     "".split()
 )
 """Function words of the languages that questions about times are understood in. They match nothing."""

@@ -93,8 +93,8 @@ class Timeline:
         ranks = self.description.describe(self.description.segments).rank
         if ranks > MAX_RANK:
             raise V2LError(
-                f"the {len(self.description.segments)} segments of {printable(self.path)} together have rank {ranks:,}; "
-                f"at most {MAX_RANK} can be attached; --each asks them one by one"
+                f"the {len(self.description.segments)} segments of {printable(self.path)} together have rank {ranks:,} "
+                f"and at most {MAX_RANK} can be attached; --each asks them one by one"
             )
         return self.select(range(len(self.description.segments)))
 
