@@ -17,6 +17,7 @@ from v2l.adapters.description import (
     MAX_TIMELINE_HEADER_BYTES,
     TIMELINE_VERSION,
     VERSION,
+    AdapterFile,
     BaseModel,
     Block,
     Description,
@@ -93,6 +94,9 @@ class Segmentation:
         return self.segments is not None or self.seconds is not None
 
 
+NO_WISH = Segmentation()
+
+
 @dataclass(frozen=True)
 class TimelineRequest:
     """The settings that a timeline was asked for with. reading: filled, its range as requested"""
@@ -128,6 +132,11 @@ class TimelineDescription:
         """The overview, if any, and the segments, by the names of their tensors in the file."""
         overview = {} if self.overview is None else {"overview": self.overview}
         return overview | {segment_name(number): part for number, part in enumerate(self.segments)}
+
+    @property
+    def rank(self) -> int:
+        """Largest rank of a part with the learned bias, as it is attached."""
+        return max(part.rank for part in self.parts.values()) + self.bias_rank
 
     @property
     def sources(self) -> tuple[FileIdentity, ...]:
@@ -218,6 +227,11 @@ class TimelineFile:
     def is_at(path: str | os.PathLike) -> bool:
         """Return whether a file states version 2 of the adapter format. Checks nothing else."""
         return stated_version(path, "adapter", MAX_TIMELINE_HEADER_BYTES) == TIMELINE_VERSION
+
+
+def read_adapter_file(path: str | os.PathLike) -> AdapterFile | TimelineFile:
+    """Read an adapter file of either version, a timeline by its header only. Raises V2LError as their `read` do."""
+    return TimelineFile.read(path) if TimelineFile.is_at(path) else AdapterFile.read(path)
 
 
 def segment_name(number: int) -> str:
