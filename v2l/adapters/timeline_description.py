@@ -202,6 +202,13 @@ class TimelineFile:
     size: int
     checked_ns: int
 
+    @property
+    def attached_bytes(self) -> int:
+        """Bytes of the factors that usually answer a question: of the largest part and the learned bias."""
+        sizes = {name: entry.stop - entry.start for name, entry in self.entries.items()}
+        parts = [sum(sizes[each] for each in tensor_names(name)) for name in self.description.parts]
+        return max(parts) + sum(sizes[each] for each in tensor_names("bias"))
+
     @classmethod
     def read(cls, path: str | os.PathLike) -> TimelineFile:
         """Read the header of a timeline file. Raises V2LError if it is missing, damaged, of another version, or does
