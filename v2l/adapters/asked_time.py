@@ -29,6 +29,11 @@ class Asked:
     relation: str = "none"
     is_position: bool = False
 
+    def outside(self, duration: float) -> float | None:
+        """Return the first time that is clearly meant as a position, but after the end of a video; else None."""
+        late = [start for start, _ in self.stretches if start > duration]
+        return late[0] if late and self.is_position else None
+
 
 def asked_time(question: str, duration: float) -> Asked:
     """Return the times of a video that a question asks about.
@@ -39,7 +44,7 @@ def asked_time(question: str, duration: float) -> Asked:
     durations. A question that asks when, how long or how often has no times, unless it names a stretch to search.
     """
     text = read_times(question)
-    for pattern, action in _RULES:
+    for pattern, action in _RULES_OF_COMPARISON if text.has("<COMPARE>") else _RULES:
         text.rewrite(pattern, action, duration)
     times = tuple(dict.fromkeys(text.stretches()))
     is_moment = any(start == end for start, end in times)
@@ -140,6 +145,7 @@ _OTHER_CLOCKS: _Rules = (
     (r"(?:it|il|es|time|now|heure|hora) <BE> <TIME>|<BE> it CLOCK\d+|(?:son|a) las CLOCK\d+", None),
     (r"<CLOCKFACE> (?:<BE> )?(?:<SET>|at|on|auf) <CLOCK>", None),
     (r"<CLOCKFACE> <GAP>(?:<SHOWS>|<SET>) <TIME>", None),
+    (r"<SHOWS> <GAP><CLOCKFACE> (?:(?!<CUE>)[a-z]+ )*<CLOCK>", None),
     # Scores, ratios and verses
     (r"<SCORE> (?:(?:of|by|with|is|was|being|mit|von|de|par|por|<BE> at) )?<TIME>", None),
     (r"<TIME> (?:<TO> )?<WIN>", None),
@@ -169,6 +175,7 @@ _OTHER_CLOCKS: _Rules = (
 """Clock times that are no positions."""
 
 _SPANS: _Rules = (
+    (rf"at (?:the|la) <LAST> <SPAN>(?! {_OWN_VIDEO})|\bin letzter <SPAN>", None),
     # A span from another time or from an end of the video
     (r"<LAST> <SPAN> (?:<BEFORE>|vor) <TIME>", lambda times, _: (times[1][0] - times[0][0], times[1][0])),
     (
@@ -249,12 +256,13 @@ _RANGES: _Rules = (
     (r"<UNTIL> <TIME>", _until),
     (r"(?:<SINCE>|from|von|de) <TIME> <ONWARD>", _since),
     (r"(?<!\w )from <TIME>|<SINCE> <TIME>", _since),
-    (r"\b(?:in|during|wahrend) PLACE\d+", _minute),
+    (r"(?:during|wahrend|pendant|durante) (?:<THE> )*PLACE\d+", _minute),
     (r"(?:<SPAN>|SHARE\d+)", None),
 )
 """Stretches between two places."""
 
 _RULES = _SURE + _OTHER_CLOCKS + _SPANS + _MARKS + _RANGES
+_RULES_OF_COMPARISON = tuple(rule for rule in _RULES if rule not in _RANGES or rule[1] is not _between)
 
 _NEIGHBOURS = {
     "after": (

@@ -101,6 +101,7 @@ def read_times(question: str) -> TimeText:
         text.text = compiled(pattern).sub(
             replace if isinstance(replace, str) else lambda found, replace=replace: replace(text, found), text.text
         )
+    text.text = re.sub(r" -(?! *[A-Z\d])", " , ", text.text)  # a dash that is no range
     words = re.sub(r"[^\w@&=%-]+", lambda found: " , " if found[0].strip() else " ", text.text)
     text.text = re.sub(r"(?: ?, ?)+", " , ", words).strip(" ,")
     return text
@@ -140,7 +141,7 @@ def _hours(text: TimeText, found: re.Match) -> str:
 def _ordinal(text: TimeText, found: re.Match) -> str:
     number = int(found[1]) if found[1] else next(n for n, table in ORDINALS.items() if found[2] in listed(table))
     unit = _unit(found[3])
-    return text.add("PLACE", (number - 1) * unit, number * unit)
+    return text.add("PLACE", (number - 1) * unit if unit > 1 else number, number * unit)
 
 
 def _label(text: TimeText, found: re.Match) -> str:

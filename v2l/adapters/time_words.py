@@ -73,10 +73,10 @@ PHRASES = {
         an, weiter
         et apres
         en adelante""",
-    "COMPARE": """compare, compared, comparing, differ, differs, difference
-        vergleich, vergleiche, unterschied
-        comparer, comparez, compare, difference
-        compara, comparar, diferencia""",
+    "COMPARE": """compare, compared, comparing, differ, differs, difference, differences, different
+        vergleich, vergleiche, unterschied, unterscheidet, unterscheiden, anders
+        comparer, comparez, compare, difference, different, differente
+        compara, comparar, diferencia, diferente, distinto""",
     # Neighbours: a preposition counts before a time; the other words count wherever they stand
     "AFTER": """after
         nach
@@ -235,8 +235,8 @@ PHRASES = {
         in only,
         in just, in under, only, wait, waits, next, cook, bake, boil, time of, duration of, length of, of, over, a,
         an, rest
-        fur, dauert, dauerte, innerhalb von, alle, binnen
-        pendant, dure, durant, toutes les, de, en
+        als, fur, dauert, dauerte, innerhalb von, alle, binnen
+        pendant, dure, durant, toutes les, de, en, que
         cada, durante, dura, dentro de""",
     "LONG": """long, old, later, ago, of, apart, break, video, clip, song, film, each, per, every, faster, slower,
         walk, drive, delay,
