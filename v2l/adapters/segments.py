@@ -3,19 +3,19 @@
 Composition concatenates the generated ranks of all segments and adds the learned bias once (paper section 5.6).
 
 Selection: the ranks of other segments also contribute to an answer about one time, and outnumber those of the segment
-in question (docs/model-card.md). A question that names a time is therefore answered from the segments that show it. The
-time is parsed from the text; the model is not involved.
+in question (docs/model-card.md). A question that names a time is therefore answered from the segments that show it.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import re
+import math
 from collections.abc import Collection, Sequence
 
 import torch
 
 from v2l.adapters.adapter import Adapter
+from v2l.adapters.asked_time import asked_time
 from v2l.adapters.description import Block, Segment, check_rank
 from v2l.errors import V2LError
 from v2l.io.tensors import dtype_name
@@ -152,41 +152,29 @@ def check_alike(one: Adapter, other: Adapter) -> None:
         )
 
 
-_TIME = re.compile(
-    r"(\bat(?:\s+(?:about|around|exactly|minute|time|timestamp))*\s+)?"
-    r"(?<![\d:.])(?:(\d{1,2}):([0-5]?\d)|(\d{1,3})):([0-5]\d)(?!:?\d)",
-    re.IGNORECASE,
-)
-"""12:30, 100:07 or 1:02:03, and the word "at" before it, if any."""
-_ELSEWHERE = re.compile(
-    r"\b(?:after|before|until|till|since|from|first|last|next|previous|when|how long|how often|[ap]\.?m)\b",
-    re.IGNORECASE,
-)
-"""Words that allow an answer from another time of the video, or that mean a time of day."""
-
-
-def time_in_question(question: str) -> int | None:
-    """Return the whole second of a video that a question asks about, as in "what is on the board at 12:30?".
-
-    None if the question names no time or several, if there is no "at" before the time, or if a word allows an answer
-    from another time ("what comes after the word at 12:30?").
-    """
-    times = _TIME.findall(question)
-    seconds = {
-        3600 * int(hours or 0) + 60 * int(minutes or more) + int(rest) for _, hours, minutes, more, rest in times
-    }
-    is_clear = len(seconds) == 1 and any(at for at, *_ in times) and not _ELSEWHERE.search(question)
-    return seconds.pop() if is_clear else None
-
-
 def segments_for(adapter: Adapter, question: str) -> tuple[int, ...]:
-    """Return the indices, from 0, of the segments that answer a question: those that overlap the second that it asks
-    about; all segments if it asks about none, or if the adapter does not cover it."""
-    second, segments = time_in_question(question), adapter.description.segments
-    every = range(len(segments))
-    if second is None:
-        return tuple(every)
-    return tuple(n for n in every if segments[n].start < second + 1 and second < segments[n].end) or tuple(every)
+    """Return the indices, from 0, of the segments that answer a question: those that overlap the times that it asks
+    about, and the next or previous one if it asks about a neighbour of a time. Returns all segments if the question
+    names no time, or if the adapter does not cover it."""
+    segments = adapter.description.segments
+    chosen: set[int] = set()
+    for source in dict.fromkeys(segment.source for segment in segments):
+        numbers = [number for number, segment in enumerate(segments) if segment.source == source]
+        last = max(segments[number].end for number in numbers)
+        asked = asked_time(question, last)
+        neighbour = {"after": 1, "before": -1}.get(asked.relation, 0)
+        for start, end in asked.stretches:
+            start, end = _seconds(start, end, last)
+            own = [number for number in numbers if segments[number].start < end and start < segments[number].end]
+            chosen |= {*own, *(number + neighbour for number in own if number + neighbour in numbers)}
+    return tuple(sorted(chosen)) or tuple(range(len(segments)))
+
+
+def _seconds(start: float, end: float, last: float) -> tuple[float, float]:
+    """Return a stretch of time, at least as long as the second in which it starts; the last moment of a video is in
+    its last second."""
+    start = last - 1 if start == end == last else start
+    return start, max(end, math.floor(start) + 1)
 
 
 def select_segments(adapter: Adapter, question: str) -> Adapter:
