@@ -12,8 +12,9 @@ import torch
 from places import CLIPS, DATA
 
 import v2l
+from v2l.inference.encode import group_bytes, layers_at_once
 from v2l.inference.preprocess import cut_windows, encode_video_images
-from v2l.models.hypernetwork_file import TrainedWith
+from v2l.models.hypernetwork_file import HypernetworkConfig, TrainedWith
 from v2l.video.sampling import Reading
 
 
@@ -44,6 +45,18 @@ def test_factors_are_those_of_the_hypernetwork_on_the_hidden_states(videos, vlm,
     for layer, (a, b) in enumerate(factors):
         assert torch.allclose(adapters[0].a[layer], a[0], atol=1e-6)
         assert torch.allclose(adapters[0].b[layer], b[0], atol=1e-6)
+
+
+def test_groups_of_layers_fit_their_memory():
+    config = HypernetworkConfig(num_layers=32, hidden_size=960, intermediate_size=2560)
+
+    def together(tokens, budget, dtype=torch.float32):
+        return layers_at_once(config, tokens, budget, dtype)
+
+    each = 1000 * (2 * 512 * 4 + 16 * 8 * 20)
+    assert [together(1000, each * share) for share in (0, 1, 5, 100)] == [1, 1, 5, 32]
+    assert together(1000, 5 * each - 1) == 4 and together(1000, 5 * each, torch.bfloat16) > 5
+    assert together(923, group_bytes(torch.device("cpu"))) == 5
 
 
 def test_different_videos_give_different_adapters(adapters):
