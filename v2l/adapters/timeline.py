@@ -7,7 +7,6 @@ attached are read and checked when they are needed.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -168,7 +167,11 @@ def attach(source: Adapter | Timeline, question: str, whole: bool = False) -> At
     route = source.router.route(question)
     if route.one_by_one:
         return Attachment(tuple(source.select([number]) for number in route.segments), route.routed_by)
-    return Attachment((source.select(route.segments) if route.segments else source.overview(),), route.routed_by)
+    if route.segments:
+        return Attachment((source.select(route.segments),), route.routed_by)
+    if source.description.overview is None:
+        return Attachment((source.whole(),), RoutedBy.whole)
+    return Attachment((source.overview(),), route.routed_by)
 
 
 def open_adapter(path: str | os.PathLike) -> Adapter | Timeline:
@@ -284,17 +287,3 @@ def _check_writable(path: str | os.PathLike, description: TimelineDescription) -
         raise V2LError(
             f"the timeline {printable(path)} was not written, v2l could not read it again: {printable(error)}"
         ) from error
-
-
-def timeline_sources(timeline: Timeline) -> list[Source]:
-    """Return the segments of a timeline as parts of another one."""
-
-    def load(number: int) -> Callable[[], Adapter]:
-        return lambda: timeline.select([number])
-
-    return [Source(load(number), part.answers) for number, part in enumerate(timeline.description.segments)]
-
-
-def without_answers(sources: Sequence[Source]) -> list[Source]:
-    """Return parts without their answers, for joining timelines whose indices differ."""
-    return [dataclasses.replace(source, answers=()) for source in sources]

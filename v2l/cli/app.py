@@ -11,18 +11,10 @@ from typing import Annotated
 
 import typer
 
-from v2l.cli.adapters import (
-    ComposeCommand,
-    ExportCommand,
-    InfoCommand,
-    VerifyCommand,
-    compose,
-    export,
-    info,
-    verify,
-)
+from v2l.cli.adapters import ExportCommand, InfoCommand, VerifyCommand, export, info, verify
 from v2l.cli.ask import AskCommand, ask
 from v2l.cli.bench import BenchCommand, bench
+from v2l.cli.compose import ComposeCommand, compose
 from v2l.cli.console import command
 from v2l.cli.demo import DemoCommand, demo
 from v2l.cli.encode import EncodeCommand, encode

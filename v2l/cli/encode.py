@@ -178,7 +178,7 @@ def encode(
             raise UsageError("--segments and --segment-seconds exclude each other; give one of them")
         if compose:
             raise UsageError(
-                "--compose is gone: --segments and --segment-seconds write one file, --split writes one for each segment"
+                "--compose is gone: --segments and --segment-seconds write one file; --split writes one a segment"
             )
         if output and output_dir:
             raise UsageError("-o and --output-dir exclude each other; give one of them")
