@@ -25,7 +25,7 @@ from v2l.bench.random_model import random_model
 from v2l.bench.resources import PeakMemory, describe_machine
 from v2l.bench.runner import drawn_video
 from v2l.inference.ask import answer_each, question_embeddings
-from v2l.inference.batch import EncodeOptions, encode_targets
+from v2l.inference.batch import EncodeOptions, Watch, encode_targets
 from v2l.inference.encode import encode_reading
 from v2l.inference.model_loader import ModelLoader
 from v2l.inference.targets import Target
@@ -117,7 +117,7 @@ def many_videos(folder: Path) -> dict[str, float]:
                 encode_reading(target.video, *loader.load(), Reading()).save(target.video.with_suffix(".alone"))
 
         def batch(targets: list[Target] = targets) -> None:
-            list(encode_targets(targets, EncodeOptions(Reading(), overwrite=True), loader, lambda *_: None))
+            list(encode_targets(targets, EncodeOptions(Reading(), overwrite=True), loader, Watch()))
 
         timed = alternate({"one after the other": alone, "batch": batch}, runs=5)
         for target in targets:

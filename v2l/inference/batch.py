@@ -156,7 +156,7 @@ def _compare_and_start(target: Target, options: EncodeOptions, loader: ModelLoad
     reading = fill_reading(options.reading, loader.provenance.trained_with, loader.folder.geometry)
     why = ""
     if not options.overwrite:
-        wanted = Wanted(target.video, reading, options.segmentation, loader.fingerprint, loader.provenance)
+        wanted = Wanted(target.video, reading, loader.fingerprint, loader.provenance, options.segmentation)
         found = check_staleness(target.output, wanted, options.check_hash, options.any_reading)
         if found.state == "current":
             return _Prepared(target, Outcome(target, "current", found.reason))

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from v2l.adapters.description import AdapterFile, Segment
-from v2l.adapters.timeline_description import Recipe, Segmentation, TimelineFile, read_adapter_file
+from v2l.adapters.timeline_description import NO_WISH, Recipe, Segmentation, TimelineFile, read_adapter_file
 from v2l.errors import V2LError
 from v2l.inference.readings import is_long
 from v2l.io.files import identify, time_of_check, unreadable
@@ -28,9 +28,9 @@ class Wanted:
 
     video: Path
     reading: Reading
-    segmentation: Segmentation
     fingerprint: str
     provenance: Provenance
+    segmentation: Segmentation = NO_WISH
 
 
 @dataclass(frozen=True)
