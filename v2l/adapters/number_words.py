@@ -40,6 +40,7 @@ HALF = "half a, half an, eine halbe, einer halben, une demi, medio, media"
 """Words for a half, which are numbers before a unit only."""
 
 _OTHERS = {
+    "a couple of": 2.0,
     **dict.fromkeys(["one and a half", "a and a half", "eineinhalb", "anderthalb", "einer und einer halben"], 1.5),
     **dict.fromkeys(["two and a half", "zweieinhalb"], 2.5),
     **dict.fromkeys(["hundred", "a hundred", "one hundred", "hundert", "einhundert", "cent", "cien"], 100.0),

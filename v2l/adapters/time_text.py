@@ -53,9 +53,13 @@ class TimeText:
             start, end = action(self.stretches(found[0]), duration)
             return self.add("PLACE", max(min(start, end), 0.0), max(start, end))
 
-        if any(f"<{kind}>" in pattern and kind not in self.text for kind in ("CLOCK", "SPAN")):
+        if not all(f"<{name}>" not in pattern or self.has(f"<{name}>") for name in _DECISIVE):
             return  # saves compiling the pattern
         self.text = re.sub(r" +", " ", compiled(pattern).sub(replace, self.text)).strip(" ,")
+
+
+_DECISIVE = ("CLOCK", "SPAN", "TIME", "START", "END", "MIDDLE", "HALFWAY", "PART2", "PART3", "PART4")
+"""Classes that a pattern can only match with: no pattern offers another class in their place."""
 
 
 @cache
@@ -203,11 +207,16 @@ _FORMS: tuple[tuple[str, str | Callable[[TimeText, re.Match], str]], ...] = (
         (
             r"(?P<pairs><NUMBER> ?<HOURS>(?:<JOIN><NUMBER> ?<MINUTES>)?(?:<JOIN><NUMBER> ?<SECONDS>)?"
             r"|<NUMBER> ?<MINUTES>(?:<JOIN><NUMBER> ?<SECONDS>)?|<NUMBER> ?<SECONDS>)"
-            r"(?: ?(?P<rest>\d\d)(?=$| ?[,?.!:;)]| in\b| into\b))?(?P<half> and a half| et demie?| y medi[oa])?"
+            r"(?P<rest>(?<=\w)\d\d\b| \d\d(?=$| ?[,?.!:;)]| in\b| into\b))?"
+            r"(?P<half> and a half| et demie?| y medi[oa])?"
         ),
         _amount,
     ),
-    (r"(<LAST> |<FIRST> )(few |couple of |paar |quelques )?(<UNITNAME>)", _single),
+    (r"(<FIRST>) (<AND>) (<THE> )?(<LAST>) (<UNITNAME>)", r"\1 \5 \2 \3\4 \5"),
+    (
+        r"(<LAST> |<FIRST> |<CLOSING> |(?!opening hours)<OPENING> )(few |couple of |paar |quelques )?(<UNITNAME>)",
+        _single,
+    ),
     (
         r"\b(\d{1,3}) ?(?:%|per ?cent|prozent|pour cent|por ciento)",
         lambda text, found: text.add("SHARE", int(found[1]) / 100),

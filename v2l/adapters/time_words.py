@@ -33,7 +33,8 @@ PHRASES = {
         von, vom, im, ins
         de, du, dans, d
         del, en""",
-    "VIDEO": """video, videos, clip, clips, film, movie, recording, footage, lecture, talk, presentation, episode,
+    "VIDEO": """video, videos, vid, broadcast, programme, program, clip, clips, film, movie, recording, footage,
+        lecture, talk, presentation, episode,
         lesson,
         tutorial, speech, demo, stream, webinar, podcast, documentary, vlog, reel, animation, whole thing
         films, vortrag, vortrags, vorlesung, aufnahme, aufzeichnung, prasentation
@@ -94,24 +95,30 @@ PHRASES = {
         davor, vorher, zuvor, vorige, voriges, vorherige, vorheriges, vorhergehende
         precedent, precedente, precede, precedait, auparavant
         precede, precedia, anterior, previamente""",
+    "BESIDE": """on, in, with, than, as, from, for
+        auf, an, mit, zu
+        sur, avec
+        con""",
     "HAPPENS": """comes, come, came, is, was, happens, happen, happened, shown, said, written, appears, there, see, seen
         kommt, kam, passiert, geschieht, war, ist, stand
         vient, venait, passe, passait
         viene, venia, pasa, paso, ocurre, ocurrio, habia""",
-    "SHOWN": """happens, happening, happen, happened, shown, said, says, say
-        passiert, geschieht, gezeigt
-        passe
-        pasa, ocurre""",
+    "SHOWN": """happens, happening, happen, happened, shown, said, says, say, visible, seen, written, drawn
+        passiert, geschieht, gezeigt, gesagt, geschrieben, gezeichnet, angezeigt, erwahnt, sichtbar, passieren, sehen
+        passe, montre, affiche, ecrit, dit, visible
+        pasa, ocurre, mostrado, escrito, muestra, aparece, dice""",
     "THING": """word, words, scene, slide, picture, image, frame, sentence, shot, shape, moment, clip, part, section,
         segment, thing
         wort, worter, szene, bild, folie, satz, einstellung, form, stelle, moment
         mot, mots, plan, diapositive, phrase
         palabra, palabras, escena, imagen, diapositiva, frase, toma""",
-    "FIRST": """first, earliest, initial, initially, starting, opening, at first
+    "OPENING": """opening, starting, initial""",
+    "CLOSING": """closing, concluding, ending""",
+    "FIRST": """first, earliest, initially, at first
         erste, erster, erstes, ersten, zuerst
         premier, premiere, premiers, premieres, d abord
         primer, primero, primera, primeros, primeras""",
-    "LAST": """last, final, closing, concluding, ending, at last, lastly
+    "LAST": """last, final, at last, lastly
         letzte, letzter, letztes, letzten, zuletzt
         dernier, derniere, derniers, dernieres
         ultimo, ultima, ultimos, ultimas""",
@@ -123,7 +130,7 @@ PHRASES = {
         otra vez, de nuevo, mas tarde""",
     # Marks of a whole video
     "START": """the start, the very start, at start, the beginning, the very beginning, the opening, the outset
-        beginn, anfang, anfangs, videobeginn, videoanfang
+        beginn, anfang, anfangs, dem start, zum start, videobeginn, videoanfang
         le debut, au debut, du debut, au tout debut, le tout debut, au commencement
         al principio, al inicio, al comienzo, el principio, el inicio, el comienzo, del principio, del inicio,
         del comienzo""",
@@ -159,7 +166,7 @@ PHRASES = {
         hoy, manana, ayer""",
     "CUE": """at, @, by, around, about, approximately, roughly, near, between, and, from, to, until, till, since,
         after, before,
-        with, than, vs, versus, exactly, of
+        with, than, vs, versus, exactly, of, en, or, when, oder, ou
         bei, beim, gegen, ab, bis, nach, vor, seit, und, von, mit, zwischen, zu, zum, etwa
         vers, environ, et, depuis, apres, avant, entre, de
         desde, hasta, hacia, tras, y, con""",
@@ -187,7 +194,7 @@ PHRASES = {
         resultat, ergebnis, spielstand, verhaltnis, massstab, gewann, gewinnt, verlor, steht es
         proportion, gagne, perdu, mene, echelle
         marcador, resultado, proporcion, gano, perdio, escala""",
-    "WIN": """win, victory, lead, defeat, loss, score, draw, aspect, ratio, scale, mix
+    "WIN": """win, scoreline, result, victory, lead, defeat, loss, score, draw, aspect, ratio, scale, mix
         sieg, niederlage, fuhrung
         victoire, defaite
         victoria, derrota""",
@@ -201,13 +208,17 @@ PHRASES = {
         unterricht, treffen
         reunion, rendez vous, rendezvous, vol, depart, arrivee, magasin, evenement, seance
         reunion, cita, tren, vuelo, autobus, clase, salida, llegada, tienda, concierto, evento""",
+    "SHOWING": """school, show, film, movie, game, match, race, work, news, day
+        schule, kino, spiel, arbeit
+        ecole, travail
+        escuela, partido, trabajo""",
     "BEGINS": """start, starts, started, begin, begins, began, end, ends, leave, leaves, depart, departs, departed,
         arrive,
         arrives, arrived, open, opens, opened, close, closes, closed, scheduled
         beginnt, anfangt, endet, fahrt, kommt, offnet, schliesst, geht
         commence, termine, part, arrive, ouvre, ferme
         empieza, comienza, termina, sale, llega, abre, cierra""",
-    "SCHEDULE": """schedule, timetable, agenda, calendar, itinerary, planner, departure board, opening hours,
+    "SCHEDULE": """deadline, schedule, timetable, agenda, calendar, itinerary, planner, departure board, opening hours,
         office hours, scheduled,
         diary, takes place, take place, taking place, planned, booked, due, appointments
         fahrplan, stundenplan, zeitplan, terminplan, terminkalender, kalender, findet statt, stattfinden, geplant,
@@ -231,13 +242,16 @@ PHRASES = {
         versiculo, capitulo, mateo, marcos, lucas, juan, romanos, corintios, galatas, hebreos, santiago, pedro,
         apocalipsis,
         hechos, proverbios, isaias, salmo""",
-    "LASTS": """takes, take, took, lasts, last for, lasted, needs, for, within, every, per, each, another, than, in,
+    "LASTS": """under, at least, at most, takes, take, took, lasts, last for, lasted, needs, for, within, every, per,
+        each, another, than, in,
         in only,
         in just, in under, only, wait, waits, next, cook, bake, boil, time of, duration of, length of, of, over, a,
         an, rest
         als, fur, dauert, dauerte, innerhalb von, alle, binnen
         pendant, dure, durant, toutes les, de, en, que
         cada, durante, dura, dentro de""",
+    "TOOK": """takes, take, took, lasts, lasted, within, run, ran, finishes, finished, time of, duration of, record,
+        best""",
     "LONG": """long, old, later, ago, of, apart, break, video, clip, song, film, each, per, every, faster, slower,
         walk, drive, delay,
         pause, timer, rule, mile, marathon, time limit, interval, intervals, run, ride, version, film, movie,
@@ -246,7 +260,12 @@ PHRASES = {
         plus tard, de pause, de cuisson
         mas tarde, de pausa""",
     # Questions whose answer is a time, a duration or a number of times
-    "WHEN": """when does, when do, when did, when is, when are, when was, when were, when will, when can, when has,
+    "YES_NO": """is, are, was, were, does, do, did, has, have, can
+        ist, sind, war, hat, zeigt, sagt
+        est, est ce que, y a t il
+        es, esta""",
+    "WHEN": """when does, when after, when before, at what hour, when do, when did, when is, when are, when was,
+        when were, when will, when can, when has,
         when exactly,
         tell me when, what time does, what time did, what time do, at what time, at which time, since when, until when,
         at what point, at which point, what is the time when
@@ -261,7 +280,9 @@ PHRASES = {
         wie oft, wie viele male
         combien de fois
         cuantas veces""",
-    "NO_ORDER": """first name, last name, first aid, first floor, first person, first class, first line, last line,
+    "NO_ORDER": """finish first, finishes first, finished first, wins first, finish last, finishes last, finished last,
+        al final, el final, del final, first name, last name, first aid, first floor, first person, first class,
+        first line, last line,
         first row, last row,
         first column, last column, first letter, last letter, first lady, first prize, first place, last place,
         last week,
@@ -269,7 +290,8 @@ PHRASES = {
         second last,
         next to last, second to last, at long last, next to, next door, look after, looks after, looking after,
         named after,
-        after all, right side, first and second, first or second, next word but one
+        after all, right side, first and second, first or second, first in line, last in line, first to, last to,
+        next word but one
         erste hilfe, erste zeile, letzte zeile, letzte woche, letztes jahr, ersten stock, nach links, nach rechts,
         nach oben,
         nach unten, nach hause, nach vorn, nach hinten, vorletzte, zum ersten mal
