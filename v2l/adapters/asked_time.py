@@ -67,7 +67,8 @@ def asked_time(question: str, duration: float) -> Asked:
     if is_moment and len(times) == 1 and text.has(*ANOTHER_MOMENT):
         return Asked()
     relation = next((name for name, patterns in NEIGHBOURS.items() if text.has(*patterns)), "at")
-    return Asked(times, relation, not text.has(UNCLEAR))
+    is_unclear = text.has(UNCLEAR) or (text.has("<CLOCK>") and any(start >= 3600 for start, _ in times))  # 12h30
+    return Asked(times, relation, not is_unclear)
 
 
 def _order(has: Callable[..., bool], duration: float) -> Asked:

@@ -60,9 +60,7 @@ def _minute(times: list[Stretch], duration: float) -> Stretch:
 
 _THE = "(?:<THE> )*"
 _OWN_VIDEO = rf"(?:<OF> {_THE}|(?:<THE> )+)<VIDEO>"
-_FREE = (
-    r"(?:<EDGE>|(?= (?:<WH>|<AND>|<TO>|<BEFORE>|on|in|with|than|as|from|for|auf|an|mit|zu|sur|avec|con|<SHOWN>|PLACE)))"
-)
+_FREE = r"(?:<EDGE>|(?= (?:<WH>|<AND>|<TO>|<BEFORE>|<BESIDE>|<SHOWN>|PLACE)))"
 """What may follow the mark of a video: "at the end of the table" and "at the start button" are no times."""
 
 _SHORT = (
@@ -95,7 +93,7 @@ _OTHER_CLOCKS: _Rules = (
     (r"<TODAY> (?:<AT> |um |en |a las )?<CLOCK>", None),
     (r"(?:it|il|es|time|now|heure|hora) <BE> <TIME>|<BE> it CLOCK\d+|(?:son|a) las CLOCK\d+", None),
     (r"<CLOCKFACE> (?:<SET>|<BE> (?:<SET>|at|on|auf)) <CLOCK>", None),
-    (r"<CLOCKFACE> <GAP>(?:<SHOWS>|<SET>) <TIME>", None),
+    (r"<CLOCKFACE> <GAP>(?:<SHOWS>|<SET>) (?:t )?(?:(?:il|elle|er|sie|es) )?<TIME>", None),
     (r"<SHOWS> <GAP><CLOCKFACE> (?:(?!<CUE>)[a-z]+ )*<CLOCK>", None),
     # Scores, ratios and verses
     (r"<SCORE> (?:(?:of|by|with|is|was|being|mit|von|de|par|por|<BE> at) )?<TIME>", None),
@@ -109,7 +107,7 @@ _OTHER_CLOCKS: _Rules = (
     (
         (
             r"(?<!in the )(?<!during the )(?<!of the )(?<!im )(?<!in der )<EVENT> "
-            r"(?:(?:<BE>|do|does|we|they|you|he|she|i|have|has|will|be|held) )*"
+            r"(?:(?:<BE>|do|does|we|they|you|he|she|i|have|has|will|be|held|served) )*"
             r"(?:<AT>|<FROM>|um|en|a las|for|du|of) <CLOCK>"
         ),
         None,
@@ -156,14 +154,17 @@ _SPANS: _Rules = (
     (r"<SPAN> <LONG>", None),
     (rf"<SPAN> (?:of|de|in|into|im|en|au|al) (?!{_THE}(?:<VIDEO>|<WH>))(?=\w)", None),
     (
-        rf"(?<!after )(?<!bout )(?<!cabo )<LASTS> (?:<ROUND> )?<SPAN>(?! <MARK>| in<EDGE>| in(?:to)? {_THE}<VIDEO>)",
+        (
+            r"(?<!after )(?<!bout )(?<!cabo )(?<!despues )<LASTS> (?:<ROUND> )?<SPAN>"
+            rf"(?! <MARK>| in<EDGE>| in(?:to)? {_THE}<VIDEO>)"
+        ),
         None,
     ),
     # Positions
     (rf"(?:<AT> )?(?:<ROUND> )?{_THE}<SPAN> <MARK>", _same),
     (rf"(?:<AT> )?(?:<ROUND> )?<SPAN> (?:in|into|through|im|de|del) {_THE}<VIDEO>", _same),
     (r"(?:<AT> )?(?:<ROUND> )?<SPAN> (?:into|in to|in|deep)(?:<EDGE>|(?= <WH>))", _same),
-    (rf"(?:<AT>|a)(?: <ROUND>)? {_THE}<SPAN>", _same),
+    (rf"(?:<AT>|\ba)(?: <ROUND>)? {_THE}<SPAN>", _same),
     (rf"<ROUND> {_THE}<SPAN>", _same),
     (
         rf"(?:<AFTER>|at bout de|au bout de|pasados|transcurridos|al cabo de) (?:<ROUND> )?{_THE}<SPAN>",
@@ -203,6 +204,8 @@ _MARKS: _Rules = (
     ),
     (rf"(?:(?:in|<AT>|en|zur) )?<MIDDLE> {_OWN_VIDEO}", _moment(0.5)),
     (rf"<SHOWN> (?:<GAP>)(?:in|au|en) <MIDDLE>{_FREE}", _moment(0.5)),
+    (rf"\b(?:as|when|once|wenn|als) {_THE}<VIDEO> (?:starts?|begins?|started|began|beginnt|begann)\b", _moment(0.0)),
+    (rf"\b(?:as|when|once|wenn|als) {_THE}<VIDEO> (?:ends?|stops?|ended|endet|aufhort)\b", _moment(1.0)),
     (rf"(?:<AT> )?{_THE}<VIDEO> s (?:start|beginning)", _moment(0.0)),
     (rf"(?:<AT> )?{_THE}<VIDEO> s end(?:ing)?", _moment(1.0)),
     (rf"(?:(?:<AT>|in|zu|zum|am|at) )?<START>(?: {_OWN_VIDEO}|{_FREE})", _moment(0.0)),
@@ -213,7 +216,7 @@ _MARKS: _Rules = (
 _RANGES: _Rules = (
     (r"<BETWEEN> (?:<THE> )*<TIME> <AND> (?:<THE> )*<TIME>", _between),
     (r"(?:<FROM> )?<TIME> <TO> <TIME>", _between),
-    (r"PLACE\d+ PLACE\d+", _between),
+    (r"PLACE\d+ PLACE\d+|<FROM> <TIME> PLACE\d+", _between),
     (r"<UNTIL> <TIME>", _until),
     (r"(?:<SINCE>|from|von|de) <TIME> <ONWARD>", _since),
     (r"(?<!\w )from <TIME>|<SINCE> <TIME>", _since),
@@ -258,7 +261,7 @@ _ASKS = r"\b(?:where|how|what|wo|wie|comment|ou|como|donde) <GAP>"
 FIRST = (
     r"<FIRST>|<OPENING> <THING>",
     rf"{_ASKS}(?:start|starts|begin|begins|beginnt|commence|empieza)(?: with)?$",
-    r"<VIDEO> (?:start|starts|begin|begins) with",
+    r"<VIDEO> (?:(?:start|starts|begin|begins) with|opens?$)",
 )
 LAST = (
     r"<LAST>|<CLOSING> <THING>",
