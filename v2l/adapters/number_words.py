@@ -36,10 +36,11 @@ _TENS = {
 ONE = "a, an, one, ein, eine, einer, einem, une, un, uno, una"
 """Articles and words for one, which are numbers before a unit only."""
 
-HALF = "half a, half an, eine halbe, einer halben, une demi, medio, media"
+HALF = "half a, half an, half, halbe, halben, demi, eine halbe, einer halben, une demi, medio, media"
 """Words for a half, which are numbers before a unit only."""
 
 _OTHERS = {
+    "a couple of": 2.0,
     **dict.fromkeys(["one and a half", "a and a half", "eineinhalb", "anderthalb", "einer und einer halben"], 1.5),
     **dict.fromkeys(["two and a half", "zweieinhalb"], 2.5),
     **dict.fromkeys(["hundred", "a hundred", "one hundred", "hundert", "einhundert", "cent", "cien"], 100.0),
@@ -58,6 +59,12 @@ ORDINALS = {
     10: "tenth, zehnte, zehnten, dixieme, decimo, decima",
 }
 """Ordinal numbers in words, which count minutes and seconds. First is in PHRASES."""
+
+QUARTERS = {
+    15: "a quarter of an hour, quarter of an hour, einer viertelstunde, un quart d heure, un cuarto de hora",
+    45: "three quarters of an hour, einer dreiviertelstunde, trois quarts d heure, tres cuartos de hora",
+}
+"""Parts of an hour in words, by their minutes."""
 
 FRACTIONS = {
     "a quarter": 0.25,

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
 
-from v2l.adapters.number_words import FRACTIONS, HALF, ONE, ORDINALS, PARTS, UNITS, number_words
+from v2l.adapters.number_words import FRACTIONS, HALF, ONE, ORDINALS, PARTS, QUARTERS, UNITS, number_words
 from v2l.adapters.time_words import PHRASES, alternation, listed
 
 Stretch = tuple[float, float]
@@ -53,9 +53,13 @@ class TimeText:
             start, end = action(self.stretches(found[0]), duration)
             return self.add("PLACE", max(min(start, end), 0.0), max(start, end))
 
-        if any(f"<{kind}>" in pattern and kind not in self.text for kind in ("CLOCK", "SPAN")):
+        if not all(f"<{name}>" not in pattern or self.has(f"<{name}>") for name in _DECISIVE):
             return  # saves compiling the pattern
         self.text = re.sub(r" +", " ", compiled(pattern).sub(replace, self.text)).strip(" ,")
+
+
+_DECISIVE = ("CLOCK", "SPAN", "TIME", "START", "END", "MIDDLE", "HALFWAY", "PART2", "PART3", "PART4")
+"""Classes that a pattern can only match with: no pattern offers another class in their place."""
 
 
 @cache
@@ -182,19 +186,24 @@ def _number(text: str) -> float:
     return float(text.split()[0].replace(",", ".")) + (0.5 if " " in text else 0)
 
 
+_TH = r"(?:st|nd|rd|th|\.|eme|ere|er|e|o|a)"
+"""Endings of ordinal numbers."""
+
 _FORMS: tuple[tuple[str, str | Callable[[TimeText, re.Match], str]], ...] = (
     (r"(?<![\d:.])(?:(\d{1,2}):([0-5]?\d)|(\d{1,3})):([0-5]\d)(\.\d+)?(?!:?\d)", _clock),
     (r"(?<![\w.:])(\d{1,2}) ?h ?([0-5]\d)(?! ?(?:m|min|mn|minutes?)\b|\w)", _hours),
+    *((alternation(listed(table)), f"{minutes} minutes") for minutes, table in QUARTERS.items()),
     (r"<FRACTION>", lambda text, found: text.add("SHARE", FRACTIONS[found[0]])),
     (r"<NUMBER_WORD>", lambda _, found: f"{number_words()[found[0]]:g}"),
-    (r"<HALF>(?= <UNITNAME>)", "0.5"),
+    (r"(?<!and a )<HALF>(?= <UNITNAME>)", "0.5"),
     (r"<ONE>(?= <UNITNAME>| (?:<AND>|<TO>|or) \d)", "1"),
     (r"\b(?:at|vers|a las|sobre las) \d\d? ?(?:heures|horas)\b", "at other"),  # a time of day
     # Put the order first and repeat a unit that two numbers share
     (r"(<NUMBER>) (<LAST>|<FIRST>) (<UNITNAME>)", r"\2 \1 \3"),
     (r"(<NUMBER>) (<TO>|<AND>|or) (?=<NUMBER> ?(<UNIT>))", r"\1 \3 \2 "),
     (r"(<UNITNAME>) (<NUMBER>) (<TO>|<AND>) (?=<NUMBER>(?! ?<UNIT>))", r"\1 \2 \3 \1 "),
-    (r"(?<!every )(?:\b(\d{1,3})(?:st|nd|rd|th|\.|eme|ere|er|e|o|a)|(<ORDINAL>)) (<UNITNAME>)", _ordinal),
+    (rf"(\d{{1,3}}{_TH}) (<AND>|<TO>) (?=(?:<THE> )?\d{{1,3}}{_TH} (<UNITNAME>))", r"\1 \3 \2 "),
+    (rf"(?<!every )(?:\b(\d{{1,3}}){_TH}|(<ORDINAL>)) (<UNITNAME>)", _ordinal),
     (r"(?<!\d )<MINUTES> \d+(?: <AND>| con)? <NUMBER> ?<SECONDS>", _label_and_amount),
     (r"(?<![a-z])<MINUTES> \d+,?(?: <AND>)? <SECONDS> \d+\b(?! ?<UNIT>)", _label),
     (r"(?<!\d )(?<!the )(?<!\ba )(?<!every )(?<!per )<UNITNAME> <NUMBER>(?! ?<UNIT>)(?![\w%])", _label),
@@ -203,11 +212,16 @@ _FORMS: tuple[tuple[str, str | Callable[[TimeText, re.Match], str]], ...] = (
         (
             r"(?P<pairs><NUMBER> ?<HOURS>(?:<JOIN><NUMBER> ?<MINUTES>)?(?:<JOIN><NUMBER> ?<SECONDS>)?"
             r"|<NUMBER> ?<MINUTES>(?:<JOIN><NUMBER> ?<SECONDS>)?|<NUMBER> ?<SECONDS>)"
-            r"(?: ?(?P<rest>\d\d)(?=$| ?[,?.!:;)]| in\b| into\b))?(?P<half> and a half| et demie?| y medi[oa])?"
+            r"(?P<rest>(?<=\w)\d\d\b| \d\d(?=$| ?[,?.!:;)]| in\b| into\b))?"
+            r"(?P<half> and a half| et demie?| y medi[oa])?"
         ),
         _amount,
     ),
-    (r"(<LAST> |<FIRST> )(few |couple of |paar |quelques )?(<UNITNAME>)", _single),
+    (r"(<FIRST>) (<AND>) (<THE> )?(<LAST>) (<UNITNAME>)", r"\1 \5 \2 \3\4 \5"),
+    (
+        r"(<LAST> |<FIRST> |<CLOSING> |(?!opening hours)<OPENING> )(few |couple of |paar |quelques )?(<UNITNAME>)",
+        _single,
+    ),
     (
         r"\b(\d{1,3}) ?(?:%|per ?cent|prozent|pour cent|por ciento)",
         lambda text, found: text.add("SHARE", int(found[1]) / 100),
