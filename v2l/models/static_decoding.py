@@ -67,7 +67,7 @@ class GraphCapture:
 
 
 @dataclass(frozen=True)
-class Shape:
+class BufferSizes:
     """Sizes of the buffers of one decoder. rank: 0 without an adapter; dtype: of the factors"""
 
     columns: int
@@ -85,14 +85,14 @@ class StaticDecoding:
     def __init__(self, model: LanguageModel, capture: Capture):
         self._model, self._capture = model, capture
         self._weights = [layer.down_proj for layer in model.layers]
-        self._idle: OrderedDict[Shape, StaticDecoder] = OrderedDict()
+        self._idle: OrderedDict[BufferSizes, StaticDecoder] = OrderedDict()
 
     @classmethod
     def for_device(cls, model: LanguageModel, device: torch.device) -> StaticDecoding | None:
         """Return the decoders of a model on CUDA, None on other devices, which are faster without padding."""
         return cls(model, GraphCapture(device)) if device.type == "cuda" else None
 
-    def shape(self, prompt: Tensor, max_new_tokens: int, before: KVCache | None = None) -> Shape | None:
+    def shape(self, prompt: Tensor, max_new_tokens: int, before: KVCache | None = None) -> BufferSizes | None:
         """Return the buckets for an answer to a prompt, (T, D), after the columns of `before`. None if it needs too
         many columns, or if adapters are merged or one per sequence."""
         model, length = self._model, 0 if before is None else before.length
@@ -103,11 +103,11 @@ class StaticDecoding:
         if columns > MOST_COLUMNS:
             return None
         if model.adapter is None:
-            return Shape(columns, 0, model.norm.dtype)
+            return BufferSizes(columns, 0, model.norm.dtype)
         first, _ = model.adapter[0]
-        return Shape(columns, bucket(len(first), LEAST_RANK), first.dtype) if first.ndim == 2 else None
+        return BufferSizes(columns, bucket(len(first), LEAST_RANK), first.dtype) if first.ndim == 2 else None
 
-    def steps(self, shape: Shape, prompt: Tensor, before: KVCache | None = None) -> Iterator[Tensor]:
+    def steps(self, shape: BufferSizes, prompt: Tensor, before: KVCache | None = None) -> Iterator[Tensor]:
         """Decode greedily without end: yield `LanguageModel.choose` of each token, (2, 1), overwritten by the next.
 
         shape: from `shape`; before: is copied and not changed
@@ -134,7 +134,7 @@ class StaticDecoding:
             )
             return work
 
-    def _keep(self, shape: Shape, decoder: StaticDecoder) -> None:
+    def _keep(self, shape: BufferSizes, decoder: StaticDecoder) -> None:
         self._idle[shape] = decoder
         self._idle.move_to_end(shape)
         while len(self._idle) > 1 and (
@@ -151,7 +151,7 @@ class StaticDecoder:
     """
 
     @torch.inference_mode()
-    def __init__(self, model: LanguageModel, shape: Shape):
+    def __init__(self, model: LanguageModel, shape: BufferSizes):
         self._model = model
         device, dtype, config = model.norm.device, model.norm.dtype, model.config
         self._cache = KVCache(model, 1, shape.columns)
