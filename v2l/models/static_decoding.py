@@ -60,6 +60,7 @@ class GraphCapture:
         graph = torch.cuda.CUDAGraph()
         with (
             torch.cuda.device(self._device),
+            torch.cuda.stream(torch.cuda.current_stream()),  # a failed capture does not restore it
             torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"),
         ):
             work()
