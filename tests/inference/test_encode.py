@@ -154,10 +154,10 @@ def test_a_video_that_changes_while_it_is_read_is_refused(videos, vlm, hypernetw
     path.write_bytes(videos[0].read_bytes())
     generate = hypernetwork.generate
 
-    def append_and_generate(*inputs):
+    def append_and_generate(*inputs, **options):
         with open(path, "ab") as file:
             file.write(b"more")
-        return generate(*inputs)
+        return generate(*inputs, **options)
 
     hypernetwork.generate = append_and_generate
     try:

@@ -281,9 +281,9 @@ class FrozenVLM:
         """Yield `LanguageModel.choose` of each step, (2, B), of which the first `max_new_tokens` may be taken. See
         `greedy`, which checks the arguments."""
         if self.static_decoding is not None and len(prompts) == 1:
-            shape = self.static_decoding.shape(prompts[0], max_new_tokens, cache)
-            if shape is not None:
-                yield from self.static_decoding.steps(shape, prompts[0], cache)
+            sizes = self.static_decoding.sizes(prompts[0], max_new_tokens, cache)
+            if sizes is not None:
+                yield from self.static_decoding.steps(sizes, prompts[0], cache)
         model, before = self.language_model, 0 if cache is None else cache.length
         longest = before + max(map(len, prompts))
         if cache is None:
