@@ -1,4 +1,4 @@
-"""Encode a video with the 500M architecture, random weights, once per line of standard input: `speed.py` runs this file.
+"""Encode a video with the 500M architecture, random weights, once per line of standard input; run by `speed.py`.
 
 It also runs in a checkout of 50e9628, whose modules have other names. Each line of output is a JSON object: seconds and
 processor seconds of the encode, its peak memory, and the median seconds of a first token from the attached adapter.

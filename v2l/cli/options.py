@@ -271,7 +271,7 @@ NumberType = Annotated[
         "--dtype",
         metavar="TYPE",
         help=f"Load the model in {one_of(Dtype)}.",
-        show_default="bfloat16 on CUDA and for large models on AMX or AMD's AVX512-BF16, else float32",
+        show_default="bfloat16 where it is faster, else float32",
         rich_help_panel=MODEL,
     ),
 ]
