@@ -14,6 +14,7 @@ from v2l.adapters.description import Block
 from v2l.adapters.segments import keep_segments, reduce_rank, split_bias
 from v2l.adapters.timeline import Source, Timeline, write_timeline
 from v2l.errors import V2LError
+from v2l.io.tensors import dtype_name
 
 
 def join(path: str | os.PathLike, inputs: Sequence[Adapter | Timeline], rank: int | None = None) -> Timeline:
@@ -38,7 +39,13 @@ def join(path: str | os.PathLike, inputs: Sequence[Adapter | Timeline], rank: in
     checked = [time for time in times if time is not None]
     oldest = min(checked) if len(checked) == len(times) else None
     request = inputs[0].description.request if overview and isinstance(inputs[0], Timeline) else None
-    return write_timeline(path, segments, overview, questions, request, oldest)
+    return write_timeline(path, segments, overview, questions, request, oldest, _finest(inputs))
+
+
+def _finest(inputs: Sequence[Adapter | Timeline]) -> torch.dtype:
+    """Return float32 if one of the inputs is, else bfloat16."""
+    found = {each.file.dtype if isinstance(each, Timeline) else dtype_name(each.a.dtype) for each in inputs}
+    return torch.float32 if "float32" in found else torch.bfloat16
 
 
 def _common_questions(inputs: Sequence[Adapter | Timeline]) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from v2l.adapters.timeline import Source, Timeline, write_timeline
 from v2l.adapters.timeline_description import Segmentation, TimelineRequest
 from v2l.errors import V2LError
 from v2l.inference.ask import ask_each
-from v2l.inference.encode import OpenedVideo, PendingEncode, finish_encode, open_video, start_encode
+from v2l.inference.encode import ADAPTER_TYPE, OpenedVideo, PendingEncode, finish_encode, open_video, start_encode
 from v2l.inference.estimate import seconds_per_encoding
 from v2l.inference.readings import covered, cut, fill_reading, plan_timeline
 from v2l.io.files import make_folder, open_regular, time_of_check, try_lock, unwritable, write_atomically
@@ -30,9 +30,6 @@ from v2l.video.sampling import READING_REVISION, Reading
 
 INDEX_TOKENS = 48
 """Maximum length of an answer in the index."""
-
-FACTOR_BYTES = 4
-"""Bytes of a value in the file."""
 
 Progress = Callable[[float, int], None]
 """Called with the parts done, a fraction while one is being encoded, and their number."""
@@ -141,7 +138,7 @@ class TimelineJob:
         """Return the size of the factors in the file."""
         config = hypernetwork.config
         ranks = (1 + len(self.segments)) * config.rank + config.rank
-        return config.num_layers * ranks * (config.intermediate_size + config.hidden_size) * FACTOR_BYTES
+        return config.num_layers * ranks * (config.intermediate_size + config.hidden_size) * ADAPTER_TYPE.itemsize
 
     def estimate(self, vlm: FrozenVLM, hypernetwork: Hypernetwork, output: Path) -> TimelineEstimate:
         """Estimate the work that is left before it begins."""
