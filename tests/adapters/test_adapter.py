@@ -197,7 +197,7 @@ def _tensor(layer, factor, make):
     ("change", "message"),
     [
         (_set("format", "other"), "states .*other"),
-        (_set("version", 2), "this v2l reads v2l-adapter version 1"),
+        (_set("version", 3), "this v2l reads v2l-adapter version 1"),
         (_set("version", True), "states .*True"),
         (_set("surprise", 1), "exactly"),
         (_set("segments", 0, "surprise", 1), "exactly"),
