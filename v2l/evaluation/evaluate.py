@@ -32,7 +32,7 @@ from v2l.evaluation.conditions import (
 from v2l.evaluation.metrics import METRICS
 from v2l.inference.ask import ask_each, ask_each_in_context
 from v2l.inference.encode import encode_segments
-from v2l.inference.preprocess import fill_reading
+from v2l.inference.readings import fill_reading
 from v2l.io.journal import Journal
 from v2l.io.manifest import Example, group_by_clip
 from v2l.io.records import to_json
