@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import sqlite3
-from collections import Counter
 from collections.abc import Iterable
 
 from v2l.errors import V2LError
@@ -60,13 +59,13 @@ class TextIndex:
         found = self._database.execute("SELECT rowid, rank FROM texts WHERE texts MATCH ?", (" OR ".join(words),))
         return sorted(((row - 1, -score) for row, score in found), key=lambda each: (-each[1], each[0]))
 
-    def matched_words(self, query: str) -> Counter[int]:
-        """Count the words of the query that each text has, by the text's number."""
-        counts: Counter[int] = Counter()
+    def matched_words(self, query: str) -> dict[int, set[str]]:
+        """Return the words of the query that each text has, by the text's number; texts without one are left out."""
+        matched: dict[int, set[str]] = {}
         for word in search_words(query):
-            found = self._database.execute("SELECT rowid FROM texts WHERE texts MATCH ?", (word,))
-            counts.update(row - 1 for (row,) in found)
-        return counts
+            for (row,) in self._database.execute("SELECT rowid FROM texts WHERE texts MATCH ?", (word,)):
+                matched.setdefault(row - 1, set()).add(word)
+        return matched
 
 
 def search_words(query: str) -> list[str]:

@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from v2l.adapters.description import MAX_TIMELINE_HEADER_BYTES, VERSION
 from v2l.adapters.index import TextIndex
-from v2l.adapters.timeline_description import TimelineDescription, TimelineFile
+from v2l.adapters.timeline_description import TimelineFile
 from v2l.errors import V2LError
 from v2l.io.safetensors_file import stated_version
 
@@ -21,7 +22,8 @@ class Finding:
     """A segment that matches a query.
 
     path: the adapter's file; video: the name of its video; start, end: seconds of the video
-    question, answer: of the index, the answer that shares the most words with the query; or those of the query
+    matches: the (question, answer) pairs of the index that together have all words that the segment shares with the
+        query, the one with the most words first
     score: the greater, the better; comparable within one search only
     """
 
@@ -29,56 +31,70 @@ class Finding:
     video: str
     start: float
     end: float
-    question: str
-    answer: str
+    matches: tuple[tuple[str, str], ...]
     score: float
 
 
-class SearchableTimelines:
-    """The timelines of a search. Add files, then search them all.
+class _IndexedSegment(NamedTuple):
+    path: Path
+    video: str
+    start: float
+    end: float
+    questions: tuple[str, ...]
+    answers: tuple[str, ...]
+
+
+class SearchIndex:
+    """The answers of the segments of many files. Add files, then search them all.
 
     without_index: number of sound adapter files that hold no index
     """
 
     def __init__(self) -> None:
-        self._timelines: list[tuple[Path, TimelineDescription]] = []
+        self._segments: list[_IndexedSegment] = []
         self.without_index = 0
+
+    def __len__(self) -> int:
+        """Number of segments."""
+        return len(self._segments)
 
     def add(self, path: Path) -> None:
         """Read the header of an adapter file of either version. Raises V2LError if it is missing or damaged."""
         try:
-            description = TimelineFile.read(path).description
+            made = TimelineFile.read(path).description
         except V2LError:
             if stated_version(path, "adapter", MAX_TIMELINE_HEADER_BYTES) != VERSION:
                 raise
             self.without_index += 1
             return
-        if description.questions:
-            self._timelines.append((path, description))
-        else:
+        if not made.questions:
             self.without_index += 1
-
-    @property
-    def segments(self) -> int:
-        """Number of segments with an index."""
-        return sum(len(description.segments) for _, description in self._timelines)
+            return
+        videos = [recipe.source.name for recipe in made.recipes]
+        self._segments += [
+            _IndexedSegment(path, videos[part.recipe], part.start, part.end, made.questions, part.answers)
+            for part in made.segments
+        ]
 
     def search(self, query: str, limit: int) -> list[Finding]:
         """Return the best segments, best first; at most `limit`. Segments with equal scores keep their order."""
-        places = [(at, number) for at, (_, d) in enumerate(self._timelines) for number in range(len(d.segments))]
-        index = TextIndex("\n".join(self._timelines[at][1].segments[number].answers) for at, number in places)
-        ranked = index.rank(query)[:limit]
-        return [self._finding(*places[place], query, score) for place, score in ranked]
-
-    def _finding(self, at: int, number: int, query: str, score: float) -> Finding:
-        path, description = self._timelines[at]
-        part = description.segments[number]
-        best = most_matching(part.answers, query)
-        video = description.recipes[part.recipe].source.name
-        return Finding(path, video, part.start, part.end, description.questions[best], part.answers[best], score)
+        index = TextIndex("\n".join(each.answers) for each in self._segments)
+        findings = []
+        for number, score in index.rank(query)[:limit]:
+            found = self._segments[number]
+            matches = tuple((found.questions[each], found.answers[each]) for each in covering(found.answers, query))
+            findings.append(Finding(found.path, found.video, found.start, found.end, matches, score))
+        return findings
 
 
-def most_matching(texts: Sequence[str], query: str) -> int:
-    """Return the number of the text that has the most words of the query, the shortest of several."""
-    counts = TextIndex(texts).matched_words(query)
-    return max(range(len(texts)), key=lambda number: (counts[number], -len(texts[number]), -number))
+def covering(texts: Sequence[str], query: str) -> list[int]:
+    """Return the numbers of few texts that together have all words of the query that any of them has: one after
+    another, the text with the most further words, the shortest of several."""
+    matched = TextIndex(texts).matched_words(query)
+    chosen: list[int] = []
+    while matched:
+        best = max(matched, key=lambda number: (len(matched[number]), -len(texts[number]), -number))
+        chosen.append(best)
+        words = matched[best]
+        matched = {number: rest for number, has in matched.items() if (rest := has - words)}
+    return chosen

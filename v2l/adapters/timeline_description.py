@@ -249,19 +249,20 @@ def recipe_of(segment: Segment) -> Recipe:
 def check_timeline(description: TimelineDescription) -> None:
     """Check the conditions that the types do not express. Raises ValueError."""
     segments, recipes = description.segments, description.recipes
+    parts = description.parts.values()
     if not 1 <= len(segments) <= MAX_SEGMENTS:
         raise ValueError(f"it has {len(segments):,} segments; from 1 to {MAX_SEGMENTS:,} are allowed")
     if len(description.questions) > MAX_INDEX_QUESTIONS:
         raise ValueError(f"its index has more than {MAX_INDEX_QUESTIONS} questions")
-    hashes = [description.bias_sha256, *(each.sha256 for each in description.parts.values())]
+    hashes = [description.bias_sha256, *(each.sha256 for each in parts)]
     if any(not re.fullmatch("[0-9a-f]{64}", each) for each in hashes):
         raise ValueError("a sha256 is not 64 hex digits")
-    for each in description.parts.values():
+    for each in parts:
         if each.recipe >= len(recipes) or each.rank < 1 or each.start > each.end:
             raise ValueError("a segment has an unknown recipe, an impossible time or no rank")
         if not each.timestamps or sum(each.windows) != len(each.timestamps) or 0 in each.windows:
             raise ValueError("a segment's windows and its frames do not agree")
-    if {each.recipe for each in description.parts.values()} != set(range(len(recipes))):
+    if {each.recipe for each in parts} != set(range(len(recipes))):
         raise ValueError("its recipes are not those of its segments")
     if any(recipe.reading.start is not None or recipe.reading.end is not None for recipe in recipes):
         raise ValueError("a recipe states a range")

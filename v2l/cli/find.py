@@ -84,7 +84,7 @@ def find(
             text, *inputs = words or [""]
             ok = find_words(text, _paths(inputs), recursive, limit, display)
         else:
-            loader = model_loader(model, None, device, dtype)
+            loader = model_loader(model, None, device, dtype, display)
             ok = find_answer(question, answer, _paths(words), recursive, limit, loader, display)
         raise typer.Exit(0 if ok else 1)
 
@@ -96,29 +96,29 @@ def _paths(words: Sequence[str]) -> list[Path]:
 def find_words(text: str, inputs: Sequence[Path], recursive: bool, limit: int, display: Display) -> bool:
     """Print the segments whose answers share the rarest words with a text; True if all files could be read."""
     from v2l.adapters.index import search_words
-    from v2l.adapters.search import SearchableTimelines
+    from v2l.adapters.search import SearchIndex
 
     if os.path.exists(text) and inputs == [Path()]:
         raise UsageError(f'say what to find, before the files: v2l find "a red ring" {printable(text)}')
     if not search_words(text):
         raise UsageError(f"{printable(text)!r} has no word to search for; name a thing, a colour or a written word")
-    timelines = SearchableTimelines()
+    index = SearchIndex()
     paths, ok = _adapters(inputs, recursive, display)
     for path in paths:
         try:
-            timelines.add(path)
+            index.add(path)
         except V2LError as error:
             display.error(str(error))
             ok = False
-    if timelines.without_index:
+    if index.without_index:
         display.note(
-            f"{timelines.without_index:,} of {len(paths):,} adapters have no index and were not searched: their videos "
-            "are short, or were encoded with --no-index"
+            f"not searched, because they hold no index: {index.without_index:,} of {len(paths):,} adapters (of short "
+            "videos, or encoded with --no-index)"
         )
-    found = timelines.search(text, limit)
-    if not found:
-        display.note(f"nothing found in the {timelines.segments:,} segments that have an index")
-    _print(found, display)
+    found = index.search(text, limit)
+    if not found and len(index):
+        display.note(f"nothing found in the {len(index):,} segments that have an index")
+    _print(found, "answer", display)
     return ok
 
 
@@ -154,7 +154,7 @@ def find_answer(
         model = candidates.loader.language_model
         likelihoods = answer_likelihoods([each.adapter for each in batch], question, answer, model)
         found += [
-            replace(each.finding, question=question, answer=answer, score=likelihood)
+            replace(each.finding, matches=((question, answer),), score=likelihood)
             for each, likelihood in zip(batch, likelihoods, strict=True)
         ]
         display.progress(candidates.read, len(paths))
@@ -163,18 +163,23 @@ def find_answer(
         display.error(error)
     if candidates.loader.folder:
         announce_fallback(candidates.loader, display)
-    _print(sorted(found, key=lambda each: -each.score)[:limit], display)
+    _print(sorted(found, key=lambda each: -each.score)[:limit], "log-probability", display)
     return ok and not candidates.errors
 
 
-def _print(found: Sequence[Finding], display: Display) -> None:
+def _print(found: Sequence[Finding], shows: str, display: Display) -> None:
+    """Print segments. shows: the last column, "answer" or "log-probability" """
+    texts = [f"{each.score:.3f}" if shows == "log-probability" else _answer(each) for each in found]
     if display.as_json or not sys.stdout.isatty():
-        for each in found:
+        for each, text in zip(found, texts, strict=True):
             segment = tab_separated(os.fspath(each.path), f"{each.start:.6g}", f"{each.end:.6g}")
-            display.result(f"{segment}\t{inert(tab_separated(each.answer))}", _record(each))
+            display.result(f"{segment}\t{inert(tab_separated(text))}", _record(each))
     elif found:
-        rows = [[_video(each), f"{clock(each.start)}-{clock(each.end)}", each.answer] for each in found]
-        display.table(["video", "time", "answer"], rows, justify="left")
+        rows = [
+            [_video(each), f"{clock(each.start)}-{clock(each.end)}", text]
+            for each, text in zip(found, texts, strict=True)
+        ]
+        display.table(["video", "time", shows], rows, justify="left")
 
 
 def _video(found: Finding) -> str:
@@ -182,14 +187,21 @@ def _video(found: Finding) -> str:
     return os.fspath(found.path.parent / found.video)
 
 
+def _answer(found: Finding) -> str:
+    """Return the answers that matched, in one line."""
+    return "; ".join(answer.removesuffix(".") for _, answer in found.matches)
+
+
 def _record(found: Finding) -> dict[str, Any]:
+    question, answer = found.matches[0]
     return {
         "command": "find",
         "adapter": found.path,
         "video": found.video,
         "start": found.start,
         "end": found.end,
-        "question": found.question,
-        "answer": found.answer,
+        "question": question,
+        "answer": answer,
+        "matches": [{"question": question, "answer": answer} for question, answer in found.matches],
         "score": found.score,
     }

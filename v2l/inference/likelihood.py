@@ -56,7 +56,7 @@ def _likelihoods(prompt: torch.Tensor, target: torch.Tensor, rows: int, vlm: Fro
 
 @dataclass(frozen=True)
 class Candidate:
-    """A segment whose likelihood is wanted. finding: without its score"""
+    """A segment whose likelihood is wanted. finding: without its match and score"""
 
     finding: Finding
     adapter: Adapter
@@ -106,8 +106,8 @@ def _segments_of(path: Path, source: Adapter | Timeline) -> Iterator[Candidate]:
     segments = source.description.segments
     if isinstance(source, Adapter):
         start, end = min(each.start for each in segments), max(each.end for each in segments)
-        yield Candidate(Finding(path, source.description.segments[0].source.name, start, end, "", "", 0.0), source)
+        yield Candidate(Finding(path, source.description.segments[0].source.name, start, end, (), 0.0), source)
         return
     for number, part in enumerate(source.description.segments):
         video = source.description.recipes[part.recipe].source.name
-        yield Candidate(Finding(path, video, part.start, part.end, "", "", 0.0), source.select([number]))
+        yield Candidate(Finding(path, video, part.start, part.end, (), 0.0), source.select([number]))

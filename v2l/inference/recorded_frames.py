@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -20,7 +21,7 @@ from v2l.video.client import probe, read_frames
 from v2l.video.probe import Frame
 
 COLUMNS, CELL_WIDTH, LABEL_HEIGHT, GAP = 6, 156, 20, 4
-"""Frames in a row of a strip, and the sizes of its cells in pixels: six columns fill a page of 960 pixels."""
+"""Most frames in a row of a strip, and the sizes of its cells in pixels: six columns fill a page of 960 pixels."""
 PAPER, INK = (255, 255, 255), (36, 41, 47)
 
 
@@ -135,8 +136,8 @@ class Strip:
 
     def draw(self) -> Image.Image:
         """Return the picture."""
-        columns = min(COLUMNS, len(self._cells))
-        rows = -(-len(self._cells) // columns)
+        rows = math.ceil(len(self._cells) / COLUMNS)
+        columns = math.ceil(len(self._cells) / rows)
         height = max(small.height for small, _ in self._cells) + LABEL_HEIGHT
         sheet = Image.new("RGB", (columns * (CELL_WIDTH + GAP) + GAP, rows * (height + GAP) + GAP), PAPER)
         pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(14)

@@ -133,7 +133,9 @@ def find_adapters(inputs: Sequence[Path], recursive: bool = False) -> list[tuple
     found: list[tuple[Path, str]] = []
     for given in inputs:
         if not os.path.isdir(given):
-            found.append((given, ""))
+            is_video = _is_video(given.name) and os.path.exists(given)
+            hint = f"{printable(given)} is a video; name its adapter (*{ADAPTER_SUFFIX}), or encode it first"
+            found.append((given, hint if is_video else ""))
         elif listed := list(_walk(given, recursive, _is_adapter)):
             found += listed
         else:
