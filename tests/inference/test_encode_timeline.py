@@ -10,13 +10,11 @@ import torch
 
 import v2l
 from v2l.adapters.timeline import Timeline
-from v2l.adapters.timeline_description import Segmentation
+from v2l.adapters.timeline_description import NO_WISH, Segmentation
 from v2l.inference import timeline as encoding
 from v2l.inference.each import SegmentAnswer, ask_segments, to_srt, to_vtt
 from v2l.inference.readings import fill_reading, plan_timeline
 from v2l.video.sampling import Reading, choose_frames
-
-NO_WISH = Segmentation()
 
 
 def plan(seconds, wish=NO_WISH, fps=30.0, **reading):

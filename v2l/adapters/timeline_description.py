@@ -17,6 +17,7 @@ from v2l.adapters.description import (
     MAX_TIMELINE_HEADER_BYTES,
     TIMELINE_VERSION,
     VERSION,
+    AdapterFile,
     BaseModel,
     Block,
     Description,
@@ -93,6 +94,9 @@ class Segmentation:
         return self.segments is not None or self.seconds is not None
 
 
+NO_WISH = Segmentation()
+
+
 @dataclass(frozen=True)
 class TimelineRequest:
     """The settings that a timeline was asked for with. reading: filled, its range as requested"""
@@ -128,6 +132,11 @@ class TimelineDescription:
         """The overview, if any, and the segments, by the names of their tensors in the file."""
         overview = {} if self.overview is None else {"overview": self.overview}
         return overview | {segment_name(number): part for number, part in enumerate(self.segments)}
+
+    @property
+    def rank(self) -> int:
+        """Largest rank of a part with the learned bias, as it is attached."""
+        return max(part.rank for part in self.parts.values()) + self.bias_rank
 
     @property
     def sources(self) -> tuple[FileIdentity, ...]:
@@ -193,6 +202,13 @@ class TimelineFile:
     size: int
     checked_ns: int
 
+    @property
+    def attached_bytes(self) -> int:
+        """Bytes of the factors that usually answer a question: of the largest part and the learned bias."""
+        sizes = {name: entry.stop - entry.start for name, entry in self.entries.items()}
+        parts = [sum(sizes[each] for each in tensor_names(name)) for name in self.description.parts]
+        return max(parts) + sum(sizes[each] for each in tensor_names("bias"))
+
     @classmethod
     def read(cls, path: str | os.PathLike) -> TimelineFile:
         """Read the header of a timeline file. Raises V2LError if it is missing, damaged, of another version, or does
@@ -221,6 +237,11 @@ class TimelineFile:
     def is_at(path: str | os.PathLike) -> bool:
         """Return whether a file states version 2 of the adapter format. Checks nothing else."""
         return stated_version(path, "adapter", MAX_TIMELINE_HEADER_BYTES) == TIMELINE_VERSION
+
+
+def read_adapter_file(path: str | os.PathLike) -> AdapterFile | TimelineFile:
+    """Read an adapter file of either version, a timeline by its header only. Raises V2LError as their `read` do."""
+    return TimelineFile.read(path) if TimelineFile.is_at(path) else AdapterFile.read(path)
 
 
 def segment_name(number: int) -> str:

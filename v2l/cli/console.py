@@ -118,6 +118,14 @@ class Display:
         if not self.quiet:
             self._say(text)
 
+    def aside(self, text: str) -> None:
+        """Print a remark on a result, dim on a terminal, unless --quiet is given."""
+        dim = sys.stderr.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+        if not self.quiet:
+            with contextlib.suppress(OSError):
+                text = f"({escape(text)})"
+                print(f"\x1b[2m{text}\x1b[0m" if dim else text, file=sys.stderr, flush=True)
+
     def warn(self, text: str) -> None:
         """Print a warning, even with --quiet."""
         self._say(f"v2l: {text}")

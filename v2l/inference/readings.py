@@ -58,11 +58,16 @@ def plan_timeline(
     if wish.segments == 1:
         return []
     if not wish.is_chosen:
-        if end - start <= SINGLE_SPANS * span or reading.frames > trained_frames:
+        if not is_long(end - start, reading, trained_frames, trained_fps):
             return []
         wish = replace(wish, segments=min(MOST_SEGMENTS, math.ceil(round((end - start) / span, 6))))
     parts = cut(video, replace(reading, skip_ends=False), wish.segments, wish.seconds)
     return parts if len(parts) > 1 else []
+
+
+def is_long(seconds: float, reading: Reading, trained_frames: int, trained_fps: float) -> bool:
+    """Return whether a stretch of video becomes a timeline if nothing else was asked for."""
+    return seconds > SINGLE_SPANS * trained_frames / trained_fps and (reading.frames or 0) <= trained_frames
 
 
 def covered(video: Video, reading: Reading) -> tuple[float, float]:
