@@ -152,8 +152,8 @@ def test_only_the_recorded_video_will_do(shelf, videos, tmp_path):
 
 def test_segments_are_chosen_by_time_or_number(shelf, adapters):
     path, (made,) = shelf / f"talk{SUFFIX}", adapters[2].description.segments
-    assert recorded_segments(path) == [made]
-    assert recorded_segments(path, at=3.0) == [made] * 3
+    assert [each.timestamps for each in recorded_segments(path)] == [made.timestamps]
+    assert [each.timestamps for each in recorded_segments(path, at=3.0)] == [made.timestamps] * 3
     assert recorded_segments(shelf / "more" / f"short{SUFFIX}") == list(adapters[0].description.segments)
     with pytest.raises(v2l.V2LError, match="shows 0:00 to 0:08 and not 9:00"):
         recorded_segments(path, at=540.0)
