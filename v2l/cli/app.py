@@ -21,6 +21,8 @@ from v2l.cli.console import command
 from v2l.cli.demo import DemoCommand, demo
 from v2l.cli.encode import EncodeCommand, encode
 from v2l.cli.eval import EvalCommand, evaluate
+from v2l.cli.find import FindCommand, find
+from v2l.cli.frames import FramesCommand, frames
 from v2l.cli.models import ImportCommand, PullCommand, import_checkpoint, pull
 from v2l.cli.train import TrainCommand, train
 
@@ -62,6 +64,8 @@ def root(
 
 app.command("encode", cls=EncodeCommand, no_args_is_help=True)(encode)
 app.command("ask", cls=AskCommand, no_args_is_help=True)(ask)
+app.command("find", cls=FindCommand, no_args_is_help=True)(find)
+app.command("frames", cls=FramesCommand, no_args_is_help=True)(frames)
 app.command("demo", cls=DemoCommand)(demo)
 app.command("compose", cls=ComposeCommand, no_args_is_help=True)(compose)
 app.command("info", cls=InfoCommand, no_args_is_help=True)(info)

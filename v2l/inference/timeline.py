@@ -24,6 +24,7 @@ from v2l.io.safetensors_file import canonical_json
 from v2l.io.text import amount, clock, printable, span
 from v2l.models.checkpoint import check_belongs
 from v2l.models.hypernetwork import Hypernetwork
+from v2l.models.presets import INDEX_QUESTIONS
 from v2l.models.smolvlm import FrozenVLM
 from v2l.video.client import decoder_version
 from v2l.video.sampling import READING_REVISION, Reading
@@ -83,9 +84,11 @@ def plan_job(
 
 
 def index_questions(hypernetwork: Hypernetwork) -> tuple[str, ...]:
-    """Return the questions that every segment answers for the index: those that the hypernetwork lists for its world,
-    or else a caption."""
-    return CAPTION_QUESTIONS
+    """Return the questions that every segment answers for the index: those that the hypernetwork lists, those that
+    belong to its frozen model, or a request for a caption."""
+    assert hypernetwork.provenance is not None, "check_belongs refuses a hypernetwork without provenance"
+    listed = hypernetwork.provenance.trained_with.index_questions
+    return listed or INDEX_QUESTIONS.get(hypernetwork.provenance.base_model, CAPTION_QUESTIONS)
 
 
 CAPTION_QUESTIONS = ("Describe what is happening in this video.",)
