@@ -193,7 +193,7 @@ def tensor_sha256(tensors: dict[str, TensorBytes]) -> str:
 
 
 @dataclass(frozen=True)
-class Source:
+class PartSource:
     """A part to write. load: returns its adapter of one segment, the same at every call; answers: to the questions of
     the index"""
 
@@ -203,8 +203,8 @@ class Source:
 
 def write_timeline(
     path: str | os.PathLike,
-    segments: Sequence[Source],
-    overview: Source | None = None,
+    segments: Sequence[PartSource],
+    overview: PartSource | None = None,
     questions: Sequence[str] = (),
     request: TimelineRequest | None = None,
     checked_ns: int | None = None,

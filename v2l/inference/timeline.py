@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from v2l.adapters.adapter import Adapter
-from v2l.adapters.timeline import Source, Timeline, write_timeline
+from v2l.adapters.timeline import PartSource, Timeline, write_timeline
 from v2l.adapters.timeline_description import Segmentation, TimelineRequest
 from v2l.errors import V2LError
 from v2l.inference.ask import ask_each
@@ -41,19 +41,16 @@ def encode_timeline(
     vlm: FrozenVLM,
     hypernetwork: Hypernetwork,
     output: str | os.PathLike,
-    frames: int | None = None,
-    fps: float | None = None,
-    start: float | None = None,
-    end: float | None = None,
-    resolution: int | None = None,
+    reading: Reading | None = None,
     segments: int | None = None,
     segment_seconds: float | None = None,
     index: bool = True,
 ) -> Timeline:
     """Encode a video into a timeline file: an overview and segments.
 
-    path, start, end, resolution: as for `encode`; frames, fps: of each segment
     output: the file to write; the finished segments of an interrupted call are kept beside it and used again
+    reading: as for `encode`, with the frames of a segment; None fields take the values that the hypernetwork was
+        trained with
     segments: number of segments of equal length; segment_seconds: their length. None for both takes the span that the
         hypernetwork was trained to read, or as much more as keeps the number at 64
     index: let every segment answer the questions of the index
@@ -63,9 +60,10 @@ def encode_timeline(
     """
     opened = open_video(path)
     trained_with = check_belongs(hypernetwork, vlm).trained_with
-    reading = fill_reading(Reading(frames, fps, start, end, resolution), trained_with, vlm.geometry)
-    wish = Segmentation(segments, segment_seconds, frames is not None)
-    return plan_job(opened, reading, hypernetwork, wish, index).run(vlm, hypernetwork, Path(output))
+    wanted = reading or Reading()
+    wish = Segmentation(segments, segment_seconds, wanted.frames is not None)
+    filled = fill_reading(wanted, trained_with, vlm.geometry)
+    return plan_job(opened, filled, hypernetwork, wish, index).run(vlm, hypernetwork, Path(output))
 
 
 def plan_job(
@@ -263,9 +261,9 @@ class FinishedParts:
         write_atomically(self._answers_file(number), json.dumps(list(answers)).encode())
         adapter.save(self._adapter_file(number))
 
-    def source(self, number: int) -> Source:
+    def source(self, number: int) -> PartSource:
         """Return a part for `write_timeline`."""
-        return Source(lambda: self._load(number), self._answers(number))
+        return PartSource(lambda: self._load(number), self._answers(number))
 
     def remove(self) -> None:
         """Delete the folder."""
