@@ -20,10 +20,11 @@ from v2l.io.safetensors_file import canonical_json
 from v2l.io.text import printable
 from v2l.models.checkpoint import with_provenance
 from v2l.models.config import SmolVLMConfig, VisionGeometry, language_settings
+from v2l.models.device import choose_device, default_dtype
 from v2l.models.hypernetwork import Hypernetwork
 from v2l.models.hypernetwork_file import INTERNALIZATION_PROMPT, TARGET, HypernetworkConfig, TrainedWith
 from v2l.models.language_model import LanguageModel
-from v2l.models.loading import choose_device, default_dtype, published_weights
+from v2l.models.loading import published_weights
 from v2l.models.presets import ModelFolder, find_model
 from v2l.models.processor import IMAGE, QUESTIONS, PromptFrame, video_text
 from v2l.models.smolvlm import FrozenVLM

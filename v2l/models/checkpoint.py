@@ -14,6 +14,7 @@ from v2l.io.records import from_json, to_json
 from v2l.io.safetensors_file import content_sha256
 from v2l.io.tensors import dtype_name, to_bytes, to_tensors, write_tensors
 from v2l.io.text import printable
+from v2l.models.device import choose_device
 from v2l.models.hypernetwork import Hypernetwork
 from v2l.models.hypernetwork_file import (
     TARGET,
@@ -25,7 +26,6 @@ from v2l.models.hypernetwork_file import (
     file_metadata,
     locate,
 )
-from v2l.models.loading import choose_device
 from v2l.models.published import PublishedCheckpoint, read_published
 from v2l.models.smolvlm import FrozenVLM
 
