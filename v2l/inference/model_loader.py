@@ -6,13 +6,14 @@ Torch is imported when something is loaded, and not before.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 from v2l.adapters.description import BaseModel
-from v2l.errors import ModelError, V2LError
+from v2l.errors import ModelError, V2LError, reason
 from v2l.io.text import printable
 from v2l.models.hypernetwork_file import Provenance, locate, read_header
 from v2l.models.presets import PRESETS, RELEASE, ModelFolder, find_model, lock_path, read_lock
@@ -41,6 +42,7 @@ class ModelLoader:
     device: str | None = None
     dtype: str | None = None
     announce: Callable[[str], object] = lambda name: None
+    _failure: str = field(default="", init=False, repr=False)
 
     @cached_property
     def folder(self) -> ModelFolder:
@@ -75,15 +77,20 @@ class ModelLoader:
     @cached_property
     def hypernetwork(self) -> Hypernetwork:
         """The hypernetwork, on the model's device."""
-        return self._hypernetwork_on_cpu.to(self.vlm.device)
+        vlm, hypernetwork = self.vlm, self._hypernetwork_on_cpu
+        with self._loading():
+            from v2l.models.device import move
+
+            return move(hypernetwork, vlm.device, "the hypernetwork")
 
     @cached_property
     def _hypernetwork_on_cpu(self) -> Hypernetwork:
-        if "vlm" not in self.__dict__:
-            self.announce(self.model)
-        from v2l.models.checkpoint import load_hypernetwork
+        with self._loading():
+            if "vlm" not in self.__dict__:
+                self.announce(self.model)
+            from v2l.models.checkpoint import load_hypernetwork
 
-        return load_hypernetwork(self.hypernetwork_source or self.model, device="cpu")
+            return load_hypernetwork(self.hypernetwork_source or self.model, device="cpu")
 
     @property
     def number_type(self) -> torch.dtype | None:
@@ -99,17 +106,30 @@ class ModelLoader:
 
     def load(self) -> tuple[FrozenVLM, Hypernetwork]:
         """Load both, for encoding. Raises ModelError if one cannot be loaded, since every video would fail."""
-        try:
-            return self.vlm, self.hypernetwork
-        except V2LError as error:
-            raise ModelError(str(error)) from error
+        return self.vlm, self.hypernetwork
 
     def _load(self, vision: bool) -> FrozenVLM:
-        folder = self.folder
-        self.announce(self.model)
-        from v2l.models.loading import load_vlm
+        with self._loading():
+            folder = self.folder
+            self.announce(self.model)
+            from v2l.models.loading import load_vlm
 
-        return load_vlm(folder, device=self.device, dtype=self.number_type, vision=vision)
+            return load_vlm(folder, device=self.device, dtype=self.number_type, vision=vision)
+
+    @contextmanager
+    def _loading(self) -> Iterator[None]:
+        """Raise any error of the block as a ModelError, and raise it again instead of loading another time, which would
+        take as long and fail as well."""
+        if self._failure:
+            raise ModelError(self._failure)
+        try:
+            yield
+        except Exception as error:
+            if isinstance(error, V2LError):
+                self._failure = str(error)
+            else:
+                self._failure = f"cannot load {printable(self.model)}: {printable(reason(error))}; use another --device"
+            raise ModelError(self._failure) from error  # the text alone is kept: a traceback keeps tensors
 
 
 def choose_model(option: str | None) -> tuple[str, str]:

@@ -1,13 +1,18 @@
-"""The device of a model, and the number types that are right and fast on it."""
+"""The device of a model: which one, the number types that are right and fast on it, and its memory."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TypeVar
 
 import torch
+from torch import nn
 
-from v2l.errors import V2LError
-from v2l.io.text import printable
+from v2l.errors import ModelError, V2LError, is_out_of_memory
+from v2l.io.text import amount, printable
 from v2l.models.config import TextConfig
 
 LARGE = 100_000_000
@@ -65,3 +70,84 @@ def prefers_bfloat16(capabilities: Mapping[str, object]) -> bool:
     """
     is_amd = str(capabilities.get("cpu_name")).startswith("AMD")
     return bool(capabilities.get("amx_bf16") or (is_amd and capabilities.get("avx512_bf16")))
+
+
+# Memory ------------------------------------------------------------------------------------------------------------
+
+FEWER_FRAMES = "fewer frames (--frames)"
+"""The advice where the memory depends on the frames of a video."""
+Module = TypeVar("Module", bound=nn.Module)
+_ALLOCATION = re.compile(r"tried to allocate ([\d.]+) ?(bytes|[KMGT]i?B)", re.IGNORECASE)
+_UNITS = {"b": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """Return the free memory of the device, or of the machine and within `ulimit -v` for the CPU; None if unknown."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    if device.type == "mps":
+        return max(0, torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory())
+    found = re.search(r"MemAvailable:\s+(\d+) kB", _read("/proc/meminfo"))
+    if device.type != "cpu" or not found:
+        return None
+    return min(int(found[1]) * 1024, _within_limit())
+
+
+def _within_limit() -> int:
+    """Return how far the address space of this process may grow on Linux."""
+    import resource
+
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    used = re.search(r"VmSize:\s+(\d+) kB", _read("/proc/self/status"))
+    if limit == resource.RLIM_INFINITY or not used:
+        return 2**63 - 1
+    return max(0, limit - int(used[1]) * 1024)
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text()
+    except OSError:
+        return ""
+
+
+def failed_allocation(error: BaseException) -> int | None:
+    """Return the bytes that could not be allocated, as the error states them; None if it does not."""
+    found = _ALLOCATION.search(str(error))
+    return int(float(found[1]) * _UNITS[found[2][0].lower()]) if found else None
+
+
+@contextlib.contextmanager
+def memory_errors(
+    work: str, device: torch.device, dtype: torch.dtype, needed: int | None = None, fix: str = ""
+) -> Iterator[None]:
+    """Raise ModelError for a failed allocation in the block, with the size that is needed, the size that is free, and
+    what to change.
+
+    work: what needs the memory, the subject of the message
+    needed: its bytes; None for those of the failed allocation, in addition to what is in use
+    fix: advice that comes before that about device and number type
+    """
+    free = free_bytes(device) if needed else None  # before the block takes some of it
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        more = failed_allocation(error)
+        size = amount(needed) if needed else f"{amount(more)} more" if more else "more memory"
+        free = free if needed else free_bytes(device)
+        there = "than there is" if free is None else f"and {amount(free)} are free"
+        fixes = [fix] if fix else []
+        fixes += ["--dtype bfloat16 (half the size)"] if dtype == torch.float32 else []
+        fixes += ["another --device" if device.type == "cpu" else "--device cpu"]
+        raise ModelError(
+            f"out of memory on {device}: {work} needs {size} {there}; use {', '.join(fixes)}, or close other programs"
+        ) from error
+
+
+def move(module: Module, device: torch.device, name: str) -> Module:
+    """Move a module to a device. Raises ModelError, with its size, if it does not fit."""
+    needed = sum(part.nbytes for part in module.state_dict().values())
+    with memory_errors(name, device, torch.float32, needed):
+        return module.to(device)

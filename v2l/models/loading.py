@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 
 import torch
 from safetensors import SafetensorError
 
-from v2l.errors import V2LError
+from v2l.errors import V2LError, is_out_of_memory
 from v2l.io.tensors import all_finite
 from v2l.io.text import printable
 from v2l.models import language_model, vision_tower
-from v2l.models.device import choose_device, default_dtype
+from v2l.models.config import SmolVLMConfig, tensor_shapes
+from v2l.models.device import choose_device, default_dtype, memory_errors
 from v2l.models.language_model import LanguageModel
 from v2l.models.presets import ModelFolder, find_model
 from v2l.models.smolvlm import FrozenVLM
@@ -19,6 +21,8 @@ from v2l.models.tokenizer import load_tokenizer
 from v2l.models.vision_tower import VisionTower
 from v2l.models.weights import open_tensors
 
+VISION_PREFIXES = ("model.vision_model.", "model.connector.")
+"""Starts of the names of the vision tower's tensors and the connector's."""
 MAPPED_BYTES = 200_000_000
 """Weights that are read before their file is mapped anew: the pages of a mapped file count as memory until then."""
 
@@ -36,16 +40,25 @@ def load_vlm(
     dtype: torch.float32, bfloat16 or float16; None for `default_dtype`
     vision: False loads the language model alone, which is sufficient for answering from adapters
 
-    Raises V2LError if the model is missing, incomplete, of another type or has values that are not finite.
+    Raises V2LError if the model is missing, incomplete, of another type or has values that are not finite, and
+    ModelError if it does not fit the memory.
     """
     folder = model if isinstance(model, ModelFolder) else find_model(model)
     device = choose_device(device)
     dtype = dtype or default_dtype(device, folder.config.text_config)
     tokenizer = load_tokenizer(folder)
-    language = LanguageModel.empty(folder.config, device, dtype)
-    tower = VisionTower.empty(folder.config, device, dtype) if vision else None
-    _fill(folder, language, tower)
+    needed = model_bytes(folder.config, dtype, vision)
+    with memory_errors(f"the model in {printable(folder.path)}", device, dtype, needed):
+        language = LanguageModel.empty(folder.config, device, dtype)
+        tower = VisionTower.empty(folder.config, device, dtype) if vision else None
+        _fill(folder, language, tower)
     return FrozenVLM(folder, language, tower, tokenizer, device)
+
+
+def model_bytes(config: SmolVLMConfig, dtype: torch.dtype, vision: bool = True) -> int:
+    """Return the bytes of a model's weights in a number type, with or without the vision tower."""
+    shapes = {name: shape for name, shape in tensor_shapes(config) if vision or not name.startswith(VISION_PREFIXES)}
+    return sum(math.prod(shape) for shape in shapes.values()) * dtype.itemsize
 
 
 def _fill(folder: ModelFolder, model: LanguageModel, tower: VisionTower | None) -> None:
@@ -66,7 +79,9 @@ def _fill(folder: ModelFolder, model: LanguageModel, tower: VisionTower | None) 
                             f"the model in {printable(folder.path)} has values in {name} that are not finite as "
                             f"{part.dtype}; use bfloat16 or float32, or get another copy of it"
                         )
-    except (OSError, ValueError, RuntimeError, KeyError, MemoryError, SafetensorError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+        if is_out_of_memory(error):
+            raise
         raise V2LError(
             f"cannot load the model in {printable(folder.path)}: {printable(error)}; get another copy of it"
         ) from error
