@@ -160,7 +160,8 @@ class Display:
             return
         with self._lock, contextlib.suppress(OSError):
             self._clear_status()
-            print(text[: os.get_terminal_size(sys.stderr.fileno()).columns - 1], end="", file=sys.stderr, flush=True)
+            columns = os.get_terminal_size(sys.stderr.fileno()).columns or 80
+            print(text[: columns - 1], end="", file=sys.stderr, flush=True)
             self._has_status = True
 
     def _clear_status(self) -> None:
