@@ -79,10 +79,10 @@ _Rules = tuple[tuple[str, Action], ...]
 
 _SURE: _Rules = (
     (rf"(?:(?:<AT>|in|en) )?{_THE}(?:<LABEL>|minut(?:es?|en|os?)|se[gk]und[eo]|seconde?) <TIME>", _same),
-    (r"(?:CLOCK|STAMP)\d+ <MARK>", _same),
+    (r"(?:<CLOCK>|<STAMP>) <MARK>", _same),
     (rf"<CLOCK>(?: ,)? (?:<OF>|des|der) {_THE}<VIDEO>", _same),
     (r"\b(?:timestamp|timecode) <BE> <TIME>", _same),
-    (r"(?:CLOCK|STAMP)\d+(?: <UNIT>)? (?:in|into)(?:<EDGE>|(?= <WH>)| <THE> <VIDEO>)", _same),
+    (r"(?:<CLOCK>|<STAMP>)(?: <UNIT>)? (?:in|into)(?:<EDGE>|(?= <WH>)| <THE> <VIDEO>)", _same),
     (rf"<OF> {_THE}<VIDEO>(?: ,)? (?:<AT> )?<CLOCK>", _same),
 )
 """Clock times that are certainly positions."""
@@ -91,7 +91,7 @@ _OTHER_CLOCKS: _Rules = (
     # Times of day
     (r"<TIME>(?: <DAYTIME>| am(?:<EDGE>| <AND>| on| in| <WH>))", None),
     (r"<TODAY> (?:<AT> |um |en |a las )?<CLOCK>", None),
-    (r"(?:it|il|es|time|now|heure|hora) <BE> <TIME>|<BE> it CLOCK\d+|(?:son|a) las CLOCK\d+", None),
+    (r"(?:it|il|es|time|now|heure|hora) <BE> <TIME>|<BE> it <CLOCK>|(?:son|a) las <CLOCK>", None),
     (r"<CLOCKFACE> (?:<SET>|<BE> (?:<SET>|at|on|auf)) <CLOCK>", None),
     (r"<CLOCKFACE> <GAP>(?:<SHOWS>|<SET>) (?:t )?(?:(?:il|elle|er|sie|es) )?<TIME>", None),
     (r"<SHOWS> <GAP><CLOCKFACE> (?:(?!<CUE>)[a-z]+ )*<CLOCK>", None),
@@ -189,12 +189,12 @@ _MARKS: _Rules = (
     ),
     (
         (
-            r"(?:<AT> |nach |zu |aux |au |en |a )?SHARE\d+(?: of the way)? "
+            r"(?:<AT> |nach |zu |aux |au |en |a )?<SHARE>(?: of the way)? "
             rf"(?:(?:in|into|through)(?: {_THE}<VIDEO>|{_FREE})|{_OWN_VIDEO})"
         ),
         _share,
     ),
-    (r"<SHOWN> <GAP>(?:<AT> )SHARE\d+<EDGE>", _share),
+    (r"<SHOWN> <GAP>(?:<AT> )<SHARE><EDGE>", _share),
     (
         (
             rf"(?:<AT> |nach |auf |en )?{_THE}<HALFWAY>(?: <MARK>)?(?: (?:through|in|into))?"
@@ -216,13 +216,13 @@ _MARKS: _Rules = (
 _RANGES: _Rules = (
     (r"<BETWEEN> (?:<THE> )*<TIME> <AND> (?:<THE> )*<TIME>", _between),
     (r"(?:<FROM> )?<TIME> <TO> <TIME>", _between),
-    (r"PLACE\d+ PLACE\d+|<FROM> <TIME> PLACE\d+", _between),
+    (r"<PLACE> <PLACE>|<FROM> <TIME> <PLACE>", _between),
     (r"<UNTIL> <TIME>", _until),
     (r"(?:<SINCE>|from|von|de) <TIME> <ONWARD>", _since),
     (r"(?<!\w )from <TIME>|<SINCE> <TIME>", _since),
-    (r"(?:during|wahrend|pendant|durante) (?:<THE> )*PLACE\d+", _minute),
+    (r"(?:during|wahrend|pendant|durante) (?:<THE> )*<PLACE>", _minute),
     (r"<SPAN>", None),
-    (r"SHARE\d+", None),
+    (r"<SHARE>", None),
 )
 """Stretches between two places."""
 

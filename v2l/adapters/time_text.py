@@ -10,11 +10,11 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from functools import cache
+from functools import partial
 
-from v2l.adapters.number_words import FRACTIONS, HALF, ONE, ORDINALS, PARTS, QUARTERS, UNITS, number_words
-from v2l.adapters.time_words import PHRASES, alternation, listed
+from v2l.adapters.number_words import FRACTIONS, ORDINALS, QUARTERS, UNITS, number_words
+from v2l.adapters.time_patterns import Words
+from v2l.adapters.time_words import listed
 
 Stretch = tuple[float, float]
 """Start and end in seconds; equal for a moment."""
@@ -23,12 +23,20 @@ Action = Callable[[list[Stretch], float], Stretch] | None
 """Returns a stretch of the video, from the values in a match and from the duration of the video."""
 
 
-@dataclass
 class TimeText:
     """A question that is being rewritten, and the values of its placeholders."""
 
-    text: str
-    values: list[Stretch] = field(default_factory=list)
+    def __init__(self, text: str):
+        self._words: Words | None = None
+        self.text = text
+        self.values: list[Stretch] = []
+
+    @property
+    def words(self) -> Words:
+        """The words of the text as it is now."""
+        if self._words is None:
+            self._words = Words(self.text)
+        return self._words
 
     def add(self, kind: str, start: float, end: float | None = None) -> str:
         """Return a new placeholder, between spaces."""
@@ -42,69 +50,35 @@ class TimeText:
 
     def has(self, *patterns: str) -> bool:
         """Return whether the question matches any of the patterns."""
-        return any(compiled(pattern).search(self.text) for pattern in patterns)
+        found = (self.words.pattern(pattern) for pattern in patterns)
+        return any(pattern.search(self.text) for pattern in found if pattern)
+
+    def replace(self, pattern: str, replacement: str | Callable[[re.Match], str]) -> bool:
+        """Replace every match, and return whether there is one."""
+        compiled = self.words.pattern(pattern)
+        text, count = compiled.subn(replacement, self.text) if compiled else (self.text, 0)
+        if count:
+            self.text, self._words = text, None
+        return count > 0
 
     def rewrite(self, pattern: str, action: Action, duration: float) -> None:
         """Replace every match by the place that `action` returns; its times by plain words if there is no action."""
 
-        def replace(found: re.Match) -> str:
+        def place(found: re.Match) -> str:
             if action is None:
                 return re.sub(r"[A-Z]{4,5}\d+", "other", found[0])
             start, end = action(self.stretches(found[0]), duration)
             return self.add("PLACE", max(min(start, end), 0.0), max(start, end))
 
-        if not all(f"<{name}>" not in pattern or self.has(f"<{name}>") for name in _DECISIVE):
-            return  # saves compiling the pattern
-        self.text = re.sub(r" +", " ", compiled(pattern).sub(replace, self.text)).strip(" ,")
-
-
-_DECISIVE = ("CLOCK", "SPAN", "TIME", "START", "END", "MIDDLE", "HALFWAY", "PART2", "PART3", "PART4")
-"""Classes that a pattern can only match with: no pattern offers another class in their place."""
-
-
-@cache
-def compiled(pattern: str) -> re.Pattern:
-    """Compile a pattern in which <WORD> stands for a class of phrases or of placeholders (see `_classes`)."""
-    return re.compile(re.sub(r"<([A-Z_]+[234]?)>", lambda found: _classes()[found[1]], pattern))
-
-
-@cache
-def _classes() -> dict[str, str]:
-    one_unit = {seconds: rf"(?:{'|'.join(listed(table))})(?![a-z])" for seconds, table in UNITS.items()}
-    units = {name for table in UNITS.values() for name in listed(table)}
-    return {
-        **{name: alternation(listed(table)) for name, table in PHRASES.items()},
-        "CLOCK": r"CLOCK\d+",
-        "SPAN": r"SPAN\d+",
-        "TIME": r"(?:CLOCK|STAMP|PLACE)\d+",
-        "GAP": r"(?:[a-z0-9]+ ){0,7}?",
-        "EDGE": r"(?= ,|$)",
-        "NUMBER": r"(?<![\d.,:])\d{1,5}(?:[.,]\d+)?(?: and a half| et demie?| y medi[oa])?",
-        "NUMBER_WORD": alternation(number_words()),
-        "ONE": alternation(listed(ONE)),
-        "HALF": alternation(listed(HALF)),
-        "JOIN": rf"(?:,| {alternation(listed(PHRASES['AND']))})? ?",
-        "SECONDS": one_unit[1],
-        "MINUTES": one_unit[60],
-        "HOURS": one_unit[3600],
-        "UNIT": rf"(?:{'|'.join(sorted(units, key=len, reverse=True))})(?![a-z])",
-        "UNITNAME": alternation(name for name in units if len(name) > 3),
-        "ORDINAL": alternation(word for table in ORDINALS.values() for word in listed(table)),
-        "FRACTION": alternation(FRACTIONS),
-        **{
-            f"PART{round(1 / value)}": alternation(name for name in PARTS if PARTS[name] == value)
-            for value in PARTS.values()
-        },
-    }
+        if self.replace(pattern, place):
+            self.text = re.sub(r" +", " ", self.text).strip(" ,")
 
 
 def read_times(question: str) -> TimeText:
     """Return a question in lower case, with placeholders for its times and commas for its punctuation."""
     text = TimeText(_normalise(question))
-    for pattern, replace in _FORMS:
-        text.text = compiled(pattern).sub(
-            replace if isinstance(replace, str) else lambda found, replace=replace: replace(text, found), text.text
-        )
+    for pattern, form in _FORMS:
+        text.replace(pattern, form if isinstance(form, str) else partial(form, text))
     text.text = re.sub(r" -(?! *[A-Z\d])", " , ", text.text)  # a dash that is no range
     words = re.sub(r"[^\w@&=%-]+", lambda found: " , " if found[0].strip() else " ", text.text)
     text.text = re.sub(r"(?: ?, ?)+", " , ", words).strip(" ,")
@@ -150,7 +124,7 @@ def _ordinal(text: TimeText, found: re.Match) -> str:
 
 def _label(text: TimeText, found: re.Match) -> str:
     """Replace one or two pairs of unit and number, such as "minute 12 second 30"."""
-    pairs = compiled(r"(<UNITNAME>) (<NUMBER>)").findall(found[0])
+    pairs = text.words.pattern(r"(<UNITNAME>) (<NUMBER>)").findall(found[0])
     return text.add("PLACE", sum(_unit(unit) * _number(number) for unit, number in pairs))
 
 
@@ -165,7 +139,7 @@ def _seconds(text: TimeText, found: re.Match) -> str:
 
 def _amount(text: TimeText, found: re.Match) -> str:
     """Replace up to three pairs of number and unit, such as "12m30s" and "a minute and a half"."""
-    pairs = compiled(r"(<NUMBER>) ?(<UNIT>)").findall(found["pairs"])
+    pairs = text.words.pattern(r"(<NUMBER>) ?(<UNIT>)").findall(found["pairs"])
     unit = _unit(pairs[-1][1])
     total = sum(_unit(each) * _number(number) for number, each in pairs)
     rest = int(found["rest"]) * unit / 60 if found["rest"] else unit / 2 if found["half"] else 0
@@ -192,7 +166,7 @@ _TH = r"(?:st|nd|rd|th|\.|eme|ere|er|e|o|a)"
 _FORMS: tuple[tuple[str, str | Callable[[TimeText, re.Match], str]], ...] = (
     (r"(?<![\d:.])(?:(\d{1,2}):([0-5]?\d)|(\d{1,3})):([0-5]\d)(\.\d+)?(?!:?\d)", _clock),
     (r"(?<![\w.:])(\d{1,2}) ?h ?([0-5]\d)(?! ?(?:m|min|mn|minutes?)\b|\w)", _hours),
-    *((alternation(listed(table)), f"{minutes} minutes") for minutes, table in QUARTERS.items()),
+    *((f"<QUARTERS{minutes}>", f"{minutes} minutes") for minutes in QUARTERS),
     (r"<FRACTION>", lambda text, found: text.add("SHARE", FRACTIONS[found[0]])),
     (r"<NUMBER_WORD>", lambda _, found: f"{number_words()[found[0]]:g}"),
     (r"(?<!and a )<HALF>(?= <UNITNAME>)", "0.5"),
@@ -210,8 +184,8 @@ _FORMS: tuple[tuple[str, str | Callable[[TimeText, re.Match], str]], ...] = (
     (r"\b(?:t ?= ?|timestamp |timecode |time stamp )(\d+(?:\.\d+)?)(?: ?<UNIT>)?(?![\w%])", _seconds),
     (
         (
-            r"(?P<pairs><NUMBER> ?<HOURS>(?:<JOIN><NUMBER> ?<MINUTES>)?(?:<JOIN><NUMBER> ?<SECONDS>)?"
-            r"|<NUMBER> ?<MINUTES>(?:<JOIN><NUMBER> ?<SECONDS>)?|<NUMBER> ?<SECONDS>)"
+            r"(?P<pairs><NUMBER> ?<HOURS>(?:(?:,| <AND>)? ?<NUMBER> ?<MINUTES>)?(?:(?:,| <AND>)? ?<NUMBER> ?<SECONDS>)?"
+            r"|<NUMBER> ?<MINUTES>(?:(?:,| <AND>)? ?<NUMBER> ?<SECONDS>)?|<NUMBER> ?<SECONDS>)"
             r"(?P<rest>(?<=\w)\d\d\b| \d\d(?=$| ?[,?.!:;)]| in\b| into\b))?"
             r"(?P<half> and a half| et demie?| y medi[oa])?"
         ),

@@ -1,0 +1,149 @@
+"""Patterns over the words of a question, for the rules of `asked_time`.
+
+Within a pattern, <NAME> stands for a class of words or of placeholders, and <one|or two> for any of the listed words.
+The classes have two thousand words, and a question has a few of them. A pattern is therefore compiled with the words
+of the question alone, and not at all if a word or a placeholder is missing without which it cannot match.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from functools import cache, lru_cache
+
+from v2l.adapters.number_words import FRACTIONS, HALF, ONE, ORDINALS, PARTS, QUARTERS, UNITS, number_words
+from v2l.adapters.time_words import PHRASES, listed
+
+PLACEHOLDERS = ("CLOCK", "STAMP", "SPAN", "SHARE", "PLACE")
+_FIXED = {
+    **{name: rf"{name}\d+" for name in PLACEHOLDERS},
+    "TIME": r"(?:CLOCK|STAMP|PLACE)\d+",
+    "NUMBER": r"(?<![\d.,:])\d{1,5}(?:[.,]\d+)?(?: and a half| et demie?| y medi[oa])?",
+    "GAP": r"(?:[a-z0-9]+ ){0,7}?",
+    "EDGE": r"(?= ,|$)",
+}
+"""Classes that are not lists of words."""
+
+_NEEDS = {"TIME": {"CLOCK", "STAMP", "PLACE"}, "GAP": None, "EDGE": None}
+"""Names of which a question needs one to match a class; None if it needs none, and by default the class itself."""
+
+_UNITS = {1: "SECONDS", 60: "MINUTES", 3600: "HOURS"}
+_CLASS = r"(?<!P)<([A-Z_]+\d*|[a-z][a-z|= ]*)>"
+_TOKEN = r"[a-z]+|[@&=-]"
+
+
+@cache
+def _phrases() -> dict[str, tuple[tuple[str, list[str]], ...]]:
+    """Return every phrase and the names of its classes, by the longest token of the phrase."""
+    units = [(name, table) for seconds, table in UNITS.items() for name in (_UNITS[seconds], "UNIT")]
+    tables = [*PHRASES.items(), *units, ("ONE", ONE), ("HALF", HALF)]
+    tables += [("ORDINAL", table) for table in ORDINALS.values()]
+    tables += [(f"QUARTERS{minutes}", table) for minutes, table in QUARTERS.items()]
+    names: dict[str, list[str]] = {}
+    for name, table in tables:
+        for phrase in listed(table):
+            names.setdefault(phrase, []).append(name)
+            if name == "UNIT" and len(phrase) > 3:
+                names[phrase].append("UNITNAME")
+    for name, values in ((f"PART{round(1 / value)}", [part]) for part, value in PARTS.items()):
+        names.setdefault(values[0], []).append(name)
+    for phrase in FRACTIONS:
+        names.setdefault(phrase, []).append("FRACTION")
+    for phrase in number_words():
+        names.setdefault(phrase, []).append("NUMBER_WORD")
+    phrases: dict[str, list[tuple[str, list[str]]]] = {}
+    for phrase, classes in names.items():
+        phrases.setdefault(_rarest(phrase), []).append((phrase, classes))
+    return {token: tuple(found) for token, found in phrases.items()}
+
+
+def _rarest(phrase: str) -> str:
+    return max(re.findall(_TOKEN, phrase), key=len)
+
+
+class Words:
+    """The words of a text and the classes that they belong to.
+
+    names: the tokens of the text, the classes of its phrases, and NUMBER if it has a digit
+    """
+
+    def __init__(self, text: str):
+        index = _phrases()
+        tokens = set(re.findall(_TOKEN, text))
+        self._phrases: dict[str, list[str]] = {}
+        for token in tokens & index.keys():
+            for phrase, classes in index[token]:
+                if phrase in text:
+                    for name in classes:
+                        self._phrases.setdefault(name, []).append(phrase)
+        self.names = tokens | self._phrases.keys() | {name for name in PLACEHOLDERS if name in text}
+        if re.search(r"\d", text):
+            self.names.add("NUMBER")
+        self._classes: dict[str, str] = {}
+
+    def pattern(self, template: str) -> re.Pattern | None:
+        """Return the pattern of these words; None if it cannot match a text of them."""
+        parts, needs = _read(template)
+        if any(need.isdisjoint(self.names) for need in needs):
+            return None
+        classes = (self._class(part) if number % 2 else part for number, part in enumerate(parts))
+        return _compiled("".join(classes))
+
+    def _class(self, name: str) -> str:
+        if name in _FIXED:
+            return _FIXED[name]
+        if name not in self._classes:
+            phrases = self._phrases.get(name, []) if name.isupper() else name.split("|")
+            self._classes[name] = _alternation(phrases, is_unit=name in (*_UNITS.values(), "UNIT"))
+        return self._classes[name]
+
+
+def _alternation(phrases: Iterable[str], is_unit: bool) -> str:
+    """Return a pattern that matches any of the phrases as whole words, the longest first; a unit may follow a digit."""
+    either = "|".join(map(re.escape, sorted(phrases, key=len, reverse=True))) or "(?!)"
+    return rf"(?:{either})(?![a-z])" if is_unit else rf"(?<!\w)(?:{either})(?!\w)"
+
+
+@lru_cache(maxsize=4096)
+def _compiled(pattern: str) -> re.Pattern:
+    return re.compile(pattern)
+
+
+@cache
+def _read(template: str) -> tuple[list[str], list[frozenset[str]]]:
+    """Return a template cut at its classes, and sets of names of which a text needs one each to match."""
+    syntax = rf"{_CLASS}|\(\?(?:[:!=]|<[!=]|P<\w+>)|\\.|\[[^]]*\]|."
+    return re.split(_CLASS, template), _needs(re.finditer(syntax, template))
+
+
+def _needs(tokens: Iterator[re.Match]) -> list[frozenset[str]]:
+    """Return the needs of a pattern, up to the end of its group."""
+    branches: list[list[list[frozenset[str]]]] = [[]]
+    for token in tokens:
+        item: list[frozenset[str]] = []
+        if token[0] == ")":
+            break
+        if token[0] == "|":
+            branches.append([])
+            continue
+        if token[0] in ("?", "*"):
+            branches[-1].pop()
+        elif token[0][0] == "(":
+            inner = _needs(tokens)
+            item = [] if "!" in token[0] or "=" in token[0] else inner
+        elif token[0] == r"\d":
+            item = [frozenset({"NUMBER"})]
+        elif token[1]:
+            item = _need(token[1])
+        branches[-1].append(item)
+    needs = [[need for item in branch for need in item] for branch in branches]
+    if len(needs) == 1:
+        return needs[0]
+    return [frozenset().union(*(min(branch, key=len) for branch in needs))] if all(needs) else []
+
+
+def _need(name: str) -> list[frozenset[str]]:
+    if not name.isupper():
+        return [frozenset(map(_rarest, name.split("|")))]
+    names = _NEEDS.get(name, {name})
+    return [frozenset(names)] if names else []
