@@ -8,7 +8,7 @@ of the question alone, and not at all if a word or a placeholder is missing with
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from functools import cache, lru_cache
 
 from v2l.adapters.number_words import FRACTIONS, HALF, ONE, ORDINALS, PARTS, QUARTERS, UNITS, number_words
@@ -26,6 +26,13 @@ _FIXED = {
 
 _NEEDS = {"TIME": {"CLOCK", "STAMP", "PLACE"}, "GAP": None, "EDGE": None}
 """Names of which a question needs one to match a class; None if it needs none, and by default the class itself."""
+
+TRIGGERS = frozenset(
+    """NUMBER NUMBER_WORD FRACTION QUARTERS15 QUARTERS45 UNITNAME ORDINAL FIRST LAST OPENING CLOSING AFTER AFTERWARDS
+    BEFORE BEFOREHAND START END MIDDLE HALFWAY start starts begin begins started began beginnt begann commence empieza
+    beginning end ends stop stops ended ending endet aufhort finit termine termina open opens vor""".split()
+)
+"""Words and classes without which a question asks about no time."""
 
 _UNITS = {1: "SECONDS", 60: "MINUTES", 3600: "HOURS"}
 _CLASS = r"(?<!P)<([A-Z_]+\d*|[a-z][a-z|= ]*)>"
@@ -58,7 +65,20 @@ def _phrases() -> dict[str, tuple[tuple[str, list[str]], ...]]:
 
 
 def _rarest(phrase: str) -> str:
-    return max(re.findall(_TOKEN, phrase), key=len)
+    return max(phrase.replace("=", " ").split(), key=len)
+
+
+class _Classes(dict[str, str]):
+    """Patterns of the classes of a text, made when they are asked for."""
+
+    def __init__(self, phrases: dict[str, list[str]]):
+        super().__init__(_FIXED)
+        self._phrases = phrases
+
+    def __missing__(self, name: str) -> str:
+        phrases = self._phrases.get(name, ()) if name.isupper() else name.split("|")
+        self[name] = _alternation(tuple(phrases), name in ("SECONDS", "MINUTES", "HOURS", "UNIT"))
+        return self[name]
 
 
 class Words:
@@ -70,35 +90,30 @@ class Words:
     def __init__(self, text: str):
         index = _phrases()
         tokens = set(re.findall(_TOKEN, text))
-        self._phrases: dict[str, list[str]] = {}
+        phrases: dict[str, list[str]] = {}
         for token in tokens & index.keys():
             for phrase, classes in index[token]:
                 if phrase in text:
                     for name in classes:
-                        self._phrases.setdefault(name, []).append(phrase)
-        self.names = tokens | self._phrases.keys() | {name for name in PLACEHOLDERS if name in text}
+                        phrases.setdefault(name, []).append(phrase)
+        self.names = tokens.union(phrases, [name for name in PLACEHOLDERS if name in text])
         if re.search(r"\d", text):
             self.names.add("NUMBER")
-        self._classes: dict[str, str] = {}
+        self._classes = _Classes(phrases)
 
     def pattern(self, template: str) -> re.Pattern | None:
         """Return the pattern of these words; None if it cannot match a text of them."""
-        parts, needs = _read(template)
-        if any(need.isdisjoint(self.names) for need in needs):
+        form, needed, choices = _read(template)
+        if not needed <= self.names:
             return None
-        classes = (self._class(part) if number % 2 else part for number, part in enumerate(parts))
-        return _compiled("".join(classes))
-
-    def _class(self, name: str) -> str:
-        if name in _FIXED:
-            return _FIXED[name]
-        if name not in self._classes:
-            phrases = self._phrases.get(name, []) if name.isupper() else name.split("|")
-            self._classes[name] = _alternation(phrases, is_unit=name in (*_UNITS.values(), "UNIT"))
-        return self._classes[name]
+        for choice in choices:
+            if choice.isdisjoint(self.names):
+                return None
+        return _compiled(form % self._classes)
 
 
-def _alternation(phrases: Iterable[str], is_unit: bool) -> str:
+@lru_cache(maxsize=4096)
+def _alternation(phrases: tuple[str, ...], is_unit: bool) -> str:
     """Return a pattern that matches any of the phrases as whole words, the longest first; a unit may follow a digit."""
     either = "|".join(map(re.escape, sorted(phrases, key=len, reverse=True))) or "(?!)"
     return rf"(?:{either})(?![a-z])" if is_unit else rf"(?<!\w)(?:{either})(?!\w)"
@@ -110,10 +125,13 @@ def _compiled(pattern: str) -> re.Pattern:
 
 
 @cache
-def _read(template: str) -> tuple[list[str], list[frozenset[str]]]:
-    """Return a template cut at its classes, and sets of names of which a text needs one each to match."""
+def _read(template: str) -> tuple[str, frozenset[str], list[frozenset[str]]]:
+    """Return a template for the % operator, the names that a text needs to match, and sets of which it needs one."""
     syntax = rf"{_CLASS}|\(\?(?:[:!=]|<[!=]|P<\w+>)|\\.|\[[^]]*\]|."
-    return re.split(_CLASS, template), _needs(re.finditer(syntax, template))
+    needs = _needs(re.finditer(syntax, template))
+    needed = frozenset(name for need in needs if len(need) == 1 for name in need)
+    form = re.sub(_CLASS, r"%(\1)s", template.replace("%", "%%"))
+    return form, needed, [need for need in needs if len(need) > 1]
 
 
 def _needs(tokens: Iterator[re.Match]) -> list[frozenset[str]]:

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 
 from v2l.adapters.number_words import FRACTIONS, ORDINALS, QUARTERS, UNITS, number_words
-from v2l.adapters.time_patterns import Words
+from v2l.adapters.time_patterns import TRIGGERS, Words
 from v2l.adapters.time_words import listed
 
 Stretch = tuple[float, float]
@@ -26,17 +26,10 @@ Action = Callable[[list[Stretch], float], Stretch] | None
 class TimeText:
     """A question that is being rewritten, and the values of its placeholders."""
 
-    def __init__(self, text: str):
-        self._words: Words | None = None
+    def __init__(self, text: str, values: Iterable[Stretch] = ()):
         self.text = text
-        self.values: list[Stretch] = []
-
-    @property
-    def words(self) -> Words:
-        """The words of the text as it is now."""
-        if self._words is None:
-            self._words = Words(self.text)
-        return self._words
+        self.words = Words(text)
+        self.values = list(values)
 
     def add(self, kind: str, start: float, end: float | None = None) -> str:
         """Return a new placeholder, between spaces."""
@@ -50,58 +43,74 @@ class TimeText:
 
     def has(self, *patterns: str) -> bool:
         """Return whether the question matches any of the patterns."""
-        found = (self.words.pattern(pattern) for pattern in patterns)
-        return any(pattern.search(self.text) for pattern in found if pattern)
+        for pattern in patterns:
+            compiled = self.words.pattern(pattern)
+            if compiled and compiled.search(self.text):
+                return True
+        return False
 
     def replace(self, pattern: str, replacement: str | Callable[[re.Match], str]) -> bool:
-        """Replace every match, and return whether there is one."""
+        """Replace every match, as `re.sub` does, and return whether there is one."""
         compiled = self.words.pattern(pattern)
-        text, count = compiled.subn(replacement, self.text) if compiled else (self.text, 0)
-        if count:
-            self.text, self._words = text, None
-        return count > 0
+        if not compiled or not compiled.search(self.text):
+            return False
+        self.text = compiled.sub(replacement, self.text)
+        self.words = Words(self.text)
+        return True
 
-    def rewrite(self, pattern: str, action: Action, duration: float) -> None:
-        """Replace every match by the place that `action` returns; its times by plain words if there is no action."""
+    def rewrite(self, rules: tuple[tuple[str, Action], ...], duration: float) -> None:
+        """Replace every match of every rule: by the place that its action returns, or its times by plain words if it
+        has none."""
 
-        def place(found: re.Match) -> str:
+        def place(action: Action, found: re.Match) -> str:
             if action is None:
                 return re.sub(r"[A-Z]{4,5}\d+", "other", found[0])
             start, end = action(self.stretches(found[0]), duration)
             return self.add("PLACE", max(min(start, end), 0.0), max(start, end))
 
-        if self.replace(pattern, place):
-            self.text = re.sub(r" +", " ", self.text).strip(" ,")
+        for pattern, action in rules:
+            if self.replace(pattern, partial(place, action)):
+                self.text = re.sub(r" +", " ", self.text).strip(" ,")
 
 
-def read_times(question: str) -> TimeText:
-    """Return a question in lower case, with placeholders for its times and commas for its punctuation."""
+def read_times(question: str) -> TimeText | None:
+    """Return a question in lower case, with placeholders for its times and commas for its punctuation; None if it has
+    no word that a rule needs."""
     text = TimeText(_normalise(question))
+    if text.words.names.isdisjoint(TRIGGERS):
+        return None
     for pattern, form in _FORMS:
         text.replace(pattern, form if isinstance(form, str) else partial(form, text))
-    text.text = re.sub(r" -(?! *[A-Z\d])", " , ", text.text)  # a dash that is no range
+    if "-" in text.text:
+        text.text = re.sub(r" -(?! *[A-Z\d])", " , ", text.text)  # a dash that is no range
     words = re.sub(r"[^\w@&=%-]+", lambda found: " , " if found[0].strip() else " ", text.text)
-    text.text = re.sub(r"(?: ?, ?)+", " , ", words).strip(" ,")
-    return text
+    return TimeText(re.sub(r"(?: ?, ?)+", " , ", words).strip(" ,"), text.values)
 
 
 def _normalise(question: str) -> str:
     """Case-fold a question, drop accents, quotations and hyphens, and replace the French "à" by "at"."""
-    text = unicodedata.normalize("NFKC", question).casefold()
-    text = re.sub(r"\bà(?=\W)", "at", text).translate(_CHARACTERS)
-    text = "".join(char for char in unicodedata.normalize("NFD", text) if not unicodedata.combining(char))
-    text = re.sub(r"(\d)'\s?(\d\d)\b(?:''|\")?", r"\1 min \2 s ", text)  # 12'30"
-    text = re.sub(r'"[^"]*"|«.*?»|(?<!\w)\'\d[\d:.]*\'', " quoted ", text)
-    text = re.sub(r"\b([ap])\.\s?m\b\.?", r"\1m", text)
-    text = re.sub(r"(?<=[a-z])-(?=\w)|(?<=\d)-(?=[a-z])", " ", text).replace("-", " - ")
-    return re.sub(r"\s+", " ", text.replace("'", " "))
+    text = question.casefold()
+    if not text.isascii():
+        text = unicodedata.normalize("NFKC", question).casefold()
+        text = re.sub(r"\bà(?=\W)", "at", text).translate(_CHARACTERS)
+        text = "".join(char for char in unicodedata.normalize("NFD", text) if not unicodedata.combining(char))
+    text = text.replace("~", " around ")
+    if "'" in text:
+        text = re.sub(r"(\d)'\s?(\d\d)\b(?:''|\")?", r"\1 min \2 s ", text)  # 12'30"
+    if "'" in text or '"' in text or "«" in text:
+        text = re.sub(r'"[^"]*"|«.*?»|(?<!\w)\'\d[\d:.]*\'', " quoted ", text).replace("'", " ")
+    if "." in text:
+        text = re.sub(r"\b([ap])\.\s?m\b\.?", r"\1m", text)
+    if "-" in text:
+        text = re.sub(r"(?<=[a-z])-(?=\w)|(?<=\d)-(?=[a-z])", " ", text).replace("-", " - ")
+    return re.sub(r"\s+", " ", text)
 
 
 _CHARACTERS = str.maketrans(
     dict.fromkeys("\u2019\u2032", "'")  # apostrophe and prime
     | dict.fromkeys("\u201c\u201d\u201e", '"')
     | dict.fromkeys("\u2010\u2011\u2012\u2013\u2014\u2212", "-")
-    | dict.fromkeys("~\u2248", " around ")
+    | {"\u2248": " around "}
 )
 
 
@@ -171,10 +180,10 @@ _FORMS: tuple[tuple[str, str | Callable[[TimeText, re.Match], str]], ...] = (
     (r"<NUMBER_WORD>", lambda _, found: f"{number_words()[found[0]]:g}"),
     (r"(?<!and a )<HALF>(?= <UNITNAME>)", "0.5"),
     (r"<ONE>(?= <UNITNAME>| (?:<AND>|<TO>|or) \d)", "1"),
-    (r"\b(?:at|vers|a las|sobre las) \d\d? ?(?:heures|horas)\b", "at other"),  # a time of day
+    (r"<at|vers|a las|sobre las> \d\d? ?(?:heures|horas)\b", "at other"),  # a time of day
     # Put the order first and repeat a unit that two numbers share
     (r"(<NUMBER>) (<LAST>|<FIRST>) (<UNITNAME>)", r"\2 \1 \3"),
-    (r"(<NUMBER>) (<TO>|<AND>|or) (?=<NUMBER> ?(<UNIT>))", r"\1 \3 \2 "),
+    (r"(<NUMBER>) (<TO>|<AND>|<or>) (?=<NUMBER> ?(<UNIT>))", r"\1 \3 \2 "),
     (r"(<UNITNAME>) (<NUMBER>) (<TO>|<AND>) (?=<NUMBER>(?! ?<UNIT>))", r"\1 \2 \3 \1 "),
     (rf"(\d{{1,3}}{_TH}) (<AND>|<TO>) (?=(?:<THE> )?\d{{1,3}}{_TH} (<UNITNAME>))", r"\1 \3 \2 "),
     (rf"(?<!every )(?:\b(\d{{1,3}}){_TH}|(<ORDINAL>)) (<UNITNAME>)", _ordinal),
