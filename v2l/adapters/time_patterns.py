@@ -8,7 +8,8 @@ of the question alone, and not at all if a word or a placeholder is missing with
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from functools import cache, lru_cache
 
 from v2l.adapters.number_words import FRACTIONS, HALF, ONE, ORDINALS, PARTS, QUARTERS, UNITS, number_words
@@ -27,6 +28,9 @@ _FIXED = {
 _NEEDS = {"TIME": {"CLOCK", "STAMP", "PLACE"}, "GAP": None, "EDGE": None}
 """Names of which a question needs one to match a class; None if it needs none, and by default the class itself."""
 
+_COMMON = {*PLACEHOLDERS, "NUMBER", "THE", "OF", "AT", "BE"}
+"""Classes that tell little about a question."""
+
 TRIGGERS = frozenset(
     """NUMBER NUMBER_WORD FRACTION QUARTERS15 QUARTERS45 UNITNAME ORDINAL FIRST LAST OPENING CLOSING AFTER AFTERWARDS
     BEFORE BEFOREHAND START END MIDDLE HALFWAY start starts begin begins started began beginnt begann commence empieza
@@ -40,32 +44,30 @@ _TOKEN = r"[a-z]+|[@&=-]"
 
 
 @cache
-def _phrases() -> dict[str, tuple[tuple[str, list[str]], ...]]:
+def _phrases() -> dict[str, list[tuple[str, list[str]]]]:
     """Return every phrase and the names of its classes, by the longest token of the phrase."""
-    units = [(name, table) for seconds, table in UNITS.items() for name in (_UNITS[seconds], "UNIT")]
-    tables = [*PHRASES.items(), *units, ("ONE", ONE), ("HALF", HALF)]
-    tables += [("ORDINAL", table) for table in ORDINALS.values()]
-    tables += [(f"QUARTERS{minutes}", table) for minutes, table in QUARTERS.items()]
-    names: dict[str, list[str]] = {}
-    for name, table in tables:
-        for phrase in listed(table):
-            names.setdefault(phrase, []).append(name)
-            if name == "UNIT" and len(phrase) > 3:
-                names[phrase].append("UNITNAME")
-    for name, values in ((f"PART{round(1 / value)}", [part]) for part, value in PARTS.items()):
-        names.setdefault(values[0], []).append(name)
-    for phrase in FRACTIONS:
-        names.setdefault(phrase, []).append("FRACTION")
-    for phrase in number_words():
-        names.setdefault(phrase, []).append("NUMBER_WORD")
-    phrases: dict[str, list[tuple[str, list[str]]]] = {}
+    tables: list[tuple[str, Iterable[str]]] = [(name, listed(table)) for name, table in PHRASES.items()]
+    tables += [("ONE", listed(ONE)), ("HALF", listed(HALF))]
+    tables += [("NUMBER_WORD", number_words()), ("FRACTION", FRACTIONS)]
+    tables += [("ORDINAL", listed(table)) for table in ORDINALS.values()]
+    tables += [(f"QUARTERS{minutes}", listed(table)) for minutes, table in QUARTERS.items()]
+    tables += [(f"PART{round(1 / value)}", [part]) for part, value in PARTS.items()]
+    for seconds, table in UNITS.items():
+        tables += [(_UNITS[seconds], listed(table)), ("UNIT", listed(table))]
+        tables += [("UNITNAME", [name for name in listed(table) if len(name) > 3])]
+    names: defaultdict[str, list[str]] = defaultdict(list)
+    for name, phrases in tables:
+        for phrase in phrases:
+            names[phrase].append(name)
+    by_token: defaultdict[str, list[tuple[str, list[str]]]] = defaultdict(list)
     for phrase, classes in names.items():
-        phrases.setdefault(_rarest(phrase), []).append((phrase, classes))
-    return {token: tuple(found) for token, found in phrases.items()}
+        by_token[_rarest(phrase)].append((phrase, classes))
+    return dict(by_token)
 
 
 def _rarest(phrase: str) -> str:
-    return max(phrase.replace("=", " ").split(), key=len)
+    """Return the longest word of a phrase, which few other phrases share."""
+    return max(phrase.replace("=", " ").split(), key=len) if " " in phrase or "=" in phrase else phrase
 
 
 class _Classes(dict[str, str]):
@@ -127,7 +129,7 @@ def _compiled(pattern: str) -> re.Pattern:
 @cache
 def _read(template: str) -> tuple[str, frozenset[str], list[frozenset[str]]]:
     """Return a template for the % operator, the names that a text needs to match, and sets of which it needs one."""
-    syntax = rf"{_CLASS}|\(\?(?:[:!=]|<[!=]|P<\w+>)|\\.|\[[^]]*\]|."
+    syntax = rf"{_CLASS}|\(\?(?:[:!=]|<[!=]|P<\w+>)|\\.|\[[^]]*\]|[^<()|\\[?*]+(?![?*])|."
     needs = _needs(re.finditer(syntax, template))
     needed = frozenset(name for need in needs if len(need) == 1 for name in need)
     form = re.sub(_CLASS, r"%(\1)s", template.replace("%", "%%"))
@@ -148,7 +150,7 @@ def _needs(tokens: Iterator[re.Match]) -> list[frozenset[str]]:
             branches[-1].pop()
         elif token[0][0] == "(":
             inner = _needs(tokens)
-            item = [] if "!" in token[0] or "=" in token[0] else inner
+            item = [] if "!" in token[0] or "<=" in token[0] else inner
         elif token[0] == r"\d":
             item = [frozenset({"NUMBER"})]
         elif token[1]:
@@ -157,7 +159,9 @@ def _needs(tokens: Iterator[re.Match]) -> list[frozenset[str]]:
     needs = [[need for item in branch for need in item] for branch in branches]
     if len(needs) == 1:
         return needs[0]
-    return [frozenset().union(*(min(branch, key=len) for branch in needs))] if all(needs) else []
+    if not all(needs):
+        return []
+    return [frozenset().union(*(min(branch, key=lambda need: (bool(need & _COMMON), len(need))) for branch in needs))]
 
 
 def _need(name: str) -> list[frozenset[str]]:

@@ -180,7 +180,7 @@ _FORMS: tuple[tuple[str, str | Callable[[TimeText, re.Match], str]], ...] = (
     (r"<NUMBER_WORD>", lambda _, found: f"{number_words()[found[0]]:g}"),
     (r"(?<!and a )<HALF>(?= <UNITNAME>)", "0.5"),
     (r"<ONE>(?= <UNITNAME>| (?:<AND>|<TO>|or) \d)", "1"),
-    (r"<at|vers|a las|sobre las> \d\d? ?(?:heures|horas)\b", "at other"),  # a time of day
+    (r"<at|vers|a las|sobre las> (?=\d\d? ?<HOURS>)\d\d? ?(?:heures|horas)\b", "at other"),  # a time of day
     # Put the order first and repeat a unit that two numbers share
     (r"(<NUMBER>) (<LAST>|<FIRST>) (<UNITNAME>)", r"\2 \1 \3"),
     (r"(<NUMBER>) (<TO>|<AND>|<or>) (?=<NUMBER> ?(<UNIT>))", r"\1 \3 \2 "),
@@ -190,7 +190,7 @@ _FORMS: tuple[tuple[str, str | Callable[[TimeText, re.Match], str]], ...] = (
     (r"(?<!\d )<MINUTES> \d+(?: <AND>| con)? <NUMBER> ?<SECONDS>", _label_and_amount),
     (r"(?<![a-z])<MINUTES> \d+,?(?: <AND>)? <SECONDS> \d+\b(?! ?<UNIT>)", _label),
     (r"(?<!\d )(?<!the )(?<!\ba )(?<!every )(?<!per )<UNITNAME> <NUMBER>(?! ?<UNIT>)(?![\w%])", _label),
-    (r"\b(?:t ?= ?|timestamp |timecode |time stamp )(\d+(?:\.\d+)?)(?: ?<UNIT>)?(?![\w%])", _seconds),
+    (r"(?:<t> ?= ?|<timestamp|timecode|time stamp> )(\d+(?:\.\d+)?)(?: ?<UNIT>)?(?![\w%])", _seconds),
     (
         (
             r"(?P<pairs><NUMBER> ?<HOURS>(?:(?:,| <AND>)? ?<NUMBER> ?<MINUTES>)?(?:(?:,| <AND>)? ?<NUMBER> ?<SECONDS>)?"

@@ -277,6 +277,5 @@ PHRASES = {
 
 @cache
 def listed(table: str) -> tuple[str, ...]:
-    """Return the phrases of a table's text, the longest first, so that an alternation prefers them."""
-    phrases = {phrase.strip() for line in table.splitlines() for phrase in line.split(",")} - {""}
-    return tuple(sorted(phrases, key=lambda phrase: (-len(phrase), phrase)))
+    """Return the phrases of a table's text."""
+    return tuple(phrase for part in table.replace("\n", ",").split(",") if (phrase := part.strip()))
