@@ -10,8 +10,9 @@ import v2l
 from v2l.adapters.segments import keep_segments, segments_for, select_segments, time_in_question
 from v2l.evaluation.ablation import ablated
 from v2l.evaluation.conditions import ADAPTER, IN_CONTEXT, Ablation, RankAblation, Selection, ablations
-from v2l.evaluation.evaluate import Evaluation, Setting
+from v2l.evaluation.evaluate import Evaluation
 from v2l.evaluation.report import summarise
+from v2l.evaluation.setting import Setting
 from v2l.inference.ask import answer_each
 from v2l.inference.preprocess import fill_reading
 from v2l.io.manifest import Example

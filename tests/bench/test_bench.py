@@ -12,7 +12,7 @@ from v2l.bench import methods, runner
 from v2l.bench.methods import METHODS, Method, Subject, distinct_methods, prompt_size
 from v2l.bench.random_model import Architecture, random_model
 from v2l.bench.report import BenchSetting, amortization, compare, first_token, question_counts, sweep, token_load
-from v2l.bench.resources import kv_bytes, prefill_bytes, prefill_work, vision_work
+from v2l.bench.resources import prefill_bytes, prefill_work, vision_work
 from v2l.bench.results import Cell, Encoding
 from v2l.bench.runner import Bench, Plan, drawn_video
 from v2l.inference.preprocess import fill_reading
@@ -79,7 +79,7 @@ def test_what_is_kept_is_counted_in_bytes(subject):
     assert size["in context, frames decoded"] == 8 * 3 * vlm.geometry.image_size**2
     assert size["in context, features kept"] == visual * 48 * 4
     # All of the prompt except the tokens of the question.
-    assert kv_bytes(vlm, prompt - 40) < size["in context, KV in memory"] < kv_bytes(vlm, prompt)
+    assert vlm.kv_bytes(prompt - 40) < size["in context, KV in memory"] < vlm.kv_bytes(prompt)
     assert size["in context, KV in memory"] < size["in context, KV on disk"] < size["in context, KV in memory"] + 4096
     assert size["adapter, attached"] == 3 * 8 * (96 + 48) * 4
     assert size["adapter, from disk"] == (subject.folder / "clip.v2l.safetensors").stat().st_size
@@ -217,8 +217,8 @@ def test_estimates_follow_the_dimensions(vlm):
     assert weights < prefill_work(vlm, 1) < weights * 1.02
     assert prefill_work(vlm, 2000) > 2 * prefill_work(vlm, 1000)
     assert vision_work(vlm, 6) == 6 * vision_work(vlm, 1)
-    assert kv_bytes(vlm, 10) == 10 * 2 * 3 * 2 * 12 * 4
-    assert prefill_bytes(vlm, 10) > kv_bytes(vlm, 10)
+    assert vlm.kv_bytes(10) == 10 * 2 * 3 * 2 * 12 * 4
+    assert prefill_bytes(vlm, 10) > vlm.kv_bytes(10)
 
 
 def test_an_architecture_with_random_weights_is_a_model_like_any_other(tmp_path, videos):

@@ -43,11 +43,11 @@ from v2l.video.limits import LEAST_RESOLUTION
 
 if TYPE_CHECKING:
     from v2l.evaluation.datasets.registry import Chosen
-    from v2l.evaluation.evaluate import Setting
     from v2l.evaluation.grading import Grading
     from v2l.evaluation.judge import Judge
     from v2l.evaluation.paper import Published
     from v2l.evaluation.report import Run
+    from v2l.evaluation.setting import Setting
     from v2l.inference.model_loader import ModelLoader
     from v2l.models.hypernetwork import Hypernetwork
     from v2l.models.smolvlm import FrozenVLM
@@ -226,8 +226,8 @@ def evaluate(
             "in_context_frames": named.get("in_context_frames", ()),
         }
         from v2l.evaluation.conditions import CONDITIONS
-        from v2l.evaluation.evaluate import Setting
         from v2l.evaluation.report import settings as sweep
+        from v2l.evaluation.setting import Setting
         from v2l.video.sampling import Reading
 
         metric = metric or (Metric.judge if judge else Metric.f1 if benchmark or paper else Metric.exact)

@@ -25,9 +25,10 @@ from v2l.evaluation.conditions import (
     RankAblation,
     Selection,
 )
-from v2l.evaluation.evaluate import Result, Setting
+from v2l.evaluation.evaluate import Result
 from v2l.evaluation.metrics import Comparison, compare
 from v2l.evaluation.paper import ALL, Published
+from v2l.evaluation.setting import Setting
 
 Table = tuple[list[str], list[list[str]]]
 TITLES = {
