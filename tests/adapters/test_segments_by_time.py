@@ -14,7 +14,7 @@ from v2l.evaluation.evaluate import Evaluation
 from v2l.evaluation.report import summarise
 from v2l.evaluation.setting import Setting
 from v2l.inference.ask import answer_each
-from v2l.inference.preprocess import fill_reading
+from v2l.inference.readings import fill_reading
 from v2l.io.manifest import Example
 
 LATE = "what is there at 00:05?"

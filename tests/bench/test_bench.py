@@ -15,7 +15,7 @@ from v2l.bench.report import BenchSetting, amortization, compare, first_token, q
 from v2l.bench.resources import prefill_bytes, prefill_work, vision_work
 from v2l.bench.results import Cell, Encoding
 from v2l.bench.runner import Bench, Plan, drawn_video
-from v2l.inference.preprocess import fill_reading
+from v2l.inference.readings import fill_reading
 from v2l.io.journal import Journal
 from v2l.models.processor import QUESTIONS
 from v2l.video.probe import probe

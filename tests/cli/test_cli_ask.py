@@ -11,7 +11,7 @@ import small
 from terminal import LIBGL_MISSING, SUFFIX, Running, Terminal, fill, nobody_reads, plain, run, run_each, tree
 
 import v2l
-from v2l.adapters.description import BaseModel
+from v2l.adapters.description import AdapterFile, BaseModel
 from v2l.cli import sources
 from v2l.cli.sources import AnswerSource, batches
 from v2l.inference.model_loader import ModelLoader
@@ -295,9 +295,11 @@ def test_a_video_that_fails_does_not_keep_back_the_one_answer(adapters, model_fo
     assert "bad.mp4" in done.err
 
 
-def test_batches_hold_adapters_of_one_model_and_no_more_than_fit(adapters, monkeypatch):
+def test_batches_hold_adapters_of_one_model_and_no_more_than_fit(adapters, monkeypatch, tmp_path):
+    adapters[0].save(tmp_path / f"a{SUFFIX}")
+    file = AdapterFile.read(tmp_path / f"a{SUFFIX}")
     one, other = ModelLoader("one", "option"), ModelLoader("other", "option")
-    encoded = [AnswerSource(Path(f"{n}"), one if n < 5 else other, adapters[0]) for n in range(7)]
+    encoded = [AnswerSource(Path(f"{n}"), one if n < 5 else other, file) for n in range(7)]
     subjects = [*encoded, AnswerSource(Path("a.mp4"), other), encoded[0]]
 
     def sizes():
@@ -306,6 +308,6 @@ def test_batches_hold_adapters_of_one_model_and_no_more_than_fit(adapters, monke
     assert sizes() == [10, 4, 1, 1, 2]
     monkeypatch.setattr(sources, "ANSWERS_AT_ONCE", 4)
     assert sizes() == [4, 4, 2, 4, 1, 1, 2]
-    monkeypatch.setattr(sources, "FACTOR_BYTES_AT_ONCE", 3 * (adapters[0].a.nbytes + adapters[0].b.nbytes))
+    monkeypatch.setattr(sources, "ADAPTER_BYTES_AT_ONCE", 3 * file.size)
     assert sizes() == [3, 3, 3, 1, 3, 1, 1, 1, 2]
     assert [pair for batch in batches(subjects, ["what?"]) for pair in batch] == [(each, "what?") for each in subjects]

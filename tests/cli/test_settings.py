@@ -8,7 +8,7 @@ from v2l.cli.eval import EvalCommand
 from v2l.cli.settings import read_settings
 from v2l.cli.train import TrainCommand
 from v2l.errors import UsageError
-from v2l.models.hypernetwork import HypernetworkConfig
+from v2l.models.hypernetwork_file import HypernetworkConfig
 from v2l.training.settings import SIZES, SamplingConfig, Training
 
 NAMED = {"frames", "fps", "resolutions", "steps", "batch", "learning_rate", "seed"}

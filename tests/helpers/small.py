@@ -14,7 +14,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import SmolVLMConfig, SmolVLMForConditionalGeneration
 
 from v2l.models.checkpoint import save_hypernetwork, with_provenance
-from v2l.models.hypernetwork import TARGET, Hypernetwork, HypernetworkConfig, TrainedWith
+from v2l.models.hypernetwork import Hypernetwork
+from v2l.models.hypernetwork_file import TARGET, HypernetworkConfig, TrainedWith
 from v2l.models.presets import find_model
 from v2l.video.sampling import Video
 
@@ -144,7 +145,7 @@ def small_hypernetwork(base: Path, seed: int = 0, trained_with: TrainedWith | No
         hypernetwork.eval(),
         id=f"test-{seed}",
         base_model=folder.id,
-        base_fingerprint=folder.fingerprint(),
+        base_fingerprint=folder.fingerprint,
         trained_with=trained_with or TrainedWith(frames=8, window_frames=4),
     )
 

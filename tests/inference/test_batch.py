@@ -12,8 +12,7 @@ import small
 import v2l
 from v2l.inference.batch import EncodeOptions, encode_targets
 from v2l.inference.model_loader import ModelLoader
-from v2l.inference.preprocess import fill_reading
-from v2l.inference.segmentation import cut
+from v2l.inference.readings import cut, fill_reading
 from v2l.inference.staleness import Wanted, check_staleness
 from v2l.inference.targets import Target
 from v2l.video.client import probe

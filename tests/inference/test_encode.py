@@ -13,7 +13,7 @@ from places import CLIPS, DATA
 
 import v2l
 from v2l.inference.preprocess import cut_windows, encode_video_images
-from v2l.models.hypernetwork import TrainedWith
+from v2l.models.hypernetwork_file import TrainedWith
 from v2l.video.sampling import Reading
 
 

@@ -12,8 +12,8 @@ import v2l
 from v2l.adapters.timeline import Timeline
 from v2l.adapters.timeline_description import Segmentation
 from v2l.inference import timeline as encoding
-from v2l.inference.preprocess import fill_reading
-from v2l.inference.segmentation import plan_timeline
+from v2l.inference.each import SegmentAnswer, ask_segments, to_srt, to_vtt
+from v2l.inference.readings import fill_reading, plan_timeline
 from v2l.video.sampling import Reading, choose_frames
 
 NO_WISH = Segmentation()
@@ -220,3 +220,27 @@ def test_the_index_can_be_left_out(video, vlm, hypernetwork, tmp_path):
     bare = v2l.encode_timeline(video, vlm, hypernetwork, tmp_path / "a.v2l.safetensors", segments=2, index=False)
     assert bare.description.questions == () and bare.description.segments[0].answers == ()
     json.dumps(dataclasses.asdict(bare.description))
+
+
+def test_every_segment_answers_and_equal_neighbours_are_joined(timeline, vlm):
+    question, done = "what is it?", []
+    found = ask_segments(timeline, question, lambda: vlm, 3, progress=lambda *each: done.append(each))
+    alone = [v2l.ask(timeline.select([number]), question, vlm, 3, whole=True) for number in range(4)]
+    spread = [each.text for each in found for _ in range(round((each.end - each.start) / 5))]
+    assert spread == alone and done == [(4, 4)]
+
+
+def test_a_question_of_the_index_needs_no_model(timeline):
+    (question,) = timeline.description.questions
+    found = ask_segments(timeline, question, lambda: pytest.fail("the model was loaded"))
+    assert found[0].text == timeline.description.segments[0].answers[0]
+
+
+def test_subtitles_are_valid():
+    answers = [SegmentAnswer(0, 3723.5, "a <b> & c\n\n--> d"), SegmentAnswer(3723.5, 3725, "")]
+    assert to_srt(answers) == (
+        "1\n00:00:00,000 --> 01:02:03,500\na <b> & c\n-> d\n\n2\n01:02:03,500 --> 01:02:05,000\n-\n"
+    )
+    assert to_vtt(answers) == (
+        "WEBVTT\n\n00:00:00.000 --> 01:02:03.500\na &lt;b&gt; &amp; c\n-&gt; d\n\n01:02:03.500 --> 01:02:05.000\n-\n"
+    )

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 import v2l
-from v2l.inference.preprocess import Prefetcher, cut_windows, encode_video_images, fill_reading, video_ids
-from v2l.models.hypernetwork import TrainedWith
+from v2l.inference.preprocess import Prefetcher, cut_windows, encode_video_images, video_ids
+from v2l.inference.readings import fill_reading
+from v2l.models.hypernetwork_file import TrainedWith
 from v2l.video.sampling import Reading
 
 QUESTION = "what is on the whiteboard?"

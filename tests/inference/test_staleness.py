@@ -9,8 +9,7 @@ import small
 import v2l
 from v2l.adapters.segments import compose
 from v2l.inference.model_loader import ModelLoader
-from v2l.inference.preprocess import fill_reading
-from v2l.inference.segmentation import segment_readings
+from v2l.inference.readings import fill_reading, segment_readings
 from v2l.inference.staleness import Wanted, check_staleness
 from v2l.video.client import probe
 from v2l.video.sampling import Reading

@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 
 import v2l
 from v2l.models.checkpoint import PUBLISHED_TRAINING, save_hypernetwork, with_provenance
-from v2l.models.hypernetwork import Hypernetwork, HypernetworkConfig, TrainedWith
-from v2l.models.processor import INTERNALIZATION_PROMPT
+from v2l.models.hypernetwork import Hypernetwork
+from v2l.models.hypernetwork_file import INTERNALIZATION_PROMPT, HypernetworkConfig, TrainedWith
 from v2l.tiny.recipe.model import SIGNIFICANT_BITS
 from v2l.tiny.recipe.release import save_half
 

@@ -5,7 +5,8 @@ import torch
 from torch.nn import functional as F
 
 from v2l.errors import V2LError
-from v2l.models.hypernetwork import TARGET, Hypernetwork, HypernetworkConfig
+from v2l.models.hypernetwork import Hypernetwork
+from v2l.models.hypernetwork_file import TARGET, HypernetworkConfig
 from v2l.models.perceiver import ResamplerAttention, unit_context
 
 SIZES = HypernetworkConfig(

@@ -23,7 +23,7 @@ from v2l.inference.model_loader import choose_model_for
 from v2l.io.tensors import all_finite
 from v2l.models.checkpoint import save_hypernetwork, with_provenance
 from v2l.models.config import SmolVLMConfig, TextConfig, VisionConfig, read_config, tensor_shapes
-from v2l.models.hypernetwork import TrainedWith
+from v2l.models.hypernetwork_file import TrainedWith
 from v2l.models.presets import EMBEDDED
 
 EVIL = "\x1b[2J\x07\u202e\ud800"
@@ -193,7 +193,7 @@ def test_foreign_fingerprints_are_printable_in_every_message(adapters, vlm, monk
     model, maker = (dataclasses.replace(adapters[0], description=described) for described in (foreign, reworked))
     for refused in (
         lambda: check_fits(model, vlm),
-        lambda: choose_model_for(model, None),
+        lambda: choose_model_for(model.description.base_model, None),
         lambda: compose([adapters[0], model]),
         lambda: compose([maker, adapters[0]]),
     ):

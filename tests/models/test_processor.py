@@ -9,9 +9,9 @@ from places import DATA
 from safetensors import safe_open
 
 from v2l.errors import V2LError
+from v2l.models.config import VisionGeometry
 from v2l.models.processor import (
     PromptFrame,
-    VisionGeometry,
     frame_images,
     number_in_words,
     prompt_frames,

@@ -116,11 +116,11 @@ def test_image_tokens_and_images_must_agree(vlm):
 
 
 def test_a_fingerprint_is_the_model_and_not_its_path(vlm, copied_model):
-    assert find_model(copied_model).fingerprint() == vlm.fingerprint
+    assert find_model(copied_model).fingerprint == vlm.fingerprint
     weights = load_file(copied_model / "model.safetensors")
     weights["model.text_model.layers.2.mlp.down_proj.weight"][0, 0] += 1
     save_file(weights, copied_model / "model.safetensors", {"format": "pt"})
-    assert find_model(copied_model).fingerprint() != vlm.fingerprint
+    assert find_model(copied_model).fingerprint != vlm.fingerprint
 
 
 def test_a_sharded_model_has_the_same_fingerprint(vlm, copied_model):
@@ -137,7 +137,7 @@ def test_a_sharded_model_has_the_same_fingerprint(vlm, copied_model):
 
 def test_one_file_comes_before_shards_as_in_transformers(vlm, copied_model):
     (copied_model / "model.safetensors.index.json").write_text('{"weight_map": {"x": "nowhere.safetensors"}}')
-    assert find_model(copied_model).fingerprint() == vlm.fingerprint
+    assert find_model(copied_model).fingerprint == vlm.fingerprint
 
 
 def test_a_foreign_template_is_one_warning(copied_model):

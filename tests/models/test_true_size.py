@@ -16,7 +16,7 @@ from transformers import SmolVLMConfig
 from v2l.bench.random_model import ARCHITECTURES, random_model
 from v2l.evaluation.conditions import CONDITIONS
 from v2l.evaluation.report import TITLES
-from v2l.models.hypernetwork import TrainedWith
+from v2l.models.hypernetwork_file import TrainedWith
 from v2l.models.smolvlm import Window
 
 ENCODE = """

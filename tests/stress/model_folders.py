@@ -49,7 +49,7 @@ def attempt(folder: Path) -> tuple[str, str]:
     with warnings.catch_warnings(record=True) as heard:
         warnings.simplefilter("always")
         try:
-            find_model(folder).fingerprint()
+            _ = find_model(folder).fingerprint
             for vision in (True, False):
                 vlm = load_vlm(folder, device="cpu", vision=vision)
             if vlm.tokenizer is not None:

@@ -29,7 +29,8 @@ from v2l.inference.batch import EncodeOptions, encode_targets
 from v2l.inference.encode import encode_reading
 from v2l.inference.model_loader import ModelLoader
 from v2l.inference.targets import Target
-from v2l.models.hypernetwork import Hypernetwork, HypernetworkConfig
+from v2l.models.hypernetwork import Hypernetwork
+from v2l.models.hypernetwork_file import HypernetworkConfig
 from v2l.models.perceiver import Resampler, ResamplerLayer
 from v2l.models.processor import question_text
 from v2l.tiny.world.clip import ClipFormat, write_clip

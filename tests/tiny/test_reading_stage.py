@@ -13,8 +13,8 @@ import torch
 from training_runs import SIZES, TRAINING
 
 from v2l.io.manifest import group_by_clip
-from v2l.models.checkpoint import FILE_NAME
 from v2l.models.hypernetwork import Hypernetwork
+from v2l.models.hypernetwork_file import FILE_NAME
 from v2l.models.presets import find_model
 from v2l.tiny.recipe.reading_stage import ReadingLoss, ReadingTraining, edge_targets, frame_facts
 from v2l.tiny.recipe.vision_stage import PLACE_NAMES

@@ -10,7 +10,8 @@ from transformers import AutoTokenizer
 
 import v2l
 from v2l.errors import V2LError
-from v2l.models.processor import INTERNALIZATION_PROMPT, question_text
+from v2l.models.hypernetwork_file import INTERNALIZATION_PROMPT
+from v2l.models.processor import question_text
 from v2l.tiny.recipe.asked_clips import (
     BEFORE,
     FRAME_LABELS,

@@ -18,9 +18,9 @@ import v2l
 from v2l.adapters.lora import attached
 from v2l.errors import V2LError
 from v2l.inference.encode import generate_factors
-from v2l.inference.preprocess import fill_reading
+from v2l.inference.readings import fill_reading
 from v2l.io.manifest import Example, read_manifest
-from v2l.models.hypernetwork import TrainedWith
+from v2l.models.hypernetwork_file import TrainedWith
 from v2l.models.processor import question_text
 from v2l.models.smolvlm import Window
 from v2l.tiny.world.dataset import varied, write_dataset

@@ -17,7 +17,8 @@ from torch.nn import functional as F
 from v2l.adapters.adapter import Adapter
 from v2l.adapters.lora import applied, check_fits
 from v2l.io.files import open_regular
-from v2l.models.processor import INTERNALIZATION_PROMPT, QUESTIONS, question_text
+from v2l.models.hypernetwork_file import INTERNALIZATION_PROMPT
+from v2l.models.processor import QUESTIONS, question_text
 from v2l.models.smolvlm import FrozenVLM
 
 PROBES = (*QUESTIONS, INTERNALIZATION_PROMPT, "describe the video.")
@@ -105,7 +106,7 @@ def weights_sha256(vlm: FrozenVLM) -> str:
     """Return the sha256 over the complete files with the model's weights, in the order of their names. (The fingerprint
     covers only a few tensors.)"""
     digest = hashlib.sha256()
-    for path in sorted({tensor.file for tensor in vlm.folder.tensors().values()}):
+    for path in sorted({tensor.file for tensor in vlm.folder.tensors.values()}):
         with open_regular(path) as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()

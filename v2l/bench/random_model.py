@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,13 @@ from v2l.errors import V2LError
 from v2l.io.safetensors_file import canonical_json
 from v2l.io.text import printable
 from v2l.models.checkpoint import with_provenance
-from v2l.models.config import SmolVLMConfig, language_settings
-from v2l.models.hypernetwork import TARGET, Hypernetwork, HypernetworkConfig, TrainedWith
+from v2l.models.config import SmolVLMConfig, VisionGeometry, language_settings
+from v2l.models.hypernetwork import Hypernetwork
+from v2l.models.hypernetwork_file import INTERNALIZATION_PROMPT, TARGET, HypernetworkConfig, TrainedWith
 from v2l.models.language_model import LanguageModel
 from v2l.models.loading import choose_device, default_dtype, published_weights
 from v2l.models.presets import ModelFolder, find_model
-from v2l.models.processor import IMAGE, INTERNALIZATION_PROMPT, QUESTIONS, PromptFrame, VisionGeometry, video_text
+from v2l.models.processor import IMAGE, QUESTIONS, PromptFrame, video_text
 from v2l.models.smolvlm import FrozenVLM
 from v2l.models.tokenizer import STAND_IN_PIECES, load_tokenizer
 from v2l.models.vision_tower import VisionTower
@@ -107,6 +109,7 @@ WEIGHT_STD = 0.02
 class RandomFolder(ModelFolder):
     """A model folder without weights, which are drawn in memory."""
 
+    @cached_property
     def fingerprint(self) -> str:
         """Fingerprint of the configuration, which with the seed determines the weights."""
         described: Any = ["random weights", language_settings(self.config)]
@@ -163,7 +166,7 @@ def _hypernetwork(folder: ModelFolder, architecture: Architecture, device: torch
         hypernetwork.to(device).eval().requires_grad_(False),
         id="random weights",
         base_model=folder.id,
-        base_fingerprint=folder.fingerprint(),
+        base_fingerprint=folder.fingerprint,
         trained_with=TrainedWith(resolution=architecture.resolution),
     )
 

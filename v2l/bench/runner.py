@@ -30,8 +30,8 @@ from v2l.bench.resources import (
 from v2l.bench.results import Cell, Encoding, read_back, result_key
 from v2l.errors import V2LError
 from v2l.inference.encode import generate_factors
-from v2l.inference.preprocess import cut_windows, encode_video_images, fill_reading
-from v2l.inference.segmentation import segment_readings
+from v2l.inference.preprocess import cut_windows, encode_video_images
+from v2l.inference.readings import fill_reading, segment_readings
 from v2l.io.files import identify
 from v2l.io.journal import Journal
 from v2l.io.text import printable

@@ -213,7 +213,7 @@ def verify(
     exit code is 1 if an adapter fails.
     """
     with command(as_json, quiet, debug) as display:
-        ok = verify_all(adapters, model_loader(model, None, device, dtype), display)
+        ok = verify_all(adapters, model_loader(model, None, device, dtype, display), display)
         raise typer.Exit(0 if ok else 1)
 
 
@@ -228,18 +228,19 @@ def _verify(source: AnswerSource, display: Display) -> bool:
 
     path, verification = source.path, None
     trouble = str(source.error) if source.error else None
-    if source.adapter:
+    adapter = source.adapter
+    if adapter:
         try:
             announce_fallback(source.loader, display)
-            verification = verify(source.adapter, source.loader.language_model)
+            verification = verify(adapter, source.loader.language_model)
             trouble = verification.trouble
         except V2LError as error:
             trouble = str(error)
     if trouble is not None:
         display.error(trouble if printable(path) in trouble else f"{printable(path)}: {trouble}")
     record = {"command": "verify", "adapter": path, "sound": trouble is None, "error": trouble}
-    if source.adapter and verification:
-        _print_verification(source.adapter, verification, record, display)
+    if adapter and verification:
+        _print_verification(adapter, verification, record, display)
     elif display.as_json:
         display.result("", record)
     return trouble is None

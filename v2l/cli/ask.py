@@ -140,7 +140,7 @@ def ask(
         from v2l.video.sampling import Reading
 
         options = AnswerOptions(Reading(frames, fps, start, end, resolution), max_new_tokens, strength, whole, raw)
-        loader = model_loader(model, hypernetwork, device, dtype)
+        loader = model_loader(model, hypernetwork, device, dtype, display)
         ok = ask_all(sort_words(words or []), question or [], in_context or [], options, loader, display)
         raise typer.Exit(0 if ok else 1)
 
@@ -239,7 +239,7 @@ def _is_ready(source: AnswerSource, display: Display) -> bool:
         return False
     try:
         announce_fallback(source.loader, display)
-        _ = source.loader.language_model if source.adapter else source.loader.vlm
+        _ = source.loader.language_model if source.file else source.loader.vlm
     except V2LError as error:
         display.error(f"{printable(source.path)}: {error}")
         return False
@@ -270,14 +270,14 @@ def _answer_batch(batch: Sequence[tuple[AnswerSource, str]], options: AnswerOpti
     """Print the answers of a batch as tab-separated lines."""
     answers: Sequence[tuple[str, Answer | Stream, int]]
     try:
-        if batch[0][0].adapter is None:
+        if batch[0][0].file is None:
             ((source, question),) = batch
             stream = _stream(source, question, options)
             answers = [("".join(stream), stream, stream.visual_tokens)]
         else:
             from v2l.inference.ask import answer_each
 
-            adapters = [source.adapter for source, _ in batch if source.adapter]
+            adapters = [adapter for source, _ in batch if (adapter := source.adapter)]
             model = batch[0][0].loader.language_model
             found = answer_each(adapters, [question for _, question in batch], model, **options.generation)
             answers = [(answer.text, answer, 0) for answer in found]
@@ -296,16 +296,17 @@ def _answer_batch(batch: Sequence[tuple[AnswerSource, str]], options: AnswerOpti
 def _stream(source: AnswerSource, question: str, options: AnswerOptions) -> Stream:
     from v2l.inference.ask import stream, stream_in_context
 
-    if source.adapter is None:
+    adapter = source.adapter
+    if adapter is None:
         reading = _encoding_reading(options.reading, source.loader)
         return stream_in_context(source.path, question, source.loader.vlm, reading, **options.length)
-    return stream(source.adapter, question, source.loader.language_model, **options.generation)
+    return stream(adapter, question, source.loader.language_model, **options.generation)
 
 
 def _encoding_reading(reading: Reading, loader: ModelLoader) -> Reading:
     """Return the reading that encoding would use, so that a comparison is about the same frames; unchanged if the model
     has no hypernetwork."""
-    from v2l.inference.preprocess import fill_reading
+    from v2l.inference.readings import fill_reading
 
     try:
         return fill_reading(reading, loader.provenance.trained_with, loader.folder.geometry)
@@ -323,7 +324,7 @@ def _record(
 ) -> dict[str, Any]:
     return {
         "command": "ask",
-        "adapter" if source.adapter else "video": source.path,
+        "adapter" if source.file else "video": source.path,
         "question": question,
         "answer": text,
         "model": source.loader.folder.id,

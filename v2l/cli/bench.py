@@ -185,7 +185,7 @@ def bench(
             "segments": segments,
             "budget": budget,
         }
-        loader = model_loader(model, hypernetwork, device, dtype)
+        loader = model_loader(model, hypernetwork, device, dtype, display)
         if not arch:
             announce_fallback(loader, display)
         run(

@@ -8,6 +8,7 @@ import math
 import os
 import signal
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -38,6 +39,8 @@ class Display:
     def __init__(self, as_json: bool = False, quiet: bool = False):
         self.as_json, self.quiet = as_json, quiet
         self._bar: Any = None
+        self._has_status = False
+        self._lock = threading.RLock()  # models are loaded in a thread, which sets the status
         # a file name need not be UTF-8 and passes through a pipe byte for byte
         _reconfigure(sys.stdin, "surrogateescape")
         for output in (sys.stdout, sys.stderr):
@@ -53,6 +56,8 @@ class Display:
 
     def write(self, text: str) -> None:
         """Write to standard output as is. Raises StdoutClosed if its reader has gone, V2LError if it is full."""
+        with self._lock:
+            self._clear_status()
         if self._bar is not None:
             self._bar.clear()
         try:
@@ -121,17 +126,43 @@ class Display:
     def _say(self, text: str) -> None:
         if self._bar is not None:
             self._bar.clear()
-        with contextlib.suppress(OSError):  # a missing reader or a full disk does not end the work
+        with self._lock, contextlib.suppress(OSError):  # a missing reader or a full disk does not end the work
+            self._clear_status()
             print(escape(text), file=sys.stderr, flush=True)
         if self._bar is not None:
             self._bar.refresh()
 
     # Progress --------------------------------------------------------------------------------------------------
 
+    @property
+    def shows_progress(self) -> bool:
+        """Whether someone watches: standard error is a terminal, and --quiet is not given."""
+        return not self.quiet and sys.stderr.isatty()
+
+    def loading(self, model: str) -> None:
+        """Show that a model is being loaded, on a terminal, until anything else is printed."""
+        text = f"loading {printable(model)}"
+        if not self.shows_progress or self._bar is not None:
+            return
+        if os.environ.get("TERM") == "dumb":
+            self._say(text)
+            return
+        with self._lock, contextlib.suppress(OSError):
+            self._clear_status()
+            print(text[: os.get_terminal_size(sys.stderr.fileno()).columns - 1], end="", file=sys.stderr, flush=True)
+            self._has_status = True
+
+    def _clear_status(self) -> None:
+        if self._has_status:
+            self._has_status = False
+            with contextlib.suppress(OSError):
+                print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
     def start_progress(self, total: int, unit: str) -> None:
         """Show a bar with rate and remaining time if standard error is a terminal that can show one."""
-        if self.quiet or not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
+        if not self.shows_progress or os.environ.get("TERM") == "dumb":
             return
+        self._clear_status()
         from tqdm import tqdm
 
         # without the count, which is a fraction while one of several videos is being encoded
@@ -148,7 +179,8 @@ class Display:
         self._bar.update(0)
 
     def end_progress(self) -> None:
-        """Remove the bar."""
+        """Remove the bar and what `loading` showed."""
+        self._clear_status()
         if self._bar is not None:
             self._bar.close()
             self._bar = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
@@ -15,7 +16,7 @@ from v2l.errors import V2LError
 from v2l.inference.targets import ADAPTER_SUFFIX
 from v2l.io.records import to_json
 from v2l.io.text import amount, clock, printable
-from v2l.models.checkpoint import load_hypernetwork
+from v2l.models.hypernetwork_file import HypernetworkConfig, HypernetworkFile, Provenance, locate, weight_shapes
 
 Rows = list[tuple[str, str]]
 """Names and values."""
@@ -26,15 +27,13 @@ def describe(path: Path) -> tuple[str, Rows, dict[str, Any]]:
 
     Raises V2LError if it is neither an adapter nor a hypernetwork, or is damaged.
     """
-    size = os.stat(path).st_size if path.is_file() else 0
     if path.name.endswith(ADAPTER_SUFFIX):
         file = AdapterFile.read(path)
         return "adapter", [*_adapter_rows(file)], _adapter_record(file, path)
-    hypernetwork = load_hypernetwork(path)
-    provenance, config = hypernetwork.provenance, hypernetwork.config
-    assert provenance is not None, "a hypernetwork that was loaded has its provenance"
+    size = os.stat(path).st_size if path.is_file() else 0
+    config, provenance = _read_hypernetwork(path)
     trained = provenance.trained_with
-    parameters = sum(parameter.numel() for parameter in hypernetwork.parameters())
+    parameters = sum(math.prod(shape) for _, shape in weight_shapes(config))
     rows = [
         ("id", printable(provenance.id)),
         ("for", _model(provenance.base_model, provenance.base_fingerprint)),
@@ -52,6 +51,19 @@ def describe(path: Path) -> tuple[str, Rows, dict[str, Any]]:
     ]
     record = {"kind": "hypernetwork", "file": path, "bytes": size, "parameters": parameters}
     return "hypernetwork", rows, {**record, "config": to_json(config), **to_json(provenance)}
+
+
+def _read_hypernetwork(path: Path) -> tuple[HypernetworkConfig, Provenance]:
+    """Read a hypernetwork whole; torch is imported only for a published .pt."""
+    located = locate(path)
+    if located.suffix == ".safetensors":
+        file = HypernetworkFile.read(located)
+        return file.config, file.provenance
+    from v2l.models.checkpoint import load_hypernetwork
+
+    hypernetwork = load_hypernetwork(located)
+    assert hypernetwork.provenance is not None, "a hypernetwork that was loaded has its provenance"
+    return hypernetwork.config, hypernetwork.provenance
 
 
 def versions() -> dict[str, str]:

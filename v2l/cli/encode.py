@@ -183,7 +183,7 @@ def encode(
             list_inputs(inputs or [], files_from),
             Destination(output, output_dir),
             options,
-            model_loader(model, hypernetwork, device, dtype),
+            model_loader(model, hypernetwork, device, dtype, display),
             display,
             recursive=recursive,
             fail_fast=fail_fast,
@@ -227,12 +227,9 @@ def encode_all(
 
     targets = find_targets(inputs, destination, options.reading, recursive)
     targets = shard.of(targets) if shard else targets
-    if not all(target.error for target in targets):
-        announce_fallback(loader, display)
-        loader.check()
     counts = dict.fromkeys(("encoded", "composed", "current", "kept", "failed"), 0)
     has_reader = True
-    for outcome in encode_with_progress(targets, options, loader, display):
+    for outcome in _outcomes(targets, options, loader, display):
         counts[outcome.status] += 1
         try:
             _print_outcome(outcome, options, loader, display, has_reader)
@@ -245,28 +242,57 @@ def encode_all(
     return not counts["failed"]
 
 
-def encode_with_progress(
+def _outcomes(
     targets: Sequence[Target], options: EncodeOptions, loader: ModelLoader, display: Display
 ) -> Iterator[Outcome]:
-    """Yield the outcome of every target and move a bar: over the videos, or over the steps of a single video."""
+    """Yield the inputs without a video at once, then check the model and encode the videos."""
+    from v2l.inference.batch import Outcome
+
+    yield from (Outcome(target, "failed", target.error) for target in targets if target.error)
+    videos = [target for target in targets if not target.error]
+    if not videos:
+        return
+    announce_fallback(loader, display)
+    loader.check()
+    if len(videos) > 1 and display.shows_progress:
+        display.note(_plan(videos, options))
+    yield from encode_with_progress(videos, options, loader, display)
+
+
+def _plan(videos: Sequence[Target], options: EncodeOptions) -> str:
+    """Describe what there is to do: `"3 videos to encode, 40 to compare with their adapters"`."""
+    compared = 0 if options.overwrite else sum(os.path.lexists(target.output) for target in videos)
+    encoded = len(videos) - compared
+    parts = [f"{encoded} video{'s' * (encoded > 1)} to encode"] if encoded else []
+    return ", ".join([*parts, *([f"{compared} to compare with their adapters"] if compared else [])])
+
+
+def encode_with_progress(
+    videos: Sequence[Target], options: EncodeOptions, loader: ModelLoader, display: Display
+) -> Iterator[Outcome]:
+    """Yield the outcome of every video and move a bar: over the videos that are encoded, or the steps of a single one.
+
+    The bar appears with the first video that is encoded, so that its rate is that of encoding.
+    """
     from v2l.inference.batch import encode_targets
 
-    several = len(targets) > 1
-    places = {target.video: place for place, target in enumerate(targets) if not target.error}
-    display.start_progress(len(targets) if several else 1, "video" if several else "step")
+    several = len(videos) > 1
+    places = {target.video: place for place, target in enumerate(videos)}
+    encoded: dict[Path, None] = {}
 
     def watch(target: Target, done: int, total: int) -> None:
-        name = printable(target.video.name)
+        name, place = printable(target.video.name), places[target.video]
+        if not encoded:
+            display.start_progress(len(videos) if several else total, "video" if several else "step")
+        encoded[target.video] = None
         if several:
-            place = places[target.video]
-            display.progress(place + done / total, len(targets), f"{place + 1}/{len(targets)} {name}")
+            before = len(encoded) - 1
+            left = len(videos) - place
+            display.progress(before + done / total, before + left, f"{place + 1}/{len(videos)} {name}")
         else:
             display.progress(done, total, name)
 
-    for outcome in encode_targets(targets, options, loader, watch):
-        if several:
-            display.progress(places.get(outcome.target.video, 0) + 1, len(targets))
-        yield outcome
+    yield from encode_targets(videos, options, loader, watch)
 
 
 def note_reason(outcome: Outcome, display: Display) -> None:

@@ -239,7 +239,7 @@ def evaluate(
             sweep(setting, {axis: values for axis, values in axes.items() if values}),
             ablate,
             EvalOutputs(output, metric, named.get("margin", ()), plot, paper, _grading(judge, judge_model, named)),
-            model_loader(model, hypernetwork, device, dtype),
+            model_loader(model, hypernetwork, device, dtype, display),
             display,
         )
         raise typer.Exit(0 if ok else 1)

@@ -19,6 +19,7 @@ from v2l.io.text import printable
 from v2l.video.limits import LEAST_RESOLUTION
 
 if TYPE_CHECKING:
+    from v2l.cli.console import Display
     from v2l.inference.model_loader import ModelLoader
 
 READ, WRITE, MODEL, OUTPUT, SETTINGS = "What to read", "Where to write", "Model", "Output", "Settings"
@@ -109,12 +110,19 @@ def numbers_above_zero(text: str | None, option: str) -> tuple[float, ...]:
     return numbers
 
 
-def model_loader(model: str | None, hypernetwork: str | None, device: str | None, dtype: str | None) -> ModelLoader:
-    """Return the loader of the model that the options name, or of the default model if they name none."""
+def model_loader(
+    model: str | None,
+    hypernetwork: str | None,
+    device: str | None,
+    dtype: str | None,
+    display: Display,
+) -> ModelLoader:
+    """Return the loader of the model that the options name, or of the default model if they name none. The display
+    shows when it is being loaded."""
     from v2l.inference.model_loader import ModelLoader, choose_model
 
     name, chosen_by = choose_model(model)
-    return ModelLoader(name, chosen_by, hypernetwork, device, dtype)
+    return ModelLoader(name, chosen_by, hypernetwork, device, dtype, display.loading)
 
 
 # Check -------------------------------------------------------------------------------------------------------------

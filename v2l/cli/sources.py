@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,10 +13,11 @@ from v2l.io.text import printable
 
 if TYPE_CHECKING:
     from v2l.adapters.adapter import Adapter
+    from v2l.adapters.description import AdapterFile
     from v2l.inference.model_loader import ModelLoader
 
-ANSWERS_AT_ONCE, FACTOR_BYTES_AT_ONCE = 32, 2**30
-"""Limits of a batch: its answers, and the bytes of the factors of its adapters."""
+ANSWERS_AT_ONCE, ADAPTER_BYTES_AT_ONCE = 32, 2**30
+"""Limits of a batch: its answers, and the bytes of its adapters."""
 
 
 @dataclass(frozen=True)
@@ -67,34 +68,43 @@ def sort_words(words: Sequence[str]) -> AskRequest:
 
 @dataclass(frozen=True)
 class AnswerSource:
-    """An adapter and the loader of its model, a video in context if `adapter` is None, or an adapter that cannot be
+    """An adapter's file and the loader of its model, a video in context if `file` is None, or an adapter that cannot be
     read and its error."""
 
     path: Path
     loader: ModelLoader
-    adapter: Adapter | None = None
+    file: AdapterFile | None = None
     error: V2LError | None = None
+
+    @property
+    def adapter(self) -> Adapter | None:
+        """A new copy of the adapter. Imports torch, which reading its file does not."""
+        from v2l.adapters.adapter import Adapter
+
+        return Adapter.from_file(self.file) if self.file else None
 
 
 def load_sources(adapters: Sequence[Path], loader: ModelLoader) -> Iterator[AnswerSource]:
-    """Load adapters and group them by model, in the order in which the models first appear; those that cannot be read
+    """Read adapters and group them by model, in the order in which the models first appear; those that cannot be read
     form a group.
 
     loader: of the model that the user chose; without a choice, each adapter names its model
     """
-    from v2l.adapters.adapter import Adapter
-    from v2l.inference.model_loader import ModelLoader, choose_model_for
+    from v2l.adapters.description import AdapterFile
+    from v2l.inference.model_loader import choose_model_for
 
     groups: dict[str, list[AnswerSource]] = {}
     loaders: dict[str, ModelLoader] = {}
     for path in adapters:
         try:
-            adapter = Adapter.load(path)
-            model, chosen_by = choose_model_for(adapter, loader.model if loader.chosen_by == "option" else None)
+            file = AdapterFile.read(path)
+            option = loader.model if loader.chosen_by == "option" else None
+            model, chosen_by = choose_model_for(file.description.base_model, option)
             if model not in loaders:
                 same = (model, chosen_by) == (loader.model, loader.chosen_by)
-                loaders[model] = loader if same else ModelLoader(model, chosen_by, None, loader.device, loader.dtype)
-            groups.setdefault(model, []).append(AnswerSource(path, loaders[model], adapter))
+                other = replace(loader, model=model, chosen_by=chosen_by, hypernetwork_source=None)
+                loaders[model] = loader if same else other
+            groups.setdefault(model, []).append(AnswerSource(path, loaders[model], file))
         except V2LError as error:
             groups.setdefault("", []).append(AnswerSource(path, loader, error=error))
     for group in groups.values():
@@ -108,9 +118,9 @@ def batches(sources: Sequence[AnswerSource], questions: Sequence[str]) -> Iterat
     held = 0
     for source in sources:
         for question in questions:
-            size = 0 if source.adapter is None else source.adapter.a.nbytes + source.adapter.b.nbytes
-            alike = batch and source.adapter and batch[0][0].adapter and source.loader is batch[0][0].loader
-            if batch and not (alike and len(batch) < ANSWERS_AT_ONCE and held + size <= FACTOR_BYTES_AT_ONCE):
+            size = source.file.size if source.file else 0
+            alike = batch and source.file and batch[0][0].file and source.loader is batch[0][0].loader
+            if batch and not (alike and len(batch) < ANSWERS_AT_ONCE and held + size <= ADAPTER_BYTES_AT_ONCE):
                 yield batch
                 batch, held = [], 0
             batch.append((source, question))

@@ -196,7 +196,7 @@ def train(
             Training(SamplingConfig(**_fields_of(SamplingConfig, values)), **_fields_of(Training, values)),
             {name: value for name, value in values.items() if name in SIZES},
             values.get("marks_end"),
-            model_loader(model, hypernetwork, device, dtype),
+            model_loader(model, hypernetwork, device, dtype, display),
             display,
         )
 
@@ -234,7 +234,7 @@ def run(
 
     marks_end: `SamplingConfig.marks_end`; None for that of the weights to start from
     """
-    from v2l.models.checkpoint import FILE_NAME
+    from v2l.models.hypernetwork_file import FILE_NAME
     from v2l.training.common import Processes
     from v2l.training.trainer import Trainer
 

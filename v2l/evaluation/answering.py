@@ -31,7 +31,8 @@ from v2l.evaluation.conditions import (
 )
 from v2l.evaluation.setting import Setting
 from v2l.inference.ask import ask_each, ask_each_in_context
-from v2l.inference.preprocess import fill_reading, plan_frames
+from v2l.inference.preprocess import plan_frames
+from v2l.inference.readings import fill_reading
 from v2l.io.manifest import Example
 from v2l.models.checkpoint import check_belongs
 from v2l.models.hypernetwork import Hypernetwork

@@ -12,8 +12,7 @@ from v2l.adapters.asked_time import asked_time
 from v2l.adapters.timeline import Timeline
 from v2l.evaluation.setting import Setting
 from v2l.inference.encode import encode_segments, open_video
-from v2l.inference.preprocess import fill_reading
-from v2l.inference.segmentation import covered, plan_timeline
+from v2l.inference.readings import covered, fill_reading, plan_timeline
 from v2l.inference.timeline import plan_job
 from v2l.io.manifest import Example
 from v2l.models.checkpoint import check_belongs

@@ -16,9 +16,10 @@ from v2l.adapters.lora import applied, check_fits
 from v2l.adapters.timeline import Attachment, Timeline, attach
 from v2l.errors import V2LError
 from v2l.inference.limits import MAX_NEW_TOKENS
-from v2l.inference.preprocess import encode_video_images, fill_reading, video_ids
+from v2l.inference.preprocess import encode_video_images, video_ids
+from v2l.inference.readings import fill_reading
 from v2l.io.text import clock
-from v2l.models.hypernetwork import TrainedWith
+from v2l.models.hypernetwork_file import TrainedWith
 from v2l.models.processor import question_text
 from v2l.models.smolvlm import FrozenVLM
 from v2l.video.sampling import Reading

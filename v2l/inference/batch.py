@@ -1,4 +1,7 @@
-"""Encode many videos into adapters: each one is encoded, found current, or fails without affecting the others."""
+"""Encode many videos into adapters: each one is encoded, found current, or fails without affecting the others.
+
+Torch is imported when the first video has to be encoded, and not before.
+"""
 
 from __future__ import annotations
 
@@ -7,19 +10,21 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-from v2l.adapters.adapter import Adapter
 from v2l.adapters.description import AdapterFile, check_rank
-from v2l.adapters.segments import compose
 from v2l.errors import ModelError, V2LError, reason
-from v2l.inference.encode import PendingEncode, finish_encode, start_encode
 from v2l.inference.model_loader import ModelLoader
-from v2l.inference.preprocess import cut, fill_reading
+from v2l.inference.readings import cut, fill_reading
 from v2l.inference.staleness import Wanted, check_staleness
 from v2l.inference.targets import Target
 from v2l.io.files import check_name, make_folder
 from v2l.io.text import printable
 from v2l.video.sampling import Reading
+
+if TYPE_CHECKING:
+    from v2l.adapters.adapter import Adapter
+    from v2l.inference.encode import PendingEncode
 
 
 @dataclass(frozen=True)
@@ -153,7 +158,14 @@ def _compare_and_start(target: Target, options: EncodeOptions, loader: ModelLoad
         if found.state == "foreign" and not options.replace_foreign:
             return _Prepared(target, _kept(target, found.reason))
         why = f"it was made for {found.reason}" if found.state == "foreign" else found.reason
-    return _Prepared(target, pending=start_encode(target.video, *loader.load(), reading), reason=why)
+    return _Prepared(target, pending=_start(target, loader, reading), reason=why)
+
+
+def _start(target: Target, loader: ModelLoader, reading: Reading) -> PendingEncode:
+    models = loader.load()
+    from v2l.inference.encode import start_encode
+
+    return start_encode(target.video, *models, reading)
 
 
 def _finish(prepared: _Prepared, loader: ModelLoader, watch: Watch) -> Outcome:
@@ -162,6 +174,8 @@ def _finish(prepared: _Prepared, loader: ModelLoader, watch: Watch) -> Outcome:
     if prepared.pending is None:
         assert prepared.outcome is not None, "a target without a pending encode has an outcome"
         return prepared.outcome
+    from v2l.inference.encode import finish_encode
+
     started = time.perf_counter()
     try:
         adapter = finish_encode(prepared.pending, *loader.load(), lambda done, total: watch(target, done, total))
@@ -202,6 +216,9 @@ def _compose_segments(
 ) -> Outcome:
     if any(outcome.status in ("kept", "failed") for outcome in outcomes):
         return Outcome(target, "failed", "not composed: not all of its segments could be encoded for this model")
+    from v2l.adapters.adapter import Adapter
+    from v2l.adapters.segments import compose
+
     composed = compose([outcome.adapter or Adapter.load(outcome.target.output) for outcome in outcomes])
     why = ""
     if not options.overwrite and target.output.exists():

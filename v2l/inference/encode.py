@@ -17,19 +17,13 @@ from v2l.adapters.adapter import Adapter
 from v2l.adapters.description import BaseModel, Block, Description, HypernetworkInfo, Segment
 from v2l.adapters.segments import compose
 from v2l.errors import V2LError, V2LWarning
-from v2l.inference.preprocess import (
-    EncodedFrames,
-    FramePlan,
-    cut_windows,
-    encode_images,
-    fill_reading,
-    plan_frames,
-)
-from v2l.inference.segmentation import segment_readings
+from v2l.inference.preprocess import EncodedFrames, FramePlan, cut_windows, encode_images, plan_frames
+from v2l.inference.readings import fill_reading, segment_readings
 from v2l.io.files import FileIdentity, identify, time_of_check, unreadable
 from v2l.io.text import printable
 from v2l.models.checkpoint import check_belongs
-from v2l.models.hypernetwork import Hypernetwork, Provenance
+from v2l.models.hypernetwork import Hypernetwork
+from v2l.models.hypernetwork_file import Provenance
 from v2l.models.smolvlm import FrozenVLM, Window
 from v2l.video.client import decoder_version, probe
 from v2l.video.sampling import Reading, Video, decoded_by, frame_range

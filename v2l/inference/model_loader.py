@@ -1,21 +1,27 @@
-"""Choose the model and hypernetwork of a command, identify them by their files, and load them when needed."""
+"""Choose the model and hypernetwork of a command, identify them by their files, and load them when needed.
+
+Torch is imported when something is loaded, and not before.
+"""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
-import torch
-
-from v2l.adapters.adapter import Adapter
+from v2l.adapters.description import BaseModel
 from v2l.errors import ModelError, V2LError
 from v2l.io.text import printable
-from v2l.models.checkpoint import load_hypernetwork, read_provenance
-from v2l.models.hypernetwork import Hypernetwork, Provenance
-from v2l.models.loading import load_vlm
+from v2l.models.hypernetwork_file import Provenance, locate, read_header
 from v2l.models.presets import PRESETS, RELEASE, ModelFolder, find_model, lock_path, read_lock
-from v2l.models.smolvlm import FrozenVLM
+
+if TYPE_CHECKING:
+    import torch
+
+    from v2l.models.hypernetwork import Hypernetwork
+    from v2l.models.smolvlm import FrozenVLM
 
 ENVIRONMENT = "V2L_MODEL"
 
@@ -26,6 +32,7 @@ class ModelLoader:
 
     chosen_by: "option", "environment", "adapter", "default" (recorded by `v2l pull`) or "fallback" (the demonstration
         model, used if nothing else was chosen)
+    announce: called with the name of the model before it is loaded, which takes seconds
     """
 
     model: str
@@ -33,6 +40,7 @@ class ModelLoader:
     hypernetwork_source: str | None = None
     device: str | None = None
     dtype: str | None = None
+    announce: Callable[[str], object] = lambda name: None
 
     @cached_property
     def folder(self) -> ModelFolder:
@@ -42,12 +50,17 @@ class ModelLoader:
     @cached_property
     def fingerprint(self) -> str:
         """Fingerprint of the frozen model, computed from its files."""
-        return self.folder.fingerprint()
+        return self.folder.fingerprint
 
     @cached_property
     def provenance(self) -> Provenance:
         """Provenance of the hypernetwork, read from its file."""
-        return read_provenance(self.hypernetwork_source or self.model)
+        path = locate(self.hypernetwork_source or self.model)
+        if path.suffix == ".safetensors":
+            return read_header(path)[1]
+        from v2l.models.checkpoint import read_provenance
+
+        return read_provenance(path)
 
     @cached_property
     def vlm(self) -> FrozenVLM:
@@ -62,11 +75,15 @@ class ModelLoader:
     @cached_property
     def hypernetwork(self) -> Hypernetwork:
         """The hypernetwork, on the model's device."""
+        from v2l.models.checkpoint import load_hypernetwork
+
         return load_hypernetwork(self.hypernetwork_source or self.model, device=self.vlm.device)
 
     @property
     def number_type(self) -> torch.dtype | None:
         """`dtype` as a torch dtype, None if it is not given."""
+        import torch
+
         return getattr(torch, self.dtype) if self.dtype else None
 
     def check(self) -> None:
@@ -81,7 +98,11 @@ class ModelLoader:
             raise ModelError(str(error)) from error
 
     def _load(self, vision: bool) -> FrozenVLM:
-        return load_vlm(self.model, device=self.device, dtype=self.number_type, vision=vision)
+        folder = self.folder
+        self.announce(self.model)
+        from v2l.models.loading import load_vlm
+
+        return load_vlm(folder, device=self.device, dtype=self.number_type, vision=vision)
 
 
 def choose_model(option: str | None) -> tuple[str, str]:
@@ -99,13 +120,12 @@ def choose_model(option: str | None) -> tuple[str, str]:
     return default, "default"
 
 
-def choose_model_for(adapter: Adapter, option: str | None) -> tuple[str, str]:
-    """Return (model, chosen_by) for an adapter, which names the model it was made for if neither the option nor the
-    environment does."""
+def choose_model_for(base: BaseModel, option: str | None) -> tuple[str, str]:
+    """Return (model, chosen_by) for an adapter: the model it was made for, if neither the option nor the environment
+    names one."""
     model, chosen_by = choose_model(option)
     if chosen_by not in ("default", "fallback"):
         return model, chosen_by
-    base = adapter.description.base_model
     named = {preset.model: name for name, preset in PRESETS.items()} | {RELEASE: "tiny"}
     if base.id not in named:
         raise V2LError(

@@ -11,14 +11,13 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from numbers import Integral
 
 import numpy as np
 import torch
 
 from v2l.errors import V2LError
-from v2l.models.hypernetwork import TrainedWith
-from v2l.models.processor import PromptFrame, VisionGeometry, frame_images, prompt_frames, tile_grid, video_text
+from v2l.models.hypernetwork_file import TrainedWith
+from v2l.models.processor import PromptFrame, frame_images, prompt_frames, tile_grid, video_text
 from v2l.models.smolvlm import IMAGES_AT_ONCE, FrozenVLM, Window
 from v2l.video.client import probe, read_frames
 from v2l.video.sampling import Reading, Video, choose_frames
@@ -41,26 +40,6 @@ class EncodedFrames:
     images: torch.Tensor
     notes: tuple[str, ...] = ()
     damaged: bool = False
-
-
-def fill_reading(reading: Reading, trained_with: TrainedWith, geometry: VisionGeometry) -> Reading:
-    """Fill every None except start and end with the value that the hypernetwork was trained with, or with the model's
-    own frame size. Raises V2LError if the number of frames, the rate or the resolution is not positive."""
-    if isinstance(reading.frames, bool) or not isinstance(reading.frames, Integral | None):
-        raise V2LError(f"frames is {reading.frames!r}; give a whole number")
-    own_resolution = trained_with.resolution or geometry.longest_edge
-    filled = replace(
-        reading,
-        frames=trained_with.frames if reading.frames is None else int(reading.frames),
-        fps=float(trained_with.fps if reading.fps is None else reading.fps),
-        resolution=own_resolution if reading.resolution is None else int(reading.resolution),
-        start=float(reading.start) if reading.start else None,  # 0 is the beginning
-        end=None if reading.end is None else float(reading.end),
-    )
-    for name in ("frames", "fps", "resolution"):
-        if not getattr(filled, name) > 0:
-            raise V2LError(f"{name} is {getattr(reading, name)}; give a number above 0")
-    return filled
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from v2l.adapters.description import AdapterFile, Segment
 from v2l.errors import V2LError
 from v2l.io.files import identify, time_of_check, unreadable
 from v2l.io.text import printable
-from v2l.models.hypernetwork import Provenance
+from v2l.models.hypernetwork_file import Provenance
 from v2l.video.client import probe, read_frames
 from v2l.video.sampling import READING_REVISION, Reading, choose_frames, revision_of
 

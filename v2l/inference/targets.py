@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from v2l.errors import UsageError, V2LError
+from v2l.io.files import unreadable
 from v2l.io.text import printable
 from v2l.video.sampling import Reading
 
@@ -52,7 +53,7 @@ def find_targets(
     inputs: Sequence[Path], destination: Destination, reading: Reading, recursive: bool = False
 ) -> list[Target]:
     """Return the targets of files and folders in the given order, the videos of a folder sorted by name. An input
-    without a video becomes a target with an `error`.
+    without a video, or with one that is not there, becomes a target with an `error`.
 
     reading: its start and end become part of the default names
     recursive: also search subfolders; in `destination.folder` their tree is kept
@@ -79,7 +80,7 @@ def find_targets(
                 f"{printable(other)} and {printable(target.video)} would both write {printable(target.output)}; "
                 "encode them apart, with -o or --output-dir"
             )
-    return found
+    return [_if_there(target) for target in found]
 
 
 def read_names(file: BinaryIO) -> list[Path]:
@@ -98,6 +99,17 @@ def adapters_in(folder: Path) -> list[Path]:
     if not found:
         raise V2LError(f"the folder {printable(folder)} holds no adapters (*{ADAPTER_SUFFIX}); encode its videos first")
     return found
+
+
+def _if_there(target: Target) -> Target:
+    """Return the target, with an error if its video is missing."""
+    try:
+        os.stat(target.video)
+    except OSError as error:
+        return target if target.error else replace(target, error=str(unreadable(target.video, error)))
+    except ValueError:  # a name that no file can have; reading it says so
+        pass
+    return target
 
 
 def _missing(given: Path, error: str) -> Target:

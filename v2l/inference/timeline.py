@@ -17,8 +17,7 @@ from v2l.adapters.timeline_description import Segmentation, TimelineRequest
 from v2l.errors import V2LError
 from v2l.inference.ask import ask_each
 from v2l.inference.encode import OpenedVideo, PendingEncode, finish_encode, open_video, start_encode
-from v2l.inference.preprocess import fill_reading
-from v2l.inference.segmentation import cut, plan_timeline
+from v2l.inference.readings import cut, fill_reading, plan_timeline
 from v2l.io.files import make_folder, open_regular, time_of_check, try_lock, unwritable, write_atomically
 from v2l.io.safetensors_file import canonical_json
 from v2l.io.text import printable

@@ -1,8 +1,4 @@
-"""Load and save hypernetworks: v2l's safetensors files, and published `.pt` files, which are never executed.
-
-The safetensors file holds the published state dict under its published names. Its metadata states the sizes, the
-frozen model that the hypernetwork belongs to, and the settings it was trained with.
-"""
+"""Load and save hypernetworks: v2l's safetensors files, and published `.pt` files, which are never executed."""
 
 from __future__ import annotations
 
@@ -10,27 +6,29 @@ import os
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from v2l.errors import V2LError, V2LWarning
 from v2l.io.records import from_json, to_json
-from v2l.io.safetensors_file import content_sha256, damaged, read_metadata, read_sealed
-from v2l.io.tensors import to_bytes, to_tensors, write_tensors
+from v2l.io.safetensors_file import content_sha256
+from v2l.io.tensors import dtype_name, to_bytes, to_tensors, write_tensors
 from v2l.io.text import printable
-from v2l.models.hypernetwork import TARGET, Hypernetwork, HypernetworkConfig, Provenance, TrainedWith
+from v2l.models.hypernetwork import Hypernetwork
+from v2l.models.hypernetwork_file import (
+    TARGET,
+    HypernetworkConfig,
+    HypernetworkFile,
+    Provenance,
+    TrainedWith,
+    check_weights,
+    file_metadata,
+    locate,
+    read_header,
+)
 from v2l.models.loading import choose_device
-from v2l.models.presets import EMBEDDED, PRESETS, cached_hypernetwork
 from v2l.models.published import PublishedCheckpoint, read_published
 from v2l.models.smolvlm import FrozenVLM
-
-VERSION = 1
-MAX_SIZE = 2**18
-"""Largest width, rank or number of layers: ten times that of any such network, and no product of them overflows."""
-MAX_FILE_BYTES = 4 << 30
-FILE_NAME = "hypernetwork.safetensors"
-"""Name of the hypernetwork's file in a model folder."""
 
 # Part of the content that the sha256 of a published checkpoint covers: after a change here, new adapters do not compose
 # with older ones.
@@ -64,11 +62,13 @@ def load_hypernetwork(source: str | os.PathLike, device: str | torch.device | No
     Raises V2LError if it is missing, damaged or not a hypernetwork that v2l implements.
     """
     device = choose_device(device)
-    path = _locate(os.fspath(source))
+    path = locate(source)
     if path.suffix == ".pt":
         hypernetwork = _from_published(read_published(path), path)
     else:
-        hypernetwork = _from_safetensors(path)
+        file = HypernetworkFile.read(path)
+        hypernetwork = _with_weights(file.config, to_tensors(file.weights))
+        hypernetwork.provenance = file.provenance
     return hypernetwork.to(device).eval()
 
 
@@ -77,12 +77,12 @@ def read_provenance(source: str | os.PathLike) -> Provenance:
 
     source: as for `load_hypernetwork`. Raises V2LError as that does.
     """
-    path = _locate(os.fspath(source))
+    path = locate(source)
     if path.suffix == ".pt":
         provenance = _from_published(read_published(path), path).provenance
         assert provenance is not None  # set by _from_published
         return provenance
-    return _described(read_metadata(path, "hypernetwork", VERSION, MAX_FILE_BYTES), path)[1]
+    return read_header(path)[1]
 
 
 def save_hypernetwork(hypernetwork: Hypernetwork, path: str | os.PathLike) -> None:
@@ -119,73 +119,11 @@ def with_provenance(
     return hypernetwork
 
 
-def _locate(source: str) -> Path:
-    if source == "tiny":
-        return EMBEDDED / FILE_NAME
-    if source in PRESETS:
-        return cached_hypernetwork(PRESETS[source])
-    path = Path(source)
-    if os.path.isdir(path):  # unlike Path.is_dir, it never raises
-        path = path / FILE_NAME
-    if path.suffix not in (".pt", ".safetensors"):
-        raise V2LError(
-            f"{printable(source)} is not a hypernetwork; name a .safetensors, a published .pt or one of "
-            f"{', '.join(['tiny', *PRESETS])}"
-        )
-    return path
-
-
-# v2l's own file ----------------------------------------------------------------------------------------------------
-
-
-def file_metadata(config: HypernetworkConfig, provenance: Provenance) -> dict[str, Any]:
-    """Return the metadata of the file without the sha256, which is computed over it and the weights."""
-    described = to_json(provenance)
-    described.pop("sha256")
-    return {"format": "v2l-hypernetwork", "version": VERSION, "config": to_json(config), **described}
-
-
-def _from_safetensors(path: Path) -> Hypernetwork:
-    tensors, metadata = read_sealed(path, "hypernetwork", VERSION, MAX_FILE_BYTES)
-    config, provenance = _described(metadata, path)
-    try:
-        hypernetwork = _filled(config, to_tensors(tensors))
-    except ValueError as error:
-        raise damaged(path, "hypernetwork", printable(error)) from error
-    hypernetwork.provenance = provenance
-    return hypernetwork
-
-
-def _described(metadata: dict[str, Any], path: Path) -> tuple[HypernetworkConfig, Provenance]:
-    try:
-        config = from_json(HypernetworkConfig, metadata.pop("config", None), "config")
-        provenance = from_json(Provenance, metadata, "metadata")
-        provenance.check()
-        return config, provenance
-    except ValueError as error:
-        raise damaged(path, "hypernetwork", printable(error)) from error
-
-
-def _filled(config: HypernetworkConfig, tensors: Mapping[str, torch.Tensor]) -> Hypernetwork:
-    """Build a hypernetwork of these sizes with exactly these weights. Raises ValueError if they do not fit."""
-    sizes = to_json(config).values()
-    if (
-        not 0 < min(sizes) <= max(sizes) <= MAX_SIZE
-        or config.num_heads % config.num_kv_heads
-        or config.num_blocks > 1000
-    ):
-        raise ValueError("its sizes are out of range")
-    with torch.device("meta"):  # allocate nothing by the sizes that a file claims
+def _with_weights(config: HypernetworkConfig, weights: Mapping[str, torch.Tensor]) -> Hypernetwork:
+    """Build a hypernetwork with these weights, which must be exactly those of its sizes."""
+    with torch.device("meta"):  # allocates nothing
         hypernetwork = Hypernetwork(config)
-    expected = hypernetwork.state_dict()
-    for name in sorted(expected.keys() ^ tensors.keys()):
-        raise ValueError(f"{name} is {'missing' if name in expected else 'not part of such a hypernetwork'}")
-    for name, tensor in tensors.items():
-        if tensor.shape != expected[name].shape or tensor.dtype not in (torch.float32, torch.float16):
-            raise ValueError(
-                f"{name} is {tuple(tensor.shape)} {tensor.dtype}, not {tuple(expected[name].shape)} torch.float32"
-            )
-    hypernetwork.load_state_dict({name: t.float() for name, t in tensors.items()}, strict=True, assign=True)
+    hypernetwork.load_state_dict({name: t.float() for name, t in weights.items()}, strict=True, assign=True)
     return hypernetwork
 
 
@@ -194,9 +132,10 @@ def _filled(config: HypernetworkConfig, tensors: Mapping[str, torch.Tensor]) -> 
 
 def _from_published(published: PublishedCheckpoint, path: Path) -> Hypernetwork:
     try:
-        config = _published_config(published)
+        config, tensors = _published_config(published), published.tensors
+        check_weights(config, {name: (dtype_name(each.dtype), tuple(each.shape)) for name, each in tensors.items()})
         # clone, because tensors of an untrusted file may share memory
-        hypernetwork = _filled(config, {name: tensor.clone() for name, tensor in published.tensors.items()})
+        hypernetwork = _with_weights(config, {name: tensor.clone() for name, tensor in tensors.items()})
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise V2LError(
             f"{printable(path)} is not a Frames2LoRA checkpoint that v2l implements: {printable(error)}; get the "

@@ -1,6 +1,7 @@
 """Read a SmolVLM2's `config.json`, check every number that v2l uses, and derive the shapes of the tensors.
 
-The file is not trusted; values that v2l does not use are dropped. The sizes of a hypernetwork are in `hypernetwork.py`.
+The file is not trusted; values that v2l does not use are dropped. The sizes of a hypernetwork are in
+`hypernetwork_file.py`.
 """
 
 from __future__ import annotations
@@ -96,6 +97,20 @@ class SmolVLMConfig:
     scale_factor: int = 2
     image_token_id: int = 128257
     tie_word_embeddings: bool = False
+
+
+@dataclass(frozen=True)
+class VisionGeometry:
+    """The image sizes that a model folder states.
+
+    image_size: side in pixels of the square input of the vision tower
+    tokens_per_image: number of `<image>` tokens per input
+    longest_edge: default size in pixels of the longer side of a video frame
+    """
+
+    image_size: int
+    tokens_per_image: int
+    longest_edge: int
 
 
 def read_config(path: Path) -> tuple[SmolVLMConfig, str | None]:

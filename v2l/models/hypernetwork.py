@@ -10,115 +10,21 @@ order of tokens is known only from the hidden states of the frozen model.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from v2l.errors import V2LError
-from v2l.io.records import added_later
-from v2l.models.config import MAX_FRAME_SIZE
+from v2l.models.hypernetwork_file import TARGET, HypernetworkConfig, Provenance
 from v2l.models.perceiver import GatedMLP, Resampler, unit_context
-from v2l.models.processor import INTERNALIZATION_PROMPT
-
-TARGET = "down_proj"
-"""The one module of each decoder layer that is adapted, by its name in the published state dict."""
 
 TOKENS_AT_ONCE = 1024
 """Tokens that are projected together; the inner width of the projection is four times that of the model."""
 
 LayerInput = torch.Tensor | Iterable[torch.Tensor]
 """The input of one decoder layer: (B, T, D), or pieces of it along T, in order."""
-
-
-@dataclass(frozen=True)
-class HypernetworkConfig:
-    """Sizes of a hypernetwork. The defaults are those of the published checkpoints.
-
-    num_layers, hidden_size, intermediate_size: L, D and the MLP width of the frozen model that it belongs to
-    lora_alpha: the multiplier of the product of the factors; 2 * rank ** 1.5 in the published checkpoints
-    """
-
-    num_layers: int
-    hidden_size: int
-    intermediate_size: int
-    rank: int = 16
-    lora_alpha: float = 128.0
-    latent_size: int = 512
-    num_latents: int = 8
-    num_blocks: int = 9
-    num_heads: int = 16
-    num_kv_heads: int = 4
-    head_dim: int = 128
-
-
-@dataclass(frozen=True)
-class TrainedWith:
-    """Settings that a hypernetwork was trained with: the defaults for encoding with it.
-
-    frames, fps: at most this many frames, sampled at this rate
-    resolution: pixels of a frame's longest edge; None for the default of the frozen model
-    prompt: the text that follows the video
-    window_frames: frames in each window of a video that exceeds the model's positions
-    windows, segments: the largest number of windows in one adapter, and of segments composed together, in training
-    marks_end: whether the prompt announces the last frame of the video as such, which distinguishes the last segment
-        from the others; False for the published checkpoints
-    """
-
-    frames: int = 12
-    fps: float = 1.0
-    resolution: int | None = None
-    prompt: str = INTERNALIZATION_PROMPT
-    window_frames: int = 12
-    windows: int = 1
-    segments: int = 1
-    marks_end: bool = added_later(False)
-
-    def check(self) -> None:
-        """Raise ValueError for a value that v2l cannot encode with."""
-        for name, (lowest, highest) in _TRAINING_LIMITS.items():
-            value = getattr(self, name)
-            if value is not None and not lowest <= value <= highest:
-                raise ValueError(f"trained_with.{name} must be from {lowest:,} to {highest:,}")
-        if any("\ud800" <= character <= "\udfff" for character in self.prompt):
-            raise ValueError("trained_with.prompt is not UTF-8 text")
-
-
-_TRAINING_LIMITS = {
-    "frames": (1, 999_999),  # the prompt spells their number
-    "fps": (1e-6, 1e6),
-    "resolution": (1, MAX_FRAME_SIZE),
-    "window_frames": (1, 999_999),
-    "windows": (1, 999_999),
-    "segments": (1, 999_999),
-}
-
-
-@dataclass(frozen=True)
-class Provenance:
-    """The provenance of a hypernetwork's weights.
-
-    base_model: public name of the frozen model that it was trained for
-    base_fingerprint: the fingerprint of that model; None for published checkpoints, which do not state it
-    sha256: of configuration, provenance and weights
-    """
-
-    id: str
-    base_model: str
-    base_fingerprint: str | None
-    trained_with: TrainedWith
-    sha256: str
-
-    def check(self) -> None:
-        """Raise ValueError if a hash is not 64 hex digits, or if `TrainedWith.check` does."""
-        for name in ("base_fingerprint", "sha256"):
-            value = getattr(self, name)
-            if value is not None and not re.fullmatch("[0-9a-f]{64}", value):
-                raise ValueError(f"{name} is not 64 hex digits")
-        self.trained_with.check()
 
 
 class Hypernetwork(nn.Module):

@@ -20,21 +20,21 @@ from v2l.models.weights import open_tensors
 
 
 def load_vlm(
-    model: str = "tiny",
+    model: str | ModelFolder = "tiny",
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
     vision: bool = True,
 ) -> FrozenVLM:
     """Load a frozen SmolVLM2. The network is never used.
 
-    model: a preset (tiny, smolvlm2-500m, smolvlm2-2.2b) or a folder in the Hugging Face layout
+    model: a preset (tiny, smolvlm2-500m, smolvlm2-2.2b), a folder in the Hugging Face layout, or one that was found
     device: default is the first available of CUDA, MPS and the CPU; a named device must be available
     dtype: torch.float32, bfloat16 or float16; default bfloat16 on CUDA, float32 elsewhere
     vision: False loads the language model alone, which is sufficient for answering from adapters
 
     Raises V2LError if the model is missing, incomplete, of another type or has values that are not finite.
     """
-    folder = find_model(model)
+    folder = model if isinstance(model, ModelFolder) else find_model(model)
     device = choose_device(device)
     dtype = dtype or default_dtype(device)
     tokenizer = load_tokenizer(folder)
@@ -50,7 +50,7 @@ def _fill(folder: ModelFolder, model: LanguageModel, tower: VisionTower | None) 
     Names and shapes of the stored tensors are compared with the configuration first. Raises V2LError if they cannot be
     read or are not finite in the type of the modules.
     """
-    stored = folder.tensors()
+    stored = folder.tensors
     parts = dict(published_weights(model, tower))
     try:
         with open_tensors({name: stored[name] for name in parts}) as slices:

@@ -18,6 +18,7 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,15 @@ from v2l.io.files import make_folder, open_regular, write_atomically
 from v2l.io.safetensors_file import canonical_json
 from v2l.io.text import printable
 from v2l.io.untrusted import read_json, shown
-from v2l.models.config import MAX_FRAME_SIZE, SmolVLMConfig, language_settings, read_config, tensor_shapes
-from v2l.models.processor import VisionGeometry
-from v2l.models.weights import StoredTensor, check_tensors, open_tensors, stored_tensors
+from v2l.models.config import (
+    MAX_FRAME_SIZE,
+    SmolVLMConfig,
+    VisionGeometry,
+    language_settings,
+    read_config,
+    tensor_shapes,
+)
+from v2l.models.weights import StoredTensor, check_tensors, stored_tensors
 
 
 @dataclass(frozen=True)
@@ -108,20 +115,22 @@ class ModelFolder:
                 )
         return set(ids)
 
+    @cached_property
     def tensors(self) -> dict[str, StoredTensor]:
-        """List the stored tensors by name: exactly those of the configuration, with its shapes. Raises V2LError if the
-        files hold anything else."""
+        """The stored tensors by name: exactly those of the configuration, with its shapes. Raises V2LError if the files
+        hold anything else."""
         stored = stored_tensors(self.path)
         check_tensors(stored, tensor_shapes(self.config), self.path)
         return stored
 
+    @cached_property
     def fingerprint(self) -> str:
-        """Return 64 hex digits that identify the frozen language model, independent of its location.
+        """64 hex digits that identify the frozen language model, independent of its location.
 
         The sha256 covers the configuration of the language model, the sorted names, shapes and dtypes of its tensors,
         and all bytes of the final norm and of the first and the last down_proj, as stored.
         """
-        stored = self.tensors()
+        stored = self.tensors
         last = self.config.text_config.num_hidden_layers - 1
         read_whole = {
             "model.text_model.norm.weight",
@@ -129,14 +138,13 @@ class ModelFolder:
             f"model.text_model.layers.{last}.mlp.down_proj.weight",
         }
         digest = hashlib.sha256(canonical_json(language_settings(self.config)).encode())
-        with open_tensors({name: stored[name] for name in read_whole}) as slices:
-            for name in sorted(stored):
-                if not name.startswith(("model.text_model.", "lm_head.")):
-                    continue
-                line = {"name": name, "shape": list(stored[name].shape), "dtype": stored[name].dtype}
-                digest.update(canonical_json(line).encode())
-                if name in read_whole:
-                    digest.update(_bytes_of(slices[name][:]))
+        for name in sorted(stored):
+            if not name.startswith(("model.text_model.", "lm_head.")):
+                continue
+            line = {"name": name, "shape": list(stored[name].shape), "dtype": stored[name].dtype}
+            digest.update(canonical_json(line).encode())
+            if name in read_whole:
+                digest.update(stored[name].read())
         return digest.hexdigest()
 
 
@@ -206,13 +214,6 @@ def _geometry(path: Path, config: SmolVLMConfig) -> VisionGeometry:
         )
     longest_edge = _edge(_mapping(processor.get("video_sampling")), "video_size") or size
     return VisionGeometry(size, (patches // scale) ** 2, longest_edge)
-
-
-def _bytes_of(tensor: Any) -> bytes:
-    """Return the bytes of a torch tensor as stored; numpy has no bfloat16."""
-    import torch
-
-    return tensor.contiguous().view(torch.uint8).numpy().tobytes()
 
 
 def _image_processor(path: Path) -> Mapping[str, Any]:

@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from v2l.errors import V2LError
+from v2l.models.config import VisionGeometry
 from v2l.video.sampling import Video
 
 if TYPE_CHECKING:
@@ -25,8 +26,6 @@ START, END_OF_TURN = "<|im_start|>", "<end_of_utterance>"
 IMAGE, IMAGE_EDGE, GLOBAL_VIEW = "<image>", "<fake_token_around_image>", "<global-img>"
 PIXEL_MEAN = PIXEL_STD = 0.5
 
-INTERNALIZATION_PROMPT = "Internalize this video for later captioning."
-"""The text after the video with which the published hypernetworks were trained and are used."""
 QUESTIONS = (
     "what is on the whiteboard?",
     "which word comes last?",
@@ -34,20 +33,6 @@ QUESTIONS = (
     "what colour is the square?",
 )
 """Questions for measuring speed and for verifying adapters."""
-
-
-@dataclass(frozen=True)
-class VisionGeometry:
-    """The image sizes that a model folder states.
-
-    image_size: side in pixels of the square input of the vision tower
-    tokens_per_image: number of `<image>` tokens per input
-    longest_edge: default size in pixels of the longer side of a video frame
-    """
-
-    image_size: int
-    tokens_per_image: int
-    longest_edge: int
 
 
 @dataclass(frozen=True)

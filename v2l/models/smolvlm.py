@@ -61,7 +61,7 @@ class FrozenVLM:
         device: torch.device,
     ):
         self.folder, self.id, self.revision = folder, folder.id, folder.revision
-        self.fingerprint = folder.fingerprint()
+        self.fingerprint = folder.fingerprint
         self.geometry = folder.geometry
         self.image_token_id = folder.config.image_token_id
         self.max_positions = folder.config.text_config.max_position_embeddings

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -31,11 +32,25 @@ the sizes."""
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor in a file. dtype: the safetensors name of its number type."""
+    """A tensor in a file. dtype: the safetensors name of its number type; start, stop: its bytes in the file."""
 
     file: Path
     dtype: str
     shape: tuple[int, ...]
+    start: int
+    stop: int
+
+    def read(self) -> bytes:
+        """Read the bytes of the tensor as stored. Raises V2LError if the file cannot be read or is shorter now."""
+        try:
+            with open_regular(self.file) as file:
+                file.seek(self.start)
+                data = file.read(self.stop - self.start)
+        except OSError as error:
+            raise unreadable(self.file, error) from error
+        if len(data) != self.stop - self.start:
+            raise _damaged(self.file, "it is shorter than its header states")
+        return data
 
 
 def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
@@ -120,13 +135,24 @@ def _list_file(path: Path) -> dict[str, StoredTensor]:
     try:
         with open_regular(path) as file:
             size, length = os.fstat(file.fileno()).st_size, int.from_bytes(file.read(8), "little")
+            if size > MAX_FILE_BYTES or length > MAX_HEADER_BYTES:
+                raise _damaged(path, f"{size:,} bytes with a header of {length:,}")
+            header = file.read(length)
     except OSError as error:
         raise unreadable(path, error) from error
-    if size > MAX_FILE_BYTES or length > MAX_HEADER_BYTES:
-        raise _damaged(path, f"{size:,} bytes with a header of {length:,}")
-    with _open(path, "np") as file:
-        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-        return {name: StoredTensor(path, part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()}
+    with _open(path, "np"):  # checks the header
+        pass
+    try:
+        entries = {name: entry for name, entry in json.loads(header).items() if name != "__metadata__"}
+        return {name: _listed(path, 8 + length, **entry) for name, entry in entries.items()}
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:  # another file since it was checked
+        raise _damaged(path, printable(error)) from error
+
+
+def _listed(path: Path, data: int, dtype: str, shape: list[int], data_offsets: list[int]) -> StoredTensor:
+    """Return the entry of a header. data: where the bytes of the tensors start"""
+    first, last = data_offsets
+    return StoredTensor(path, dtype, tuple(shape), data + first, data + last)
 
 
 def _open(path: Path, framework: str) -> Any:

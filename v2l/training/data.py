@@ -19,16 +19,8 @@ from tokenizers import Tokenizer
 
 from v2l.errors import V2LError
 from v2l.io.manifest import Example, group_by_clip
-from v2l.models.processor import (
-    IMAGE,
-    PromptFrame,
-    VisionGeometry,
-    frame_images,
-    prompt_frames,
-    question_text,
-    tile_grid,
-    video_text,
-)
+from v2l.models.config import VisionGeometry
+from v2l.models.processor import IMAGE, PromptFrame, frame_images, prompt_frames, question_text, tile_grid, video_text
 from v2l.training.common import Steps
 from v2l.training.packing import PLACE, PackedSequence, pack_questions
 from v2l.training.settings import SamplingConfig

@@ -7,7 +7,8 @@ import dataclasses
 import torch
 
 from v2l.errors import V2LError
-from v2l.models.hypernetwork import TARGET, Hypernetwork, HypernetworkConfig
+from v2l.models.hypernetwork import Hypernetwork
+from v2l.models.hypernetwork_file import TARGET, HypernetworkConfig
 
 LATENT_NOISE = 0.5
 """Standard deviation of the noise added to copied latents, relative to theirs. Similar copies learn the same and stay

@@ -22,8 +22,9 @@ from v2l.io.manifest import Example, group_by_clip
 from v2l.io.records import to_json
 from v2l.io.safetensors_file import canonical_json
 from v2l.io.text import printable
-from v2l.models.checkpoint import FILE_NAME, save_hypernetwork, with_provenance
-from v2l.models.hypernetwork import Hypernetwork, HypernetworkConfig, TrainedWith
+from v2l.models.checkpoint import save_hypernetwork, with_provenance
+from v2l.models.hypernetwork import Hypernetwork
+from v2l.models.hypernetwork_file import FILE_NAME, HypernetworkConfig, TrainedWith
 from v2l.models.smolvlm import FrozenVLM
 from v2l.training.auxiliary import AuxiliaryLoss
 from v2l.training.common import Processes, Stateful, append_metrics, prefetch, restore, save_state

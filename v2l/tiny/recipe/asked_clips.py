@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 
-from v2l.models.processor import INTERNALIZATION_PROMPT, PromptFrame, frame_images, question_text, tile_grid, video_text
+from v2l.models.hypernetwork_file import INTERNALIZATION_PROMPT
+from v2l.models.processor import PromptFrame, frame_images, question_text, tile_grid, video_text
 from v2l.tiny.recipe.vision_stage import GEOMETRY, LABELS, frame_labels
 from v2l.tiny.world.draw import draw
 from v2l.tiny.world.questions import EASY, PHRASINGS, Question, ask_about, caption, clock

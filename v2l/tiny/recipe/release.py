@@ -13,8 +13,9 @@ from pathlib import Path
 
 from v2l.errors import V2LError, errors_in_one_line
 from v2l.io.tensors import write_tensors
-from v2l.models.checkpoint import FILE_NAME, file_metadata, load_hypernetwork
+from v2l.models.checkpoint import load_hypernetwork
 from v2l.models.hypernetwork import Hypernetwork
+from v2l.models.hypernetwork_file import FILE_NAME, file_metadata
 from v2l.models.presets import EMBEDDED, find_model
 from v2l.tiny.recipe.model import few_bits
 
@@ -26,7 +27,7 @@ def release(model: Path | str, hypernetwork: Path, folder: Path = EMBEDDED) -> N
     """
     trained, base = load_hypernetwork(hypernetwork, device="cpu"), find_model(model)
     assert trained.provenance is not None  # always set by load_hypernetwork
-    if trained.provenance.base_fingerprint != base.fingerprint():
+    if trained.provenance.base_fingerprint != base.fingerprint:
         raise V2LError(f"{trained.provenance.id} was not trained for the model in {model}; pass the one it was")
     if base.path.resolve() != folder.resolve():
         shutil.rmtree(folder, ignore_errors=True)

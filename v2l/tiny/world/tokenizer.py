@@ -12,15 +12,15 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from v2l.models.config import VisionGeometry
+from v2l.models.hypernetwork_file import INTERNALIZATION_PROMPT
 from v2l.models.processor import (
     END_OF_TURN,
     GLOBAL_VIEW,
     IMAGE,
     IMAGE_EDGE,
-    INTERNALIZATION_PROMPT,
     START,
     PromptFrame,
-    VisionGeometry,
     number_in_words,
     question_text,
     video_text,

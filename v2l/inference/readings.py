@@ -1,13 +1,16 @@
-"""Decide how a video is cut into segments, before any of it is encoded. Imports no torch."""
+"""Complete the settings with which a video is read, and divide them among its segments. Imports no torch."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import replace
+from numbers import Integral
 
 from v2l.adapters.timeline_description import Segmentation
 from v2l.errors import V2LError
 from v2l.io.text import printable
+from v2l.models.config import VisionGeometry
+from v2l.models.hypernetwork_file import TrainedWith
 from v2l.video.sampling import Reading, Video
 
 SINGLE_SPANS = 2.0
@@ -15,6 +18,26 @@ SINGLE_SPANS = 2.0
 timeline (docs/long-video.md)."""
 MOST_SEGMENTS = 64
 """Number of segments up to which the default length is the trained span; longer videos get longer segments."""
+
+
+def fill_reading(reading: Reading, trained_with: TrainedWith, geometry: VisionGeometry) -> Reading:
+    """Fill every None except start and end with the value that the hypernetwork was trained with, or with the model's
+    own frame size. Raises V2LError if the number of frames, the rate or the resolution is not positive."""
+    if isinstance(reading.frames, bool) or not isinstance(reading.frames, Integral | None):
+        raise V2LError(f"frames is {reading.frames!r}; give a whole number")
+    own_resolution = trained_with.resolution or geometry.longest_edge
+    filled = replace(
+        reading,
+        frames=trained_with.frames if reading.frames is None else int(reading.frames),
+        fps=float(trained_with.fps if reading.fps is None else reading.fps),
+        resolution=own_resolution if reading.resolution is None else int(reading.resolution),
+        start=float(reading.start) if reading.start else None,  # 0 is the beginning
+        end=None if reading.end is None else float(reading.end),
+    )
+    for name in ("frames", "fps", "resolution"):
+        if not getattr(filled, name) > 0:
+            raise V2LError(f"{name} is {getattr(reading, name)}; give a number above 0")
+    return filled
 
 
 def plan_timeline(
