@@ -263,9 +263,7 @@ def _check_timeline(
     if segment_seconds is not None and not timeline:
         raise UsageError("--segment-seconds is the length of a timeline's segments; give --timeline too")
     if timeline and segments:
-        raise UsageError(
-            "--segments composes one adapter and --timeline keeps segments apart; leave one out"
-        )
+        raise UsageError("--segments composes one adapter and --timeline keeps segments apart; leave one out")
     if timeline and ablate in (Ablation.ranks, Ablation.layers):
         raise UsageError(f"--ablate {ablate} removes parts of a single adapter; leave --timeline out")
     check_above_zero("--segment-seconds", segment_seconds)
