@@ -189,4 +189,6 @@ def test_the_command_evaluates_composed_adapters_in_both_ways(videos, model_fold
 def test_an_evaluation_of_single_encodings_has_no_segments_to_choose(tmp_path):
     told = run("eval", "q.jsonl", "--ablate", "times", cwd=tmp_path)
     assert told.code == 2
-    assert told.notes == ["v2l: error: --ablate times needs adapters of several segments; give --segments 2 or more"]
+    assert told.notes == [
+        "v2l: error: --ablate times needs adapters of several segments; give --segments 2 or more, or --timeline"
+    ]

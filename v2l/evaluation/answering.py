@@ -41,7 +41,7 @@ from v2l.models.smolvlm import FrozenVLM
 from v2l.video.client import probe
 from v2l.video.sampling import Reading
 
-Source = Adapter | Timeline
+Encoded = Adapter | Timeline
 
 
 @dataclass(frozen=True)
@@ -90,14 +90,14 @@ class ClipAnswerer:
         self._in_context = {} if in_context is None else in_context
         self._uses: dict[tuple[Path, Reading], VideoUse] = {}
 
-    def applies(self, condition: Condition, source: Source) -> bool:
+    def applies(self, condition: Condition, source: Encoded) -> bool:
         """Return whether a clip can be answered under a condition: all segments of a timeline may be too many."""
         if condition != WHOLE or isinstance(source, Adapter):
             return True
         return source.description.describe(source.description.segments).rank <= MAX_RANK
 
     def answer(
-        self, condition: Condition, examples: Sequence[Example], source: Source, other: Source | None
+        self, condition: Condition, examples: Sequence[Example], source: Encoded, other: Encoded | None
     ) -> list[ConditionAnswer]:
         """Answer the questions about one clip.
 
@@ -127,7 +127,7 @@ class ClipAnswerer:
 
     # In context ------------------------------------------------------------------------------------------------
 
-    def _readings(self, examples: Sequence[Example], source: Source | None, routes: Sequence[Route]) -> list[Reading]:
+    def _readings(self, examples: Sequence[Example], source: Encoded | None, routes: Sequence[Route]) -> list[Reading]:
         """Return what is in context for each question: the whole clip, or the segments that it is routed to if
         `source` is given."""
         start, end = examples[0].start, examples[0].end
@@ -187,7 +187,7 @@ class ClipAnswerer:
         return self._uses[video, reading]
 
 
-def route(source: Source, question: str) -> Route:
+def route(source: Encoded, question: str) -> Route:
     """Return the segments that answer a question, as `v2l ask` chooses them. Raises V2LError if the question asks about
     a position outside of a timeline."""
     if isinstance(source, Timeline):
@@ -196,18 +196,18 @@ def route(source: Source, question: str) -> Route:
     return Route(RoutedBy.whole if len(numbers) == len(source.description.segments) else RoutedBy.time, numbers)
 
 
-def duration(source: Source) -> float:
+def duration(source: Encoded) -> float:
     """Return the end of an encoded clip, in seconds of its video."""
     return source.description.segments[-1].end
 
 
-def _segments(source: Source) -> list[Segment]:
+def _segments(source: Encoded) -> list[Segment]:
     if isinstance(source, Timeline):
         return [source.description.segment(part) for part in source.description.segments]
     return list(source.description.segments)
 
 
-def _parts(condition: Condition, routes: Sequence[Route], source: Source, other: Source | None) -> list[Adapter]:
+def _parts(condition: Condition, routes: Sequence[Route], source: Encoded, other: Encoded | None) -> list[Adapter]:
     """Return the adapter that answers each question under a condition; equal ones are the same object."""
     if condition in (WHOLE, OVERVIEW, BIAS):
         one = source
@@ -223,7 +223,7 @@ def _parts(condition: Condition, routes: Sequence[Route], source: Source, other:
     return [parts[each] for each in routes]
 
 
-def _part(source: Source, chosen: Route) -> Adapter:
+def _part(source: Encoded, chosen: Route) -> Adapter:
     """Return the adapter of the segments of a route; the whole of a source that, as another clip may, has none of
     those."""
     every = range(len(source.description.segments))
