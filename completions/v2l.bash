@@ -68,7 +68,7 @@ _v2l_option() {
         'bench --csv') kind='tables' ;;
         'ask --in-context') kind='videos' ;;
         'encode --hypernetwork' | 'ask --hypernetwork' | 'bench --hypernetwork' | 'eval --hypernetwork' | 'train --hypernetwork') kind='weights' ;;
-        'encode --frames' | 'encode --fps' | 'encode --start' | 'encode --end' | 'encode --resolution' | 'encode --shard' | 'encode --segments' | 'encode --segment-seconds' | 'ask --question' | 'ask -q' | 'ask --frames' | 'ask --fps' | 'ask --start' | 'ask --end' | 'ask --resolution' | 'ask --max-new-tokens' | 'ask --strength' | 'compose --rank' | 'pull --revision' | 'bench --frames' | 'bench --resolution' | 'bench --segments' | 'bench --questions' | 'bench --repeats' | 'bench --new-tokens' | 'bench --budget' | 'eval --frames' | 'eval --resolution' | 'eval --segments' | 'eval --max-new-tokens' | 'eval --judge' | 'eval --judge-model' | 'eval --set' | 'train --frames' | 'train --fps' | 'train --resolution' | 'train --steps' | 'train --batch' | 'train --learning-rate' | 'train --seed' | 'train --set') kind='' ;;
+        'encode --frames' | 'encode --fps' | 'encode --start' | 'encode --end' | 'encode --resolution' | 'encode --shard' | 'encode --segments' | 'encode --segment-seconds' | 'ask --question' | 'ask -q' | 'ask --frames' | 'ask --fps' | 'ask --start' | 'ask --end' | 'ask --resolution' | 'ask --max-new-tokens' | 'ask --strength' | 'compose --rank' | 'pull --revision' | 'bench --frames' | 'bench --resolution' | 'bench --segments' | 'bench --questions' | 'bench --repeats' | 'bench --new-tokens' | 'bench --budget' | 'eval --frames' | 'eval --resolution' | 'eval --segments' | 'eval --segment-seconds' | 'eval --max-new-tokens' | 'eval --judge' | 'eval --judge-model' | 'eval --set' | 'train --frames' | 'train --fps' | 'train --resolution' | 'train --steps' | 'train --batch' | 'train --learning-rate' | 'train --seed' | 'train --set') kind='' ;;
         *) return 1 ;;
     esac
 }
@@ -104,7 +104,7 @@ _v2l() {
         'pull') words='architectures' options='--revision --default --json --quiet --debug --help -h' ;;
         'import') words='checkpoints' options='--output -o --overwrite --json --quiet --debug --help -h' ;;
         'bench') words='videos' options='--frames --resolution --segments --questions --repeats --new-tokens --budget --output -o --csv --plot --arch --random-weights --model -m --hypernetwork --device --dtype --json --quiet --debug --help -h' ;;
-        'eval') words='manifests' options='--benchmark --root --frames --resolution --segments --output -o --plot --without --ablate --max-new-tokens --metric --paper --judge --judge-model --set --model -m --hypernetwork --device --dtype --json --quiet --debug --help -h' ;;
+        'eval') words='manifests' options='--benchmark --root --frames --resolution --segments --timeline --segment-seconds --output -o --plot --without --ablate --max-new-tokens --metric --paper --judge --judge-model --set --model -m --hypernetwork --device --dtype --json --quiet --debug --help -h' ;;
         'train') words='manifests' options='--output -o --validation --root --frames --fps --resolution --teacher --steps --batch --learning-rate --seed --set --model -m --hypernetwork --device --dtype --json --quiet --debug --help -h' ;;
     esac
     if [[ $current == -* && ! $only_words ]]; then
