@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from functools import cache
 from types import NoneType, UnionType
 from typing import Any, ClassVar, Protocol, TypeVar, get_args, get_origin, get_type_hints
 
@@ -52,11 +53,17 @@ def from_json(kind: type[Record], value: Any, where: str) -> Record:
 
     where: path of the value, for messages. Raises ValueError for anything unexpected.
     """
-    hints = get_type_hints(kind)
-    required = {field.name for field in dataclasses.fields(kind) if "added_later" not in field.metadata}
+    hints, required = _fields(kind)
     if not isinstance(value, dict) or not required <= value.keys() <= hints.keys():
         raise ValueError(f"{where} must be an object with exactly {', '.join(sorted(hints))}")
     return kind(**{name: _read(hints[name], item, f"{where}.{name}") for name, item in value.items()})
+
+
+@cache
+def _fields(kind: type[Dataclass]) -> tuple[dict[str, Any], set[str]]:
+    """Return the types of the fields of a record by name, and the names of those that every file has."""
+    required = {field.name for field in dataclasses.fields(kind) if "added_later" not in field.metadata}
+    return get_type_hints(kind), required
 
 
 def _read(hint: Any, value: Any, where: str) -> Any:
