@@ -99,7 +99,7 @@ def find_words(text: str, inputs: Sequence[Path], recursive: bool, limit: int, d
     from v2l.adapters.index import search_words
     from v2l.adapters.search import SearchIndex
 
-    if os.path.exists(text) and inputs == [Path()]:
+    if os.path.exists(text) and (inputs == [Path()] or not any(map(os.path.exists, inputs))):
         raise UsageError(f'say what to find, before the files: v2l find "a red ring" {printable(text)}')
     if not search_words(text):
         raise UsageError(f"{printable(text)!r} has no word to search for; name a thing, a colour or a written word")
