@@ -43,6 +43,12 @@ def test_the_user_chooses_the_number_or_the_length_of_segments():
     assert plan(100, start=20.0, end=60.0) == [(20, 32), (32, 44), (44, 56), (56, 60)]
 
 
+@pytest.mark.parametrize("wish", [{"segments": 0}, {"segments": True}, {"seconds": 0}, {"segments": 2, "seconds": 3}])
+def test_impossible_wishes_are_refused_before_work(wish):
+    with pytest.raises(v2l.V2LError, match="give"):
+        plan(8, Segmentation(**wish))
+
+
 def test_segments_shorter_than_a_frame_are_refused_before_work():
     with pytest.raises(v2l.V2LError, match="too few for 1,000 segments"):
         plan(8, Segmentation(segments=1000))
@@ -75,7 +81,7 @@ def video(tmp_path_factory):
 @pytest.fixture(scope="module")
 def timeline(video, vlm, hypernetwork, tmp_path_factory):
     output = tmp_path_factory.mktemp("timeline") / "long.v2l.safetensors"
-    return v2l.encode_timeline(video, vlm, hypernetwork, output, segments=4)
+    return v2l.encode_timeline(video, vlm, hypernetwork, output, segment_seconds=5)
 
 
 def test_a_segment_is_what_encoding_its_range_gives(timeline, video, vlm, hypernetwork):
@@ -114,10 +120,10 @@ def job(video, vlm, hypernetwork, **wish):
 def test_an_interrupted_encode_goes_on_and_gives_the_same_bytes(timeline, video, vlm, hypernetwork, tmp_path, parts):
     output = tmp_path / "long.v2l.safetensors"
     with pytest.raises(KeyboardInterrupt):
-        job(video, vlm, hypernetwork, segments=4).run(vlm, hypernetwork, output, stop_after(parts))
+        job(video, vlm, hypernetwork, seconds=5.0).run(vlm, hypernetwork, output, stop_after(parts))
     assert [path.name for path in tmp_path.iterdir()] == [".long.v2l.safetensors.partial"]
     reports = []
-    job(video, vlm, hypernetwork, segments=4).run(vlm, hypernetwork, output, lambda done, total: reports.append(done))
+    job(video, vlm, hypernetwork, seconds=5.0).run(vlm, hypernetwork, output, lambda done, total: reports.append(done))
     assert min(reports) >= parts
     assert output.read_bytes() == timeline.path.read_bytes()
     assert list(tmp_path.iterdir()) == [output]
@@ -128,11 +134,11 @@ def test_parts_of_other_settings_and_damaged_parts_are_encoded_again(timeline, v
     with pytest.raises(KeyboardInterrupt):
         job(video, vlm, hypernetwork, segments=2).run(vlm, hypernetwork, output, stop_after(2))
     with pytest.raises(KeyboardInterrupt):
-        job(video, vlm, hypernetwork, segments=4).run(vlm, hypernetwork, output, stop_after(2))
+        job(video, vlm, hypernetwork, seconds=5.0).run(vlm, hypernetwork, output, stop_after(2))
     part = tmp_path / ".long.v2l.safetensors.partial" / "00001.v2l.safetensors"
     part.write_bytes(part.read_bytes()[:-1] + b"?")
     (part.parent / "00000.json").write_text("{")
-    job(video, vlm, hypernetwork, segments=4).run(vlm, hypernetwork, output)
+    job(video, vlm, hypernetwork, seconds=5.0).run(vlm, hypernetwork, output)
     assert output.read_bytes() == timeline.path.read_bytes()
 
 
