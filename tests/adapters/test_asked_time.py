@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from places import ROOT
 
+from v2l.adapters import time_patterns
 from v2l.adapters.asked_time import Asked, asked_time
 from v2l.tiny.world.questions import PHRASINGS, clock
 
@@ -62,3 +63,11 @@ def test_a_time_after_the_end_of_the_video():
     assert asked_time("what do the papers say 12:30?", 30.0).outside(30.0) is None
     assert asked_time("what is shown in the last minute?", 30.0).stretches == ((0.0, 30.0),)
     assert asked_time("what is shown in the first minute?", 30.0).stretches == ((0.0, 30.0),)
+
+
+def test_a_question_without_words_about_time_compiles_no_pattern():
+    before = time_patterns._compiled.cache_info().misses
+    assert asked_time("which animal is taller than the blue fence?", 30.0) == Asked()
+    assert time_patterns._compiled.cache_info().misses == before
+    asked_time("which animal is seen at 12:31?", 30.0)
+    assert time_patterns._compiled.cache_info().hits + time_patterns._compiled.cache_info().misses > before

@@ -59,8 +59,9 @@ def _minute(times: list[Stretch], duration: float) -> Stretch:
     return (start, start + 60) if start == end and start % 60 == 0 else times[0]
 
 
-_THE = "(?:<THE> )*"
-_OWN_VIDEO = rf"(?:<OF> {_THE}|(?:<THE> )+)<VIDEO>"
+_THE = "(?:<THE> ){0,5}"
+_OWN_VIDEO = rf"(?:<OF>|<THE>) {_THE}<VIDEO>"
+_UNIT = "<minute|minutes|minuten|minuto|minutos|segundo|segunde|sekundo|sekunde|second|seconde>"
 _FREE = r"(?:<EDGE>|(?= (?:<WH>|<AND>|<TO>|<BEFORE>|<BESIDE>|<SHOWN>|PLACE)))"
 """What may follow the mark of a video: "at the end of the table" and "at the start button" are no times."""
 
@@ -79,7 +80,10 @@ UNCLEAR = r"(?<![a-z])(?!(?:<CUE>|<ROUND>) )[a-z]+ <CLOCK>"
 _Rules = tuple[tuple[str, Action], ...]
 
 _SURE: _Rules = (
-    (rf"(?:(?:<AT>|in|en) )?{_THE}(?:<LABEL>|<minute|minutes|minuten|minuto|minutos|segundo|segunde|sekundo|sekunde|second|seconde>) <TIME>", _same),
+    (
+        (rf"(?:(?:<AT>|in|en) )?{_THE}(?:<LABEL>|{_UNIT}) <TIME>", _same),
+        _same,
+    ),
     (r"(?:<CLOCK>|<STAMP>) <MARK>", _same),
     (rf"<CLOCK>(?: ,)? (?:<OF>|des|der) {_THE}<VIDEO>", _same),
     (r"<timestamp|timecode> <BE> <TIME>", _same),
@@ -95,7 +99,7 @@ _OTHER_CLOCKS: _Rules = (
     (r"<it|il|es|time|now|heure|hora> <BE> <TIME>|<BE> <it> <CLOCK>|(?:<son>|a) <las> <CLOCK>", None),
     (r"<CLOCKFACE> (?:<SET>|<BE> (?:<SET>|at|on|auf)) <CLOCK>", None),
     (r"<CLOCKFACE> <GAP>(?:<SHOWS>|<SET>) (?:t )?(?:(?:il|elle|er|sie|es) )?<TIME>", None),
-    (r"<SHOWS> <GAP><CLOCKFACE> (?:(?!<CUE>)[a-z]+ )*<CLOCK>", None),
+    (r"<SHOWS> <GAP><CLOCKFACE> (?:(?!<CUE>)[a-z]+ ){0,15}<CLOCK>", None),
     # Scores, ratios and verses
     (r"<SCORE> (?:(?:of|by|with|is|was|being|mit|von|de|par|por|<BE> at) )?<TIME>", None),
     (r"<TIME> (?:<TO> )?<WIN>", None),
@@ -108,7 +112,7 @@ _OTHER_CLOCKS: _Rules = (
     (
         (
             r"(?<!in the )(?<!during the )(?<!of the )(?<!im )(?<!in der )<EVENT> "
-            r"(?:(?:<BE>|do|does|we|they|you|he|she|i|have|has|will|be|held|served) )*"
+            r"(?:(?:<BE>|do|does|we|they|you|he|she|i|have|has|will|be|held|served) ){0,5}"
             r"(?:<AT>|<FROM>|um|en|a las|for|du|of) <CLOCK>"
         ),
         None,
@@ -132,7 +136,7 @@ _OTHER_CLOCKS: _Rules = (
 
 _SPANS: _Rules = (
     (rf"at (?:the|la) <LAST> <SPAN>(?! {_OWN_VIDEO})|<in letzter> <SPAN>", None),
-    (r"<does|do|did|will|would|can|could|should|must|to> (?:[a-z0-9]+ )*(?<!the )(?<!in )<last> <SPAN>", None),
+    (r"<does|do|did|will|would|can|could|should|must|to> (?:[a-z0-9]+ ){0,15}(?<!the )(?<!in )<last> <SPAN>", None),
     # A span from another time or from an end of the video
     (r"<LAST> <SPAN> (?:<BEFORE>|vor) <TIME>", lambda times, _: (times[1][0] - times[0][0], times[1][0])),
     (
@@ -215,13 +219,13 @@ _MARKS: _Rules = (
 """Positions in the video as a whole."""
 
 _RANGES: _Rules = (
-    (r"<BETWEEN> (?:<THE> )*<TIME> <AND> (?:<THE> )*<TIME>", _between),
+    (r"<BETWEEN> (?:<THE> ){0,5}<TIME> <AND> (?:<THE> ){0,5}<TIME>", _between),
     (r"(?:<FROM> )?<TIME> <TO> <TIME>", _between),
     (r"<PLACE> <PLACE>|<FROM> <TIME> <PLACE>", _between),
     (r"<UNTIL> <TIME>", _until),
     (r"(?:<SINCE>|<from|von|de>) <TIME> <ONWARD>", _since),
     (r"(?<!\w )<from> <TIME>|<SINCE> <TIME>", _since),
-    (r"<during|wahrend|pendant|durante> (?:<THE> )*<PLACE>", _minute),
+    (r"<during|wahrend|pendant|durante> (?:<THE> ){0,5}<PLACE>", _minute),
     (r"<SPAN>", None),
     (r"<SHARE>", None),
 )
