@@ -61,10 +61,10 @@ def _minute(times: list[Stretch], duration: float) -> Stretch:
 
 _THE = "(?:<THE> ){0,5}"
 _OWN_VIDEO = rf"(?:<OF>|<THE>) {_THE}<VIDEO>"
-_UNIT = "<minute|minutes|minuten|minuto|minutos|segundo|segunde|sekundo|sekunde|second|seconde>"
 _FREE = r"(?:<EDGE>|(?= (?:<WH>|<AND>|<TO>|<BEFORE>|<BESIDE>|<SHOWN>|PLACE)))"
 """What may follow the mark of a video: "at the end of the table" and "at the start button" are no times."""
 
+_UNIT = "<minute|minutes|minuten|minuto|minutos|segundo|segunde|sekundo|sekunde|second|seconde>"
 _SHORT = (
     r"(?:what|who|which|where|describe|was|wer|welche\w*|wo|que|qui|quel\w*|qu|quien|cual|donde) "
     r"(?:(?!<LASTS> |last |lasts |dura )[a-z0-9,]+ )+"
@@ -80,10 +80,7 @@ UNCLEAR = r"(?<![a-z])(?!(?:<CUE>|<ROUND>) )[a-z]+ <CLOCK>"
 _Rules = tuple[tuple[str, Action], ...]
 
 _SURE: _Rules = (
-    (
-        (rf"(?:(?:<AT>|in|en) )?{_THE}(?:<LABEL>|{_UNIT}) <TIME>", _same),
-        _same,
-    ),
+    (rf"(?:(?:<AT>|in|en) )?{_THE}(?:<LABEL>|{_UNIT}) <TIME>", _same),
     (r"(?:<CLOCK>|<STAMP>) <MARK>", _same),
     (rf"<CLOCK>(?: ,)? (?:<OF>|des|der) {_THE}<VIDEO>", _same),
     (r"<timestamp|timecode> <BE> <TIME>", _same),
