@@ -116,7 +116,7 @@ _OTHER_CLOCKS: _Rules = (
     ),
     # What is asked, not where: "is the result 12:30?", "a 12:30 mile"
     (rf"^<YES_NO> <GAP>{UNCLEAR}", None),
-    (r"<a|an|ein|eine|un|une|una> <CLOCK> [a-z]", None),
+    (r"(?<!\d )<a|an|ein|eine|un|une|una> <CLOCK> [a-z]", None),
     (r"<SCHEDULE>.*<CLOCK>", None),
     (r"<CLOCK>.*<SCHEDULE>", None),
     (r"<other> (?:<AND>|<TO>|or) <CLOCK>", None),
@@ -164,7 +164,7 @@ _SPANS: _Rules = (
     ),
     # Positions
     (rf"(?:<AT> )?(?:<ROUND> )?{_THE}<SPAN> <MARK>", _same),
-    (rf"(?:<AT> )?(?:<ROUND> )?<SPAN> <in|into|through|im|de|del> {_THE}<VIDEO>", _same),
+    (rf"(?:<AT> )?(?:<ROUND> )?<SPAN> <in|into|through|im|de|del|dans> {_THE}<VIDEO>", _same),
     (r"(?:<AT> )?(?:<ROUND> )?<SPAN> <into|in to|in|deep>(?:<EDGE>|(?= <WH>))", _same),
     (rf"(?:<AT>|<a>)(?: <ROUND>)? {_THE}<SPAN>", _same),
     (rf"<ROUND> {_THE}<SPAN>", _same),
@@ -174,6 +174,7 @@ _SPANS: _Rules = (
     ),
     (r"(?:(?<=^)|(?<=, ))<SPAN>(?:<EDGE>|(?= <WH>))", _same),
     (rf"^{_SHORT}<SPAN>$", _same),
+    (r"^<describe|summarize|summarise|explain|beschreibe|decris|resume|explica> <SPAN>$", _same),
 )
 """Amounts of time: positions or durations."""
 

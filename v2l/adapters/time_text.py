@@ -185,6 +185,7 @@ _FORMS: tuple[tuple[str, str | Callable[[TimeText, re.Match], str]], ...] = (
     (r"<NUMBER_WORD>", lambda _, found: f"{number_words()[found[0]]:g}"),
     (r"(?<!and a )<HALF>(?= <UNITNAME>)", "0.5"),
     (r"<ONE>(?= <UNITNAME>| (?:<AND>|<TO>|or) \d)", "1"),
+    (r"(?<!\d )<hour and|stunde und|heure et|hora y> (?=<NUMBER> ?<MINUTES>)", r"1 \g<0>"),
     (r"<at|vers|a las|sobre las> (?=\d\d? ?<HOURS>)\d\d? ?(?:heures|horas)\b", "at other"),  # a time of day
     # Put the order first and repeat a unit that two numbers share
     (r"(<NUMBER>) (<LAST>|<FIRST>) (<UNITNAME>)", r"\2 \1 \3"),
