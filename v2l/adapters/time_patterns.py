@@ -41,6 +41,8 @@ TRIGGERS = frozenset(
 _UNITS = {1: "SECONDS", 60: "MINUTES", 3600: "HOURS"}
 _CLASS = r"(?<!P)<([A-Z_]+\d*|[a-z][a-z|= ]*)>"
 _SYNTAX = rf"{_CLASS}|\(\?(?:[:!=]|<[!=]|P<\w+>)|\\.|\[[^]]*\]|\{{0,\d+\}}|[^<()|\\[?*{{]+(?![?*{{])|."
+"""The parts of a template: classes, starts of groups, escapes, sets, quantifiers and plain text."""
+
 _TOKEN = r"[a-z]+|[@&=-]"
 
 
