@@ -8,7 +8,7 @@ from terminal import SUFFIX, V2L, Terminal, fill, nobody_reads, plain, run, run_
 
 import v2l
 
-COMMANDS = "encode ask demo compose info verify export pull import bench eval train".split()
+COMMANDS = "encode ask find frames demo compose info verify export pull import bench eval train".split()
 
 
 def test_help_and_completion_import_nothing_heavy():

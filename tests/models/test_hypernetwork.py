@@ -119,10 +119,13 @@ def test_each_layer_is_read_and_dropped_before_the_next(hypernetwork):
 
 def test_half_precision_hidden_states(hypernetwork):
     exact = hypernetwork.generate(hidden(1, 30))
+    wide = [torch.stack(factors) for factors in zip(*exact, strict=True)]
     for dtype in (torch.bfloat16, torch.float16):
         half = hypernetwork.generate(hidden(1, 30).to(dtype))
         assert all(a.dtype == b.dtype == torch.float32 for a, b in half)
         close(half, exact, tolerance=0.05)
+        for found, expected in zip(map(torch.stack, zip(*half, strict=True)), wide, strict=True):
+            assert (found - expected).norm() < 0.01 * expected.norm()
 
 
 def test_absorbed_attention_is_plain_attention():

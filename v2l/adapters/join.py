@@ -12,8 +12,9 @@ import torch
 from v2l.adapters.adapter import Adapter
 from v2l.adapters.description import Block
 from v2l.adapters.segments import keep_segments, reduce_rank, split_bias
-from v2l.adapters.timeline import Source, Timeline, write_timeline
+from v2l.adapters.timeline import PartSource, Timeline, write_timeline
 from v2l.errors import V2LError
+from v2l.io.tensors import dtype_name
 
 
 def join(path: str | os.PathLike, inputs: Sequence[Adapter | Timeline], rank: int | None = None) -> Timeline:
@@ -30,7 +31,7 @@ def join(path: str | os.PathLike, inputs: Sequence[Adapter | Timeline], rank: in
     segments = [source for each in inputs for source in _sources(each, questions)]
     overview = None
     if len(inputs) == 1 and isinstance(inputs[0], Timeline) and inputs[0].description.overview:
-        overview = Source(inputs[0].overview)
+        overview = PartSource(inputs[0].overview)
     if rank is not None:
         segments = [_reduced(source, rank) for source in segments]
         overview = overview and _reduced(overview, rank)
@@ -38,7 +39,13 @@ def join(path: str | os.PathLike, inputs: Sequence[Adapter | Timeline], rank: in
     checked = [time for time in times if time is not None]
     oldest = min(checked) if len(checked) == len(times) else None
     request = inputs[0].description.request if overview and isinstance(inputs[0], Timeline) else None
-    return write_timeline(path, segments, overview, questions, request, oldest)
+    return write_timeline(path, segments, overview, questions, request, oldest, _finest(inputs))
+
+
+def _finest(inputs: Sequence[Adapter | Timeline]) -> torch.dtype:
+    """Return float32 if one of the inputs is, else bfloat16."""
+    found = {each.file.dtype if isinstance(each, Timeline) else dtype_name(each.a.dtype) for each in inputs}
+    return torch.float32 if "float32" in found else torch.bfloat16
 
 
 def _common_questions(inputs: Sequence[Adapter | Timeline]) -> tuple[str, ...]:
@@ -47,17 +54,17 @@ def _common_questions(inputs: Sequence[Adapter | Timeline]) -> tuple[str, ...]:
     return tuple(question for question in asked[0] if all(question in others for others in asked))
 
 
-def _sources(each: Adapter | Timeline, questions: Sequence[str]) -> list[Source]:
+def _sources(each: Adapter | Timeline, questions: Sequence[str]) -> list[PartSource]:
     """Return the segments of an input as parts, with their answers to some questions."""
     if isinstance(each, Adapter):
         if any(block.segments > 1 for block in each.description.blocks):
             raise V2LError(
                 "an adapter whose segments were reduced together cannot be joined; compose it from its parts"
             )
-        return [Source(partial(_segment, each, number)) for number in range(len(each.description.segments))]
+        return [PartSource(partial(_segment, each, number)) for number in range(len(each.description.segments))]
     places = [each.description.questions.index(question) for question in questions]
     return [
-        Source(partial(_segment, each, number), tuple(part.answers[place] for place in places))
+        PartSource(partial(_segment, each, number), tuple(part.answers[place] for place in places))
         for number, part in enumerate(each.description.segments)
     ]
 
@@ -66,7 +73,7 @@ def _segment(each: Adapter | Timeline, number: int) -> Adapter:
     return keep_segments(each, [number]) if isinstance(each, Adapter) else each.select([number])
 
 
-def _reduced(source: Source, rank: int) -> Source:
+def _reduced(source: PartSource, rank: int) -> PartSource:
     """Return a part with fewer generated ranks."""
 
     def load() -> Adapter:

@@ -77,28 +77,18 @@ def _read(path: str) -> str:
         return ""
 
 
-def kv_bytes(vlm: FrozenVLM, tokens: int) -> int:
-    """Return the size of the KV cache of `tokens` tokens."""
-    text = vlm.folder.config.text_config
-    each = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim
-    return tokens * each * vlm.dtype.itemsize
-
-
 def prefill_bytes(vlm: FrozenVLM, tokens: int) -> int:
     """Return the peak memory of prefilling `tokens` tokens, without the weights: the KV cache, one more copy of it for
     the layer in progress, and one layer's activations."""
     text = vlm.folder.config.text_config
     activations = tokens * (6 * text.hidden_size + 3 * text.intermediate_size) * vlm.dtype.itemsize
-    return kv_bytes(vlm, tokens) * (text.num_hidden_layers + 1) // text.num_hidden_layers + activations
+    return vlm.kv_bytes(tokens) * (text.num_hidden_layers + 1) // text.num_hidden_layers + activations
 
 
 def prefill_work(vlm: FrozenVLM, tokens: int) -> float:
     """Return the multiply-adds of prefilling a prompt: linear layers, and attention, which is quadratic in `tokens`."""
     text = vlm.folder.config.text_config
-    queries = text.num_attention_heads * text.head_dim
-    keys = text.num_key_value_heads * text.head_dim
-    linear = text.hidden_size * (2 * queries + 2 * keys + 3 * text.intermediate_size)
-    return text.num_hidden_layers * tokens * (linear + queries * tokens)
+    return text.num_hidden_layers * tokens * (text.layer_products + text.num_attention_heads * text.head_dim * tokens)
 
 
 def vision_work(vlm: FrozenVLM, images: int) -> float:

@@ -71,7 +71,11 @@ def info(
     ],
     timeline: Annotated[
         bool,
-        typer.Option("--timeline", help="List the segments of timelines and the answers of their index."),
+        typer.Option(
+            "--timeline",
+            help="List the segments of timelines and the answers of their index.",
+            rich_help_panel=READ,
+        ),
     ] = False,
     as_json: Json = False,
     quiet: Quiet = False,

@@ -6,13 +6,13 @@ import math
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from v2l.cli.ask_each import AnswerFormat, answer_each_segment, check_each
+from v2l.cli.answers import AnswerFormat, AnswerOptions
+from v2l.cli.ask_each import answer_each_segment, check_each
 from v2l.cli.chat import chat
 from v2l.cli.console import Display, announce_fallback, command
 from v2l.cli.encode import encode_with_progress, note_reason
@@ -161,37 +161,6 @@ def ask(
         loader = model_loader(model, hypernetwork, device, dtype, display)
         ok = ask_all(sort_words(words or []), question or [], in_context or [], options, loader, display)
         raise typer.Exit(0 if ok else 1)
-
-
-@dataclass(frozen=True)
-class AnswerOptions:
-    """How to answer.
-
-    reading: how to read videos, both those encoded first and those in context
-    max_new_tokens, strength: None for the library's default
-    whole: use all segments of an adapter, whatever time a question names
-    raw: print control characters without escaping
-    each: ask every segment; format: of its answers, None for lines
-    """
-
-    reading: Reading
-    max_new_tokens: int | None = None
-    strength: float | None = None
-    whole: bool = False
-    raw: bool = False
-    each: bool = False
-    format: AnswerFormat | None = None
-
-    @property
-    def length(self) -> dict[str, Any]:
-        """The keyword argument of the length of answers, if given."""
-        return {} if self.max_new_tokens is None else {"max_new_tokens": self.max_new_tokens}
-
-    @property
-    def generation(self) -> dict[str, Any]:
-        """The keyword arguments of answers from adapters."""
-        strength = {} if self.strength is None else {"strength": self.strength}
-        return {**self.length, **strength, "whole": self.whole}
 
 
 def ask_all(

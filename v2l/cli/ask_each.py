@@ -5,26 +5,17 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from enum import StrEnum
 from typing import TYPE_CHECKING
 
+from v2l.cli.answers import AnswerFormat, AnswerOptions
 from v2l.cli.console import Display, announce_fallback
 from v2l.cli.sources import AnswerSource
 from v2l.errors import UsageError, V2LError
 from v2l.io.text import clock, inert, printable, tab_separated
 
 if TYPE_CHECKING:
-    from v2l.cli.ask import AnswerOptions
     from v2l.inference.each import SegmentAnswer
     from v2l.models.smolvlm import FrozenVLM
-
-
-class AnswerFormat(StrEnum):
-    """Formats of the answers of all segments."""
-
-    tsv = "tsv"
-    srt = "srt"
-    vtt = "vtt"
 
 
 def check_each(

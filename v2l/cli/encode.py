@@ -298,13 +298,13 @@ def encode_with_progress(
 
     several = len(videos) > 1
     places = {target.video: place for place, target in enumerate(videos)}
-    encoded: dict[Path, None] = {}
+    encoded: set[Path] = set()
 
     def step(target: Target, done: float, total: int) -> None:
         name, place = printable(target.video.name), places[target.video]
         if not encoded:
             display.start_progress(len(videos) if several else total, "video" if several else "step")
-        encoded[target.video] = None
+        encoded.add(target.video)
         if several:
             before = len(encoded) - 1
             left = len(videos) - place
@@ -333,28 +333,34 @@ def _fewer_frames(adapter: Adapter | Timeline, options: EncodeOptions) -> Iterat
         yield f"{len(segment.timestamps)} frames, {fps:g} a second; --fps takes more"
 
 
+def _record(outcome: Outcome, loader: ModelLoader) -> dict[str, Any]:
+    """Return what every outcome states with --json."""
+    record: dict[str, Any] = {
+        "command": "encode",
+        "video": outcome.target.video,
+        "adapter": outcome.target.output,
+        "status": outcome.status,
+        "model": loader.folder.id,
+        "model_chosen_by": loader.chosen_by,
+    }
+    if outcome.note:
+        record["error" if outcome.status == "failed" else "note"] = outcome.note
+    return record
+
+
 def _print_outcome(
     outcome: Outcome, options: EncodeOptions, loader: ModelLoader, display: Display, has_reader: bool
 ) -> None:
     from v2l.adapters.timeline_description import TimelineDescription
 
     video, output = outcome.target.video, outcome.target.output
-    model = {"model": loader.folder.id, "model_chosen_by": loader.chosen_by}
-    record: dict[str, Any] = {
-        "command": "encode",
-        "video": video,
-        "adapter": output,
-        "status": outcome.status,
-        **model,
-    }
-    if outcome.note:
-        record["error" if outcome.status == "failed" else "note"] = outcome.note
     if outcome.status == "failed":
         display.error(outcome.note if printable(video) in outcome.note else f"{printable(video)}: {outcome.note}")
         if display.as_json and has_reader:
-            display.result("", {**record, "adapter": None})
+            display.result("", {**_record(outcome, loader), "adapter": None})
         return
     note_reason(outcome, display)
+    record = _record(outcome, loader)
     text = shown(output)
     if outcome.adapter is not None:
         size, made = os.stat(output).st_size, outcome.adapter.description

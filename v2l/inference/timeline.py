@@ -12,11 +12,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from v2l.adapters.adapter import Adapter
-from v2l.adapters.timeline import Source, Timeline, write_timeline
+from v2l.adapters.timeline import PartSource, Timeline, write_timeline
 from v2l.adapters.timeline_description import Segmentation, TimelineRequest
 from v2l.errors import V2LError
 from v2l.inference.ask import ask_each
-from v2l.inference.encode import OpenedVideo, PendingEncode, finish_encode, open_video, start_encode
+from v2l.inference.encode import ADAPTER_TYPE, OpenedVideo, PendingEncode, finish_encode, open_video, start_encode
 from v2l.inference.estimate import seconds_per_encoding
 from v2l.inference.readings import covered, cut, fill_reading, plan_timeline
 from v2l.io.files import make_folder, open_regular, time_of_check, try_lock, unwritable, write_atomically
@@ -24,15 +24,13 @@ from v2l.io.safetensors_file import canonical_json
 from v2l.io.text import amount, clock, printable, span
 from v2l.models.checkpoint import check_belongs
 from v2l.models.hypernetwork import Hypernetwork
+from v2l.models.presets import INDEX_QUESTIONS
 from v2l.models.smolvlm import FrozenVLM
 from v2l.video.client import decoder_version
 from v2l.video.sampling import READING_REVISION, Reading
 
 INDEX_TOKENS = 48
 """Maximum length of an answer in the index."""
-
-FACTOR_BYTES = 4
-"""Bytes of a value in the file."""
 
 Progress = Callable[[float, int], None]
 """Called with the parts done, a fraction while one is being encoded, and their number."""
@@ -43,19 +41,16 @@ def encode_timeline(
     vlm: FrozenVLM,
     hypernetwork: Hypernetwork,
     output: str | os.PathLike,
-    frames: int | None = None,
-    fps: float | None = None,
-    start: float | None = None,
-    end: float | None = None,
-    resolution: int | None = None,
+    reading: Reading | None = None,
     segments: int | None = None,
     segment_seconds: float | None = None,
     index: bool = True,
 ) -> Timeline:
     """Encode a video into a timeline file: an overview and segments.
 
-    path, start, end, resolution: as for `encode`; frames, fps: of each segment
     output: the file to write; the finished segments of an interrupted call are kept beside it and used again
+    reading: as for `encode`, with the frames of a segment; None fields take the values that the hypernetwork was
+        trained with
     segments: number of segments of equal length; segment_seconds: their length. None for both takes the span that the
         hypernetwork was trained to read, or as much more as keeps the number at 64
     index: let every segment answer the questions of the index
@@ -65,9 +60,10 @@ def encode_timeline(
     """
     opened = open_video(path)
     trained_with = check_belongs(hypernetwork, vlm).trained_with
-    reading = fill_reading(Reading(frames, fps, start, end, resolution), trained_with, vlm.geometry)
-    wish = Segmentation(segments, segment_seconds, frames is not None)
-    return plan_job(opened, reading, hypernetwork, wish, index).run(vlm, hypernetwork, Path(output))
+    wanted = reading or Reading()
+    wish = Segmentation(segments, segment_seconds, wanted.frames is not None)
+    filled = fill_reading(wanted, trained_with, vlm.geometry)
+    return plan_job(opened, filled, hypernetwork, wish, index).run(vlm, hypernetwork, Path(output))
 
 
 def plan_job(
@@ -86,9 +82,11 @@ def plan_job(
 
 
 def index_questions(hypernetwork: Hypernetwork) -> tuple[str, ...]:
-    """Return the questions that every segment answers for the index: those that the hypernetwork lists for its world,
-    or else a caption."""
-    return CAPTION_QUESTIONS
+    """Return the questions that every segment answers for the index: those that the hypernetwork lists, those that
+    belong to its frozen model, or a request for a caption."""
+    assert hypernetwork.provenance is not None, "check_belongs refuses a hypernetwork without provenance"
+    listed = hypernetwork.provenance.trained_with.index_questions
+    return listed or INDEX_QUESTIONS.get(hypernetwork.provenance.base_model, CAPTION_QUESTIONS)
 
 
 CAPTION_QUESTIONS = ("Describe what is happening in this video.",)
@@ -141,7 +139,7 @@ class TimelineJob:
         """Return the size of the factors in the file."""
         config = hypernetwork.config
         ranks = (1 + len(self.segments)) * config.rank + config.rank
-        return config.num_layers * ranks * (config.intermediate_size + config.hidden_size) * FACTOR_BYTES
+        return config.num_layers * ranks * (config.intermediate_size + config.hidden_size) * ADAPTER_TYPE.itemsize
 
     def estimate(self, vlm: FrozenVLM, hypernetwork: Hypernetwork, output: Path) -> TimelineEstimate:
         """Estimate the work that is left before it begins."""
@@ -263,9 +261,9 @@ class FinishedParts:
         write_atomically(self._answers_file(number), json.dumps(list(answers)).encode())
         adapter.save(self._adapter_file(number))
 
-    def source(self, number: int) -> Source:
+    def source(self, number: int) -> PartSource:
         """Return a part for `write_timeline`."""
-        return Source(lambda: self._load(number), self._answers(number))
+        return PartSource(lambda: self._load(number), self._answers(number))
 
     def remove(self) -> None:
         """Delete the folder."""

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from v2l.errors import V2LError
 from v2l.models.hypernetwork_file import TARGET, HypernetworkConfig, Provenance
-from v2l.models.perceiver import GatedMLP, Resampler, unit_context
+from v2l.models.perceiver import GatedMLP, Resampler, draw_weights, unit_context
 
 TOKENS_AT_ONCE = 1024
 """Tokens that are projected together; the inner width of the projection is four times that of the model."""
@@ -46,7 +46,7 @@ class Hypernetwork(nn.Module):
         shape_a = (c.num_layers, c.rank, c.intermediate_size)
         shape_b = (c.num_layers, c.rank, c.hidden_size)
         bias_std = 0.2 / (c.intermediate_size * c.rank) ** 0.5
-        self.bias_A = nn.ParameterDict({TARGET: torch.randn(shape_a) * bias_std})
+        self.bias_A = nn.ParameterDict({TARGET: draw_weights(shape_a, bias_std)})
         self.bias_B = nn.ParameterDict({TARGET: torch.zeros(shape_b)})
         self.scaler_A = nn.ParameterDict({TARGET: torch.ones(1, c.num_layers, c.rank, 1)})
         # zero, so that an untrained hypernetwork does not change the frozen model
@@ -214,7 +214,7 @@ class LayerHead(nn.Module):
         c = config
         columns = c.intermediate_size + c.hidden_size
         std = 0.5 / (c.latent_size + columns * c.rank) ** 0.5
-        self.weight = nn.Parameter(torch.randn(c.num_layers, c.latent_size, columns) * std)
+        self.weight = nn.Parameter(draw_weights((c.num_layers, c.latent_size, columns), std))
 
 
 def _mask_misfit(mask: torch.Tensor, shape: torch.Size) -> V2LError:

@@ -146,6 +146,12 @@ class FrozenVLM:
                 f"{self.max_positions:,} positions; shorten the question or the answer, or show fewer or smaller frames"
             )
 
+    def kv_bytes(self, tokens: int) -> int:
+        """Return the size of the KV cache of `tokens` tokens."""
+        text = self.folder.config.text_config
+        each = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim
+        return tokens * each * self.dtype.itemsize
+
     # Images and hidden states ----------------------------------------------------------------------------------
 
     @torch.no_grad()
@@ -281,9 +287,9 @@ class FrozenVLM:
         """Yield `LanguageModel.choose` of each step, (2, B), of which the first `max_new_tokens` may be taken. See
         `greedy`, which checks the arguments."""
         if self.static_decoding is not None and len(prompts) == 1:
-            shape = self.static_decoding.shape(prompts[0], max_new_tokens, cache)
-            if shape is not None:
-                yield from self.static_decoding.steps(shape, prompts[0], cache)
+            sizes = self.static_decoding.sizes(prompts[0], max_new_tokens, cache)
+            if sizes is not None:
+                yield from self.static_decoding.steps(sizes, prompts[0], cache)
         model, before = self.language_model, 0 if cache is None else cache.length
         longest = before + max(map(len, prompts))
         if cache is None:

@@ -60,6 +60,7 @@ class GraphCapture:
         graph = torch.cuda.CUDAGraph()
         with (
             torch.cuda.device(self._device),
+            torch.cuda.stream(torch.cuda.current_stream()),  # a failed capture does not restore it
             torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"),
         ):
             work()
@@ -67,7 +68,7 @@ class GraphCapture:
 
 
 @dataclass(frozen=True)
-class Shape:
+class BufferSizes:
     """Sizes of the buffers of one decoder. rank: 0 without an adapter; dtype: of the factors"""
 
     columns: int
@@ -85,14 +86,14 @@ class StaticDecoding:
     def __init__(self, model: LanguageModel, capture: Capture):
         self._model, self._capture = model, capture
         self._weights = [layer.down_proj for layer in model.layers]
-        self._idle: OrderedDict[Shape, StaticDecoder] = OrderedDict()
+        self._idle: OrderedDict[BufferSizes, StaticDecoder] = OrderedDict()
 
     @classmethod
     def for_device(cls, model: LanguageModel, device: torch.device) -> StaticDecoding | None:
         """Return the decoders of a model on CUDA, None on other devices, which are faster without padding."""
         return cls(model, GraphCapture(device)) if device.type == "cuda" else None
 
-    def shape(self, prompt: Tensor, max_new_tokens: int, before: KVCache | None = None) -> Shape | None:
+    def sizes(self, prompt: Tensor, max_new_tokens: int, before: KVCache | None = None) -> BufferSizes | None:
         """Return the buckets for an answer to a prompt, (T, D), after the columns of `before`. None if it needs too
         many columns, or if adapters are merged or one per sequence."""
         model, length = self._model, 0 if before is None else before.length
@@ -103,24 +104,24 @@ class StaticDecoding:
         if columns > MOST_COLUMNS:
             return None
         if model.adapter is None:
-            return Shape(columns, 0, model.norm.dtype)
+            return BufferSizes(columns, 0, model.norm.dtype)
         first, _ = model.adapter[0]
-        return Shape(columns, bucket(len(first), LEAST_RANK), first.dtype) if first.ndim == 2 else None
+        return BufferSizes(columns, bucket(len(first), LEAST_RANK), first.dtype) if first.ndim == 2 else None
 
-    def steps(self, shape: Shape, prompt: Tensor, before: KVCache | None = None) -> Iterator[Tensor]:
+    def steps(self, sizes: BufferSizes, prompt: Tensor, before: KVCache | None = None) -> Iterator[Tensor]:
         """Decode greedily without end: yield `LanguageModel.choose` of each token, (2, 1), overwritten by the next.
 
-        shape: from `shape`; before: is copied and not changed
+        sizes: from `sizes`; before: is copied and not changed
         """
         # A decoder in use is not in the pool, so that answers can alternate
-        decoder = self._idle.pop(shape, None) or StaticDecoder(self._model, shape)
+        decoder = self._idle.pop(sizes, None) or StaticDecoder(self._model, sizes)
         try:
             decoder.load(prompt, self._model.adapter, before)
             yield decoder.prefill(prompt, self._repeatable)
             while True:
                 yield decoder.step(self._repeatable)
         finally:
-            self._keep(shape, decoder)
+            self._keep(sizes, decoder)
 
     def _repeatable(self, work: Work) -> Work:
         try:
@@ -134,9 +135,9 @@ class StaticDecoding:
             )
             return work
 
-    def _keep(self, shape: Shape, decoder: StaticDecoder) -> None:
-        self._idle[shape] = decoder
-        self._idle.move_to_end(shape)
+    def _keep(self, sizes: BufferSizes, decoder: StaticDecoder) -> None:
+        self._idle[sizes] = decoder
+        self._idle.move_to_end(sizes)
         while len(self._idle) > 1 and (
             len(self._idle) > DECODERS_KEPT or sum(each.nbytes for each in self._idle.values()) > BYTES_KEPT
         ):
@@ -151,20 +152,20 @@ class StaticDecoder:
     """
 
     @torch.inference_mode()
-    def __init__(self, model: LanguageModel, shape: Shape):
+    def __init__(self, model: LanguageModel, sizes: BufferSizes):
         self._model = model
         device, dtype, config = model.norm.device, model.norm.dtype, model.config
-        self._cache = KVCache(model, 1, shape.columns)
+        self._cache = KVCache(model, 1, sizes.columns)
         self._inputs = torch.zeros(MOST_PROMPT, config.hidden_size, device=device, dtype=dtype)
-        self._rows, self._columns = (torch.arange(n, device=device) for n in (MOST_PROMPT, shape.columns))
+        self._rows, self._columns = (torch.arange(n, device=device) for n in (MOST_PROMPT, sizes.columns))
         # The first column of a prompt, the column of the newest token, that token, and its choice
         self._start, self._last, self._token = (torch.zeros(1, device=device, dtype=torch.long) for _ in range(3))
         self._chosen = torch.zeros(2, 1, device=device, dtype=torch.long)
         self._a, self._b = (
-            torch.zeros(len(model.layers), shape.rank, width, device=device, dtype=shape.dtype)
+            torch.zeros(len(model.layers), sizes.rank, width, device=device, dtype=sizes.dtype)
             for width in (config.intermediate_size, config.hidden_size)
         )
-        self._factors = list(zip(self._a, self._b, strict=True)) if shape.rank else None
+        self._factors = list(zip(self._a, self._b, strict=True)) if sizes.rank else None
         self._repeats: dict[int, Work] = {}  # by padded prompt length; 0 for a step
         self._ran: set[int] = set()
 
