@@ -53,22 +53,22 @@ _v2l_option() {
         'encode --output' | 'encode -o' | 'compose --output' | 'compose -o') kind='adapters' ;;
         'bench --arch') kind='architectures' ;;
         'eval --benchmark') kind='benchmarks' ;;
-        'encode --device' | 'ask --device' | 'demo --device' | 'verify --device' | 'bench --device' | 'eval --device' | 'train --device') kind='devices' ;;
-        'encode --dtype' | 'ask --dtype' | 'verify --dtype' | 'bench --dtype' | 'eval --dtype' | 'train --dtype') kind='dtypes' ;;
+        'encode --device' | 'ask --device' | 'find --device' | 'demo --device' | 'verify --device' | 'bench --device' | 'eval --device' | 'train --device') kind='devices' ;;
+        'encode --dtype' | 'ask --dtype' | 'find --dtype' | 'verify --dtype' | 'bench --dtype' | 'eval --dtype' | 'train --dtype') kind='dtypes' ;;
         'encode --files-from' | 'export --output' | 'export -o') kind='files' ;;
-        'export --format') kind='formats' ;;
-        'encode --output-dir' | 'demo --output-dir' | 'eval --root' | 'train --output' | 'train -o' | 'train --root') kind='folders' ;;
-        'bench --plot' | 'eval --plot') kind='images' ;;
+        'ask --format' | 'export --format') kind='formats' ;;
+        'encode --output-dir' | 'frames --output-dir' | 'frames -o' | 'demo --output-dir' | 'eval --root' | 'train --output' | 'train -o' | 'train --root') kind='folders' ;;
+        'frames --strip' | 'bench --plot' | 'eval --plot') kind='images' ;;
         'eval --without') kind='controls' ;;
         'bench --output' | 'bench -o' | 'eval --output' | 'eval -o' | 'train --validation') kind='manifests' ;;
         'eval --metric') kind='metrics' ;;
-        'encode --model' | 'encode -m' | 'ask --model' | 'ask -m' | 'verify --model' | 'verify -m' | 'bench --model' | 'bench -m' | 'eval --model' | 'eval -m' | 'train --model' | 'train -m') kind='models' ;;
+        'encode --model' | 'encode -m' | 'ask --model' | 'ask -m' | 'find --model' | 'find -m' | 'verify --model' | 'verify -m' | 'bench --model' | 'bench -m' | 'eval --model' | 'eval -m' | 'train --model' | 'train -m') kind='models' ;;
         'eval --paper') kind='papers' ;;
         'import --output' | 'import -o') kind='safetensors' ;;
         'bench --csv') kind='tables' ;;
-        'ask --in-context') kind='videos' ;;
+        'ask --in-context' | 'frames --video') kind='videos' ;;
         'encode --hypernetwork' | 'ask --hypernetwork' | 'bench --hypernetwork' | 'eval --hypernetwork' | 'train --hypernetwork') kind='weights' ;;
-        'encode --frames' | 'encode --fps' | 'encode --start' | 'encode --end' | 'encode --resolution' | 'encode --shard' | 'encode --segments' | 'encode --segment-seconds' | 'ask --question' | 'ask -q' | 'ask --frames' | 'ask --fps' | 'ask --start' | 'ask --end' | 'ask --resolution' | 'ask --max-new-tokens' | 'ask --strength' | 'compose --rank' | 'pull --revision' | 'bench --frames' | 'bench --resolution' | 'bench --segments' | 'bench --questions' | 'bench --repeats' | 'bench --new-tokens' | 'bench --budget' | 'eval --frames' | 'eval --resolution' | 'eval --segments' | 'eval --segment-seconds' | 'eval --max-new-tokens' | 'eval --judge' | 'eval --judge-model' | 'eval --set' | 'train --frames' | 'train --fps' | 'train --resolution' | 'train --steps' | 'train --batch' | 'train --learning-rate' | 'train --seed' | 'train --set') kind='' ;;
+        'encode --frames' | 'encode --fps' | 'encode --start' | 'encode --end' | 'encode --resolution' | 'encode --shard' | 'encode --segments' | 'encode --segment-seconds' | 'ask --question' | 'ask -q' | 'ask --frames' | 'ask --fps' | 'ask --start' | 'ask --end' | 'ask --resolution' | 'ask --max-new-tokens' | 'ask --strength' | 'find --limit' | 'find -n' | 'find --question' | 'find --answer' | 'frames --at' | 'frames --segment' | 'compose --rank' | 'export --at' | 'export --segment' | 'pull --revision' | 'bench --frames' | 'bench --resolution' | 'bench --segments' | 'bench --questions' | 'bench --repeats' | 'bench --new-tokens' | 'bench --budget' | 'eval --frames' | 'eval --resolution' | 'eval --segments' | 'eval --segment-seconds' | 'eval --max-new-tokens' | 'eval --judge' | 'eval --judge-model' | 'eval --set' | 'train --frames' | 'train --fps' | 'train --resolution' | 'train --steps' | 'train --batch' | 'train --learning-rate' | 'train --seed' | 'train --set') kind='' ;;
         *) return 1 ;;
     esac
 }
@@ -94,13 +94,15 @@ _v2l() {
     fi
     case $command in
         '') words='' options='--version --json --help -h' ;;
-        'encode') words='videos' options='--recursive -r --files-from --frames --fps --start --end --resolution --keep-damaged --shard --segments --segment-seconds --compose --output -o --output-dir --check-hash --overwrite --fail-fast --model -m --hypernetwork --device --dtype --json --quiet --debug --help -h' ;;
-        'ask') words='subjects' options='--question -q --in-context --frames --fps --start --end --resolution --max-new-tokens --strength --whole --raw --model -m --hypernetwork --device --dtype --json --quiet --debug --help -h' ;;
+        'encode') words='videos' options='--recursive -r --files-from --frames --fps --start --end --resolution --keep-damaged --shard --segments --segment-seconds --split --no-index --output -o --output-dir --check-hash --overwrite --fail-fast --model -m --hypernetwork --device --dtype --json --quiet --debug --help -h' ;;
+        'ask') words='subjects' options='--question -q --in-context --frames --fps --start --end --resolution --max-new-tokens --strength --whole --each --format --raw --model -m --hypernetwork --device --dtype --json --quiet --debug --help -h' ;;
+        'find') words='adapters' options='--recursive -r --limit -n --question --answer --model -m --device --dtype --json --quiet --debug --help -h' ;;
+        'frames') words='adapters' options='--at --segment --video --output-dir -o --strip --overwrite --json --quiet --debug --help -h' ;;
         'demo') words='' options='--output-dir --overwrite --device --json --quiet --debug --help -h' ;;
         'compose') words='adapters' options='--output -o --rank --overwrite --json --quiet --debug --help -h' ;;
-        'info') words='weights' options='--json --quiet --debug --help -h' ;;
+        'info') words='weights' options='--timeline --json --quiet --debug --help -h' ;;
         'verify') words='adapters' options='--model -m --device --dtype --json --quiet --debug --help -h' ;;
-        'export') words='adapters' options='--format --output -o --overwrite --json --quiet --debug --help -h' ;;
+        'export') words='adapters' options='--format --output -o --at --segment --overwrite --json --quiet --debug --help -h' ;;
         'pull') words='architectures' options='--revision --default --json --quiet --debug --help -h' ;;
         'import') words='checkpoints' options='--output -o --overwrite --json --quiet --debug --help -h' ;;
         'bench') words='videos' options='--frames --resolution --segments --questions --repeats --new-tokens --budget --output -o --csv --plot --arch --random-weights --model -m --hypernetwork --device --dtype --json --quiet --debug --help -h' ;;
@@ -112,7 +114,7 @@ _v2l() {
     elif [[ $command ]]; then
         _v2l_offer "$words" "$current"
     else
-        _v2l_words "$current" 'encode ask demo compose info verify export pull import bench eval train'
+        _v2l_words "$current" 'encode ask find frames demo compose info verify export pull import bench eval train'
     fi
 }
 

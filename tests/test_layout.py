@@ -180,7 +180,13 @@ def test_decoding_imports_neither_torch_nor_transformers():
 
 
 def test_answering_needs_no_decoder():
-    assert imported_by("import v2l.cli.ask, v2l.inference.ask, v2l.adapters.lora", ("cv2", "av")) == []
+    assert imported_by("import v2l.cli.ask, v2l.inference.ask, v2l.adapters.lora", ("cv2", "av", "PIL.Image")) == []
+
+
+def test_loading_imports_no_compiler():
+    """What torch imports for tensors on the meta device takes longer than to encode a short video."""
+    loads = "import v2l; v2l.load_vlm('tiny', device='cpu'); v2l.load_hypernetwork('tiny', device='cpu')"
+    assert imported_by(loads, ("torch._dynamo", "sympy", "transformers")) == []
 
 
 @pytest.mark.parametrize("path", ["pyproject.toml", "README.md", "LICENSE", ".ci/run"])

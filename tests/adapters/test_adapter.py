@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import random
 import struct
@@ -197,7 +198,7 @@ def _tensor(layer, factor, make):
     ("change", "message"),
     [
         (_set("format", "other"), "states .*other"),
-        (_set("version", 2), "this v2l reads v2l-adapter version 1"),
+        (_set("version", 3), "this v2l reads v2l-adapter version 1"),
         (_set("version", True), "states .*True"),
         (_set("surprise", 1), "exactly"),
         (_set("segments", 0, "surprise", 1), "exactly"),
@@ -230,6 +231,18 @@ def _tensor(layer, factor, make):
 )
 def test_what_version_1_does_not_say_is_refused(saved, change, message):
     refused(rewritten(saved, change), message)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_infinities_and_nan_are_found_in_the_bytes(dtype):
+    def is_finite(numbers):
+        return to_bytes({"x": numbers})["x"].is_finite()
+
+    limits = torch.finfo(dtype)
+    numbers = torch.tensor([0.0, -0.0, 1.0, limits.tiny, limits.min, limits.max], dtype=dtype)
+    assert is_finite(numbers) and is_finite(numbers[:0])
+    for number in (math.inf, -math.inf, math.nan, math.copysign(math.nan, -1)):
+        assert not is_finite(torch.cat([numbers, torch.tensor([number], dtype=dtype)]))
 
 
 def test_foreign_number_types_are_refused(saved):

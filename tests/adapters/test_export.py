@@ -68,7 +68,7 @@ def test_the_gguf_reads_back_as_llama_cpp_expects(strong, tmp_path):
     for layer in range(3):
         a, b = (torch.tensor(tensors[f"blk.{layer}.ffn_down.weight.lora_{f}"]) for f in "ab")
         scale = stated["adapter.lora.alpha"] / len(a)  # llama.cpp's: alpha over the rank of lora_b
-        assert torch.allclose(x @ a.T @ b.T * scale, x @ strong.a[layer].T @ strong.b[layer])
+        assert torch.allclose(x @ a.T @ b.T * scale, x @ strong.a[layer].float().T @ strong.b[layer].float())
 
 
 # The command -------------------------------------------------------------------------------------------------------

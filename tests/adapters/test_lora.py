@@ -51,7 +51,7 @@ def test_the_change_is_x_a_b(vlm, adapters):
     random = torch.Generator().manual_seed(0)
     inner, x = (torch.randn(5, width, generator=random) for width in layer.down_proj.shape)
     plain = x + inner @ layer.down_proj
-    a, b = adapters[0].a[1], adapters[0].b[1]
+    a, b = adapters[0].a[1].float(), adapters[0].b[1].float()
     for strength in (1.0, 0.5, 0.0):
         expected = plain + strength * (inner @ a.T @ b)
         for merged in (False, True):
@@ -71,11 +71,11 @@ def test_each_row_of_a_batch_wears_its_own(vlm, adapters, ids):
 
 
 def test_bfloat16_adapters_and_models(model_folder, vlm, adapters, ids):
-    smaller = dataclasses.replace(adapters[0], a=adapters[0].a.bfloat16(), b=adapters[0].b.bfloat16())
+    wide = dataclasses.replace(adapters[0], a=adapters[0].a.float(), b=adapters[0].b.float())
     with v2l.applied(vlm, adapters[0]):
         exact = vlm.logits(ids)
     half = v2l.load_vlm(model_folder, dtype=torch.bfloat16)
-    for adapter in (adapters[0], smaller):
+    for adapter in (adapters[0], wide):
         for merged in (False, True):
             with v2l.applied(half, adapter, merged=merged):
                 logits = half.logits(ids)
@@ -83,8 +83,6 @@ def test_bfloat16_adapters_and_models(model_folder, vlm, adapters, ids):
             assert (logits - exact).abs().max() < 0.05 * exact.abs().max()
     with pytest.raises(v2l.V2LError, match="are not an adapter"):
         dataclasses.replace(adapters[0], a=adapters[0].a.half())
-    with pytest.raises(v2l.V2LError, match="the adapters differ in dtype"):
-        v2l.compose([adapters[0], smaller])
 
 
 def test_a_batch_has_one_row_for_each_adapter(vlm, adapters, ids):

@@ -36,6 +36,19 @@ def test_the_order_given_is_kept_and_recorded(adapters):
     assert torch.equal(turned.b[:, 8:], adapters[0].b[:, 4:])
 
 
+def test_adapters_of_both_number_types_compose(adapters):
+    near = adapters[1].a.float() * (1 + 2**-10)  # rounds to the same values
+    wide = dataclasses.replace(adapters[1], a=near, b=adapters[1].b.float())
+    both = v2l.compose([adapters[0], wide])
+    assert both.a.dtype == both.b.dtype == torch.float32
+    assert torch.equal(both.a, torch.cat([adapters[0].a[:, :4].float(), near], dim=1))
+    assert v2l.compose(adapters[:2]).a.dtype == torch.bfloat16
+    for first, second in ((wide, adapters[1]), (adapters[1], wide)):
+        forged = dataclasses.replace(second, a=second.a * (1 + 2**-6))
+        with pytest.raises(v2l.V2LError, match="learned bias"):
+            v2l.compose([first, forged])
+
+
 def test_a_composed_adapter_is_a_file_like_any(adapters, tmp_path):
     path = tmp_path / "both.v2l.safetensors"
     both = v2l.compose(adapters[:2])
@@ -50,8 +63,8 @@ def test_reduction_is_the_best_and_states_its_error(adapters):
     for rank in (1, 4, 7, 11):
         reduced = v2l.compose(adapters, rank=rank)
         assert reduced.rank == rank + 4
-        assert torch.equal(reduced.a[:, rank:], whole.a[:, 12:])
-        assert torch.equal(reduced.b[:, rank:], whole.b[:, 12:])
+        assert torch.equal(reduced.a[:, rank:], whole.a[:, 12:].float())
+        assert torch.equal(reduced.b[:, rank:], whole.b[:, 12:].float())
         generated = change(whole, slice(0, 12))
         left = (generated - change(reduced, slice(0, rank))).norm() / generated.norm()
         singular = torch.linalg.svdvals(generated)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import v2l
-from v2l.adapters.timeline import Source, Timeline, open_adapter, write_timeline
+from v2l.adapters.timeline import PartSource, Timeline, open_adapter, write_timeline
 from v2l.adapters.timeline_description import TimelineDescription
 from v2l.io.records import to_json
 from v2l.io.safetensors_file import canonical_json
@@ -20,8 +20,8 @@ def timeline(adapters, tmp_path_factory) -> Timeline:
     """An overview and two segments, each answered one question."""
     path = tmp_path_factory.mktemp("timeline") / "talk.v2l.safetensors"
     overview, *segments = adapters
-    sources = [Source(lambda each=each: each, (f"answer {n}",)) for n, each in enumerate(segments)]
-    return write_timeline(path, sources, Source(lambda: overview), ["what is shown?"], checked_ns=10**18)
+    sources = [PartSource(lambda each=each: each, (f"answer {n}",)) for n, each in enumerate(segments)]
+    return write_timeline(path, sources, PartSource(lambda: overview), ["what is shown?"], checked_ns=10**18)
 
 
 def test_parts_are_read_back_as_they_were_written(timeline, adapters):
@@ -38,8 +38,10 @@ def test_parts_are_read_back_as_they_were_written(timeline, adapters):
 
 
 def test_the_same_parts_give_the_same_bytes_and_hash(timeline, adapters, tmp_path):
-    sources = [Source(lambda each=each: each, (f"answer {n}",)) for n, each in enumerate(adapters[1:])]
-    again = write_timeline(tmp_path / "b", sources, Source(lambda: adapters[0]), ["what is shown?"], checked_ns=10**18)
+    sources = [PartSource(lambda each=each: each, (f"answer {n}",)) for n, each in enumerate(adapters[1:])]
+    again = write_timeline(
+        tmp_path / "b", sources, PartSource(lambda: adapters[0]), ["what is shown?"], checked_ns=10**18
+    )
     assert (tmp_path / "b").read_bytes() == timeline.path.read_bytes()
     assert again.file.sha256 == timeline.file.sha256
 
@@ -148,7 +150,7 @@ def test_tensors_that_do_not_fill_the_file_are_refused(timeline, tmp_path, name,
 def test_values_that_are_not_finite_are_refused(timeline, adapters, tmp_path):
     infinite = dataclasses.replace(adapters[1], b=adapters[1].b.clone())
     infinite.b[0, 0, 0] = float("inf")
-    written = write_timeline(tmp_path / "bad", [Source(lambda: infinite)], Source(lambda: adapters[0]))
+    written = write_timeline(tmp_path / "bad", [PartSource(lambda: infinite)], PartSource(lambda: adapters[0]))
     with pytest.raises(v2l.V2LError, match="not finite"):
         written.select([0])
 
@@ -158,19 +160,19 @@ def test_parts_of_different_hypernetworks_are_refused_and_nothing_is_written(ada
     other = dataclasses.replace(made.hypernetwork, sha256="0" * 64)
     foreign = dataclasses.replace(adapters[1], description=dataclasses.replace(made, hypernetwork=other))
     with pytest.raises(v2l.V2LError, match="different hypernetworks"):
-        write_timeline(tmp_path / "mixed", [Source(lambda: adapters[0]), Source(lambda: foreign)])
+        write_timeline(tmp_path / "mixed", [PartSource(lambda: adapters[0]), PartSource(lambda: foreign)])
     assert not list(tmp_path.iterdir())
 
 
 def test_all_segments_together_are_refused_beyond_the_rank_of_engines(adapters, tmp_path):
-    many = write_timeline(tmp_path / "many", [Source(lambda: adapters[0])] * 130)
+    many = write_timeline(tmp_path / "many", [PartSource(lambda: adapters[0])] * 130)
     with pytest.raises(v2l.V2LError, match=r"130 segments.*--each"):
         many.whole()
     assert many.select(range(100)).rank == 404
 
 
 def test_a_file_of_several_videos_has_no_overview(adapters, tmp_path):
-    joined = write_timeline(tmp_path / "joined", [Source(lambda each=each: each) for each in adapters])
+    joined = write_timeline(tmp_path / "joined", [PartSource(lambda each=each: each) for each in adapters])
     assert len(joined.description.sources) == 3
     with pytest.raises(v2l.V2LError, match="--each"):
         joined.overview()

@@ -80,7 +80,9 @@ def after_the_bar(screen):
 
 
 def check_lines(here, text):
-    first, second, error, summary = text.split("\n")[:-1]
+    lines = [line for line in text.split("\n")[:-1] if not line.startswith("loading ")]
+    plan, first, second, error, summary = lines
+    assert plan == "3 videos to encode"
     for name, frames, line in (("a clip of a long name", 4, first), ("b", 6, second)):
         size = os.stat(here / f"{name}{SUFFIX}").st_size
         assert line.startswith(f"{name}{SUFFIX}  {size / 1000:.1f} kB, {frames} frames"), text
@@ -100,7 +102,7 @@ def test_progress_is_for_terminals_results_for_pipes_and_quiet_is_quiet(tmp_path
         assert pipe.read() == f"a{SUFFIX}\nb{SUFFIX}\n".encode()
     assert code == 0
     assert "\r" in screen.replace("\r\n", "\n")
-    assert after_the_bar(screen) == "2 encoded\n"
+    assert after_the_bar(screen) == "2 videos to encode\n2 encoded\n"
     code, screen = quiet.end()
     assert code == 0
     first, second = screen.split("\r\n")[:-1]

@@ -224,8 +224,8 @@ def test_a_list_of_lines_and_a_video_outside_of_any_suffix(places):
 def segments(tmp_path_factory, videos, model_folder):
     here = fill(tmp_path_factory.mktemp("segments"), talk=videos[1])
     there = fill(tmp_path_factory.mktemp("range"), talk=videos[1])
-    words = ["talk.mp4", "--segment-seconds", "2", "--start", "1", "--compose", "-o", f"my{SUFFIX}"]
-    even = Running("encode", "talk.mp4", "--segments", "3", "--compose", "--json", cwd=here, model=model_folder)
+    words = ["talk.mp4", "--segment-seconds", "2", "--start", "1", "--split", "-o", f"my{SUFFIX}"]
+    even = Running("encode", "talk.mp4", "--segments", "3", "--split", "--json", cwd=here, model=model_folder)
     within = Running("encode", *words, cwd=there, model=model_folder)
     return here, even.end(), there, within.end()
 
@@ -236,9 +236,9 @@ PARTS = [f"talk.{index:03d}{SUFFIX}" for index in range(3)]
 def test_segments_are_adapters_of_their_own_with_the_times_of_the_whole(segments):
     here, done, _, _ = segments
     assert done.code == 0
-    assert [record["adapter"] for record in done.records] == [*PARTS, f"talk{SUFFIX}"]
-    assert [record["status"] for record in done.records] == ["encoded"] * 3 + ["composed"]
-    assert tree(here) == sorted(["talk.mp4", *PARTS, f"talk{SUFFIX}"])
+    assert [record["adapter"] for record in done.records] == PARTS
+    assert [record["status"] for record in done.records] == ["encoded"] * 3
+    assert tree(here) == sorted(["talk.mp4", *PARTS])
     spans = []
     for part in PARTS:
         (segment,) = v2l.Adapter.load(here / part).description.segments
@@ -247,27 +247,20 @@ def test_segments_are_adapters_of_their_own_with_the_times_of_the_whole(segments
     assert spans == [(0.0, 2.0), (2.0, 4.0), (4.0, 6.0)]
 
 
-def test_the_composed_adapter_is_that_of_its_segments(segments):
-    here, *_ = segments
-    whole = v2l.Adapter.load(here / f"talk{SUFFIX}")
-    assert whole.sha256() == v2l.compose([v2l.Adapter.load(here / part) for part in PARTS]).sha256()
-    assert whole.rank == 4 * 3 + 4
-
-
 def test_only_a_missing_segment_is_made_again(segments, model_folder):
     here, *_ = segments
     before = (here / PARTS[1]).read_bytes()
     (here / PARTS[1]).unlink()
-    done = run("encode", "talk.mp4", "--segments", "3", "--compose", cwd=here, model=model_folder)
-    assert (done.code, done.lines) == (0, [*PARTS, f"talk{SUFFIX}"])
-    assert counts(done.notes[-1]) == {"encoded": 1, "current": 3}
+    done = run("encode", "talk.mp4", "--segments", "3", "--split", cwd=here, model=model_folder)
+    assert (done.code, done.lines) == (0, PARTS)
+    assert counts(done.notes[-1]) == {"encoded": 1, "current": 2}
     assert (here / PARTS[1]).read_bytes() == before
 
 
 def test_segments_of_so_many_seconds_within_a_range_under_a_name_of_ones_own(segments):
     _, _, here, done = segments
     parts = [f"my.{index:03d}{SUFFIX}" for index in range(3)]
-    assert (done.code, done.lines) == (0, [*parts, f"my{SUFFIX}"])
-    made = v2l.Adapter.load(here / f"my{SUFFIX}").description.segments
+    assert (done.code, done.lines) == (0, parts)
+    made = [v2l.Adapter.load(here / part).description.segments[0] for part in parts]
     assert [(segment.start, segment.end) for segment in made] == [(1.0, 3.0), (3.0, 5.0), (5.0, 6.0)]
-    assert tree(here) == sorted(["talk.mp4", *parts, f"my{SUFFIX}"])
+    assert tree(here) == sorted(["talk.mp4", *parts])

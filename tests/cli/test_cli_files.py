@@ -128,7 +128,7 @@ def facts(adapter):
     """Check that the output of `info` holds the facts of an adapter."""
     made = adapter.description
     yield from (made.base_model.id, made.base_model.fingerprint[:12], made.hypernetwork.id, "4 + 4 + 4 learned bias")
-    yield from ("clip 2.mp4", "0:00.0 to 0:02.0", "0:02.0 to 0:04.5", "64x48", "float32", "3 layers")
+    yield from ("clip 2.mp4", "0:00.0 to 0:02.0", "0:02.0 to 0:04.5", "64x48", "bfloat16", "3 layers")
     yield from (made.segments[0].source.sha256, adapter.sha256(), f"{adapter.rank} = ")
 
 
@@ -153,7 +153,7 @@ def test_info_as_json_is_an_object_a_file(desk, composed, model_folder):
     assert (adapter["v2l"], adapter["command"], adapter["kind"]) == (1, "info", "adapter")
     assert adapter["file"] == f"composed{SUFFIX}"
     assert adapter["sha256"] == composed.sha256()
-    assert (adapter["rank"], adapter["layers"], adapter["dtype"], adapter["bias_rank"]) == (12, 3, "float32", 4)
+    assert (adapter["rank"], adapter["layers"], adapter["dtype"], adapter["bias_rank"]) == (12, 3, "bfloat16", 4)
     assert [(segment["start"], segment["end"]) for segment in adapter["segments"]] == SPANS[:2]
     assert adapter["bytes"] == (desk / f"composed{SUFFIX}").stat().st_size
     assert adapter["base_model"]["id"] == model_folder.name

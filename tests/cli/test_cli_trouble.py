@@ -26,6 +26,7 @@ from terminal import (
 )
 
 import v2l
+from v2l.adapters.timeline_description import Segmentation
 from v2l.inference import batch
 from v2l.inference.model_loader import ModelLoader
 from v2l.inference.targets import Destination, Target, adapters_in, find_targets
@@ -227,10 +228,10 @@ def test_a_name_that_is_too_long_is_refused_before_the_video_is_looked_at(tmp_pa
     (tmp_path / name).write_text("no video")
     for options, place, size in (
         (batch.EncodeOptions(Reading()), tmp_path / "new" / "er", 257),
-        (batch.EncodeOptions(Reading(), segments=2), tmp_path, 261),
+        (batch.EncodeOptions(Reading(), Segmentation(segments=2), split=True), tmp_path, 261),
     ):
         (target,) = find_targets([tmp_path / name], Destination(folder=place), Reading())
-        (outcome,) = batch.encode_targets([target], options, ModelLoader(str(model_folder), "option"), lambda *_: None)
+        (outcome,) = batch.encode_targets([target], options, ModelLoader(str(model_folder), "option"), batch.Watch())
         assert outcome.status == "failed"
         assert f"is {size} bytes long; file systems allow at most 255; give a shorter one with -o" in outcome.note
     assert tree(tmp_path) == [name]
@@ -269,7 +270,7 @@ def test_want_of_memory_is_the_reason_given(tmp_path, videos, model_folder, vlm,
     choice.vlm, choice.hypernetwork = vlm, hypernetwork
     monkeypatch.setattr(torch, "cat", none)
     target = Target(videos[0], tmp_path / f"a{SUFFIX}")
-    (outcome,) = batch.encode_targets([target], batch.EncodeOptions(Reading()), choice, lambda *_: None)
+    (outcome,) = batch.encode_targets([target], batch.EncodeOptions(Reading()), choice, batch.Watch())
     assert outcome.status == "failed" and "out of memory" in outcome.note
 
 

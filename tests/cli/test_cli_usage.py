@@ -8,7 +8,7 @@ from terminal import SUFFIX, V2L, Terminal, fill, nobody_reads, plain, run, run_
 
 import v2l
 
-COMMANDS = "encode ask demo compose info verify export pull import bench eval train".split()
+COMMANDS = "encode ask find frames demo compose info verify export pull import bench eval train".split()
 
 
 def test_help_and_completion_import_nothing_heavy():
@@ -102,7 +102,7 @@ def test_a_word_that_is_not_understood_is_a_usage_error(words):
 
 CONTRADICTIONS = {
     "encode talk.mp4 --segments 2 --segment-seconds 3": "--segment-seconds",
-    "encode talk.mp4 --compose": "--segments",
+    "encode talk.mp4 --compose": "--split",
     f"encode talk.mp4 -o a{SUFFIX} --output-dir out": "--output-dir",
     "encode talk.mp4 -o a.safetensors": SUFFIX,
     "encode --files-from nosuch.txt": "nosuch.txt",
@@ -159,7 +159,9 @@ def test_usage_errors_at_a_narrow_terminal_lose_nothing(desk, model_folder):
     terminal = Terminal("encode", "talk.mp4", "--compose", columns=40, cwd=desk, model=model_folder)
     code, screen = terminal.end()
     assert code == 2
-    assert plain(screen) == "v2l: error: --compose needs segments; give --segments or --segment-seconds\n"
+    assert plain(screen) == (
+        "v2l: error: --compose is gone: --segments and --segment-seconds write one file; --split writes one a segment\n"
+    )
 
 
 def test_streams_that_are_closed_from_the_start_are_no_reason_for_a_traceback(desk, model_folder):

@@ -96,7 +96,7 @@ def test_every_command_and_option_stands_in_every_file_and_each_shell_that_is_he
         for name, command in COMMANDS.items():
             assert name in text
             for parameter in command.params:
-                for flag in parameter.opts if parameter.param_type_name == "option" else []:
+                for flag in parameter.opts if parameter.param_type_name == "option" and not parameter.hidden else []:
                     written = f" -l {flag[2:]} " if flag.startswith("--") else f" -s {flag[1:]} "
                     assert (written if shell == "fish" else flag) in text, (shell, name, flag)
         assert "python" not in text.replace("completions/generate.py", "")
@@ -143,7 +143,7 @@ def test_commands_and_the_options_of_v2l_itself(home):
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_command_offers_exactly_its_options(home, name):
-    options = [option for option in COMMANDS[name].params if option.param_type_name == "option"]
+    options = [option for option in COMMANDS[name].params if option.param_type_name == "option" and not option.hidden]
     flags = {flag for option in options for flag in (*option.opts, *option.secondary_opts)}
     assert offered(home, name, "-") == flags | {"-h", "--help"}
     assert offered(home, name, "--js") == {"--json"}

@@ -18,7 +18,7 @@ A, B, CUT = f"a{SUFFIX}", f"b{SUFFIX}", f"cut{SUFFIX}"
 MODEL = "--model MODEL"
 WORDS = {  # command -> {exit code: words that end so}
     "encode": {
-        0: [f"talk.mp4 {MODEL}", f"talk.mp4 talk.mp4 {MODEL}", f"talk.mp4 --segments 2 --compose {MODEL}"],
+        0: [f"talk.mp4 {MODEL}", f"talk.mp4 talk.mp4 {MODEL}", f"talk.mp4 --segments 2 --split {MODEL}"],
         1: [f"empty.mp4 {MODEL}", f"gone.mp4 talk.mp4 {MODEL}", "talk.mp4 --model nosuch", f"folder {MODEL}"],
         2: [f"talk.mp4 --compose {MODEL}", "talk.mp4 --nosuch", "--files-from nosuch", "talk.mp4 --shard 3/2"],
     },

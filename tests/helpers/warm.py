@@ -44,7 +44,8 @@ def serve() -> None:
 
     import v2l.adapters.verify
     import v2l.inference.ask
-    import v2l.inference.batch  # noqa: F401
+    import v2l.inference.batch
+    import v2l.inference.encode  # noqa: F401
 
     for line in sys.stdin:
         request = json.loads(line)

@@ -2,15 +2,19 @@
 
 import dataclasses
 import itertools
+import math
 import os
 import sys
 import threading
 
 import pytest
 import small
+import torch
 
 import v2l
-from v2l.inference.batch import EncodeOptions, encode_targets
+from v2l.adapters.timeline import Timeline
+from v2l.adapters.timeline_description import Segmentation
+from v2l.inference.batch import EncodeOptions, Watch, encode_targets
 from v2l.inference.model_loader import ModelLoader
 from v2l.inference.readings import cut, fill_reading
 from v2l.inference.staleness import Wanted, check_staleness
@@ -35,44 +39,65 @@ def statuses(target, loader, **options):
 
 
 def _outcomes(target, loader, options):
-    return list(encode_targets([target], options, loader, lambda *_: None))
+    return list(encode_targets([target], options, loader, Watch()))
 
 
-def test_segments_follow_one_another_and_compose(target, loader):
+TWO = Segmentation(segments=2)
+
+
+def test_segments_are_one_file_or_with_split_one_each(target, loader):
+    assert statuses(target, loader, segmentation=TWO) == [("a.v2l.safetensors", "encoded")]
+    whole = Timeline.load(target.output)
+    assert [(part.start, part.end) for part in whole.description.segments] == [(0.0, 2.5), (2.5, 5.0)]
+    assert statuses(target, loader, segmentation=TWO) == [("a.v2l.safetensors", "current")]
     names = [f"a.00{n}.v2l.safetensors" for n in range(2)]
-    encoded = [(names[0], "encoded"), (names[1], "encoded"), ("a.v2l.safetensors", "composed")]
-    assert statuses(target, loader, segments=2, compose=True) == encoded
-    whole = v2l.Adapter.load(target.output).description
-    assert [(segment.start, segment.end) for segment in whole.segments] == [(0.0, 2.5), (2.5, 5.0)]
-    assert statuses(target, loader, segments=2, compose=True) == [(name, "current") for name, _ in encoded]
+    assert statuses(target, loader, segmentation=TWO, split=True) == [(name, "encoded") for name in names]
+    assert statuses(target, loader, segmentation=TWO, split=True) == [(name, "current") for name in names]
+    for number, name in enumerate(names):
+        part = v2l.Adapter.load(target.output.with_name(name))
+        assert torch.equal(part.a, whole.select([number]).a)
+        assert part.description == whole.select([number]).description
 
 
-@pytest.mark.parametrize("seconds", [1.0, 1.65, 2.45, 4.95, 4.9999, 5.0, 7.0, 0.1])
+def test_other_segments_are_encoded_again(target, loader):
+    for segmentation in (TWO, Segmentation(seconds=1.5), Segmentation(segments=1)):
+        assert statuses(target, loader, segmentation=segmentation) == [("a.v2l.safetensors", "encoded")]
+        assert statuses(target, loader, segmentation=segmentation) == [("a.v2l.safetensors", "current")]
+    assert statuses(target, loader) == [("a.v2l.safetensors", "current")]  # a short video is one encoding anyway
+    assert statuses(target, loader, segmentation=Segmentation(seconds=9.0)) == [("a.v2l.safetensors", "current")]
+
+
+def test_one_encoding_of_a_long_video_is_kept_with_a_remark(target, loader):
+    small.write_video(target.video, frames=160)
+    assert statuses(target, loader, segmentation=Segmentation(segments=1)) == [("a.v2l.safetensors", "encoded")]
+    (outcome,) = _outcomes(target, loader, EncodeOptions(Reading()))
+    assert (outcome.status, outcome.note) == (
+        "current",
+        "it is one encoding of 0:20; --overwrite makes a timeline of it",
+    )
+    (outcome,) = _outcomes(target, loader, EncodeOptions(Reading(), overwrite=True))
+    assert len(outcome.adapter.description.segments) == 3
+
+
+@pytest.mark.parametrize("seconds", [1.0, 1.65, 2.45, 4.95, 4.9999, 5.0, 7.0, 0.13])
 def test_every_segment_has_a_frame(target, seconds):
     readings = cut(probe(target.video), Reading(), None, seconds)
     assert readings[0].start == 0.0
     assert readings[-1].end == 5.0
     assert all(one.end == two.start for one, two in itertools.pairwise(readings))
-    last_frame = 39 / 8
-    assert all(reading.start < reading.end and reading.start <= last_frame for reading in readings)
+    assert all(reading.start < reading.end for reading in readings)
+    assert len(readings) in (max(1, int(5 / seconds)), math.ceil(5 / seconds))
 
 
-def test_too_many_segments_to_compose_are_refused_after_the_first(target, loader):
-    small.write_video(target.video, frames=160)
-    outcomes = _outcomes(target, loader, EncodeOptions(Reading(), segments=128, compose=True))
-    assert [outcome.status for outcome in outcomes] == ["encoded", "failed"]
-    assert "rank 516" in outcomes[1].note
-
-
-def test_composing_leaves_another_models_adapter_alone(target, loader, tmp_path):
+def test_a_timeline_of_another_model_is_left_alone(target, loader, tmp_path):
     other = small.write_model(tmp_path / "other", seed=4)
     small.write_hypernetwork(other)
-    statuses(target, ModelLoader(str(other), "option", device="cpu"))
+    statuses(target, ModelLoader(str(other), "option", device="cpu"), segmentation=TWO)
     before = target.output.read_bytes()
-    *_, last = _outcomes(target, loader, EncodeOptions(Reading(), segments=2, compose=True))
-    assert (last.status, target.output.read_bytes()) == ("kept", before)
-    *_, last = _outcomes(target, loader, EncodeOptions(Reading(), segments=2, compose=True, replace_foreign=True))
-    assert (last.status, last.note) == ("composed", "it had different content")
+    (outcome,) = _outcomes(target, loader, EncodeOptions(Reading(), TWO))
+    assert (outcome.status, target.output.read_bytes()) == ("kept", before)
+    (outcome,) = _outcomes(target, loader, EncodeOptions(Reading(), TWO, replace_foreign=True))
+    assert outcome.status == "encoded" and outcome.note.startswith("it was made for other")
 
 
 def test_a_start_at_zero_is_the_beginning(target, loader):
@@ -81,7 +106,7 @@ def test_a_start_at_zero_is_the_beginning(target, loader):
 
 
 def test_any_reading_accepts_segments_and_notices_other_content(target, loader):
-    statuses(target, loader, segments=2, compose=True)
+    statuses(target, loader, segmentation=TWO)
     assert statuses(target, loader, any_reading=True) == [("a.v2l.safetensors", "current")]
     small.write_video(target.video, frames=48, seed=3)
     assert statuses(target, loader, any_reading=True) == [("a.v2l.safetensors", "encoded")]
@@ -126,7 +151,7 @@ def test_the_next_video_is_opened_while_one_is_in_the_model(tmp_path, loader):
         assert not any(event.is_set() for event in opened[place + 2 :])
 
     targets = [Target(video, video.with_suffix(".v2l.safetensors")) for video in videos]
-    found = list(encode_targets(targets, EncodeOptions(Reading()), loader, watch))
+    found = list(encode_targets(targets, EncodeOptions(Reading()), loader, Watch(watch)))
     assert [outcome.status for outcome in found] == ["encoded"] * 3
     vlm, hypernetwork = loader.load()
     for video, outcome in zip(videos, found, strict=True):
@@ -146,7 +171,7 @@ def test_an_interrupt_does_not_wait_for_the_next_video(tmp_path, loader):
     before = set(threading.enumerate())
     try:
         with pytest.raises(KeyboardInterrupt):
-            list(encode_targets(targets, EncodeOptions(Reading()), loader, interrupt))
+            list(encode_targets(targets, EncodeOptions(Reading()), loader, Watch(interrupt)))
         workers = set(threading.enumerate()) - before
         assert workers  # still held at the second video
     finally:

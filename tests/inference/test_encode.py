@@ -12,8 +12,9 @@ import torch
 from places import CLIPS, DATA
 
 import v2l
+from v2l.inference.encode import group_bytes, layers_at_once
 from v2l.inference.preprocess import cut_windows, encode_video_images
-from v2l.models.hypernetwork_file import TrainedWith
+from v2l.models.hypernetwork_file import HypernetworkConfig, TrainedWith
 from v2l.video.sampling import Reading
 
 
@@ -42,8 +43,21 @@ def test_factors_are_those_of_the_hypernetwork_on_the_hidden_states(videos, vlm,
         layers = [torch.cat(list(pieces), dim=1) for pieces in vlm.read_layers([window])]
         factors = hypernetwork.generate(torch.stack(layers, dim=1))
     for layer, (a, b) in enumerate(factors):
-        assert torch.allclose(adapters[0].a[layer], a[0], atol=1e-6)
-        assert torch.allclose(adapters[0].b[layer], b[0], atol=1e-6)
+        for kept, factor in ((adapters[0].a[layer], a[0]), (adapters[0].b[layer], b[0])):
+            assert kept.dtype == torch.bfloat16
+            assert torch.allclose(kept.float(), factor, rtol=2**-8, atol=1e-6)
+
+
+def test_groups_of_layers_fit_their_memory():
+    config = HypernetworkConfig(num_layers=32, hidden_size=960, intermediate_size=2560)
+
+    def together(tokens, budget, dtype=torch.float32):
+        return layers_at_once(config, tokens, budget, dtype)
+
+    each = 1000 * (2 * 512 * 4 + 16 * 8 * 20)
+    assert [together(1000, each * share) for share in (0, 1, 5, 100)] == [1, 1, 5, 32]
+    assert together(1000, 5 * each - 1) == 4 and together(1000, 5 * each, torch.bfloat16) > 5
+    assert together(923, group_bytes(torch.device("cpu"))) == 5
 
 
 def test_different_videos_give_different_adapters(adapters):
@@ -141,10 +155,10 @@ def test_a_video_that_changes_while_it_is_read_is_refused(videos, vlm, hypernetw
     path.write_bytes(videos[0].read_bytes())
     generate = hypernetwork.generate
 
-    def append_and_generate(*inputs):
+    def append_and_generate(*inputs, **options):
         with open(path, "ab") as file:
             file.write(b"more")
-        return generate(*inputs)
+        return generate(*inputs, **options)
 
     hypernetwork.generate = append_and_generate
     try:

@@ -10,13 +10,11 @@ import torch
 
 import v2l
 from v2l.adapters.timeline import Timeline
-from v2l.adapters.timeline_description import Segmentation
+from v2l.adapters.timeline_description import NO_WISH, Segmentation
 from v2l.inference import timeline as encoding
 from v2l.inference.each import SegmentAnswer, ask_segments, to_srt, to_vtt
 from v2l.inference.readings import fill_reading, plan_timeline
 from v2l.video.sampling import Reading, choose_frames
-
-NO_WISH = Segmentation()
 
 
 def plan(seconds, wish=NO_WISH, fps=30.0, **reading):
@@ -27,10 +25,11 @@ def plan(seconds, wish=NO_WISH, fps=30.0, **reading):
 
 def test_a_short_video_is_one_encoding_and_a_long_one_is_cut_into_trained_spans():
     assert plan(24) == []
-    assert plan(25) == [(0, 8.333333), (8.333333, 16.666667), (16.666667, 25)]
+    assert plan(25) == [(0, 12), (12, 24), (24, 25)]
+    assert plan(24.5) == [(0, 12), (12, 24.5)]  # the rest is too short for a frame of its own
     assert len(plan(12 * 64, fps=2.0)) == 64
     hour = plan(3600, fps=2.0)
-    assert len(hour) == 64 and hour[1] == (56.25, 112.5)
+    assert len(hour) == 64 and (hour[1], hour[-1]) == ((57, 114), (3591, 3600))
 
 
 def test_the_user_chooses_the_number_or_the_length_of_segments():
@@ -41,7 +40,7 @@ def test_the_user_chooses_the_number_or_the_length_of_segments():
     assert plan(10, Segmentation(seconds=16)) == []
     assert plan(100, frames=64) == []  # more frames than trained are a wish for one encoding
     assert plan(100, Segmentation(segments=2), frames=64) == [(0, 50), (50, 100)]
-    assert plan(100, start=20.0, end=60.0) == [(20, 30), (30, 40), (40, 50), (50, 60)]
+    assert plan(100, start=20.0, end=60.0) == [(20, 32), (32, 44), (44, 56), (56, 60)]
 
 
 def test_segments_shorter_than_a_frame_are_refused_before_work():

@@ -14,6 +14,7 @@ from places import ROOT
 from terminal import SUFFIX, fill, surroundings, tree
 
 import v2l
+from v2l.adapters.timeline_description import Segmentation
 from v2l.inference.batch import EncodeOptions
 from v2l.inference.ray import Encode, rows
 from v2l.video.sampling import Reading
@@ -77,10 +78,10 @@ def test_any_row_is_an_outcome_and_no_exception(encode, tmp_path, videos):
 
 def test_options_are_those_of_the_command(model_folder, tmp_path, videos):
     fill(tmp_path, a=videos[0])
-    encode = Encode(str(model_folder), EncodeOptions(Reading(frames=8), segments=2, compose=True))
+    encode = Encode(str(model_folder), EncodeOptions(Reading(frames=8), Segmentation(segments=2)))
     made = table(encode(batch(video=[str(tmp_path / "a.mp4")])))
-    assert [row["status"] for row in made] == ["encoded", "encoded", "composed"]
-    assert tree(tmp_path) == [f"a.000{SUFFIX}", f"a.001{SUFFIX}", "a.mp4", f"a{SUFFIX}"]
+    assert [row["status"] for row in made] == ["encoded"]
+    assert tree(tmp_path) == ["a.mp4", f"a{SUFFIX}"]
 
 
 def test_a_missing_model_is_an_error_before_any_video():

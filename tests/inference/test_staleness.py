@@ -1,10 +1,12 @@
 """A video counts as changed since its adapter was made if its content differs, whatever its dates are."""
 
+import dataclasses
 import os
 import time
 
 import pytest
 import small
+import torch
 
 import v2l
 from v2l.adapters.segments import compose
@@ -71,6 +73,13 @@ def test_an_untouched_video_is_current_without_hashing(workspace):
     before = workspace.output.stat().st_mtime_ns
     assert workspace.compare().state == "current"
     assert workspace.output.stat().st_mtime_ns == before  # not touched, so not hashed
+
+
+def test_the_number_type_alone_makes_nothing_stale(workspace):
+    made = workspace.encode()
+    assert made.a.dtype == torch.bfloat16
+    dataclasses.replace(made, a=made.a.float(), b=made.b.float()).save(workspace.output)
+    assert workspace.compare().state == "current"
 
 
 def test_other_content_of_one_size_with_an_old_date_is_noticed(workspace):

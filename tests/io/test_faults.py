@@ -241,7 +241,9 @@ def encode_while(happens, video, output, model_folder, vlm, hypernetwork):
         if not happened:
             happened.append(happens(video))
 
-    (outcome,) = batch.encode_targets([Target(video, output)], batch.EncodeOptions(Reading()), choice, watch)
+    (outcome,) = batch.encode_targets(
+        [Target(video, output)], batch.EncodeOptions(Reading()), choice, batch.Watch(watch)
+    )
     assert happened
     return outcome
 

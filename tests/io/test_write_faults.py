@@ -167,7 +167,7 @@ WRITERS = {  # preparation; the write, which returns its error
 
 def encode(kit, output):
     options, target = batch.EncodeOptions(Reading(frames=2), overwrite=True), Target(kit.shelf / "talk.mp4", output)
-    (outcome,) = batch.encode_targets([target], options, kit.choice, lambda *_: None)
+    (outcome,) = batch.encode_targets([target], options, kit.choice, batch.Watch())
     return outcome.note if outcome.status == "failed" else None
 
 

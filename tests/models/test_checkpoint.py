@@ -65,16 +65,18 @@ def test_own_files_round_trip(model_folder, tmp_path):
     assert again.provenance.trained_with == settings
 
 
-def test_a_file_says_that_the_end_was_marked_where_it_was(model_folder, tmp_path):
-    """The field is omitted if it is False, so files written before it existed keep their bytes and sha256."""
-    for marks in (False, True):
-        hypernetwork = small.small_hypernetwork(model_folder, trained_with=TrainedWith(marks_end=marks))
-        save_hypernetwork(hypernetwork, tmp_path / "h.safetensors")
-        assert same(v2l.load_hypernetwork(tmp_path / "h.safetensors"), hypernetwork)
-        with safe_open(tmp_path / "h.safetensors", "pt") as file:
-            told = json.loads(file.metadata()["v2l"])["trained_with"]
-        assert told.pop("marks_end", False) == marks
-        assert told.keys() == vars(TrainedWith()).keys() - {"marks_end"}
+@pytest.mark.parametrize(
+    "later", [{}, {"marks_end": True}, {"index_questions": ("which words?", "which shape?")}], ids=str
+)
+def test_settings_added_later_are_written_only_if_they_differ_from_the_default(model_folder, tmp_path, later):
+    """Files written before these fields existed keep their bytes and sha256."""
+    hypernetwork = small.small_hypernetwork(model_folder, trained_with=TrainedWith(**later))
+    save_hypernetwork(hypernetwork, tmp_path / "h.safetensors")
+    again = v2l.load_hypernetwork(tmp_path / "h.safetensors")
+    assert same(again, hypernetwork) and again.provenance == hypernetwork.provenance
+    with safe_open(tmp_path / "h.safetensors", "pt") as file:
+        told = json.loads(file.metadata()["v2l"])["trained_with"]
+    assert told.keys() == vars(TrainedWith()).keys() - ({"marks_end", "index_questions"} - later.keys())
 
 
 def test_a_hypernetwork_must_say_where_it_comes_from(tmp_path, videos, vlm):

@@ -89,6 +89,16 @@ def test_pieces_of_a_layer_are_read_as_one(hypernetwork):
     close(hypernetwork.generate(iter(states.unbind(1))), whole)
 
 
+@pytest.mark.parametrize("together", [2, 3, 5])
+def test_layers_in_groups_give_the_same_factors(hypernetwork, together):
+    """Groups that leave a rest, that are all layers, and that are more than there are; rows with padding too."""
+    states, mask = hidden(2, 12), torch.arange(12) < torch.tensor([[12], [7]])
+    for counted in (None, mask):
+        expected = hypernetwork.generate(iter(states.unbind(1)), counted)
+        close(hypernetwork.generate(iter(states.unbind(1)), counted, layers_at_once=together), expected)
+        close(hypernetwork.generate(states, counted), expected)
+
+
 def test_each_layer_is_read_and_dropped_before_the_next(hypernetwork):
     """A lazy iterable is not stacked: the previous layer can be freed when the next one is requested."""
     events = []
@@ -109,10 +119,13 @@ def test_each_layer_is_read_and_dropped_before_the_next(hypernetwork):
 
 def test_half_precision_hidden_states(hypernetwork):
     exact = hypernetwork.generate(hidden(1, 30))
+    wide = [torch.stack(factors) for factors in zip(*exact, strict=True)]
     for dtype in (torch.bfloat16, torch.float16):
         half = hypernetwork.generate(hidden(1, 30).to(dtype))
         assert all(a.dtype == b.dtype == torch.float32 for a, b in half)
         close(half, exact, tolerance=0.05)
+        for found, expected in zip(map(torch.stack, zip(*half, strict=True)), wide, strict=True):
+            assert (found - expected).norm() < 0.01 * expected.norm()
 
 
 def test_absorbed_attention_is_plain_attention():

@@ -24,6 +24,7 @@ from v2l.io.tensors import all_finite
 from v2l.models.checkpoint import save_hypernetwork, with_provenance
 from v2l.models.config import SmolVLMConfig, TextConfig, VisionConfig, read_config, tensor_shapes
 from v2l.models.hypernetwork_file import TrainedWith
+from v2l.models.loading import cpu_capabilities, default_dtype, prefers_bfloat16
 from v2l.models.presets import EMBEDDED
 
 EVIL = "\x1b[2J\x07\u202e\ud800"
@@ -143,6 +144,30 @@ def test_reading_takes_memory_for_the_file_and_not_for_the_limit(sound):
         assert tracemalloc.get_traced_memory()[1] < 50e6 + 4 * path.stat().st_size
     finally:
         tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "half"),
+    [
+        ({"cpu_name": "AMD EPYC 9B14", "avx512_bf16": True, "amx_bf16": False}, True),
+        ({"cpu_name": "AMD EPYC 7B12", "avx512_bf16": False, "amx_bf16": False}, False),
+        ({"cpu_name": "Intel Xeon", "avx512_bf16": True, "amx_bf16": False}, False),
+        ({"cpu_name": "Intel Xeon", "avx512_bf16": True, "amx_bf16": True}, True),
+        ({"architecture": "arm64", "bf16": True}, False),
+        ({}, False),
+    ],
+)
+def test_a_processor_prefers_bfloat16_if_it_multiplies_it_faster(capabilities, half):
+    assert prefers_bfloat16(capabilities) == half
+
+
+def test_the_default_number_type_follows_device_processor_and_size():
+    cpu, small_config = torch.device("cpu"), read_config(EMBEDDED / "config.json")[0].text_config
+    large = TextConfig(hidden_size=960, intermediate_size=2560, num_attention_heads=15, num_key_value_heads=5)
+    assert default_dtype(cpu, small_config) == torch.float32
+    assert (default_dtype(cpu, large) == torch.bfloat16) == prefers_bfloat16(cpu_capabilities())
+    assert {default_dtype(torch.device("cuda"), config) for config in (small_config, large)} == {torch.bfloat16}
+    assert default_dtype(torch.device("mps"), large) == torch.float32
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

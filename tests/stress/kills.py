@@ -24,6 +24,7 @@ import small
 import torch
 
 from v2l.adapters.adapter import Adapter
+from v2l.adapters.timeline_description import Segmentation
 from v2l.cli import console
 from v2l.cli.encode import encode_all
 from v2l.inference import batch
@@ -42,8 +43,8 @@ POLL = 0.002
 
 
 def encode(folder: Path, model: Path) -> bool:
-    """Do what `v2l encode FOLDER --segments 2 --compose` does: three adapters per video."""
-    options = batch.EncodeOptions(Reading(), segments=2, compose=True)
+    """Do what `v2l encode FOLDER --segments 3` does: a timeline per video."""
+    options = batch.EncodeOptions(Reading(), Segmentation(segments=3))
     choice = ModelLoader(str(model), "option", device="cpu")
     return encode_all([folder], Destination(), options, choice, console.Display(quiet=True))
 

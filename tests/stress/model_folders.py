@@ -30,7 +30,8 @@ import small
 from stress.folder_cases import CASES, HYPERNETWORK, LOADS, ON_COMMANDS, WARNS
 
 from v2l.errors import V2LError, V2LWarning
-from v2l.models.checkpoint import load_hypernetwork, read_provenance
+from v2l.models.checkpoint import load_hypernetwork
+from v2l.models.hypernetwork_file import locate, read_header
 from v2l.models.loading import load_vlm
 from v2l.models.presets import find_model
 from v2l.models.processor import question_text
@@ -56,7 +57,7 @@ def attempt(folder: Path) -> tuple[str, str]:
                 ids = vlm.tokenize(question_text("what is at 00:12?"))
                 assert len(ids) > 10
                 assert vlm.detokenize([next(vlm.greedy([vlm.embed(ids)], 1))[0]]) is not None
-            read_provenance(folder)
+            read_header(locate(folder))
             load_hypernetwork(folder, device="cpu")
         except V2LError as error:
             return "refused", str(error)

@@ -2,12 +2,16 @@
 
 Without a name all sections run. Every figure is a ratio of two methods with alternating runs, so a slow phase of the
 machine affects both. Nothing here passes or fails. `v2l bench` measures token load and time to first token.
+
+The section number-types compares with another release: `git worktree add ../before 50e9628`, then
+`python tests/stress/speed.py number-types --against ../before`.
 """
 
 import argparse
 import contextlib
 import json
 import math
+import os
 import resource
 import statistics
 import subprocess
@@ -25,7 +29,7 @@ from v2l.bench.random_model import random_model
 from v2l.bench.resources import PeakMemory, describe_machine
 from v2l.bench.runner import drawn_video
 from v2l.inference.ask import answer_each, question_embeddings
-from v2l.inference.batch import EncodeOptions, encode_targets
+from v2l.inference.batch import EncodeOptions, Watch, encode_targets
 from v2l.inference.encode import encode_reading
 from v2l.inference.model_loader import ModelLoader
 from v2l.inference.targets import Target
@@ -119,7 +123,7 @@ def many_videos(folder: Path) -> dict[str, float]:
                 encode_reading(target.video, *loader.load(), Reading()).save(target.video.with_suffix(".alone"))
 
         def batch(targets: list[Target] = targets) -> None:
-            list(encode_targets(targets, EncodeOptions(Reading(), overwrite=True), loader, lambda *_: None))
+            list(encode_targets(targets, EncodeOptions(Reading(), overwrite=True), loader, Watch()))
 
         timed = alternate({"one after the other": alone, "batch": batch}, runs=5)
         for target in targets:
@@ -148,7 +152,7 @@ def attached_adapter(folder: Path) -> dict[str, float]:
     """Time the first token and each later one without an adapter, on the side path and merged, and the merge itself."""
     found = {}
     tiny = v2l.load_vlm("tiny", device="cpu")
-    large, _ = random_model("smolvlm2-500m", folder / "500m", "cpu")
+    large, _ = random_model("smolvlm2-500m", folder / "500m", "cpu", torch.float32)
     for name, vlm, runs in (("tiny", tiny, 40), ("500m, random weights", large, 8)):
         times: dict[str, list[tuple[float, float, float]]] = {}
         for _ in range(runs):
@@ -304,6 +308,44 @@ def _attend(block: ResamplerLayer, latents: torch.Tensor, context: torch.Tensor)
 READINGS = {"published": _published, "v2l": lambda network, states: network.generate(iter(states.unbind(1)))}
 
 
+# Number types ------------------------------------------------------------------------------------------------------
+
+ENCODE_500M = Path(__file__).with_name("encode_500m.py")
+
+
+def number_types(folder: Path, before: Path | None, runs: int = 3) -> dict[str, float]:
+    """Encode twelve frames with the 500M architecture, random weights: this checkout in float32 and in bfloat16, and
+    that in `before` in float32. Each is a process of its own; they take turns."""
+    video, here = drawn_video(12, 384, folder), Path(__file__).parents[2]
+    checkouts = {"float32": (here, "float32"), "bfloat16": (here, "bfloat16")}
+    if before is not None:
+        checkouts = {"before, float32": (before.resolve(), "float32"), **checkouts}
+    with contextlib.ExitStack() as stack:
+        processes = {}
+        for name, (checkout, dtype) in checkouts.items():
+            run = [sys.executable, str(ENCODE_500M), dtype, str(video)]
+            environment = {**os.environ, "PYTHONPATH": str(checkout)}
+            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "bufsize": 1}
+            processes[name] = stack.enter_context(subprocess.Popen(run, env=environment, cwd=checkout, **pipes))
+        taken: dict[str, list[dict[str, float]]] = {name: [] for name in checkouts}
+        for _ in range(runs):
+            for name, process in processes.items():
+                process.stdin.write("encode\n")
+                taken[name].append(json.loads(process.stdout.readline()))
+        for process in processes.values():
+            process.stdin.close()
+    found = {
+        f"{name}, {what}": statistics.median(each[what] for each in measured)
+        for name, measured in taken.items()
+        for what in measured[0]
+    }
+    first, *others = checkouts
+    for name in others:
+        for what in taken[first][0]:
+            found[f"{first} / {name}, {what}"] = found[f"{first}, {what}"] / found[f"{name}, {what}"]
+    return found
+
+
 # Length ------------------------------------------------------------------------------------------------------------
 
 ENCODE = """
@@ -344,6 +386,7 @@ SECTIONS = {  # the keys of docs/results/speed/cpu.json
     "wearing": attached_adapter,
     "peer": lambda folder: peer(),
     "hypernetwork": hypernetwork,
+    "number-types": lambda folder: number_types(folder, words.against, words.runs),
     "length": length,
 }
 
@@ -351,6 +394,8 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(SECTIONS)}")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here, keep those of other names")
+    parser.add_argument("--against", type=Path, metavar="FOLDER", help="another checkout, for number-types")
+    parser.add_argument("--runs", type=int, default=3, help="turns of number-types")
     words = parser.parse_args()
     known = json.loads(words.json.read_text()) if words.json and words.json.exists() else {}
     for name in words.names or SECTIONS:

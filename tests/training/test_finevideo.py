@@ -189,7 +189,6 @@ BAD = {
     "reversed": (annotation(scene(0, 5, 3)), r"scenes\[0\]: it ends at 3 s, not after its start at 5 s"),
     "beyond": (annotation(scene(0, 5, 14)), r"scenes\[0\]: it ends at 14 s, past the end of the video at 12.000 s"),
     "after": (annotation(scene(0, 12.2, 12.9)), r"scenes\[0\]: start \(12.2 s\) is after the end"),
-    "between frames": (annotation(scene(0, 1.01, 1.02)), r"scenes\[0\]: no frame .* is shown between 1.01 and 1.02"),
     "silent": (annotation(scene(0, 1, 3, activities=0)), r"scene-000: no activity is described"),
     "disorder": (
         annotation(scene(0, 5, 7), scene(1, 1, 3)),

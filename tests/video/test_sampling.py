@@ -62,12 +62,18 @@ def test_range_holds_exactly_the_frames_shown_in_it(fps):
         (10, None, "after the end"),
         (math.nan, None, "start"),
         (0, math.inf, "end"),
-        (1.01, 1.02, "no frame"),
     ],
 )
 def test_impossible_ranges_are_refused(start, end, says):
     with pytest.raises(V2LError, match=says):
         frame_range(clip(np.arange(100) / 10, 10), start, end)
+
+
+def test_a_range_between_two_frames_shows_the_first_and_one_before_all_frames_none():
+    video = clip(1 + np.arange(100) / 10, 10)
+    assert frame_range(video, 2.01, 2.02) == (10, 11)
+    with pytest.raises(V2LError, match="its first frame is at 1 s"):
+        frame_range(video, 0.2, 0.9)
 
 
 def test_a_range_is_sampled_as_a_file_of_its_own():

@@ -136,6 +136,11 @@ class AdapterFile:
     checked_ns: int
     tensors: dict[str, TensorBytes] = field(repr=False)
 
+    @property
+    def attached_bytes(self) -> int:
+        """Bytes of the factors that answer a question."""
+        return self.size
+
     @classmethod
     def read(cls, path: str | os.PathLike) -> AdapterFile:
         """Read an adapter file. Raises V2LError if it is missing, damaged, of another version, or does not conform to

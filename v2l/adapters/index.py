@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 from v2l.errors import V2LError
 
@@ -35,7 +35,7 @@ STOP_WORDS = frozenset(
 class TextIndex:
     """An index of texts in memory. Words are compared without case, accents and English endings."""
 
-    def __init__(self, texts: Sequence[str]):
+    def __init__(self, texts: Iterable[str]):
         # One connection, used by one thread at a time
         self._database = sqlite3.connect(":memory:", check_same_thread=False)
         try:
@@ -53,9 +53,22 @@ class TextIndex:
         The score is Okapi BM25, above 0: a word counts the more, the fewer texts have it, and next to nothing if half
         of them have it. Equal texts have equal scores and keep their order.
         """
-        words = [word for word in dict.fromkeys(re.findall(r"\w+", query.casefold())) if word not in STOP_WORDS]
+        words = search_words(query)
         if not words:
             return []
-        terms = " OR ".join(f'"{word}"' for word in words[:MAX_TERMS])
-        found = self._database.execute("SELECT rowid, rank FROM texts WHERE texts MATCH ?", (terms,))
+        found = self._database.execute("SELECT rowid, rank FROM texts WHERE texts MATCH ?", (" OR ".join(words),))
         return sorted(((row - 1, -score) for row, score in found), key=lambda each: (-each[1], each[0]))
+
+    def matched_words(self, query: str) -> dict[int, set[str]]:
+        """Return the words of the query that each text has, by the text's number; texts without one are left out."""
+        matched: dict[int, set[str]] = {}
+        for word in search_words(query):
+            for (row,) in self._database.execute("SELECT rowid FROM texts WHERE texts MATCH ?", (word,)):
+                matched.setdefault(row - 1, set()).add(word)
+        return matched
+
+
+def search_words(query: str) -> list[str]:
+    """Return the different words of a query that are searched for, quoted for SQLite; without function words."""
+    words = dict.fromkeys(re.findall(r"\w+", query.casefold()))
+    return [f'"{word}"' for word in words if word not in STOP_WORDS][:MAX_TERMS]

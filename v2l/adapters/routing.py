@@ -11,6 +11,7 @@ from enum import StrEnum
 from functools import cached_property
 
 from v2l.adapters.asked_time import Asked, asked_time
+from v2l.adapters.description import Segment
 from v2l.adapters.index import TextIndex
 from v2l.adapters.timeline_description import TimelineDescription, TimelinePart
 from v2l.errors import V2LError
@@ -98,7 +99,7 @@ class Router:
         return ranked[0][0]
 
 
-def segments_between(segments: Sequence[TimelinePart], start: float, end: float) -> list[int]:
+def segments_between(segments: Sequence[TimelinePart | Segment], start: float, end: float) -> list[int]:
     """Return the numbers of the segments that show a stretch; a moment is the whole second that begins at it. The end
     of the last segment counts as shown."""
     end = max(end, start + 1) if start == end else end

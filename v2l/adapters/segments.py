@@ -3,22 +3,21 @@
 Composition concatenates the generated ranks of all segments and adds the learned bias once (paper section 5.6).
 
 Selection: the ranks of other segments also contribute to an answer about one time, and outnumber those of the segment
-in question (docs/model-card.md). A question that names a time is therefore answered from the segments that show it. The
-time is parsed from the text; the model is not involved.
+in question (docs/model-card.md). A question that names a time is therefore answered from the segments that show it.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import re
+import math
 from collections.abc import Collection, Sequence
 
 import torch
 
 from v2l.adapters.adapter import Adapter
+from v2l.adapters.asked_time import asked_time
 from v2l.adapters.description import Block, Segment, check_rank
 from v2l.errors import V2LError
-from v2l.io.tensors import dtype_name
 from v2l.io.text import printable
 
 
@@ -32,6 +31,8 @@ def compose(adapters: Sequence[Adapter], rank: int | None = None) -> Adapter:
         bias stays separate and exact, so a reduced adapter can be composed again. The relative error of the reduction
         is in `description.blocks` of the result.
 
+    The result is float32 if one of the adapters is or the rank is reduced, else bfloat16.
+
     Raises V2LError if the adapters were made for different models or by different hypernetworks, or if the total rank
     exceeds the limit of the engines.
     """
@@ -39,11 +40,13 @@ def compose(adapters: Sequence[Adapter], rank: int | None = None) -> Adapter:
     if not adapters:
         raise V2LError("nothing to compose; give at least one adapter")
     first = adapters[0].description
-    for adapter in adapters[1:]:
-        check_alike(adapters[0], adapter)
+    finest = next((adapter for adapter in adapters if adapter.a.dtype == torch.float32), adapters[0])
+    for adapter in adapters:
+        check_alike(finest, adapter)
     # Concatenate the generated ranks of all adapters
-    a = torch.cat([adapter.a[:, : adapter.rank - first.bias_rank].float() for adapter in adapters], dim=1)
-    b = torch.cat([adapter.b[:, : adapter.rank - first.bias_rank].float() for adapter in adapters], dim=1)
+    dtype = finest.a.dtype
+    a = torch.cat([adapter.a[:, : adapter.rank - first.bias_rank].to(dtype) for adapter in adapters], dim=1)
+    b = torch.cat([adapter.b[:, : adapter.rank - first.bias_rank].to(dtype) for adapter in adapters], dim=1)
     blocks = tuple(block for adapter in adapters for block in adapter.description.blocks)
     segments = tuple(segment for adapter in adapters for segment in adapter.description.segments)
     if rank is not None:
@@ -51,7 +54,7 @@ def compose(adapters: Sequence[Adapter], rank: int | None = None) -> Adapter:
         blocks = (Block(a.shape[1], len(segments), error),)
     description = dataclasses.replace(first, segments=segments, blocks=blocks)
     check_rank(description.rank)
-    bias_a, bias_b = _bias(adapters[0])
+    bias_a, bias_b = (bias.to(a.dtype) for bias in _bias(finest))
     # The oldest check of all videos holds for the whole; unknown if one is unknown
     checked = [adapter.checked_ns for adapter in adapters if adapter.checked_ns is not None]
     oldest = min(checked) if len(checked) == len(adapters) else None
@@ -122,11 +125,11 @@ def split_bias(adapter: Adapter) -> tuple[Factors, Factors]:
 def _bias(adapter: Adapter) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the factors of the learned bias, (L, bias rank, d): the last ranks."""
     first = adapter.rank - adapter.description.bias_rank
-    return adapter.a[:, first:].float(), adapter.b[:, first:].float()
+    return adapter.a[:, first:], adapter.b[:, first:]
 
 
 def check_alike(one: Adapter, other: Adapter) -> None:
-    """Raise V2LError if two adapters are not of one model and one hypernetwork, and of one number type."""
+    """Raise V2LError if two adapters are not of one model and one hypernetwork."""
     left, right = one.description, other.description
     if left.base_model.fingerprint != right.base_model.fingerprint:
         raise V2LError(
@@ -140,11 +143,11 @@ def check_alike(one: Adapter, other: Adapter) -> None:
             f"({printable(left.hypernetwork.sha256[:12])}) and {printable(right.hypernetwork.id)} "
             f"({printable(right.hypernetwork.sha256[:12])}); encode both with one"
         )
-    if one.a.dtype != other.a.dtype:
-        dtypes = ", ".join(dtype_name(each.a.dtype) for each in (one, other))
-        raise V2LError(f"the adapters differ in dtype ({dtypes}); encode both with the same --dtype")
     same_shape = one.a.shape[::2] == other.a.shape[::2] and one.b.shape[::2] == other.b.shape[::2]
-    same_bias = left.bias_rank == right.bias_rank and all(map(torch.equal, _bias(one), _bias(other)))
+    # Compare the biases in the coarser of their types
+    coarser = torch.bfloat16 if torch.bfloat16 in (one.a.dtype, other.a.dtype) else torch.float32
+    biases = zip(_bias(one), _bias(other), strict=True)
+    same_bias = left.bias_rank == right.bias_rank and all(torch.equal(x.to(coarser), y.to(coarser)) for x, y in biases)
     if not (same_shape and same_bias):
         raise V2LError(
             "the adapters claim the same hypernetwork but differ in shape or in its learned bias; one description is "
@@ -152,41 +155,29 @@ def check_alike(one: Adapter, other: Adapter) -> None:
         )
 
 
-_TIME = re.compile(
-    r"(\bat(?:\s+(?:about|around|exactly|minute|time|timestamp))*\s+)?"
-    r"(?<![\d:.])(?:(\d{1,2}):([0-5]?\d)|(\d{1,3})):([0-5]\d)(?!:?\d)",
-    re.IGNORECASE,
-)
-"""12:30, 100:07 or 1:02:03, and the word "at" before it, if any."""
-_ELSEWHERE = re.compile(
-    r"\b(?:after|before|until|till|since|from|first|last|next|previous|when|how long|how often|[ap]\.?m)\b",
-    re.IGNORECASE,
-)
-"""Words that allow an answer from another time of the video, or that mean a time of day."""
-
-
-def time_in_question(question: str) -> int | None:
-    """Return the whole second of a video that a question asks about, as in "what is on the board at 12:30?".
-
-    None if the question names no time or several, if there is no "at" before the time, or if a word allows an answer
-    from another time ("what comes after the word at 12:30?").
-    """
-    times = _TIME.findall(question)
-    seconds = {
-        3600 * int(hours or 0) + 60 * int(minutes or more) + int(rest) for _, hours, minutes, more, rest in times
-    }
-    is_clear = len(seconds) == 1 and any(at for at, *_ in times) and not _ELSEWHERE.search(question)
-    return seconds.pop() if is_clear else None
-
-
 def segments_for(adapter: Adapter, question: str) -> tuple[int, ...]:
-    """Return the indices, from 0, of the segments that answer a question: those that overlap the second that it asks
-    about; all segments if it asks about none, or if the adapter does not cover it."""
-    second, segments = time_in_question(question), adapter.description.segments
-    every = range(len(segments))
-    if second is None:
-        return tuple(every)
-    return tuple(n for n in every if segments[n].start < second + 1 and second < segments[n].end) or tuple(every)
+    """Return the indices, from 0, of the segments that answer a question: those that overlap the times that it asks
+    about, and the next or previous one if it asks about a neighbour of a time. Returns all segments if the question
+    names no time, or if the adapter does not cover it."""
+    segments = adapter.description.segments
+    chosen: set[int] = set()
+    for source in dict.fromkeys(segment.source for segment in segments):
+        numbers = [number for number, segment in enumerate(segments) if segment.source == source]
+        last = max(segments[number].end for number in numbers)
+        asked = asked_time(question, last)
+        neighbour = {"after": 1, "before": -1}.get(asked.relation, 0)
+        for start, end in asked.stretches:
+            start, end = _seconds(start, end, last)
+            own = [number for number in numbers if segments[number].start < end and start < segments[number].end]
+            chosen |= {*own, *(number + neighbour for number in own if number + neighbour in numbers)}
+    return tuple(sorted(chosen)) or tuple(range(len(segments)))
+
+
+def _seconds(start: float, end: float, last: float) -> tuple[float, float]:
+    """Return a stretch of time, at least as long as the second in which it starts; the last moment of a video is in
+    its last second."""
+    start = last - 1 if start == end == last else start
+    return start, max(end, math.floor(start) + 1)
 
 
 def select_segments(adapter: Adapter, question: str) -> Adapter:

@@ -7,7 +7,6 @@ attached are read and checked when they are needed.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +20,7 @@ from v2l import __version__
 from v2l.adapters.adapter import Adapter
 from v2l.adapters.description import MAX_RANK, MAX_TIMELINE_HEADER_BYTES, TIMELINE_VERSION, check_rank
 from v2l.adapters.routing import RoutedBy, Router
-from v2l.adapters.segments import check_alike, select_segments, split_bias
+from v2l.adapters.segments import Factors, check_alike, select_segments, split_bias
 from v2l.adapters.timeline_description import (
     Recipe,
     TimelineDescription,
@@ -168,7 +167,11 @@ def attach(source: Adapter | Timeline, question: str, whole: bool = False) -> At
     route = source.router.route(question)
     if route.one_by_one:
         return Attachment(tuple(source.select([number]) for number in route.segments), route.routed_by)
-    return Attachment((source.select(route.segments) if route.segments else source.overview(),), route.routed_by)
+    if route.segments:
+        return Attachment((source.select(route.segments),), route.routed_by)
+    if source.description.overview is None:
+        return Attachment((source.whole(),), RoutedBy.whole)
+    return Attachment((source.overview(),), route.routed_by)
 
 
 def open_adapter(path: str | os.PathLike) -> Adapter | Timeline:
@@ -190,7 +193,7 @@ def tensor_sha256(tensors: dict[str, TensorBytes]) -> str:
 
 
 @dataclass(frozen=True)
-class Source:
+class PartSource:
     """A part to write. load: returns its adapter of one segment, the same at every call; answers: to the questions of
     the index"""
 
@@ -200,21 +203,23 @@ class Source:
 
 def write_timeline(
     path: str | os.PathLike,
-    segments: Sequence[Source],
-    overview: Source | None = None,
+    segments: Sequence[PartSource],
+    overview: PartSource | None = None,
     questions: Sequence[str] = (),
     request: TimelineRequest | None = None,
     checked_ns: int | None = None,
+    dtype: torch.dtype | None = None,
 ) -> Timeline:
     """Write a timeline of adapters and open it. Holds one adapter in memory at a time.
 
     overview: None if the segments come from several videos; request: None if they were encoded before
-    checked_ns: as in `Adapter`
+    checked_ns: as in `Adapter`; dtype: number type of the factors, None for that of the first segment
     Raises V2LError if the adapters do not belong together, or if the file cannot be written.
     """
     first = segments[0].load()
     base = first.description
-    bias = split_bias(first)[1]
+    dtype = dtype or first.a.dtype
+    bias = _cast(split_bias(first)[1], dtype)
     recipes: dict[Recipe, int] = {}
     entries: dict[str, tuple[str, tuple[int, ...]]] = {}
 
@@ -243,7 +248,7 @@ def write_timeline(
                 segment.windows,
                 block.rank,
                 block.relative_error,
-                announce(name, split_bias(adapter)[0]),
+                announce(name, _cast(split_bias(adapter)[0], dtype)),
                 tuple(source.answers),
             )
         )
@@ -263,17 +268,21 @@ def write_timeline(
     metadata = {
         "format": "v2l-adapter",
         "version": TIMELINE_VERSION,
-        "dtype": dtype_name(first.a.dtype),
+        "dtype": dtype_name(dtype),
         **to_json(description),
     }
 
     def tensors() -> Iterator[TensorBytes]:
         yield from to_bytes(dict(zip("ab", bias, strict=True))).values()
         for source in sources:
-            yield from to_bytes(dict(zip("ab", split_bias(source.load())[0], strict=True))).values()
+            yield from to_bytes(dict(zip("ab", _cast(split_bias(source.load())[0], dtype), strict=True))).values()
 
     write_parts(path, entries, tensors(), metadata, MAX_TIMELINE_HEADER_BYTES, checked_ns)
     return Timeline.load(path)
+
+
+def _cast(factors: Factors, dtype: torch.dtype) -> Factors:
+    return factors[0].to(dtype), factors[1].to(dtype)
 
 
 def _check_writable(path: str | os.PathLike, description: TimelineDescription) -> None:
@@ -284,17 +293,3 @@ def _check_writable(path: str | os.PathLike, description: TimelineDescription) -
         raise V2LError(
             f"the timeline {printable(path)} was not written, v2l could not read it again: {printable(error)}"
         ) from error
-
-
-def timeline_sources(timeline: Timeline) -> list[Source]:
-    """Return the segments of a timeline as parts of another one."""
-
-    def load(number: int) -> Callable[[], Adapter]:
-        return lambda: timeline.select([number])
-
-    return [Source(load(number), part.answers) for number, part in enumerate(timeline.description.segments)]
-
-
-def without_answers(sources: Sequence[Source]) -> list[Source]:
-    """Return parts without their answers, for joining timelines whose indices differ."""
-    return [dataclasses.replace(source, answers=()) for source in sources]

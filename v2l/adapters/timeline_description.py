@@ -17,6 +17,7 @@ from v2l.adapters.description import (
     MAX_TIMELINE_HEADER_BYTES,
     TIMELINE_VERSION,
     VERSION,
+    AdapterFile,
     BaseModel,
     Block,
     Description,
@@ -29,11 +30,11 @@ from v2l.io.records import from_json
 from v2l.io.safetensors_file import NUMBER_TYPES, damaged, stated_version
 from v2l.io.safetensors_parts import TensorEntry, read_parts_header
 from v2l.io.text import printable
+from v2l.models.presets import MAX_INDEX_QUESTIONS
 from v2l.video.sampling import Reading
 
 MAX_SEGMENTS = 10_000
-MAX_QUESTIONS = 32
-"""Limits of a timeline. An hour in steps of 12 seconds has 300 segments."""
+"""Limit of a timeline. An hour in steps of 12 seconds has 300 segments."""
 MAX_TIMELINE_BYTES = 1 << 40
 """Limit of its file: `MAX_SEGMENTS` segments of a large model fit."""
 
@@ -93,6 +94,9 @@ class Segmentation:
         return self.segments is not None or self.seconds is not None
 
 
+NO_WISH = Segmentation()
+
+
 @dataclass(frozen=True)
 class TimelineRequest:
     """The settings that a timeline was asked for with. reading: filled, its range as requested"""
@@ -128,6 +132,11 @@ class TimelineDescription:
         """The overview, if any, and the segments, by the names of their tensors in the file."""
         overview = {} if self.overview is None else {"overview": self.overview}
         return overview | {segment_name(number): part for number, part in enumerate(self.segments)}
+
+    @property
+    def rank(self) -> int:
+        """Largest rank of a part with the learned bias, as it is attached."""
+        return max(part.rank for part in self.parts.values()) + self.bias_rank
 
     @property
     def sources(self) -> tuple[FileIdentity, ...]:
@@ -193,6 +202,13 @@ class TimelineFile:
     size: int
     checked_ns: int
 
+    @property
+    def attached_bytes(self) -> int:
+        """Bytes of the factors that usually answer a question: of the largest part and the learned bias."""
+        sizes = {name: entry.stop - entry.start for name, entry in self.entries.items()}
+        parts = [sum(sizes[each] for each in tensor_names(name)) for name in self.description.parts]
+        return max(parts) + sum(sizes[each] for each in tensor_names("bias"))
+
     @classmethod
     def read(cls, path: str | os.PathLike) -> TimelineFile:
         """Read the header of a timeline file. Raises V2LError if it is missing, damaged, of another version, or does
@@ -201,9 +217,12 @@ class TimelineFile:
             status = os.stat(path)
         except OSError as error:
             raise unreadable(path, error) from error
-        if stated_version(path, "adapter", MAX_TIMELINE_HEADER_BYTES) == VERSION:
-            raise V2LError(f"{printable(path)} is an adapter of one encoding; open it with v2l.Adapter.load")
-        header = read_parts_header(path, "adapter", TIMELINE_VERSION, MAX_TIMELINE_BYTES, MAX_TIMELINE_HEADER_BYTES)
+        try:
+            header = read_parts_header(path, "adapter", TIMELINE_VERSION, MAX_TIMELINE_BYTES, MAX_TIMELINE_HEADER_BYTES)
+        except V2LError:
+            if stated_version(path, "adapter", MAX_TIMELINE_HEADER_BYTES) != VERSION:
+                raise
+            raise V2LError(f"{printable(path)} is an adapter of one encoding; open it with v2l.Adapter.load") from None
         dtype = header.metadata.pop("dtype", None)
         try:
             description = from_json(TimelineDescription, header.metadata, "metadata")
@@ -218,6 +237,11 @@ class TimelineFile:
     def is_at(path: str | os.PathLike) -> bool:
         """Return whether a file states version 2 of the adapter format. Checks nothing else."""
         return stated_version(path, "adapter", MAX_TIMELINE_HEADER_BYTES) == TIMELINE_VERSION
+
+
+def read_adapter_file(path: str | os.PathLike) -> AdapterFile | TimelineFile:
+    """Read an adapter file of either version, a timeline by its header only. Raises V2LError as their `read` do."""
+    return TimelineFile.read(path) if TimelineFile.is_at(path) else AdapterFile.read(path)
 
 
 def segment_name(number: int) -> str:
@@ -246,19 +270,20 @@ def recipe_of(segment: Segment) -> Recipe:
 def check_timeline(description: TimelineDescription) -> None:
     """Check the conditions that the types do not express. Raises ValueError."""
     segments, recipes = description.segments, description.recipes
+    parts = description.parts.values()
     if not 1 <= len(segments) <= MAX_SEGMENTS:
         raise ValueError(f"it has {len(segments):,} segments; from 1 to {MAX_SEGMENTS:,} are allowed")
-    if len(description.questions) > MAX_QUESTIONS:
-        raise ValueError(f"its index has more than {MAX_QUESTIONS} questions")
-    hashes = [description.bias_sha256, *(each.sha256 for each in description.parts.values())]
+    if len(description.questions) > MAX_INDEX_QUESTIONS:
+        raise ValueError(f"its index has more than {MAX_INDEX_QUESTIONS} questions")
+    hashes = [description.bias_sha256, *(each.sha256 for each in parts)]
     if any(not re.fullmatch("[0-9a-f]{64}", each) for each in hashes):
         raise ValueError("a sha256 is not 64 hex digits")
-    for each in description.parts.values():
+    for each in parts:
         if each.recipe >= len(recipes) or each.rank < 1 or each.start > each.end:
             raise ValueError("a segment has an unknown recipe, an impossible time or no rank")
         if not each.timestamps or sum(each.windows) != len(each.timestamps) or 0 in each.windows:
             raise ValueError("a segment's windows and its frames do not agree")
-    if {each.recipe for each in description.parts.values()} != set(range(len(recipes))):
+    if {each.recipe for each in parts} != set(range(len(recipes))):
         raise ValueError("its recipes are not those of its segments")
     if any(recipe.reading.start is not None or recipe.reading.end is not None for recipe in recipes):
         raise ValueError("a recipe states a range")

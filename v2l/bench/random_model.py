@@ -133,8 +133,8 @@ def random_model(
         raise V2LError(f"unknown architecture {printable(name)}; choose from {', '.join(ARCHITECTURES)}")
     architecture = architecture or ARCHITECTURES[name]
     chosen = choose_device(device)
-    dtype = dtype or default_dtype(chosen)
     opened = _write_folder(architecture, folder)
+    dtype = dtype or default_dtype(chosen, opened.config.text_config)
     described = RandomFolder(folder, f"random weights of {name}", None, opened.config, opened.geometry)
     modules = _random_modules(opened.config, chosen, dtype)
     vlm = FrozenVLM(described, *modules, load_tokenizer(opened), chosen)

@@ -88,10 +88,7 @@ def prefill_bytes(vlm: FrozenVLM, tokens: int) -> int:
 def prefill_work(vlm: FrozenVLM, tokens: int) -> float:
     """Return the multiply-adds of prefilling a prompt: linear layers, and attention, which is quadratic in `tokens`."""
     text = vlm.folder.config.text_config
-    queries = text.num_attention_heads * text.head_dim
-    keys = text.num_key_value_heads * text.head_dim
-    linear = text.hidden_size * (2 * queries + 2 * keys + 3 * text.intermediate_size)
-    return text.num_hidden_layers * tokens * (linear + queries * tokens)
+    return text.num_hidden_layers * tokens * (text.layer_products + text.num_attention_heads * text.head_dim * tokens)
 
 
 def vision_work(vlm: FrozenVLM, images: int) -> float:

@@ -35,6 +35,7 @@ from v2l.inference.preprocess import cut_windows, encode_video_images
 from v2l.inference.readings import SINGLE_SPANS, fill_reading, plan_timeline, segment_readings
 from v2l.io.files import identify
 from v2l.io.journal import Journal
+from v2l.io.tensors import dtype_name
 from v2l.io.text import printable
 from v2l.models.checkpoint import check_belongs
 from v2l.models.hypernetwork import Hypernetwork
@@ -83,7 +84,7 @@ class Bench:
             "bench": self.vlm.id,
             "model": self.vlm.fingerprint,
             "hypernetwork": self.provenance.sha256,
-            "dtype": str(self.vlm.dtype).removeprefix("torch."),
+            "dtype": dtype_name(self.vlm.dtype),
             "machine": describe_machine(self.vlm.device),
             "video": identify(self.video).sha256,
             **settings,

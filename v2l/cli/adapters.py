@@ -1,12 +1,10 @@
-"""Commands about adapter files: `v2l compose`, `v2l info`, `v2l verify` and `v2l export`."""
+"""Commands about adapter files: `v2l info`, `v2l verify` and `v2l export`."""
 
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import os
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -27,21 +25,20 @@ from v2l.cli.options import (
     Quiet,
     check_replaceable,
     model_loader,
+    seconds,
 )
 from v2l.cli.sources import AnswerSource, load_sources
 from v2l.errors import UsageError, V2LError
+from v2l.io.files import make_folder
 from v2l.io.text import amount, clock, printable
 
 if TYPE_CHECKING:
     from v2l.adapters.adapter import Adapter
+    from v2l.adapters.description import AdapterFile
+    from v2l.adapters.timeline import Timeline
+    from v2l.adapters.timeline_description import TimelineFile
     from v2l.adapters.verify import Effect, Verification
     from v2l.inference.model_loader import ModelLoader
-
-
-class ComposeCommand(GroupedCommand):
-    """`v2l compose --help` with an example."""
-
-    example = "v2l compose part1.v2l.safetensors part2.v2l.safetensors -o whole.v2l.safetensors"
 
 
 class InfoCommand(GroupedCommand):
@@ -62,94 +59,6 @@ class ExportCommand(GroupedCommand):
     example = "v2l export lecture.v2l.safetensors --format gguf"
 
 
-# compose -----------------------------------------------------------------------------------------------------------
-
-
-def compose(
-    adapters: Annotated[
-        list[Path],
-        typer.Argument(
-            readable=False,
-            metavar="ADAPTER",
-            help="Compose these adapters, in the order of their segments.",
-            rich_help_panel=READ,
-        ),
-    ],
-    output: Annotated[
-        Path,
-        typer.Option(
-            "--output", "-o", readable=False, metavar="FILE", help="Write the composed adapter.", rich_help_panel=WRITE
-        ),
-    ],
-    rank: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            metavar="N",
-            help="Reduce the generated ranks to N in total, by singular value decomposition.",
-            show_default="all are kept",
-            rich_help_panel=WRITE,
-        ),
-    ] = None,
-    overwrite: Overwrite = False,
-    as_json: Json = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
-) -> None:
-    """Compose several adapters into one.
-
-    The ranks of the adapters are concatenated in the order given; the learned bias that they share is kept once.
-    """
-    with command(as_json, quiet, debug) as display:
-        compose_adapters(adapters, output, rank, overwrite, display)
-
-
-def compose_adapters(paths: Sequence[Path], output: Path, rank: int | None, overwrite: bool, display: Display) -> None:
-    """Write the composed adapter and warn about gaps and overlaps of its segments."""
-    from v2l.adapters.adapter import Adapter
-    from v2l.adapters.segments import compose
-    from v2l.inference.targets import ADAPTER_SUFFIX
-
-    if not output.name.endswith(ADAPTER_SUFFIX):
-        raise UsageError(f"-o {printable(output)} must end in {ADAPTER_SUFFIX}, by which `v2l ask` knows an adapter")
-    whole = compose([Adapter.load(path) for path in paths], rank)
-    for note in timeline_notes(whole):
-        display.note(f"warning: {note}")
-    check_replaceable(output, overwrite, same=lambda: Adapter.load(output).sha256() == whole.sha256())
-    whole.save(output)
-    segments, size = len(whole.description.segments), os.stat(output).st_size
-    errors = [block.relative_error for block in whole.description.blocks if block.relative_error]
-    error = errors[-1] if rank is not None and errors else 0.0
-    if rank is not None:
-        display.note(f"reduced to rank {rank}, relative error {error:.2%}")
-    record = {
-        "command": "compose",
-        "adapter": output,
-        "segments": segments,
-        "rank": whole.rank,
-        "relative_error": error,
-        "bytes": size,
-    }
-    text = shown(output)
-    if sys.stdout.isatty():
-        text += f"  {amount(size)}, {segments} segments, rank {whole.rank}"
-    display.result(text, record)
-
-
-def timeline_notes(adapter: Adapter) -> Iterator[str]:
-    """Describe gaps, overlaps and steps back in time between consecutive segments of one video."""
-    for one, other in itertools.pairwise(adapter.description.segments):
-        if one.source.sha256 != other.source.sha256 or one.end == other.start:
-            continue
-        name, end, start = printable(other.source.name), clock(one.end), clock(other.start)
-        if other.start > one.end:
-            yield f"{name}: a gap from {end} to {start} between two segments"
-        elif other.end > one.start:
-            yield f"{name}: two segments overlap from {start} to {clock(min(one.end, other.end))}"
-        else:
-            yield f"{name}: the segment from {start} follows the one that ends at {end}"
-
-
 # info --------------------------------------------------------------------------------------------------------------
 
 
@@ -160,6 +69,14 @@ def info(
             readable=False, metavar="FILE", help="Describe these adapters and hypernetworks.", rich_help_panel=READ
         ),
     ],
+    timeline: Annotated[
+        bool,
+        typer.Option(
+            "--timeline",
+            help="List the segments of timelines and the answers of their index.",
+            rich_help_panel=READ,
+        ),
+    ] = False,
     as_json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -169,12 +86,12 @@ def info(
     For an adapter: its model, ranks, segments with their times, size and hashes.
     """
     with command(as_json, quiet, debug) as display:
-        raise typer.Exit(0 if describe_all(files, display) else 1)
+        raise typer.Exit(0 if describe_all(files, timeline, display) else 1)
 
 
-def describe_all(files: Sequence[Path], display: Display) -> bool:
-    """Print a description of every file; True if all could be read."""
-    from v2l.cli.describe import describe
+def describe_all(files: Sequence[Path], timeline: bool, display: Display) -> bool:
+    """Print a description of every file; True if all could be read. timeline: list the segments of timelines"""
+    from v2l.cli.describe import describe, segment_table
 
     ok = True
     for path in files:
@@ -188,6 +105,8 @@ def describe_all(files: Sequence[Path], display: Display) -> bool:
             display.result("", {"command": "info", **record})
         else:
             display.panel(f"{kind} {printable(path)}", [(kind, printable(path)), *rows])
+            if timeline and kind == "timeline":
+                display.table(*segment_table(path))
     return ok
 
 
@@ -232,22 +151,35 @@ def _verify(source: AnswerSource, display: Display) -> bool:
     if adapter:
         try:
             announce_fallback(source.loader, display)
-            verification = verify(adapter, source.loader.language_model)
+            verification = verify(_measured(adapter), source.loader.language_model)
             trouble = verification.trouble
         except V2LError as error:
             trouble = str(error)
     if trouble is not None:
         display.error(trouble if printable(path) in trouble else f"{printable(path)}: {trouble}")
     record = {"command": "verify", "adapter": path, "sound": trouble is None, "error": trouble}
-    if adapter and verification:
-        _print_verification(adapter, verification, record, display)
+    if source.file and verification:
+        _print_verification(source.file, verification, record, display)
     elif display.as_json:
         display.result("", record)
     return trouble is None
 
 
-def _print_verification(adapter: Adapter, verification: Verification, record: dict[str, Any], display: Display) -> None:
-    base, path = adapter.description.base_model, printable(record["adapter"])
+def _measured(adapter: Adapter | Timeline) -> Adapter:
+    """Return the adapter whose effect is measured: of a timeline, whose parts are all checked, the overview."""
+    from v2l.adapters.timeline import Timeline
+
+    if not isinstance(adapter, Timeline):
+        return adapter
+    adapter.check()
+    return adapter.overview() if adapter.description.overview else adapter.select([0])
+
+
+def _print_verification(
+    file: AdapterFile | TimelineFile, verification: Verification, record: dict[str, Any], display: Display
+) -> None:
+    made, path = file.description, printable(record["adapter"])
+    base, segments = made.base_model, len(made.segments)
     weights = verification.weights_sha256[:12]
     rows = [
         ("adapter", path),
@@ -255,11 +187,12 @@ def _print_verification(adapter: Adapter, verification: Verification, record: di
         ("model", f"{printable(base.id)} ({base.fingerprint[:12]}), weights sha256 {weights}"),
         ("effect", _describe_effect(verification.on_model)),
         ("over its bias", _describe_effect(verification.over_bias)),
-        ("rank", f"{adapter.rank}, {len(adapter.a)} layers, all values finite"),
-        ("sha256", adapter.sha256()),
+        ("rank", f"{made.rank}, {file.layers} layers, all values finite"),
+        *([("segments", f"{segments}, all sound")] if segments > 1 else []),
+        ("sha256", file.sha256),
     ]
     if display.as_json:
-        more = {"sha256": adapter.sha256(), "model": base.id}
+        more = {"sha256": file.sha256, "model": base.id}
         display.result("", record | dataclasses.asdict(verification) | more)
     else:
         display.panel(f"verify {path}", rows)
@@ -278,8 +211,9 @@ def _describe_effect(effect: Effect) -> str:
 
 
 def export(
-    adapter: Annotated[
-        Path, typer.Argument(readable=False, metavar="ADAPTER", help="Export this adapter.", rich_help_panel=READ)
+    adapters: Annotated[
+        list[Path],
+        typer.Argument(readable=False, metavar="ADAPTER", help="Export these adapters.", rich_help_panel=READ),
     ],
     form: Annotated[
         ExportFormat,
@@ -297,10 +231,25 @@ def export(
             "-o",
             readable=False,
             metavar="PATH",
-            help="Write a folder for peft, or a .gguf file for gguf.",
+            help="Write a folder for peft, or a .gguf file for gguf. For several adapters, write them into the folder "
+            "PATH.",
             show_default="beside the adapter",
             rich_help_panel=WRITE,
         ),
+    ] = None,
+    at: Annotated[
+        float | None,
+        typer.Option(
+            parser=seconds,
+            metavar="TIME",
+            help="Export the segment of a timeline that shows TIME.",
+            show_default="the overview",
+            rich_help_panel=READ,
+        ),
+    ] = None,
+    segment: Annotated[
+        int | None,
+        typer.Option(min=0, metavar="N", help="Export segment N of a timeline, counted from 0.", rich_help_panel=READ),
     ] = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
@@ -313,26 +262,55 @@ def export(
     that serves the adapter is printed.
     """
     with command(as_json, quiet, debug) as display:
-        export_adapter(adapter, form, output, overwrite, display)
+        if at is not None and segment is not None:
+            raise UsageError("--at and --segment exclude each other; give one of them")
+        if len(adapters) > 1 and output:
+            make_folder(output)
+        for path in adapters:
+            part, name = choose_part(path, at, segment)
+            suffix = "gguf" if form == ExportFormat.gguf else "peft"
+            place = output if output and len(adapters) == 1 else (output or path.parent) / f"{name}.{suffix}"
+            export_adapter(part, form, place, overwrite, display)
 
 
-def export_adapter(path: Path, form: str, output: Path | None, overwrite: bool, display: Display) -> None:
-    """Write the export, beside the adapter if `output` is None, and print how to serve it."""
-    from v2l.adapters.adapter import Adapter
-    from v2l.adapters.export import export_gguf, export_peft, serving_command
+def choose_part(path: Path, at: float | None, segment: int | None) -> tuple[Adapter, str]:
+    """Read the adapter to export, the overview of a timeline or a segment, and the name of its file without a suffix.
+
+    Raises V2LError if there is no such segment.
+    """
+    from v2l.adapters.routing import segments_between
+    from v2l.adapters.timeline import Timeline, open_adapter
     from v2l.inference.targets import ADAPTER_SUFFIX
 
-    adapter = Adapter.load(path)
-    name = path.name.removesuffix(ADAPTER_SUFFIX)
+    opened, name = open_adapter(path), path.name.removesuffix(ADAPTER_SUFFIX)
+    if not isinstance(opened, Timeline):
+        if at is not None or segment is not None:
+            raise V2LError(f"{printable(path)} is not a timeline; export it without --at and --segment")
+        return opened, name
+    parts = opened.description.segments
+    if at is not None:
+        shown_at = segments_between(parts, at, at)
+        if not shown_at:
+            raise V2LError(f"no segment of {printable(path)} shows {clock(at)}; it ends at {clock(parts[-1].end)}")
+        segment = shown_at[0]
+    if segment is None:
+        return opened.overview(), name
+    if segment >= len(parts):
+        raise V2LError(f"{printable(path)} has segments 0 to {len(parts) - 1}; there is no segment {segment}")
+    return opened.select([segment]), f"{name}.{segment:03d}"
+
+
+def export_adapter(adapter: Adapter, form: str, output: Path, overwrite: bool, display: Display) -> None:
+    """Write the export and print how to serve it."""
+    from v2l.adapters.export import export_gguf, export_peft, serving_command
+
     if form == ExportFormat.gguf:
-        output = output or path.with_name(f"{name}.gguf")
         if output.suffix != ".gguf":
             raise UsageError(f"-o {printable(output)} must end in .gguf, by which the tools of llama.cpp know it")
         check_replaceable(output, overwrite)
         export_gguf(adapter, output)
         size = os.stat(output).st_size
     else:
-        output = output or path.with_name(f"{name}.peft")
         export_peft(adapter, output, overwrite)
         size = sum(file.stat().st_size for file in output.iterdir())
     line = serving_command(adapter, output, form)

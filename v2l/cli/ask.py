@@ -6,12 +6,13 @@ import math
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from v2l.cli.answers import AnswerFormat, AnswerOptions
+from v2l.cli.ask_each import answer_each_segment, check_each
 from v2l.cli.chat import chat
 from v2l.cli.console import Display, announce_fallback, command
 from v2l.cli.encode import encode_with_progress, note_reason
@@ -33,14 +34,15 @@ from v2l.cli.options import (
     check_above_zero,
     check_range,
     model_loader,
+    one_of,
 )
 from v2l.cli.sources import AnswerSource, AskRequest, batches, load_sources, sort_words
 from v2l.errors import UsageError, V2LError
 from v2l.inference.limits import MAX_NEW_TOKENS
-from v2l.io.text import inert, printable, tab_separated
+from v2l.io.text import clock, inert, printable, tab_separated
 
 if TYPE_CHECKING:
-    from v2l.inference.ask import Answer, Stream
+    from v2l.inference.ask import Answer, Evidence, Stream
     from v2l.inference.model_loader import ModelLoader
     from v2l.video.sampling import Reading
 
@@ -111,6 +113,19 @@ def ask(
             "--whole", help="Answer from all segments, even if a question names a time.", rich_help_panel=ANSWER
         ),
     ] = False,
+    each: Annotated[
+        bool,
+        typer.Option("--each", help="Ask every segment, and join equal neighbours.", rich_help_panel=ANSWER),
+    ] = False,
+    form: Annotated[
+        AnswerFormat | None,
+        typer.Option(
+            "--format",
+            metavar="FORMAT",
+            help=f"With --each: print times in seconds, or subtitles: {one_of(AnswerFormat)}.",
+            rich_help_panel=ANSWER,
+        ),
+    ] = None,
     raw: Annotated[
         bool,
         typer.Option("--raw", help="Print control characters in answers without escaping.", rich_help_panel=ANSWER),
@@ -126,11 +141,12 @@ def ask(
     """Answer questions about encoded videos.
 
     The prompt holds text only, without a visual token. A single answer is printed with its line breaks; several
-    answers are printed as tab-separated lines of adapter, question and answer. Control characters are escaped. An
-    adapter composed of segments answers a question about a time ("at 12:30") from the segments that show it. Without a
-    question, a chat starts on a terminal: Ctrl-D ends it, and each question is answered independently. --frames, --fps,
-    --start, --end and --resolution apply to videos: those named, which are encoded first if needed, and those in
-    context.
+    answers are printed as tab-separated lines of adapter, question and answer. Control characters are escaped. A
+    question about a time ("at 12:30", "in the first minute") is answered by the segments that show it, "first" and
+    "last" by the first and the last segment, rare words by the segment whose description has them, anything else by
+    the overview; on a terminal a line says which part answered. Without a question, a chat starts on a terminal:
+    Ctrl-D ends it, and each question is answered independently. --frames, --fps, --start, --end and --resolution
+    apply to videos: those named, which are encoded first if needed, and those in context.
     """
     with command(as_json, quiet, debug) as display:
         check_above_zero("--fps", fps)
@@ -139,38 +155,12 @@ def ask(
             raise UsageError(f"--strength is {strength}; give a finite number; 1 leaves the adapter as encoded")
         from v2l.video.sampling import Reading
 
-        options = AnswerOptions(Reading(frames, fps, start, end, resolution), max_new_tokens, strength, whole, raw)
+        check_each(each, form, whole, in_context or [], display)
+        reading = Reading(frames, fps, start, end, resolution)
+        options = AnswerOptions(reading, max_new_tokens, strength, whole, raw, each, form)
         loader = model_loader(model, hypernetwork, device, dtype, display)
         ok = ask_all(sort_words(words or []), question or [], in_context or [], options, loader, display)
         raise typer.Exit(0 if ok else 1)
-
-
-@dataclass(frozen=True)
-class AnswerOptions:
-    """How to answer.
-
-    reading: how to read videos, both those encoded first and those in context
-    max_new_tokens, strength: None for the library's default
-    whole: use all segments of an adapter, whatever time a question names
-    raw: print control characters without escaping
-    """
-
-    reading: Reading
-    max_new_tokens: int | None = None
-    strength: float | None = None
-    whole: bool = False
-    raw: bool = False
-
-    @property
-    def length(self) -> dict[str, Any]:
-        """The keyword argument of the length of answers, if given."""
-        return {} if self.max_new_tokens is None else {"max_new_tokens": self.max_new_tokens}
-
-    @property
-    def generation(self) -> dict[str, Any]:
-        """The keyword arguments of answers from adapters."""
-        strength = {} if self.strength is None else {"strength": self.strength}
-        return {**self.length, **strength, "whole": self.whole}
 
 
 def ask_all(
@@ -198,6 +188,8 @@ def ask_all(
     encoded = [_encode(video, options, loader, display) for video in request.videos]
     adapters = [*request.adapters, *(adapter for adapter in encoded if adapter)]
     sources = [*load_sources(adapters, loader), *(AnswerSource(video, loader) for video in in_context)]
+    if options.each:
+        return answer_each_segment(sources, asked, options, display) and None not in encoded
     ready = [source for source in sources if _is_ready(source, display)]
     ok = None not in encoded and len(ready) == len(sources)
     if not (asked or request.read_stdin):
@@ -211,6 +203,7 @@ def ask_all(
 
 def _encode(video: Path, options: AnswerOptions, loader: ModelLoader, display: Display) -> Path | None:
     """Return the up-to-date adapter of a video, encoding it if needed; None, with an error printed, if that fails."""
+    from v2l.adapters.timeline_description import Segmentation
     from v2l.inference.batch import EncodeOptions
     from v2l.inference.targets import Destination, find_targets
     from v2l.video.sampling import Reading
@@ -218,6 +211,7 @@ def _encode(video: Path, options: AnswerOptions, loader: ModelLoader, display: D
     targets = find_targets([video], Destination(), options.reading)
     encoding = EncodeOptions(
         options.reading,
+        Segmentation(frames=options.reading.frames is not None),
         replace_foreign=loader.chosen_by == "option",
         any_reading=options.reading == Reading(),
     )
@@ -261,6 +255,8 @@ def _answer(source: AnswerSource, question: str, options: AnswerOptions, display
         return False
     if live:
         display.write("\n")
+        if answer.evidence:
+            display.aside(describe_evidence(answer.evidence))
     else:
         display.result(_escaped(text, options), _record(source, question, text, answer, answer.visual_tokens))
     return True
@@ -314,6 +310,19 @@ def _encoding_reading(reading: Reading, loader: ModelLoader) -> Reading:
         return reading
 
 
+SHOWN_FRAMES = 4
+"""Frames whose times are printed after an answer."""
+
+
+def describe_evidence(evidence: Evidence) -> str:
+    """Describe where an answer comes from: `"0:32-0:48, frames at 0:33 0:34 0:36 0:37 and 8 more"`."""
+    segments = evidence.segments
+    stretches = ", ".join(f"{clock(segment.start)}-{clock(segment.end)}" for segment in segments)
+    times = [seconds for segment in segments for seconds in segment.timestamps]
+    more = f" and {len(times) - SHOWN_FRAMES} more" if len(times) > SHOWN_FRAMES else ""
+    return f"{stretches}, frames at {' '.join(map(clock, times[:SHOWN_FRAMES]))}{more}"
+
+
 def _escaped(text: str, options: AnswerOptions) -> str:
     """Escape control characters that the model generated, in pipes as well, unless --raw is given."""
     return text if options.raw else inert(text)
@@ -335,4 +344,12 @@ def _record(
         "tokens_per_second": answer.tokens_per_second,
         "together": getattr(answer, "together", 1),
         "visual_tokens": visual_tokens,
+        **_evidence_record(answer.evidence),
     }
+
+
+def _evidence_record(evidence: Evidence | None) -> dict[str, Any]:
+    if evidence is None:
+        return {}
+    segments = [{"start": each.start, "end": each.end, "frames": list(each.timestamps)} for each in evidence.segments]
+    return {"segments": segments, "routed_by": str(evidence.routed_by)}

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 
@@ -91,8 +91,11 @@ class Display:
             table.add_row(Text(name, style="bold"), Text(escape(value), overflow="fold"))
         Console().print(Panel(table, title=Text(title), title_align="left", expand=False))
 
-    def table(self, header: list[str], rows: list[list[str]]) -> None:
-        """Print a table: aligned on a terminal, as tab-separated lines in a pipe."""
+    def table(self, header: list[str], rows: list[list[str]], justify: Literal["left", "right"] = "right") -> None:
+        """Print a table: aligned on a terminal, as tab-separated lines in a pipe.
+
+        justify: alignment of all columns but the first
+        """
         if _plain():
             self.write("".join("\t".join(map(escape, row)) + "\n" for row in [header, *rows]))
             return
@@ -103,7 +106,7 @@ class Display:
 
         table = Table(box=SIMPLE_HEAD)
         for place, name in enumerate(header):
-            table.add_column(name, justify="right" if place else "left", overflow="fold")
+            table.add_column(name, justify=justify if place else "left", overflow="fold")
         for row in rows:
             table.add_row(*(Text(escape(cell)) for cell in row))
         Console().print(table)
@@ -114,6 +117,14 @@ class Display:
         """Print a line unless --quiet is given."""
         if not self.quiet:
             self._say(text)
+
+    def aside(self, text: str) -> None:
+        """Print a remark on a result, dim on a terminal, unless --quiet is given."""
+        dim = sys.stderr.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+        if not self.quiet:
+            with contextlib.suppress(OSError):
+                text = f"({escape(text)})"
+                print(f"\x1b[2m{text}\x1b[0m" if dim else text, file=sys.stderr, flush=True)
 
     def warn(self, text: str) -> None:
         """Print a warning, even with --quiet."""
@@ -149,7 +160,8 @@ class Display:
             return
         with self._lock, contextlib.suppress(OSError):
             self._clear_status()
-            print(text[: os.get_terminal_size(sys.stderr.fileno()).columns - 1], end="", file=sys.stderr, flush=True)
+            columns = os.get_terminal_size(sys.stderr.fileno()).columns or 80
+            print(text[: columns - 1], end="", file=sys.stderr, flush=True)
             self._has_status = True
 
     def _clear_status(self) -> None:

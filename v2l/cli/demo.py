@@ -49,9 +49,8 @@ def demo(
     with command(as_json, quiet, debug) as display:
         from v2l.inference.model_loader import ModelLoader
 
-        demonstrate(
-            ModelLoader("tiny", "option", device=device, announce=display.loading), output_dir, overwrite, display
-        )
+        loader = ModelLoader("tiny", "option", device=device, announce=display.loading)
+        demonstrate(loader, output_dir, overwrite, display)
 
 
 def demonstrate(loader: ModelLoader, folder: Path, overwrite: bool, display: Display) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import v2l
 from v2l.adapters.description import AdapterFile, Segment
+from v2l.adapters.timeline_description import TimelineFile, read_adapter_file
 from v2l.errors import V2LError
 from v2l.inference.targets import ADAPTER_SUFFIX
 from v2l.io.records import to_json
@@ -28,7 +29,9 @@ def describe(path: Path) -> tuple[str, Rows, dict[str, Any]]:
     Raises V2LError if it is neither an adapter nor a hypernetwork, or is damaged.
     """
     if path.name.endswith(ADAPTER_SUFFIX):
-        file = AdapterFile.read(path)
+        file = read_adapter_file(path)
+        if isinstance(file, TimelineFile):
+            return "timeline", [*_timeline_rows(file)], _timeline_record(file)
         return "adapter", [*_adapter_rows(file)], _adapter_record(file, path)
     size = os.stat(path).st_size if path.is_file() else 0
     config, provenance = _read_hypernetwork(path)
@@ -113,6 +116,55 @@ def _adapter_rows(file: AdapterFile) -> Iterator[tuple[str, str]]:
         yield "note", note
     yield "made by", f"v2l {printable(made.v2l_version)}"
     yield "sha256", file.sha256
+
+
+def _timeline_record(file: TimelineFile) -> dict[str, Any]:
+    return {
+        "kind": "timeline",
+        "file": file.path,
+        "bytes": file.size,
+        "sha256": file.sha256,
+        "layers": file.layers,
+        "rank": file.description.rank,
+        "dtype": file.dtype,
+        "not_validated": file.description.not_validated,
+        **to_json(file.description),
+    }
+
+
+def _timeline_rows(file: TimelineFile) -> Iterator[tuple[str, str]]:
+    made = file.description
+    base, (start, end) = made.base_model, made.span
+    yield "model", _model(base.id, base.fingerprint)
+    if base.revision:
+        yield "revision", printable(base.revision)
+    yield "hypernetwork", f"{printable(made.hypernetwork.id)} ({made.hypernetwork.sha256[:12]})"
+    yield "rank", f"{made.rank - made.bias_rank} a part + {made.bias_rank} learned bias, {file.layers} layers"
+    yield "size", f"{amount(file.size)}, {file.dtype}"
+    for recipe in {recipe.source: recipe for recipe in made.recipes}.values():
+        yield "video", f"{printable(recipe.source.name)}, {recipe.width}x{recipe.height}, {amount(recipe.source.size)}"
+        yield "", f"sha256 {recipe.source.sha256}"
+    lengths = [part.end - part.start for part in made.segments]
+    frames = sorted({len(part.timestamps) for part in made.segments})
+    counts = f"{frames[0]} to {frames[-1]}" if len(frames) > 1 else str(frames[0])
+    yield "segments", f"{len(lengths)} of {max(lengths):.3g} s, {clock(start)} to {clock(end)}, {counts} frames each"
+    overview = "none, it joins several files" if made.overview is None else f"{len(made.overview.timestamps)} frames"
+    yield "overview", overview
+    yield "index", ", ".join(map(printable, made.questions)) or "none"
+    for note in made.not_validated:
+        yield "note", note
+    yield "made by", f"v2l {printable(made.v2l_version)}"
+    yield "sha256", file.sha256
+
+
+def segment_table(path: Path) -> tuple[list[str], list[list[str]]]:
+    """Return the segments of a timeline as a table: times, frames, and the answers of the index."""
+    made = TimelineFile.read(path).description
+    rows = [
+        [f"{clock(part.start)}-{clock(part.end)}", str(len(part.timestamps)), *map(printable, part.answers)]
+        for part in made.segments
+    ]
+    return ["segment", "frames", *map(printable, made.questions)], rows
 
 
 def _segment_rows(segment: Segment, title: str) -> Iterator[tuple[str, str]]:

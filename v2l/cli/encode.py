@@ -36,9 +36,11 @@ from v2l.io.text import amount, printable
 
 if TYPE_CHECKING:
     from v2l.adapters.adapter import Adapter
+    from v2l.adapters.timeline import Timeline
     from v2l.inference.batch import EncodeOptions, Outcome
     from v2l.inference.model_loader import ModelLoader
     from v2l.inference.targets import Destination, Shard, Target
+    from v2l.inference.timeline import TimelineEstimate
 
 SEGMENTS = "Segments"
 
@@ -95,17 +97,30 @@ def encode(
     segments: Annotated[
         int | None,
         typer.Option(
-            min=1, metavar="N", help="Cut each video into N segments with an adapter each.", rich_help_panel=SEGMENTS
+            min=1,
+            metavar="N",
+            help="Cut each video into N segments in one file; 1 is a single encoding.",
+            show_default="one for each 12 seconds of a long video, at most 64",
+            rich_help_panel=SEGMENTS,
         ),
     ] = None,
     segment_seconds: Annotated[
         float | None,
         typer.Option(metavar="S", help="Cut each video into segments of S seconds.", rich_help_panel=SEGMENTS),
     ] = None,
-    compose: Annotated[
+    split: Annotated[
         bool,
-        typer.Option("--compose", help="Also write one adapter composed of all segments.", rich_help_panel=SEGMENTS),
+        typer.Option("--split", help="Write a file for each segment, NAME.000 and on.", rich_help_panel=SEGMENTS),
     ] = False,
+    no_index: Annotated[
+        bool,
+        typer.Option(
+            "--no-index",
+            help="Leave out the descriptions of the segments, which v2l find searches.",
+            rich_help_panel=SEGMENTS,
+        ),
+    ] = False,
+    compose: Annotated[bool, typer.Option("--compose", hidden=True)] = False,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -153,28 +168,33 @@ def encode(
 ) -> None:
     """Encode videos into adapters.
 
-    The adapter of lecture.mp4 is lecture.v2l.safetensors. Adapters that are up to date are not encoded again. The path
-    of every adapter is printed.
+    The adapter of lecture.mp4 is lecture.v2l.safetensors. A long video becomes a timeline: one file with an overview
+    and segments, and each question is answered by the part that it is about. --frames and --fps are those of a
+    segment; more frames than in training make a single encoding. An interrupted timeline is continued by the same
+    command. Adapters that are up to date are not encoded again. The path of every adapter is printed.
     """
     with command(as_json, quiet, debug) as display:
         if segments and segment_seconds:
             raise UsageError("--segments and --segment-seconds exclude each other; give one of them")
-        if compose and not (segments or segment_seconds):
-            raise UsageError("--compose needs segments; give --segments or --segment-seconds")
+        if compose:
+            raise UsageError(
+                "--compose is gone: --segments and --segment-seconds write one file; --split writes one a segment"
+            )
         if output and output_dir:
             raise UsageError("-o and --output-dir exclude each other; give one of them")
         check_above_zero("--fps", fps)
         check_above_zero("--segment-seconds", segment_seconds)
         check_range(start, end)
+        from v2l.adapters.timeline_description import Segmentation
         from v2l.inference.batch import EncodeOptions
         from v2l.inference.targets import Destination, read_shard
         from v2l.video.sampling import Reading
 
         options = EncodeOptions(
             Reading(frames, fps, start, end, resolution, keep_damaged),
-            segments,
-            segment_seconds,
-            compose,
+            Segmentation(segments, segment_seconds, frames is not None),
+            split,
+            not no_index,
             check_hash,
             overwrite,
             replace_foreign=model is not None,
@@ -227,7 +247,7 @@ def encode_all(
 
     targets = find_targets(inputs, destination, options.reading, recursive)
     targets = shard.of(targets) if shard else targets
-    counts = dict.fromkeys(("encoded", "composed", "current", "kept", "failed"), 0)
+    counts = dict.fromkeys(("encoded", "current", "kept", "failed"), 0)
     has_reader = True
     for outcome in _outcomes(targets, options, loader, display):
         counts[outcome.status] += 1
@@ -274,17 +294,17 @@ def encode_with_progress(
 
     The bar appears with the first video that is encoded, so that its rate is that of encoding.
     """
-    from v2l.inference.batch import encode_targets
+    from v2l.inference.batch import Watch, encode_targets
 
     several = len(videos) > 1
     places = {target.video: place for place, target in enumerate(videos)}
-    encoded: dict[Path, None] = {}
+    encoded: set[Path] = set()
 
-    def watch(target: Target, done: int, total: int) -> None:
+    def step(target: Target, done: float, total: int) -> None:
         name, place = printable(target.video.name), places[target.video]
         if not encoded:
             display.start_progress(len(videos) if several else total, "video" if several else "step")
-        encoded[target.video] = None
+        encoded.add(target.video)
         if several:
             before = len(encoded) - 1
             left = len(videos) - place
@@ -292,50 +312,65 @@ def encode_with_progress(
         else:
             display.progress(done, total, name)
 
-    yield from encode_targets(videos, options, loader, watch)
+    def planned(target: Target, estimate: TimelineEstimate) -> None:
+        display.note(f"{printable(target.video)}: {estimate}")
+
+    yield from encode_targets(videos, options, loader, Watch(step, planned))
 
 
 def note_reason(outcome: Outcome, display: Display) -> None:
-    """Print why an adapter was kept or encoded again."""
+    """Print why an adapter was kept or encoded again, or a remark about a current one."""
     if outcome.note:
-        made = "kept" if outcome.status == "kept" else "encoded again"
-        display.note(f"{printable(outcome.target.output)}: {made}: {outcome.note}")
+        made = {"kept": "kept: ", "current": ""}.get(outcome.status, "encoded again: ")
+        display.note(f"{printable(outcome.target.output)}: {made}{outcome.note}")
 
 
-def _fewer_frames(adapter: Adapter, options: EncodeOptions) -> Iterator[str]:
-    """Explain for each segment why it has fewer frames than --frames."""
-    for segment in adapter.description.segments:
-        if options.reading.frames and len(segment.timestamps) < options.reading.frames:
-            yield f"{len(segment.timestamps)} frames, {segment.reading.fps:g} a second; --fps takes more"
+def _fewer_frames(adapter: Adapter | Timeline, options: EncodeOptions) -> Iterator[str]:
+    """Explain why a single encoding has fewer frames than --frames."""
+    segment, *more = adapter.description.segments
+    if not more and len(segment.timestamps) < (options.reading.frames or 0):
+        fps = options.reading.fps or 1.0
+        yield f"{len(segment.timestamps)} frames, {fps:g} a second; --fps takes more"
+
+
+def _record(outcome: Outcome, loader: ModelLoader) -> dict[str, Any]:
+    """Return what every outcome states with --json."""
+    record: dict[str, Any] = {
+        "command": "encode",
+        "video": outcome.target.video,
+        "adapter": outcome.target.output,
+        "status": outcome.status,
+        "model": loader.folder.id,
+        "model_chosen_by": loader.chosen_by,
+    }
+    if outcome.note:
+        record["error" if outcome.status == "failed" else "note"] = outcome.note
+    return record
 
 
 def _print_outcome(
     outcome: Outcome, options: EncodeOptions, loader: ModelLoader, display: Display, has_reader: bool
 ) -> None:
+    from v2l.adapters.timeline_description import TimelineDescription
+
     video, output = outcome.target.video, outcome.target.output
-    model = {"model": loader.folder.id, "model_chosen_by": loader.chosen_by}
-    record: dict[str, Any] = {
-        "command": "encode",
-        "video": video,
-        "adapter": output,
-        "status": outcome.status,
-        **model,
-    }
-    if outcome.note:
-        record["error" if outcome.status == "failed" else "note"] = outcome.note
     if outcome.status == "failed":
         display.error(outcome.note if printable(video) in outcome.note else f"{printable(video)}: {outcome.note}")
         if display.as_json and has_reader:
-            display.result("", {**record, "adapter": None})
+            display.result("", {**_record(outcome, loader), "adapter": None})
         return
     note_reason(outcome, display)
+    record = _record(outcome, loader)
     text = shown(output)
     if outcome.adapter is not None:
-        size = os.stat(output).st_size
-        frames = sum(len(segment.timestamps) for segment in outcome.adapter.description.segments)
-        record |= {"bytes": size, "frames": frames, "rank": outcome.adapter.rank, "seconds": round(outcome.seconds, 3)}
+        size, made = os.stat(output).st_size, outcome.adapter.description
+        parts = made.parts.values() if isinstance(made, TimelineDescription) else made.segments
+        frames, segments = sum(len(part.timestamps) for part in parts), len(made.segments)
+        record |= {"bytes": size, "frames": frames, "rank": made.rank, "seconds": round(outcome.seconds, 3)}
+        record |= {"segments": segments} if segments > 1 else {}
         if sys.stdout.isatty():
-            text += f"  {amount(size)}, {frames} frames" + (f", {outcome.seconds:.1f} s" if outcome.seconds else "")
+            text += f"  {amount(size)}, " + (f"{segments} segments, " if segments > 1 else "") + f"{frames} frames"
+            text += f", {outcome.seconds:.1f} s" if outcome.seconds else ""
         for note in [*_fewer_frames(outcome.adapter, options), *outcome.adapter.description.not_validated]:
             display.note(f"{printable(output)}: {note}")
     if has_reader:

@@ -279,7 +279,7 @@ NumberType = Annotated[
         "--dtype",
         metavar="TYPE",
         help=f"Load the model in {one_of(Dtype)}.",
-        show_default="bfloat16 on CUDA, float32 elsewhere",
+        show_default="bfloat16 where it is faster, else float32",
         rich_help_panel=MODEL,
     ),
 ]

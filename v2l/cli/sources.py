@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,8 @@ from v2l.io.text import printable
 if TYPE_CHECKING:
     from v2l.adapters.adapter import Adapter
     from v2l.adapters.description import AdapterFile
+    from v2l.adapters.timeline import Timeline
+    from v2l.adapters.timeline_description import TimelineFile
     from v2l.inference.model_loader import ModelLoader
 
 ANSWERS_AT_ONCE, ADAPTER_BYTES_AT_ONCE = 32, 2**30
@@ -73,15 +76,27 @@ class AnswerSource:
 
     path: Path
     loader: ModelLoader
-    file: AdapterFile | None = None
+    file: AdapterFile | TimelineFile | None = None
     error: V2LError | None = None
 
     @property
-    def adapter(self) -> Adapter | None:
-        """A new copy of the adapter. Imports torch, which reading its file does not."""
+    def adapter(self) -> Adapter | Timeline | None:
+        """A new copy of the adapter, or the timeline. Imports torch, which reading the file does not."""
         from v2l.adapters.adapter import Adapter
+        from v2l.adapters.description import AdapterFile
 
-        return Adapter.from_file(self.file) if self.file else None
+        if self.file is None:
+            return None
+        return Adapter.from_file(self.file) if isinstance(self.file, AdapterFile) else self._timeline
+
+    @cached_property
+    def _timeline(self) -> Timeline:
+        """The timeline, which keeps its index and the latest parts between questions."""
+        from v2l.adapters.timeline import Timeline
+        from v2l.adapters.timeline_description import TimelineFile
+
+        assert isinstance(self.file, TimelineFile), "the other files are adapters"
+        return Timeline(self.file)
 
 
 def load_sources(adapters: Sequence[Path], loader: ModelLoader) -> Iterator[AnswerSource]:
@@ -90,14 +105,14 @@ def load_sources(adapters: Sequence[Path], loader: ModelLoader) -> Iterator[Answ
 
     loader: of the model that the user chose; without a choice, each adapter names its model
     """
-    from v2l.adapters.description import AdapterFile
+    from v2l.adapters.timeline_description import read_adapter_file
     from v2l.inference.model_loader import choose_model_for
 
     groups: dict[str, list[AnswerSource]] = {}
     loaders: dict[str, ModelLoader] = {}
     for path in adapters:
         try:
-            file = AdapterFile.read(path)
+            file = read_adapter_file(path)
             option = loader.model if loader.chosen_by == "option" else None
             model, chosen_by = choose_model_for(file.description.base_model, option)
             if model not in loaders:
@@ -118,7 +133,7 @@ def batches(sources: Sequence[AnswerSource], questions: Sequence[str]) -> Iterat
     held = 0
     for source in sources:
         for question in questions:
-            size = source.file.size if source.file else 0
+            size = source.file.attached_bytes if source.file else 0
             alike = batch and source.file and batch[0][0].file and source.loader is batch[0][0].loader
             if batch and not (alike and len(batch) < ANSWERS_AT_ONCE and held + size <= ADAPTER_BYTES_AT_ONCE):
                 yield batch

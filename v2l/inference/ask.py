@@ -300,7 +300,7 @@ def question_embeddings(question: str, vlm: FrozenVLM, max_new_tokens: int = 0) 
     """
     ids = vlm.tokenize(question_text(vlm.check_user_text(question)))
     vlm.check_length(len(ids), max_new_tokens)
-    return vlm.embed(ids)
+    return vlm.language_model.embed(ids)  # `vlm.embed` counts image tokens, for which the host waits for the device
 
 
 def _generate_answers(

@@ -12,36 +12,39 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from v2l.adapters.description import AdapterFile, check_rank
+from v2l.adapters.timeline_description import NO_WISH, Segmentation
 from v2l.errors import ModelError, V2LError, reason
 from v2l.inference.model_loader import ModelLoader
-from v2l.inference.readings import cut, fill_reading
+from v2l.inference.readings import cut, fill_reading, plan_timeline
 from v2l.inference.staleness import Wanted, check_staleness
 from v2l.inference.targets import Target
 from v2l.io.files import check_name, make_folder
 from v2l.io.text import printable
+from v2l.video.client import probe
 from v2l.video.sampling import Reading
 
 if TYPE_CHECKING:
     from v2l.adapters.adapter import Adapter
+    from v2l.adapters.timeline import Timeline
     from v2l.inference.encode import PendingEncode
+    from v2l.inference.timeline import TimelineEstimate, TimelineJob
 
 
 @dataclass(frozen=True)
 class EncodeOptions:
     """How to read videos, which existing adapters to replace, and how many adapters to make of a video.
 
-    segments: cut each video into this many segments of equal length; segment_seconds: cut it into segments of this
-        many seconds; compose: also write the composed adapter of a video's segments
+    segmentation: the wishes about segments; split: write an adapter for each segment instead of one timeline
+    index: let the segments of a timeline answer the questions of the index
     check_hash: compare the hash of a video, not only its size and times; overwrite: encode without comparing
     replace_foreign: also replace adapters that were made for another model
     any_reading: accept an adapter of the same video regardless of how the video was read
     """
 
     reading: Reading
-    segments: int | None = None
-    segment_seconds: float | None = None
-    compose: bool = False
+    segmentation: Segmentation = NO_WISH
+    split: bool = False
+    index: bool = True
     check_hash: bool = False
     overwrite: bool = False
     replace_foreign: bool = False
@@ -52,72 +55,74 @@ class EncodeOptions:
 class Outcome:
     """The result for one adapter.
 
-    status: "encoded", "composed", "current", "kept" (it was made for another model) or "failed"
+    status: "encoded", "current", "kept" (it was made for another model) or "failed"
     note: why it was encoded again or kept, or the error
-    seconds: encoding time; adapter: the adapter if this run made it
+    seconds: encoding time; adapter: the adapter or timeline if this run made it
     """
 
     target: Target
     status: str
     note: str = ""
     seconds: float = 0.0
-    adapter: Adapter | None = None
+    adapter: Adapter | Timeline | None = None
 
 
-Watch = Callable[[Target, int, int], None]
-"""Called with the target being encoded, the steps done and the total number of steps."""
+@dataclass(frozen=True)
+class Watch:
+    """Callbacks that show progress.
+
+    step: called with the target being encoded, the steps done and the total number of steps
+    planned: called before a timeline is encoded
+    """
+
+    step: Callable[[Target, float, int], None] = lambda target, done, total: None
+    planned: Callable[[Target, TimelineEstimate], None] = lambda target, estimate: None
 
 
 def encode_targets(
     targets: Sequence[Target], options: EncodeOptions, loader: ModelLoader, watch: Watch
 ) -> Iterator[Outcome]:
-    """Encode each video into an adapter, or into one per segment and, if asked for, the composed one.
+    """Encode each video: into one adapter, into a timeline if it is long or segments were asked for, or, with
+    `split`, into one adapter per segment.
 
     The next video is planned and decoded while one is in the model. Failures are outcomes, except for a ModelError,
     which would affect every other video too.
     """
-    if options.segments is None and options.segment_seconds is None:
+    if not options.split:
         yield from _encode_in_turn([(target, options) for target in targets], loader, watch)
         return
     for target in targets:
-        yield from _encode_segments(target, options, loader, watch)
+        yield from _encode_split(target, options, loader, watch)
 
 
-def _encode_segments(target: Target, options: EncodeOptions, loader: ModelLoader, watch: Watch) -> Iterator[Outcome]:
+def _encode_split(target: Target, options: EncodeOptions, loader: ModelLoader, watch: Watch) -> Iterator[Outcome]:
+    """Encode every segment of a video into an adapter of its own."""
     if target.error:
         yield Outcome(target, "failed", target.error)
         return
     try:
         _check_output(target.segment(0))
-        readings = cut(target.video, options.reading, options.segments, options.segment_seconds)
+        trained_with = loader.provenance.trained_with
+        reading = fill_reading(options.reading, trained_with, loader.folder.geometry)
+        video = probe(target.video)
+        parts = plan_timeline(video, reading, trained_with.frames, trained_with.fps, options.segmentation)
+        parts = parts or cut(video, replace(reading, skip_ends=False), 1)
     except V2LError as error:
         yield Outcome(target, "failed", str(error))
         return
-    outcomes: list[Outcome] = []
-    parts = [(target.segment(index), replace(options, reading=reading)) for index, reading in enumerate(readings)]
-    for outcome in _encode_in_turn(parts, loader, watch):
-        outcomes.append(outcome)
-        yield outcome
-        if options.compose and len(outcomes) == 1:
-            try:
-                _check_total_rank(outcome, len(readings))
-            except Exception as error:
-                yield _failed(target, error)
-                return
-    if options.compose:
-        try:
-            yield _compose_segments(target, outcomes, options, loader)
-        except Exception as error:
-            yield _failed(target, error)
+    alone = replace(options, split=False, segmentation=Segmentation(segments=1))
+    jobs = [(target.segment(index), replace(alone, reading=part)) for index, part in enumerate(parts)]
+    yield from _encode_in_turn(jobs, loader, watch)
 
 
 @dataclass(frozen=True)
 class _Prepared:
-    """A target after its checks: `outcome` if nothing is left to do, else the started encode and why it is needed."""
+    """A target after its checks: `outcome` if nothing is left to do, else the encode, started unless it is a timeline,
+    and why it is needed."""
 
     target: Target
     outcome: Outcome | None = None
-    pending: PendingEncode | None = None
+    pending: PendingEncode | TimelineJob | None = None
     reason: str = ""
 
 
@@ -151,21 +156,27 @@ def _compare_and_start(target: Target, options: EncodeOptions, loader: ModelLoad
     reading = fill_reading(options.reading, loader.provenance.trained_with, loader.folder.geometry)
     why = ""
     if not options.overwrite:
-        wanted = Wanted(target.video, reading, loader.fingerprint, loader.provenance)
+        wanted = Wanted(target.video, reading, loader.fingerprint, loader.provenance, options.segmentation)
         found = check_staleness(target.output, wanted, options.check_hash, options.any_reading)
         if found.state == "current":
-            return _Prepared(target, Outcome(target, "current"))
+            return _Prepared(target, Outcome(target, "current", found.reason))
         if found.state == "foreign" and not options.replace_foreign:
             return _Prepared(target, _kept(target, found.reason))
         why = f"it was made for {found.reason}" if found.state == "foreign" else found.reason
-    return _Prepared(target, pending=_start(target, loader, reading), reason=why)
+    return _Prepared(target, pending=_start(target, options, loader, reading), reason=why)
 
 
-def _start(target: Target, loader: ModelLoader, reading: Reading) -> PendingEncode:
+def _start(
+    target: Target, options: EncodeOptions, loader: ModelLoader, reading: Reading
+) -> PendingEncode | TimelineJob:
     models = loader.load()
-    from v2l.inference.encode import start_encode
+    from v2l.inference.encode import open_video, start_encode
+    from v2l.inference.timeline import plan_job
 
-    return start_encode(target.video, *models, reading)
+    opened, trained_with = open_video(target.video), loader.provenance.trained_with
+    if plan_timeline(opened.video, reading, trained_with.frames, trained_with.fps, options.segmentation):
+        return plan_job(opened, reading, models[1], options.segmentation, options.index)
+    return start_encode(opened, *models, reading)
 
 
 def _finish(prepared: _Prepared, loader: ModelLoader, watch: Watch) -> Outcome:
@@ -174,16 +185,27 @@ def _finish(prepared: _Prepared, loader: ModelLoader, watch: Watch) -> Outcome:
     if prepared.pending is None:
         assert prepared.outcome is not None, "a target without a pending encode has an outcome"
         return prepared.outcome
-    from v2l.inference.encode import finish_encode
-
     started = time.perf_counter()
     try:
-        adapter = finish_encode(prepared.pending, *loader.load(), lambda done, total: watch(target, done, total))
-        make_folder(target.output.parent)
-        adapter.save(target.output)
+        adapter = _encode(prepared.pending, target, loader, watch)
     except Exception as error:
         return _failed(target, error)
     return Outcome(target, "encoded", prepared.reason, time.perf_counter() - started, adapter)
+
+
+def _encode(
+    pending: PendingEncode | TimelineJob, target: Target, loader: ModelLoader, watch: Watch
+) -> Adapter | Timeline:
+    from v2l.inference.encode import PendingEncode, finish_encode
+
+    make_folder(target.output.parent)
+    models = loader.load()
+    if isinstance(pending, PendingEncode):
+        adapter = finish_encode(pending, *models, lambda done, total: watch.step(target, done, total))
+        adapter.save(target.output)
+        return adapter
+    watch.planned(target, pending.estimate(*models, target.output))
+    return pending.run(*models, target.output, lambda done, total: watch.step(target, done, total))
 
 
 def _failed(target: Target, error: Exception) -> Outcome:
@@ -202,36 +224,3 @@ def _check_output(target: Target) -> None:
     """Raises V2LError if the file system would refuse the adapter's name. A missing video has its own error."""
     if os.path.lexists(target.video):
         check_name(target.output)
-
-
-def _check_total_rank(first: Outcome, segments: int) -> None:
-    """Refuse what cannot be composed before all of it is encoded."""
-    if first.status in ("encoded", "current"):
-        description = (first.adapter or AdapterFile.read(first.target.output)).description
-        check_rank(description.blocks[0].rank * segments + description.bias_rank)
-
-
-def _compose_segments(
-    target: Target, outcomes: Sequence[Outcome], options: EncodeOptions, loader: ModelLoader
-) -> Outcome:
-    if any(outcome.status in ("kept", "failed") for outcome in outcomes):
-        return Outcome(target, "failed", "not composed: not all of its segments could be encoded for this model")
-    from v2l.adapters.adapter import Adapter
-    from v2l.adapters.segments import compose
-
-    composed = compose([outcome.adapter or Adapter.load(outcome.target.output) for outcome in outcomes])
-    why = ""
-    if not options.overwrite and target.output.exists():
-        try:
-            existing = AdapterFile.read(target.output)
-        except V2LError as error:
-            why = str(error)
-        else:
-            base = existing.description.base_model
-            if existing.sha256 == composed.sha256():
-                return Outcome(target, "current")
-            if base.fingerprint != loader.fingerprint and not options.replace_foreign:
-                return _kept(target, printable(base.id))
-            why = "it had different content"
-    composed.save(target.output)
-    return Outcome(target, "composed", why, adapter=composed)

@@ -23,14 +23,20 @@ from v2l.io.files import FileIdentity, identify, time_of_check, unreadable
 from v2l.io.text import printable
 from v2l.models.checkpoint import check_belongs
 from v2l.models.hypernetwork import Hypernetwork
-from v2l.models.hypernetwork_file import Provenance
+from v2l.models.hypernetwork_file import HypernetworkConfig, Provenance
 from v2l.models.smolvlm import FrozenVLM, Window
 from v2l.video.client import decoder_version, probe
 from v2l.video.sampling import Reading, Video, decoded_by, frame_range
 
-TOKENS_OF_ALL_LAYERS = 8192
-"""Tokens times decoder layers up to which the hypernetwork reads all layers at once. Below this size the number of
-operations dominates the time, and the hidden states of all layers fit in memory."""
+GROUP_BYTES = 32 << 20
+"""Memory that the hypernetwork may take on the CPU to resample several layers together: the number of operations
+dominates the time of a short video, and the caches that of a long one (docs/speed.md)."""
+GROUP_SHARE = 16
+"""On CUDA, that memory is one part in so many of the device's."""
+
+ADAPTER_TYPE = torch.bfloat16
+"""Number type of adapters, whatever that of the model is. Rounding to it left the answers of `tiny` to 3,439 test
+questions unchanged (docs/format.md)."""
 
 Progress = Callable[[int, int], None]
 """Called with the steps done and the total: a step is an encoded frame or a decoder layer."""
@@ -134,7 +140,8 @@ def finish_encode(
     encoded = encode_images(pending.plan, vlm, lambda done, frames: progress(done, frames + layers))
     windows = cut_windows(encoded, vlm, trained_with)
     frames = len(encoded.frames)
-    a, b = generate_factors(windows, vlm, hypernetwork, lambda done, _: progress(frames + done, frames + layers))
+    factors = generate_factors(windows, vlm, hypernetwork, lambda done, _: progress(frames + done, frames + layers))
+    a, b = (factor.to(ADAPTER_TYPE) for factor in factors)
 
     # Check the factors and that the file did not change meanwhile
     if not (torch.isfinite(a).all() and torch.isfinite(b).all()):
@@ -179,7 +186,7 @@ def generate_factors(
     progress: Progress = lambda done, total: None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Generate the factors of one video: (L, 2R, d_in) and (L, 2R, d_out), float32 on the CPU. The hypernetwork reads
-    the hidden states of all windows together, one decoder layer at a time, or all layers at once if they are small."""
+    the hidden states of all windows together, one decoder layer at a time, and resamples `layers_at_once`."""
 
     def layers() -> Iterator[Iterator[torch.Tensor]]:
         for index, layer in enumerate(vlm.read_layers(windows)):
@@ -187,14 +194,27 @@ def generate_factors(
             yield layer
 
     tokens = sum(len(window.input_ids) for window in windows)
-    if tokens * vlm.num_layers <= TOKENS_OF_ALL_LAYERS:
-        states = torch.stack([torch.cat(list(pieces), dim=1) for pieces in layers()], dim=1)  # (1, L, T, D)
-        factors = hypernetwork.generate(states)
-    else:
-        factors = hypernetwork.generate(layers())
+    together = layers_at_once(hypernetwork.config, tokens, group_bytes(vlm.device), vlm.dtype)
+    factors = hypernetwork.generate(layers(), layers_at_once=together)
     progress(vlm.num_layers, vlm.num_layers)
     a, b = zip(*factors, strict=True)
     return torch.cat(a).cpu(), torch.cat(b).cpu()
+
+
+def group_bytes(device: torch.device) -> int:
+    """Return the memory for a group of layers. It does not depend on what else runs: groups affect the order of sums,
+    and the same video gives the same bytes."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory // GROUP_SHARE
+    return GROUP_BYTES
+
+
+def layers_at_once(config: HypernetworkConfig, tokens: int, budget: int, dtype: torch.dtype) -> int:
+    """Return how many layers of so many tokens are resampled together in `budget` bytes, at least one."""
+    # Per token: the context and its copy; the scores in their type twice, and in float32 three times
+    context = 2 * config.latent_size * dtype.itemsize
+    scores = config.num_heads * config.num_latents * (2 * dtype.itemsize + 3 * 4)
+    return max(1, min(config.num_layers, budget // max(1, tokens * (context + scores))))
 
 
 def _span(encoded: EncodedFrames, reading: Reading) -> tuple[float, float]:

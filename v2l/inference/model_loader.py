@@ -54,13 +54,13 @@ class ModelLoader:
 
     @cached_property
     def provenance(self) -> Provenance:
-        """Provenance of the hypernetwork, read from its file."""
+        """Provenance of the hypernetwork, read from its file; a published .pt has to be loaded for it."""
         path = locate(self.hypernetwork_source or self.model)
         if path.suffix == ".safetensors":
             return read_header(path)[1]
-        from v2l.models.checkpoint import read_provenance
-
-        return read_provenance(path)
+        provenance = self._hypernetwork_on_cpu.provenance
+        assert provenance is not None, "a hypernetwork that was loaded has its provenance"
+        return provenance
 
     @cached_property
     def vlm(self) -> FrozenVLM:
@@ -75,9 +75,15 @@ class ModelLoader:
     @cached_property
     def hypernetwork(self) -> Hypernetwork:
         """The hypernetwork, on the model's device."""
+        return self._hypernetwork_on_cpu.to(self.vlm.device)
+
+    @cached_property
+    def _hypernetwork_on_cpu(self) -> Hypernetwork:
+        if "vlm" not in self.__dict__:
+            self.announce(self.model)
         from v2l.models.checkpoint import load_hypernetwork
 
-        return load_hypernetwork(self.hypernetwork_source or self.model, device=self.vlm.device)
+        return load_hypernetwork(self.hypernetwork_source or self.model, device="cpu")
 
     @property
     def number_type(self) -> torch.dtype | None:
@@ -87,7 +93,8 @@ class ModelLoader:
         return getattr(torch, self.dtype) if self.dtype else None
 
     def check(self) -> None:
-        """Raises V2LError if the model or its hypernetwork is missing. Loads neither."""
+        """Raises V2LError if the model or its hypernetwork is missing. Loads neither, except for a published
+        .pt, which does not state what it is."""
         _ = self.fingerprint, self.provenance
 
     def load(self) -> tuple[FrozenVLM, Hypernetwork]:

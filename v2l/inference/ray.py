@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from v2l.errors import V2LError
-from v2l.inference.batch import EncodeOptions, Outcome, encode_targets
+from v2l.inference.batch import EncodeOptions, Outcome, Watch, encode_targets
 from v2l.inference.model_loader import ModelLoader
 from v2l.inference.targets import Destination, Target, find_targets
 from v2l.io.text import printable
@@ -49,7 +49,7 @@ class Encode:
     """Encode batches with the column `video` and, if the adapters are not written beside the videos, `adapter`.
     Returns a row for every adapter: `video`, `adapter` (empty if there is none), `status` and `message`.
 
-    status: as counted by `v2l encode`: "encoded", "composed", "current", "kept" or "failed"; message: why it failed,
+    status: as counted by `v2l encode`: "encoded", "current", "kept" or "failed"; message: why it failed,
     was encoded again or was kept. A failed video becomes a row and does not stop the job; running the job again
     encodes what is missing.
     """
@@ -79,7 +79,7 @@ class Encode:
         targets = [
             target for pair in zip(videos, outputs, strict=True) for target in _targets(*pair, self.options.reading)
         ]
-        table = [_row(outcome) for outcome in encode_targets(targets, self.options, self._loader, lambda *_: None)]
+        table = [_row(outcome) for outcome in encode_targets(targets, self.options, self._loader, Watch())]
         return {name: np.array([row[name] for row in table], dtype=object) for name in _COLUMNS}
 
 

@@ -58,11 +58,16 @@ def plan_timeline(
     if wish.segments == 1:
         return []
     if not wish.is_chosen:
-        if end - start <= SINGLE_SPANS * span or reading.frames > trained_frames:
+        if not is_long(end - start, reading, trained_frames, trained_fps):
             return []
-        wish = replace(wish, segments=min(MOST_SEGMENTS, math.ceil(round((end - start) / span, 6))))
+        wish = replace(wish, seconds=max(span, math.ceil(round((end - start) / MOST_SEGMENTS, 6))))
     parts = cut(video, replace(reading, skip_ends=False), wish.segments, wish.seconds)
     return parts if len(parts) > 1 else []
+
+
+def is_long(seconds: float, reading: Reading, trained_frames: int, trained_fps: float) -> bool:
+    """Return whether a stretch of video becomes a timeline if nothing else was asked for."""
+    return seconds > SINGLE_SPANS * trained_frames / trained_fps and (reading.frames or 0) <= trained_frames
 
 
 def covered(video: Video, reading: Reading) -> tuple[float, float]:
@@ -89,8 +94,8 @@ def cut(video: Video, reading: Reading, segments: int | None, seconds: float | N
             f"{length:g} s; use fewer or longer segments"
         )
     starts = [round(start + index * length, 6) for index in range(count)]
-    if len(starts) > 1 and starts[-1] > video.seconds[-1] and end - starts[-1] < length / 2:
-        starts.pop()  # a short rest without a frame of its own: merge it into the segment before
+    if len(starts) > 1 and end - starts[-1] < min(length, 1 / (reading.fps or 1.0)) - 1e-6:
+        starts.pop()  # a rest too short for a frame of its own: merge it into the segment before
     while len(starts) > 1 and starts[1] <= video.seconds[0]:
         starts.pop(1)  # the video starts after its sound: merge the first segment into the next one
     return [

@@ -12,9 +12,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from v2l.adapters.description import AdapterFile, Segment
+from v2l.adapters.timeline_description import NO_WISH, Recipe, Segmentation, TimelineFile, read_adapter_file
 from v2l.errors import V2LError
+from v2l.inference.readings import is_long
 from v2l.io.files import identify, time_of_check, unreadable
-from v2l.io.text import printable
+from v2l.io.text import clock, printable
 from v2l.models.hypernetwork_file import Provenance
 from v2l.video.client import probe, read_frames
 from v2l.video.sampling import READING_REVISION, Reading, choose_frames, revision_of
@@ -28,6 +30,7 @@ class Wanted:
     reading: Reading
     fingerprint: str
     provenance: Provenance
+    segmentation: Segmentation = NO_WISH
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,7 @@ class Staleness:
     """The state of an adapter.
 
     state: "missing", "stale", "current" or "foreign" (made for another model)
-    reason: why it is stale, or the model of a foreign adapter
+    reason: why it is stale, the model of a foreign adapter, or a remark about a current one
     """
 
     state: str
@@ -55,7 +58,7 @@ def check_staleness(output: Path, wanted: Wanted, check_hash: bool = False, any_
     if not os.path.lexists(output):
         return Staleness("missing")
     try:
-        adapter = AdapterFile.read(output)
+        adapter = read_adapter_file(output)
     except V2LError as error:
         return Staleness("stale", str(error))
     made = adapter.description
@@ -63,31 +66,69 @@ def check_staleness(output: Path, wanted: Wanted, check_hash: bool = False, any_
         return Staleness("foreign", f"{printable(made.base_model.id)} ({made.base_model.fingerprint[:12]})")
     if made.hypernetwork.sha256 != wanted.provenance.sha256:
         return Staleness("stale", "it was made by another hypernetwork")
-    segment = made.segments[0]
-    if any_reading:
-        return _compare_source(output, adapter, wanted.video, check_hash)
-    if len(made.segments) != 1:
-        return Staleness("stale", f"it holds {len(made.segments)} segments")
+    if not any_reading:
+        changed = _changed_timeline(adapter, wanted) if isinstance(adapter, TimelineFile) else _changed(adapter, wanted)
+        if changed:
+            return Staleness("stale", ", ".join(changed))
+    return _compare_source(output, adapter, wanted.video, check_hash, _remark(adapter, wanted))
+
+
+def _changed(adapter: AdapterFile, wanted: Wanted) -> list[str]:
+    """Describe every setting of an adapter that differs from what is wanted."""
+    segment, *more = adapter.description.segments
+    if more:
+        return [f"it holds {1 + len(more)} segments"]
+    wish = wanted.segmentation
+    if (wish.segments or 1) > 1 or (wish.seconds or segment.end) < segment.end - segment.start:
+        return ["it is one encoding and segments were asked for"]
+    return _changed_reading(segment.reading, segment.reading.keep_damaged, segment, wanted)
+
+
+def _changed_timeline(timeline: TimelineFile, wanted: Wanted) -> list[str]:
+    made = timeline.description
+    if made.request is None:
+        return ["it was joined from other files"]
+    damaged = any(recipe.reading.keep_damaged for recipe in made.recipes)
+    changed = _changed_reading(made.request.reading, damaged, made.recipes[0], wanted)
+    if made.request.segmentation != wanted.segmentation:
+        changed.append("it was cut into other segments")
+    return changed
+
+
+def _changed_reading(reading: Reading, damaged: bool, made: Segment | Recipe, wanted: Wanted) -> list[str]:
+    """reading: as requested; damaged: whether damaged frames were used"""
     now = {**asdict(wanted.reading), "window_frames": wanted.provenance.trained_with.window_frames}
-    then = {**asdict(segment.reading), "window_frames": segment.window_frames}
-    was_kept, keep = then.pop("keep_damaged"), now.pop("keep_damaged")
+    then = {**asdict(reading), "window_frames": made.window_frames}
+    del then["keep_damaged"]
+    keep = now.pop("keep_damaged")
     changed = [f"{name} was {then[name]} and is {now[name]}" for name in now if now[name] != then[name]]
-    if segment.prompt != wanted.provenance.trained_with.prompt:
+    if made.prompt != wanted.provenance.trained_with.prompt:
         changed.append("the internalization prompt changed")
-    if was_kept and not keep:
+    if damaged and not keep:
         changed.append("it was made from damaged frames and --keep-damaged was not given")
-    if changed:
-        return Staleness("stale", ", ".join(changed))
-    return _compare_source(output, adapter, wanted.video, check_hash)
+    return changed
 
 
-def _compare_source(output: Path, made: AdapterFile, video: Path, check_hash: bool) -> Staleness:
+def _remark(adapter: AdapterFile | TimelineFile, wanted: Wanted) -> str:
+    """Return a line about an earlier version's single encoding of a long video, which is kept; empty for others."""
+    if isinstance(adapter, TimelineFile) or wanted.segmentation.is_chosen or len(adapter.description.segments) > 1:
+        return ""
+    (segment,), trained_with = adapter.description.segments, wanted.provenance.trained_with
+    length = segment.end - segment.start
+    if is_long(length, segment.reading, trained_with.frames, trained_with.fps):
+        return f"it is one encoding of {clock(length)}; --overwrite makes a timeline of it"
+    return ""
+
+
+def _compare_source(
+    output: Path, made: AdapterFile | TimelineFile, video: Path, check_hash: bool, remark: str
+) -> Staleness:
     now, checked = time.time_ns(), time_of_check()
     try:
         status, link = os.stat(video), os.lstat(video)
     except OSError as error:
         raise unreadable(video, error) from error
-    source = made.description.segments[0].source
+    source = _segments(made)[0].source
     # include status change times: a file that replaces the video may have an older modification time
     video_ns = max(status.st_mtime_ns, status.st_ctime_ns, link.st_ctime_ns)
     checked_ns = made.checked_ns
@@ -100,13 +141,19 @@ def _compare_source(output: Path, made: AdapterFile, video: Path, check_hash: bo
     if not unchanged:
         with contextlib.suppress(OSError):  # another user's file: the next comparison hashes again
             os.utime(output, ns=(checked, checked))
-    return Staleness("current")
+    return Staleness("current", remark)
 
 
-def _misread(made: AdapterFile, video: Path) -> str:
+def _segments(made: AdapterFile | TimelineFile) -> list[Segment]:
+    """Return the segments of an adapter, or the overview and the segments of a timeline."""
+    if isinstance(made, TimelineFile):
+        return [made.description.segment(part) for part in made.description.parts.values()]
+    return list(made.description.segments)
+
+
+def _misread(made: AdapterFile | TimelineFile, video: Path) -> str:
     """Return why an earlier version misread the source of an adapter; empty for most adapters."""
-    found = (misread(video, segment) for segment in made.description.segments)
-    return next((why for why in found if why), "")
+    return next((why for why in (misread(video, segment) for segment in _segments(made)) if why), "")
 
 
 def misread(video: Path, segment: Segment) -> str:

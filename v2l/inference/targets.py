@@ -6,7 +6,7 @@ import errno
 import hashlib
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
@@ -118,7 +118,7 @@ def _missing(given: Path, error: str) -> Target:
 
 def _targets_in(folder: Path, destination: Destination, reading: Reading, recursive: bool) -> Iterator[Target]:
     empty = True
-    for path, error in _videos(folder, recursive):
+    for path, error in _walk(folder, recursive, _is_video):
         empty = False
         output = path if error else _output_path(path, path.relative_to(folder), destination, reading)
         yield Target(path, output, error)
@@ -127,9 +127,35 @@ def _targets_in(folder: Path, destination: Destination, reading: Reading, recurs
         yield _missing(folder, f"the folder {printable(folder)} holds no videos{hint}")
 
 
-def _videos(folder: Path, recursive: bool) -> Iterator[tuple[Path, str]]:
-    """Yield (path, error) for the videos of a folder, sorted by name, and then for those of its subfolders if
-    `recursive`. A folder that cannot be listed has an error. Links to folders are not followed, hidden names skipped.
+def find_adapters(inputs: Sequence[Path], recursive: bool = False) -> list[tuple[Path, str]]:
+    """Return (path, error) for files and for the adapters of folders, in the given order, each once. The error is empty
+    for a path to read; a folder that cannot be listed or has no adapters has one."""
+    found: list[tuple[Path, str]] = []
+    for given in inputs:
+        if not os.path.isdir(given):
+            is_video = _is_video(given.name) and os.path.exists(given)
+            hint = f"{printable(given)} is a video; name its adapter (*{ADAPTER_SUFFIX}), or encode it first"
+            found.append((given, hint if is_video else ""))
+        elif listed := list(_walk(given, recursive, _is_adapter)):
+            found += listed
+        else:
+            hint = "encode its videos first" + ("" if recursive else "; --recursive also searches its subfolders")
+            found.append((given, f"the folder {printable(given)} holds no adapters (*{ADAPTER_SUFFIX}); {hint}"))
+    return list(dict.fromkeys(found))
+
+
+def _is_adapter(name: str) -> bool:
+    return name.endswith(ADAPTER_SUFFIX)
+
+
+def _is_video(name: str) -> bool:
+    return Path(name).suffix.lower() in VIDEO_SUFFIXES
+
+
+def _walk(folder: Path, recursive: bool, wanted: Callable[[str], bool]) -> Iterator[tuple[Path, str]]:
+    """Yield (path, error) for the files of a folder with a wanted name, sorted by name, and then for those of its
+    subfolders if `recursive`. A folder that cannot be listed has an error. Links to folders are not followed, hidden
+    names skipped.
     """
     pending = [folder]  # no recursion: folders may be nested deeper than Python's call stack
     while pending:
@@ -144,7 +170,7 @@ def _videos(folder: Path, recursive: bool) -> Iterator[tuple[Path, str]]:
         for entry in visible:
             if _is_folder(entry):
                 folders.append(entry)
-            elif Path(entry.name).suffix.lower() in VIDEO_SUFFIXES:
+            elif wanted(entry.name):
                 yield current / entry.name, ""
         if recursive:
             pending += [current / entry.name for entry in reversed(folders) if not entry.is_symlink()]

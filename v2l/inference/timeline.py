@@ -6,23 +6,25 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from v2l.adapters.adapter import Adapter
-from v2l.adapters.timeline import Source, Timeline, write_timeline
+from v2l.adapters.timeline import PartSource, Timeline, write_timeline
 from v2l.adapters.timeline_description import Segmentation, TimelineRequest
 from v2l.errors import V2LError
 from v2l.inference.ask import ask_each
-from v2l.inference.encode import OpenedVideo, PendingEncode, finish_encode, open_video, start_encode
-from v2l.inference.readings import cut, fill_reading, plan_timeline
+from v2l.inference.encode import ADAPTER_TYPE, OpenedVideo, PendingEncode, finish_encode, open_video, start_encode
+from v2l.inference.estimate import seconds_per_encoding
+from v2l.inference.readings import covered, cut, fill_reading, plan_timeline
 from v2l.io.files import make_folder, open_regular, time_of_check, try_lock, unwritable, write_atomically
 from v2l.io.safetensors_file import canonical_json
-from v2l.io.text import printable
+from v2l.io.text import amount, clock, printable, span
 from v2l.models.checkpoint import check_belongs
 from v2l.models.hypernetwork import Hypernetwork
+from v2l.models.presets import INDEX_QUESTIONS
 from v2l.models.smolvlm import FrozenVLM
 from v2l.video.client import decoder_version
 from v2l.video.sampling import READING_REVISION, Reading
@@ -39,19 +41,16 @@ def encode_timeline(
     vlm: FrozenVLM,
     hypernetwork: Hypernetwork,
     output: str | os.PathLike,
-    frames: int | None = None,
-    fps: float | None = None,
-    start: float | None = None,
-    end: float | None = None,
-    resolution: int | None = None,
+    reading: Reading | None = None,
     segments: int | None = None,
     segment_seconds: float | None = None,
     index: bool = True,
 ) -> Timeline:
     """Encode a video into a timeline file: an overview and segments.
 
-    path, start, end, resolution: as for `encode`; frames, fps: of each segment
     output: the file to write; the finished segments of an interrupted call are kept beside it and used again
+    reading: as for `encode`, with the frames of a segment; None fields take the values that the hypernetwork was
+        trained with
     segments: number of segments of equal length; segment_seconds: their length. None for both takes the span that the
         hypernetwork was trained to read, or as much more as keeps the number at 64
     index: let every segment answer the questions of the index
@@ -61,9 +60,10 @@ def encode_timeline(
     """
     opened = open_video(path)
     trained_with = check_belongs(hypernetwork, vlm).trained_with
-    reading = fill_reading(Reading(frames, fps, start, end, resolution), trained_with, vlm.geometry)
-    wish = Segmentation(segments, segment_seconds, frames is not None)
-    return plan_job(opened, reading, hypernetwork, wish, index).run(vlm, hypernetwork, Path(output))
+    wanted = reading or Reading()
+    wish = Segmentation(segments, segment_seconds, wanted.frames is not None)
+    filled = fill_reading(wanted, trained_with, vlm.geometry)
+    return plan_job(opened, filled, hypernetwork, wish, index).run(vlm, hypernetwork, Path(output))
 
 
 def plan_job(
@@ -82,9 +82,11 @@ def plan_job(
 
 
 def index_questions(hypernetwork: Hypernetwork) -> tuple[str, ...]:
-    """Return the questions that every segment answers for the index: those that the hypernetwork lists for its world,
-    or else a caption."""
-    return CAPTION_QUESTIONS
+    """Return the questions that every segment answers for the index: those that the hypernetwork lists, those that
+    belong to its frozen model, or a request for a caption."""
+    assert hypernetwork.provenance is not None, "check_belongs refuses a hypernetwork without provenance"
+    listed = hypernetwork.provenance.trained_with.index_questions
+    return listed or INDEX_QUESTIONS.get(hypernetwork.provenance.base_model, CAPTION_QUESTIONS)
 
 
 CAPTION_QUESTIONS = ("Describe what is happening in this video.",)
@@ -114,30 +116,42 @@ class TimelineJob:
         parts are then kept for the next call."""
         checked_ns = time_of_check()
         readings = [self.request.reading, *self.segments]
+        _check_space(output, self.bytes(hypernetwork))
         with FinishedParts.beside(output, self._key(vlm, hypernetwork)) as parts:
             missing = [number for number in range(len(readings)) if not parts.has(number)]
             pending = self._prepare([readings[number] for number in missing], vlm, hypernetwork)
             with contextlib.closing(pending):
-                for place, (number, each) in enumerate(zip(missing, pending, strict=True)):
-                    done = len(readings) - len(missing) + place
-                    adapter = finish_encode(
-                        each,
-                        vlm,
-                        hypernetwork,
-                        lambda steps, total, done=done: progress(done + steps / total, len(readings)),
-                    )
+                for done, number in enumerate(missing, start=len(readings) - len(missing)):
+
+                    def step(steps: int, total: int, done: int = done) -> None:
+                        progress(done + steps / total, len(readings))
+
+                    adapter = finish_encode(next(pending), vlm, hypernetwork, step)
                     asked = self.questions if number else ()
-                    answers = ask_each([adapter] * len(asked), asked, vlm, INDEX_TOKENS)
-                    parts.add(number, adapter, answers)
+                    parts.add(number, adapter, ask_each([adapter] * len(asked), asked, vlm, INDEX_TOKENS))
             self.opened.check_unchanged()
             overview, *segments = (parts.source(number) for number in range(len(readings)))
             timeline = write_timeline(output, segments, overview, self.questions, self.request, checked_ns)
             parts.remove()
         return timeline
 
+    def bytes(self, hypernetwork: Hypernetwork) -> int:
+        """Return the size of the factors in the file."""
+        config = hypernetwork.config
+        ranks = (1 + len(self.segments)) * config.rank + config.rank
+        return config.num_layers * ranks * (config.intermediate_size + config.hidden_size) * ADAPTER_TYPE.itemsize
+
+    def estimate(self, vlm: FrozenVLM, hypernetwork: Hypernetwork, output: Path) -> TimelineEstimate:
+        """Estimate the work that is left before it begins."""
+        parts = 1 + len(self.segments)
+        with contextlib.suppress(V2LError), FinishedParts.beside(output, self._key(vlm, hypernetwork)) as finished:
+            parts -= sum(finished.has(number) for number in range(parts))
+        each = seconds_per_encoding(vlm, hypernetwork, self.segments[0].frames or 1, len(self.questions))
+        return TimelineEstimate(self, parts * each, self.bytes(hypernetwork))
+
     def _prepare(
         self, readings: Sequence[Reading], vlm: FrozenVLM, hypernetwork: Hypernetwork
-    ) -> Iterator[PendingEncode]:
+    ) -> Generator[PendingEncode]:
         """Start every encode while the one before it is in the model."""
         executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="v2l-prepare")
 
@@ -168,6 +182,40 @@ class TimelineJob:
             "dtype": str(vlm.dtype),
             "decoder": f"{decoder_version()}, reading {READING_REVISION}",
         }
+
+
+@dataclass(frozen=True)
+class TimelineEstimate:
+    """What encoding a timeline will take. seconds: of the parts that are not finished yet; bytes: of the file"""
+
+    job: TimelineJob
+    seconds: float
+    bytes: int
+
+    def __str__(self) -> str:
+        """`"1:00:00: overview and 64 segments of 56 s, 12 frames each, about 27 min, 240 MB; ..."`"""
+        first, count = self.job.segments[0], len(self.job.segments)
+        length = (first.end or 0.0) - (first.start or 0.0)
+        start, end = covered(self.job.opened.video, self.job.request.reading)
+        text = (
+            f"{clock(end - start)}: overview and {count} segments of {length:.3g} s, {first.frames} frames each, about "
+            f"{span(self.seconds)}, {amount(self.bytes)}"
+        )
+        spacing = length / (first.frames or 1)
+        if spacing > 1.5 / (first.fps or 1.0):
+            dense = (first.frames or 1) / (first.fps or 1.0)
+            text += f"; --segment-seconds {dense:g} reads {first.fps:g} frames a second"
+        return text
+
+
+def _check_space(output: Path, size: int) -> None:
+    """Raise V2LError if the file and its finished parts would not fit on the disk."""
+    free = shutil.disk_usage(output.parent).free
+    if free < 2 * size:
+        raise V2LError(
+            f"{printable(output)} needs {amount(2 * size)} while it is made and {amount(free)} are free; free some, or "
+            "use fewer segments"
+        )
 
 
 class FinishedParts:
@@ -213,9 +261,9 @@ class FinishedParts:
         write_atomically(self._answers_file(number), json.dumps(list(answers)).encode())
         adapter.save(self._adapter_file(number))
 
-    def source(self, number: int) -> Source:
+    def source(self, number: int) -> PartSource:
         """Return a part for `write_timeline`."""
-        return Source(lambda: self._load(number), self._answers(number))
+        return PartSource(lambda: self._load(number), self._answers(number))
 
     def remove(self) -> None:
         """Delete the folder."""

@@ -9,8 +9,9 @@ stay equal to the byte.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
-from functools import cache
+from collections.abc import Callable
 from types import NoneType, UnionType
 from typing import Any, ClassVar, Protocol, TypeVar, get_args, get_origin, get_type_hints
 
@@ -53,35 +54,77 @@ def from_json(kind: type[Record], value: Any, where: str) -> Record:
 
     where: path of the value, for messages. Raises ValueError for anything unexpected.
     """
-    hints, required = _fields(kind)
-    if not isinstance(value, dict) or not required <= value.keys() <= hints.keys():
-        raise ValueError(f"{where} must be an object with exactly {', '.join(sorted(hints))}")
-    return kind(**{name: _read(hints[name], item, f"{where}.{name}") for name, item in value.items()})
+    try:
+        return _reader(kind)(value)
+    except _Unexpected as error:
+        raise ValueError(f"{where}{error.place} {error.says}") from None
 
 
-@cache
-def _fields(kind: type[Dataclass]) -> tuple[dict[str, Any], set[str]]:
-    """Return the types of the fields of a record by name, and the names of those that every file has."""
-    required = {field.name for field in dataclasses.fields(kind) if "added_later" not in field.metadata}
-    return get_type_hints(kind), required
+class _Unexpected(ValueError):
+    """A value that does not fit. place: path of the value in the record; says: how it does not fit"""
+
+    def __init__(self, says: str):
+        super().__init__(says)
+        self.place, self.says = "", says
 
 
-def _read(hint: Any, value: Any, where: str) -> Any:
+@functools.cache
+def _reader(hint: Any) -> Callable[[Any], Any]:
+    """Return the function that converts a JSON value to this type. Made once per type, because files have thousands of
+    values; paths of values are put together only for a message."""
     if get_origin(hint) is UnionType:
         (inner,) = (option for option in get_args(hint) if option is not NoneType)
-        return None if value is None else _read(inner, value, where)
+        read = _reader(inner)
+        return lambda value: None if value is None else read(value)
     if get_origin(hint) is tuple:
-        if not isinstance(value, list):
-            raise ValueError(f"{where} must be a list")
-        return tuple(_read(get_args(hint)[0], item, f"{where}[{index}]") for index, item in enumerate(value))
+        return _tuple_reader(_reader(get_args(hint)[0]))
     if isinstance(hint, type) and dataclasses.is_dataclass(hint):
-        return from_json(hint, value, where)
-    if type(value) is not hint:  # exact: bool is not accepted as int, nor int as float
-        raise ValueError(f"{where} must be of type {hint.__name__}")
-    if hint is str and len(value) > MAX_TEXT:
-        raise ValueError(f"{where} is longer than {MAX_TEXT} characters")
-    if hint is int and not 0 <= value <= MAX_INT:
-        raise ValueError(f"{where} must be a whole number from 0 to {MAX_INT}")
-    if hint is float and not 0 <= value < math.inf:
-        raise ValueError(f"{where} must be a finite number, at least 0")
+        return _record_reader(hint)
+    return functools.partial(_read_plain, hint)
+
+
+def _tuple_reader(read: Callable[[Any], Any]) -> Callable[[Any], tuple]:
+    def read_all(value: Any) -> tuple:
+        if not isinstance(value, list):
+            raise _Unexpected("must be a list")
+        items = []
+        for item in value:
+            try:
+                items.append(read(item))
+            except _Unexpected as error:
+                error.place = f"[{len(items)}]{error.place}"
+                raise
+        return tuple(items)
+
+    return read_all
+
+
+def _record_reader(kind: type) -> Callable[[Any], Any]:
+    readers = {name: _reader(hint) for name, hint in get_type_hints(kind).items()}
+    required = {field.name for field in dataclasses.fields(kind) if "added_later" not in field.metadata}
+
+    def read_fields(value: Any) -> Any:
+        if not isinstance(value, dict) or not required <= value.keys() <= readers.keys():
+            raise _Unexpected(f"must be an object with exactly {', '.join(sorted(readers))}")
+        fields = {}
+        for name, item in value.items():
+            try:
+                fields[name] = readers[name](item)
+            except _Unexpected as error:
+                error.place = f".{name}{error.place}"
+                raise
+        return kind(**fields)
+
+    return read_fields
+
+
+def _read_plain(kind: Any, value: Any) -> Any:
+    if type(value) is not kind:  # exact: bool is not accepted as int, nor int as float
+        raise _Unexpected(f"must be of type {kind.__name__}")
+    if kind is str and len(value) > MAX_TEXT:
+        raise _Unexpected(f"is longer than {MAX_TEXT} characters")
+    if kind is int and not 0 <= value <= MAX_INT:
+        raise _Unexpected(f"must be a whole number from 0 to {MAX_INT}")
+    if kind is float and not 0 <= value < math.inf:
+        raise _Unexpected("must be a finite number, at least 0")
     return value

@@ -42,7 +42,9 @@ def tab_separated(*fields: str) -> str:
 
 
 def amount(number: int) -> str:
-    """Format a number of bytes: `"14.4 MB"`, or `"3.2 kB"` below 100,000."""
+    """Format a number of bytes: `"14.4 MB"`, `"3.2 kB"` below 100,000, `"1.2 GB"` from a billion on."""
+    if number >= 1e9:
+        return f"{number / 1e9:.1f} GB"
     return f"{number / 1e6:.1f} MB" if number >= 1e5 else f"{number / 1e3:.1f} kB"
 
 
@@ -53,6 +55,13 @@ def duration(seconds: float) -> str:
     if seconds >= 1:
         return f"{seconds:.3g} s"
     return f"{1000 * seconds:.3g} ms"
+
+
+def span(seconds: float) -> str:
+    """Format a rough time span: `"40 s"`, `"27 min"`, `"3.5 h"`."""
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    return f"{round(seconds / 60)} min" if seconds < 90 * 60 else f"{seconds / 3600:.2g} h"
 
 
 def clock(seconds: float) -> str:

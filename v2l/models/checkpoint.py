@@ -24,7 +24,6 @@ from v2l.models.hypernetwork_file import (
     check_weights,
     file_metadata,
     locate,
-    read_header,
 )
 from v2l.models.loading import choose_device
 from v2l.models.published import PublishedCheckpoint, read_published
@@ -70,19 +69,6 @@ def load_hypernetwork(source: str | os.PathLike, device: str | torch.device | No
         hypernetwork = _with_weights(file.config, to_tensors(file.weights))
         hypernetwork.provenance = file.provenance
     return hypernetwork.to(device).eval()
-
-
-def read_provenance(source: str | os.PathLike) -> Provenance:
-    """Read the provenance of a hypernetwork without its weights; a published .pt is read whole.
-
-    source: as for `load_hypernetwork`. Raises V2LError as that does.
-    """
-    path = locate(source)
-    if path.suffix == ".pt":
-        provenance = _from_published(read_published(path), path).provenance
-        assert provenance is not None  # set by _from_published
-        return provenance
-    return read_header(path)[1]
 
 
 def save_hypernetwork(hypernetwork: Hypernetwork, path: str | os.PathLike) -> None:

@@ -69,6 +69,12 @@ class TextConfig:
         object.__setattr__(self, "num_key_value_heads", self.num_key_value_heads or self.num_attention_heads)
         object.__setattr__(self, "head_dim", self.head_dim or self.hidden_size // self.num_attention_heads)
 
+    @property
+    def layer_products(self) -> int:
+        """Multiply-adds of a token in the matrices of one decoder layer, which is also their number of weights."""
+        heads = 2 * self.num_attention_heads + 2 * self.num_key_value_heads
+        return self.hidden_size * (heads * self.head_dim + 3 * self.intermediate_size)
+
 
 @dataclass(frozen=True)
 class VisionConfig:

@@ -11,6 +11,7 @@ order of tokens is known only from the hidden states of the frozen model.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from typing import cast
 
 import torch
 from torch import nn
@@ -18,7 +19,7 @@ from torch.nn import functional as F
 
 from v2l.errors import V2LError
 from v2l.models.hypernetwork_file import TARGET, HypernetworkConfig, Provenance
-from v2l.models.perceiver import GatedMLP, Resampler, unit_context
+from v2l.models.perceiver import GatedMLP, Resampler, draw_weights, unit_context
 
 TOKENS_AT_ONCE = 1024
 """Tokens that are projected together; the inner width of the projection is four times that of the model."""
@@ -45,20 +46,24 @@ class Hypernetwork(nn.Module):
         shape_a = (c.num_layers, c.rank, c.intermediate_size)
         shape_b = (c.num_layers, c.rank, c.hidden_size)
         bias_std = 0.2 / (c.intermediate_size * c.rank) ** 0.5
-        self.bias_A = nn.ParameterDict({TARGET: torch.randn(shape_a) * bias_std})
+        self.bias_A = nn.ParameterDict({TARGET: draw_weights(shape_a, bias_std)})
         self.bias_B = nn.ParameterDict({TARGET: torch.zeros(shape_b)})
         self.scaler_A = nn.ParameterDict({TARGET: torch.ones(1, c.num_layers, c.rank, 1)})
         # zero, so that an untrained hypernetwork does not change the frozen model
         self.scaler_B = nn.ParameterDict({TARGET: torch.zeros(1, c.num_layers, c.rank, 1)})
 
     def generate(
-        self, hidden_states: torch.Tensor | Iterable[LayerInput], attention_mask: torch.Tensor | None = None
+        self,
+        hidden_states: torch.Tensor | Iterable[LayerInput],
+        attention_mask: torch.Tensor | None = None,
+        layers_at_once: int = 1,
     ) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Generate the LoRA factors of every layer: the generated ranks, then those of the learned bias.
 
         hidden_states: (B, L, T, D), the inputs of the L decoder layers, which are then processed together; or an
             iterable of L items in layer order, each (B, T, D) or an iterable of (B, T_k, D) pieces along T. A lazy
-            iterable is consumed once, layer by layer, and only one layer's projection is kept in memory.
+            iterable is consumed once, layer by layer, and only the projections of a group are kept in memory.
+        layers_at_once: size of the groups of an iterable, whose projections are resampled together
         attention_mask: (B, T), non-zero for tokens that count; None if all do. Masked hidden states are never used,
             even if they are not finite.
 
@@ -70,7 +75,7 @@ class Hypernetwork(nn.Module):
         if isinstance(hidden_states, torch.Tensor):
             latents: Iterable[torch.Tensor] = self._read_together(hidden_states, mask)
         else:
-            latents = (self._read(layer, mask) for layer in hidden_states)
+            latents = self._read_in_groups(hidden_states, mask, layers_at_once)
         factors = [self._layer_factors(index, latent) for index, latent in enumerate(latents)]
         if len(factors) != self.config.num_layers:
             raise V2LError(
@@ -79,11 +84,24 @@ class Hypernetwork(nn.Module):
             )
         return factors
 
-    def _read(self, layer: LayerInput, mask: torch.Tensor | None) -> torch.Tensor:
-        """Return the rank latents of one layer, of unit length, (B, R, W)."""
-        pieces = [layer] if isinstance(layer, torch.Tensor) else layer
-        rank_latents = self.aggregator["perceiver"](pieces, mask)
-        return F.normalize(self.layers[0](rank_latents.float()), dim=-1)
+    def _read_in_groups(
+        self, layers: Iterable[LayerInput], mask: torch.Tensor | None, layers_at_once: int
+    ) -> Iterator[torch.Tensor]:
+        """Return the rank latents of each layer, (B, R, W). The layers of a group become rows of one batch."""
+        contexts: list[torch.Tensor] = []
+        for layer in layers:
+            pieces = [layer] if isinstance(layer, torch.Tensor) else layer
+            contexts.append(self._reader.project(pieces, mask))
+            if len(contexts) == layers_at_once:
+                yield from self._resample_group(contexts, mask)
+                contexts.clear()
+        if contexts:
+            yield from self._resample_group(contexts, mask)
+
+    def _resample_group(self, contexts: list[torch.Tensor], mask: torch.Tensor | None) -> Sequence[torch.Tensor]:
+        count = len(contexts)
+        context = torch.cat(contexts) if count > 1 else contexts[0]  # (n * B, T, W)
+        return self._resample(context, None if mask is None else mask.repeat(count, 1)).chunk(count)
 
     def _read_together(self, hidden_states: torch.Tensor, mask: torch.Tensor | None) -> Sequence[torch.Tensor]:
         """Return the rank latents of all layers, from (B, L, T, D): the layers become rows of one batch."""
@@ -92,7 +110,17 @@ class Hypernetwork(nn.Module):
         if mask is not None and mask.shape != tokens:
             raise _mask_misfit(mask, tokens)
         repeated = None if mask is None else mask.repeat_interleave(layers, 0)
-        return self._read(hidden_states.flatten(0, 1), repeated).unflatten(0, (-1, layers)).unbind(1)
+        context = self._reader.project([hidden_states.flatten(0, 1)], repeated)
+        return self._resample(context, repeated).unflatten(0, (-1, layers)).unbind(1)
+
+    def _resample(self, context: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        """Return the rank latents, of unit length, (B, R, W), of projected tokens, (B, T, W)."""
+        rank_latents = self._reader.resample(context, mask)
+        return F.normalize(self.layers[0](rank_latents.float()), dim=-1)
+
+    @property
+    def _reader(self) -> LayerReader:
+        return cast(LayerReader, self.aggregator["perceiver"])
 
     def _layer_factors(self, index: int, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         if index >= self.config.num_layers:
@@ -111,7 +139,10 @@ class Hypernetwork(nn.Module):
 
 
 class LayerReader(nn.Module):
-    """Project the tokens of one layer, (B, T, D), and resample them into one latent per rank, (B, R, W)."""
+    """Project the tokens of one layer, (B, T, D), and resample them into one latent per rank, (B, R, W).
+
+    Computes in the number type of the tokens (float32 weights under autocast), as the published code does.
+    """
 
     def __init__(self, config: HypernetworkConfig):
         super().__init__()
@@ -122,12 +153,15 @@ class LayerReader(nn.Module):
         self.decoder = Resampler(c.latent_size, c.rank, 1, *heads)
         self.hidden_size = c.hidden_size
 
-    def forward(self, pieces: Iterable[torch.Tensor], mask: torch.Tensor | None) -> torch.Tensor:
-        """pieces: (B, T_k, D) along T; mask: (B, T) bool or None. Computes in the number type of the pieces
-        (float32 weights under autocast), as the published code does. Returns (B, R, W)."""
+    def project(self, pieces: Iterable[torch.Tensor], mask: torch.Tensor | None) -> torch.Tensor:
+        """Return the context, (B, T, W), of tokens in pieces, (B, T_k, D) along T. mask: (B, T) bool or None"""
         context = torch.cat(list(self._project(pieces, mask)), dim=1)
         if mask is not None and mask.shape != context.shape[:2]:
             raise _mask_misfit(mask, context.shape[:2])
+        return context
+
+    def resample(self, context: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        """Return the latents of the ranks, (B, R, W), of a context."""
         with _autocast(context):
             return self.decoder(unit_context(self.encoder(context, mask)))
 
@@ -180,7 +214,7 @@ class LayerHead(nn.Module):
         c = config
         columns = c.intermediate_size + c.hidden_size
         std = 0.5 / (c.latent_size + columns * c.rank) ** 0.5
-        self.weight = nn.Parameter(torch.randn(c.num_layers, c.latent_size, columns) * std)
+        self.weight = nn.Parameter(draw_weights((c.num_layers, c.latent_size, columns), std))
 
 
 def _mask_misfit(mask: torch.Tensor, shape: torch.Size) -> V2LError:

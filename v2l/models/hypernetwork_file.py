@@ -18,7 +18,7 @@ from v2l.io.records import added_later, from_json, to_json
 from v2l.io.safetensors_file import NUMBER_TYPES, TensorBytes, damaged, read_metadata, read_sealed
 from v2l.io.text import printable
 from v2l.models.config import MAX_FRAME_SIZE
-from v2l.models.presets import EMBEDDED, PRESETS, cached_hypernetwork
+from v2l.models.presets import EMBEDDED, MAX_INDEX_QUESTIONS, PRESETS, cached_hypernetwork
 
 VERSION = 1
 MAX_SIZE = 2**18
@@ -67,6 +67,8 @@ class TrainedWith:
     windows, segments: the largest number of windows in one adapter, and of segments composed together, in training
     marks_end: whether the prompt announces the last frame of the video as such, which distinguishes the last segment
         from the others; False for the published checkpoints
+    index_questions: questions about the contents of its training videos, which every segment of a timeline answers so
+        that it can be found; empty for the default, see `inference.timeline.index_questions`
     """
 
     frames: int = 12
@@ -77,6 +79,7 @@ class TrainedWith:
     windows: int = 1
     segments: int = 1
     marks_end: bool = added_later(False)
+    index_questions: tuple[str, ...] = added_later(())
 
     def check(self) -> None:
         """Raise ValueError for a value that v2l cannot encode with."""
@@ -84,8 +87,11 @@ class TrainedWith:
             value = getattr(self, name)
             if value is not None and not lowest <= value <= highest:
                 raise ValueError(f"trained_with.{name} must be from {lowest:,} to {highest:,}")
-        if any("\ud800" <= character <= "\udfff" for character in self.prompt):
-            raise ValueError("trained_with.prompt is not UTF-8 text")
+        if len(self.index_questions) > MAX_INDEX_QUESTIONS or not all(map(str.strip, self.index_questions)):
+            raise ValueError(f"trained_with.index_questions has an empty one or more than {MAX_INDEX_QUESTIONS}")
+        for name, texts in (("prompt", (self.prompt,)), ("index_questions", self.index_questions)):
+            if any("\ud800" <= character <= "\udfff" for text in texts for character in text):
+                raise ValueError(f"trained_with.{name} is not UTF-8 text")
 
 
 _TRAINING_LIMITS = {

@@ -14,6 +14,7 @@ intermediate size, R rank.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -193,6 +194,12 @@ class LanguageModel:
     def logits(self, hidden: Tensor) -> Tensor:
         """Score the vocabulary: normalised hidden states (..., D) to (..., vocabulary)."""
         return F.linear(hidden, self.head)
+
+    def choose(self, hidden: Tensor) -> Tensor:
+        """Return the most likely token of each normalised hidden state, (B, D), and whether it was finite before the
+        norm, (2, B) int64. The norm turns infinite values into NaN, and values whose squares are infinite into zero."""
+        squares = hidden.float().square().sum(-1)
+        return torch.stack([self.logits(hidden).argmax(-1), ((squares > 0) & (squares < math.inf)).long()])
 
 
 def rotate(x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:

@@ -17,6 +17,13 @@ from torch.nn import functional as F
 NORM_EPS = 1e-6
 
 
+def draw_weights(shape: tuple[int, ...], std: float = 1.0) -> torch.Tensor:
+    """Draw initial weights from a normal distribution. On the meta device they are only allocated: random numbers and
+    arithmetic there would import sympy and torch._dynamo, which takes longer than to encode a short video."""
+    weights = torch.empty(shape)
+    return weights if weights.is_meta else weights.normal_() * std
+
+
 class GatedMLP(nn.Module):
     """SwiGLU without biases: down(silu(gate x) * up x), (..., in_size) -> (..., out_size)."""
 
@@ -140,7 +147,7 @@ class Resampler(nn.Module):
 
     def __init__(self, width: int, num_latents: int, num_blocks: int, heads: int, kv_heads: int, head_dim: int):
         super().__init__()
-        self.latents_q = nn.Parameter(torch.randn(num_latents, width))
+        self.latents_q = nn.Parameter(draw_weights((num_latents, width)))
         self.layers = nn.ModuleList(ResamplerLayer(width, heads, kv_heads, head_dim) for _ in range(num_blocks))
         self.layernorm = RMSNorm(width)
 

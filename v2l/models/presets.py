@@ -83,6 +83,18 @@ EMBEDDED = Path(__file__).parents[1] / "tiny" / "weights"
 RELEASE = "tiny-5"
 """Name of the embedded frozen model in adapters: the release that introduced it. Its hypernetwork, which may come from
 a later release, has its own name."""
+MAX_INDEX_QUESTIONS = 32
+"""Limit of the questions in the index of a timeline."""
+TINY_QUESTIONS = (
+    "Describe what is happening in this video.",
+    "which words are written?",
+    "what is on the whiteboard?",
+    "which colour has the shape?",
+    "tell me the shape.",
+)
+INDEX_QUESTIONS = {"tiny": TINY_QUESTIONS, RELEASE: TINY_QUESTIONS}
+"""Questions that every segment of a timeline answers, by the name of the frozen model, for hypernetworks that list none
+(docs/world.md). The words are asked for twice, because each answer misses some."""
 
 
 @dataclass(frozen=True)

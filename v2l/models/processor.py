@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image
 
 from v2l.errors import V2LError
 from v2l.models.config import VisionGeometry
@@ -79,6 +78,8 @@ def frame_images(
     Returns (N, 3, S, S) uint8 with S = `image_size`: the tiles row by row, then the whole frame squashed to S x S.
     N is 1 if the frame is not tiled.
     """
+    from PIL import Image  # which answering from an adapter does not need
+
     size = geometry.image_size
     frame_height, frame_width = pixels.shape[:2]
     width, height = _fit_longest_edge(frame_width, frame_height, longest_edge or geometry.longest_edge)

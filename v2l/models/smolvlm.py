@@ -6,10 +6,9 @@ while none is attached.
 
 from __future__ import annotations
 
-import math
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +21,7 @@ from v2l.io.text import printable
 from v2l.models.language_model import KVCache, LanguageModel, causal, causal_mask
 from v2l.models.presets import ModelFolder
 from v2l.models.processor import END_OF_TURN, normalise
+from v2l.models.static_decoding import StaticDecoding
 from v2l.models.vision_tower import VisionTower
 
 TOKENS_AT_ONCE = 2048
@@ -50,6 +50,7 @@ class FrozenVLM:
     geometry: image size and tokens per image
     language_model: the decoder; vision: the vision tower with its connector, or None if it was not loaded
     tokenizer: a `tokenizers.Tokenizer`, or None if the folder has none
+    static_decoding: decodes single prompts with CUDA graphs; None on other devices
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class FrozenVLM:
         self.language_model, self.vision = language_model, vision
         self.device, self.dtype = device, language_model.embed_tokens.dtype
         self.tokenizer = tokenizer
+        self.static_decoding = StaticDecoding.for_device(language_model, device)
         self.end_of_answer_ids = folder.end_of_answer_ids
         if tokenizer is not None:
             self.end_of_answer_ids = self.end_of_answer_ids | {tokenizer.token_to_id(END_OF_TURN)}
@@ -255,26 +257,47 @@ class FrozenVLM:
         """Generate greedily for several prompts at once, token by token, with a KV cache.
 
         prompts: input embeddings, (T_b, D) each; the answers are independent of each other
-        cache: keys and values of the text before a single prompt (see `prefill`); extended in place
+        cache: keys and values of the text before a single prompt (see `prefill`); `crop` it before it is used again
         for_speed: do not stop at the end of an answer or at the model's last position; for timing only
 
         Yields the B ids of each step; ends when every row has ended or after `max_new_tokens`. Ignore the ids of a row
         after its own end. Raises V2LError if the prompt and the answer exceed the model's positions, or if hidden
         states overflow, as they do under an adapter with very large factors.
         """
-        model, before = self.language_model, 0 if cache is None else cache.length
-        longest = before + max(map(len, prompts))
+        longest = (0 if cache is None else cache.length) + max(map(len, prompts))
         if max_new_tokens < 1:
             raise V2LError(f"an answer of {max_new_tokens} tokens was asked for; give at least 1")
         if not for_speed:
             self.check_length(longest, max_new_tokens)
+        self.language_model.check_batch(len(prompts))
+        ended = [False] * len(prompts)
+        with closing(self._choices(prompts, max_new_tokens, cache)) as choices:
+            for step, choice in enumerate(choices, start=1):
+                ids, valid = choice.tolist()  # the host waits for the device once a token
+                if not (all(valid) or for_speed):
+                    raise self._overflow()
+                yield ids
+                ended = [was or id in self.end_of_answer_ids for was, id in zip(ended, ids, strict=True)]
+                if (all(ended) and not for_speed) or step == max_new_tokens:
+                    return
+
+    def _choices(
+        self, prompts: Sequence[torch.Tensor], max_new_tokens: int, cache: KVCache | None
+    ) -> Generator[torch.Tensor]:
+        """Yield `LanguageModel.choose` of each step, (2, B), of which the first `max_new_tokens` may be taken. See
+        `greedy`, which checks the arguments."""
+        if self.static_decoding is not None and len(prompts) == 1:
+            sizes = self.static_decoding.sizes(prompts[0], max_new_tokens, cache)
+            if sizes is not None:
+                yield from self.static_decoding.steps(sizes, prompts[0], cache)
+        model, before = self.language_model, 0 if cache is None else cache.length
+        longest = before + max(map(len, prompts))
         if cache is None:
             cache = KVCache(model, len(prompts), longest + max_new_tokens)
         cache.reserve(longest + max_new_tokens)
 
         # Prefill: prompts padded on the right to one length, (B * T, D)
         batch, tokens = len(prompts), longest - before
-        model.check_batch(batch)
         lengths = torch.tensor([before + len(prompt) for prompt in prompts], device=self.device)
         inputs = prompts[0] if batch == 1 else pad_sequence(list(prompts), batch_first=True).flatten(0, 1)
         columns = torch.arange(before, longest, device=self.device)
@@ -282,21 +305,13 @@ class FrozenVLM:
         last = torch.tensor([row * tokens + len(prompt) - 1 for row, prompt in enumerate(prompts)], device=self.device)
         positions = columns if batch == 1 else columns.repeat(batch)
         hidden = model.run(inputs, positions, cache.attend(tokens, padding), keep=last)
-        ended = [False] * batch
-        for step in range(max_new_tokens):
-            # Choose the most likely token of each row; the host waits for the device once
-            chosen = model.logits(hidden).argmax(-1)  # (B,)
-            ids, valid = torch.stack([chosen, _is_finite(hidden)]).tolist()
-            if not (all(valid) or for_speed):
-                raise self._overflow()
-            yield ids
-            ended = [was or id in self.end_of_answer_ids for was, id in zip(ended, ids, strict=True)]
-            if (all(ended) and not for_speed) or step == max_new_tokens - 1:
-                return
+        while True:
+            choice = model.choose(hidden)
+            yield choice
             # Continue with the chosen tokens alone
             if padding is not None:
                 padding = F.pad(padding, (0, 1), value=True)
-            hidden = model.run(model.embed(chosen), lengths, cache.attend(1, padding))
+            hidden = model.run(model.embed(choice[0]), lengths, cache.attend(1, padding))
             lengths = lengths + 1
 
     def _overflow(self) -> V2LError:
@@ -304,13 +319,6 @@ class FrozenVLM:
             f"the model's numbers exceed {str(self.dtype).removeprefix('torch.')}, so there is no answer; use less "
             "of the adapter with a lower --strength (strength= in Python), or another --dtype"
         )
-
-
-def _is_finite(hidden: torch.Tensor) -> torch.Tensor:
-    """Return for hidden states after the last norm, (B, D), whether they were finite before it, (B,) int64. The norm
-    turns infinite values into NaN, and values whose squares are infinite into zero."""
-    squares = hidden.float().square().sum(-1)
-    return ((squares > 0) & (squares < math.inf)).long()
 
 
 class _WindowBatch:

@@ -49,7 +49,8 @@ class VisionTower(nn.Module):
         self.scale_factor, self.patch_size = config.scale_factor, vision.patch_size
         self.patches_a_side = vision.image_size // vision.patch_size
         self.patch_embedding = nn.Conv2d(vision.num_channels, vision.hidden_size, self.patch_size, self.patch_size)
-        self.position_embedding = nn.Embedding(self.patches_a_side**2, vision.hidden_size)
+        places = torch.empty(self.patches_a_side**2, vision.hidden_size)
+        self.position_embedding = nn.Embedding.from_pretrained(places, freeze=False)
         self.layers = nn.ModuleList([VisionLayer(vision) for _ in range(vision.num_hidden_layers)])
         self.post_layernorm = nn.LayerNorm(vision.hidden_size, eps=vision.layer_norm_eps)
         self.connector = nn.Linear(
@@ -58,10 +59,18 @@ class VisionTower(nn.Module):
 
     @classmethod
     def empty(cls, config: SmolVLMConfig, device: torch.device, dtype: torch.dtype) -> VisionTower:
-        """Allocate a tower whose weights are not set."""
+        """Allocate a tower whose weights are not set.
+
+        Most operations on the meta device (`to_empty`, random numbers) would import torch._dynamo, which takes longer
+        than to encode a short video.
+        """
         with torch.device("meta"):
-            tower = cls(config).to(dtype)
-        return tower.to_empty(device=device).eval().requires_grad_(False)
+            tower = cls(config)
+        for module in tower.modules():
+            for name, weight in list(module.named_parameters(recurse=False)):
+                allocated = torch.empty(weight.shape, dtype=dtype, device=device)
+                module.register_parameter(name, nn.Parameter(allocated, requires_grad=False))
+        return tower.eval()
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Embed images, (N, 3, S, S) in -1 to 1; (N, tokens, width of the language model)."""

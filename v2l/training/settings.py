@@ -9,13 +9,17 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from v2l.models.hypernetwork_file import INTERNALIZATION_PROMPT
-
 
 def setting(default: Any, meaning: str, **bounds: float) -> Any:
     """Return a field with its meaning. bounds: the `least` and the `most` that it may be; without `least`, a whole
     number is at least 1 and any other number above 0."""
     return field(default=default, metadata={"meaning": meaning, **bounds})
+
+
+def _prompt() -> str:
+    from v2l.models.hypernetwork_file import INTERNALIZATION_PROMPT  # which `v2l --help` does not need
+
+    return INTERNALIZATION_PROMPT
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,7 @@ class SamplingConfig:
     windows: int = setting(8, "Read a clip in at most this many joint windows; 1 for a single window.")
     segments: int = setting(8, "Compose at most this many adapters of segments of a clip; 1 for no composition.")
     questions: int = setting(4, "Use at most this many questions of a clip at a time.")
-    prompt: str = INTERNALIZATION_PROMPT
+    prompt: str = field(default_factory=_prompt)
     marks_end: bool = setting(False, "Announce the last frame of a video as its last.")
     longest: int | None = setting(
         None,

@@ -117,7 +117,7 @@ def sample_indices(
     if duration - 2 * skip_seconds > max_frames * target_fps:  # as published: units match only at 1 fps
         start, end = int(skip_seconds * fps), int(frame_count - skip_seconds * fps)
     start, end = max(0, start), min(end, frame_count - 1)
-    return np.unique(np.linspace(start, end, wanted).astype(int)).tolist()
+    return sorted({*np.linspace(start, end, wanted).astype(int).tolist()})
 
 
 def frame_range(video: Video, start: float | None = None, end: float | None = None) -> tuple[int, int]:

@@ -1,0 +1,281 @@
+"""Words of English, German, French and Spanish that say which time of a video a question asks about.
+
+All phrases are in the form that `time_text` gives to a question: case-folded, without accents, apostrophes and hyphens;
+the French "à" is "at". A table lists English, German, French and Spanish, each from a new line.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+PHRASES = {
+    # Words around a position
+    "AT": """at, @, by
+        bei, beim, gegen
+        vers, vers la, at la
+        al, a los, hacia, hacia el, sobre el""",
+    "ROUND": """around, about, approximately, roughly, circa, ca, exactly, precisely, almost, nearly, just
+        ungefahr, etwa, genau, rund
+        environ, exactement
+        alrededor de, alrededor del, alrededor de los, aproximadamente, exactamente, cerca de, unos, unas""",
+    "LABEL": """time, timestamp, time stamp, timecode, time code, position, the moment, t =, t=, minute
+        zeitpunkt, zeitstempel, zeitmarke, stelle, zeitindex
+        instant, moment, marqueur
+        instante, momento, minuto, marca de tiempo""",
+    "MARK": """mark, marker, point, timestamp, timecode
+        marke, zeitpunkt""",
+    "THE": """the, this, that, your, my, our, his, her, its, a, an, whole, entire
+        der, die, das, dem, den, des, ein, eine, einer, einem, dieser, dieses, diesem, ganzen
+        la, le, les, l, un, une, cette, ce, cet, du
+        el, los, las, una, este, esta""",
+    "OF": """of, in, from, on
+        von, vom, im, ins
+        de, du, dans, d
+        del, en""",
+    "VIDEO": """video, videos, vid, broadcast, programme, program, clip, clips, film, movie, recording, footage,
+        lecture, talk, presentation, episode, lesson, tutorial, speech, demo, stream, webinar, podcast, documentary,
+        vlog, reel, animation, whole thing
+        films, vortrag, vortrags, vorlesung, aufnahme, aufzeichnung, prasentation
+        enregistrement, conference, cours, sequence
+        pelicula, grabacion, conferencia, presentacion""",
+    "WH": """what, which, who, whom, whose, where, how, why, is, are, was, were, does, do, did, can, tell, read,
+        describe, find, show, give, name, explain, summarize, summarise, please, i, we, he, she, it, they, there, you
+        wer, wo, welche, welcher, welches, wie, warum, ist, sind, hat, lies, nenne, beschreibe, sieht, steht, sagt
+        que, qu, quel, quelle, quels, quoi, qui, ou, comment, lis, decris, on, y a t il
+        quien, cual, donde, como, por que, lee, describe, hay""",
+    # Ranges
+    "BETWEEN": """between
+        zwischen
+        entre""",
+    "AND": """and, &
+        und
+        et
+        y""",
+    "FROM": """from, starting at, starting from, starting
+        von, ab
+        de, des, at partir de, a partir de
+        desde, del, a partir del""",
+    "TO": """to, through, thru, until, till, up to, -
+        bis, bis zu, bis zum, bis zur
+        at, at la, jusqu, jusqu at, jusqu at la, jusqu au, au
+        a, al, hasta, hasta el, hasta la""",
+    "UNTIL": """until, till, up to, up until
+        bis, bis zu, bis zum, bis zur
+        jusqu, jusqu at, jusqu at la, jusqu au
+        hasta, hasta el, hasta la""",
+    "SINCE": """since, starting at, starting from
+        ab, seit
+        at partir de, depuis, des
+        desde, a partir de, a partir del""",
+    "ONWARD": """on, onward, onwards, forward, forwards
+        an, weiter
+        et apres
+        en adelante""",
+    "COMPARE": """compare, compared, comparing, differ, differs, difference, differences, different
+        vergleich, vergleiche, unterschied, unterscheidet, unterscheiden, anders
+        comparer, comparez, compare, difference, different, differente
+        compara, comparar, diferencia, diferente, distinto""",
+    # Neighbours: a preposition counts before a time; the other words count wherever they stand
+    "AFTER": """after
+        nach
+        apres
+        despues de, despues del, despues, tras""",
+    "BEFORE": """before, prior to, leading up to
+        bevor
+        avant
+        antes de, antes del, antes""",
+    "AFTERWARDS": """follows, follow, followed, following, next, subsequent, subsequently, afterwards, succeeds
+        folgt, folgte, folgten, danach, darauf, nachste, nachstes, nachster, nachsten
+        qui suit, suit le, suit la, suit l, suit ce, suit celui, suit celle, suivait, suivant, suivante, ensuite
+        sigue, siguio, seguia, siguiente, a continuacion""",
+    "BEFOREHAND": """precedes, precede, preceded, preceding, previous, previously, beforehand
+        davor, vorher, zuvor, vorige, voriges, vorherige, vorheriges, vorhergehende
+        precedent, precedente, precede, precedait, auparavant
+        precede, precedia, anterior, previamente""",
+    "BESIDE": """on, in, with, than, as, from, for
+        auf, an, mit, zu
+        sur, avec
+        con""",
+    "HAPPENS": """comes, come, came, is, was, happens, happen, happened, shown, said, written, appears, there, see,
+        seen
+        kommt, kam, passiert, geschieht, war, ist, stand
+        vient, venait, passe, passait
+        viene, venia, pasa, paso, ocurre, ocurrio, habia""",
+    "SHOWN": """happens, happening, happen, happened, shown, said, says, say, visible, seen, written, drawn
+        passiert, geschieht, gezeigt, gesagt, geschrieben, gezeichnet, angezeigt, erwahnt, sichtbar, passieren, sehen
+        passe, montre, affiche, ecrit, dit, visible
+        pasa, ocurre, mostrado, escrito, muestra, aparece, dice""",
+    "THING": """word, words, scene, slide, picture, image, frame, sentence, shot, shape, moment, clip, part, section,
+        segment, thing
+        wort, worter, szene, bild, folie, satz, einstellung, form, stelle, moment
+        mot, mots, plan, diapositive, phrase
+        palabra, palabras, escena, imagen, diapositiva, frase, toma""",
+    "OPENING": """opening, starting, initial""",
+    "CLOSING": """closing, concluding, ending""",
+    "FIRST": """first, earliest, initially, at first
+        erste, erster, erstes, ersten, zuerst
+        premier, premiere, premiers, premieres, d abord
+        primer, primero, primera, primeros, primeras""",
+    "LAST": """last, final, at last, lastly
+        letzte, letzter, letztes, letzten, zuletzt
+        dernier, derniere, derniers, dernieres
+        ultimo, ultima, ultimos, ultimas""",
+    "ELSEWHERE": """appear again, appears again, shown again, seen again, come back, elsewhere, later, earlier,
+        reappear, reappears, resembles, resemble, similar to, same as, matches, identical to
+        wieder, spater, fruher, nochmal, noch einmal
+        encore une fois, plus tard, plus tot, de nouveau
+        otra vez, de nuevo, mas tarde""",
+    # Marks of a whole video
+    "START": """the start, the very start, at start, the beginning, the very beginning, the opening, the outset
+        beginn, anfang, anfangs, dem start, zum start, videobeginn, videoanfang
+        le debut, au debut, du debut, au tout debut, le tout debut, au commencement
+        al principio, al inicio, al comienzo, el principio, el inicio, el comienzo, del principio, del inicio,
+        del comienzo""",
+    "END": """the end, the very end, at end, the close, the conclusion
+        ende, schluss, videoende
+        la fin, la toute fin
+        el final, al final, del final, el fin""",
+    "MIDDLE": """the middle, the midpoint, the exact middle
+        mitte, der mitte, die mitte
+        milieu, au milieu, le milieu
+        el medio, medio, la mitad""",
+    "HALFWAY": """halfway, half way, midway, mid way, halfway through, half way through, midway through, midpoint,
+        half the way
+        zur halfte, der halfte, halber strecke, zur halbzeit
+        mi parcours, mi chemin, mi video, la moitie, moitie
+        a la mitad, a mitad, a medio camino, la mitad""",
+    "LEFT": """left, remaining, to go
+        vor ende, vor schluss
+        restantes""",
+    # Times that are no position
+    "DAYTIME": """pm, o clock, oclock, noon, midnight, in the morning, in the afternoon, in the evening, at night, gmt,
+        utc, cet, est, local time, daily, every day, today, tomorrow, tonight, yesterday, on monday, on tuesday,
+        on wednesday, on thursday, on friday, on saturday, on sunday, sharp
+        uhr, morgens, abends, nachmittags, vormittags, mittags, nachts, heute, morgen, ortszeit
+        heures, du matin, du soir, de l apres midi
+        horas, de la manana, de la tarde, de la noche, del mediodia""",
+    "TODAY": """in the morning, in the afternoon, in the evening, today, tomorrow, tonight, yesterday, every day,
+        on monday, on tuesday, on wednesday, on thursday, on friday, on saturday, on sunday
+        heute, morgen, gestern, taglich
+        aujourd hui, demain, hier
+        hoy, manana, ayer""",
+    "CUE": """at, @, by, around, about, approximately, roughly, near, between, and, from, to, until, till, since,
+        after, before, with, than, vs, versus, exactly, of, en, or, when, a, oder, ou
+        bei, beim, gegen, ab, bis, nach, vor, seit, und, von, mit, zwischen, zu, zum, etwa
+        vers, environ, et, depuis, apres, avant, entre, de
+        desde, hasta, hacia, tras, y, con""",
+    "CLOCKFACE": """clock, clocks, watch, wristwatch, timer, stopwatch, alarm, display, countdown
+        uhr, armbanduhr, wecker, stoppuhr
+        horloge, montre, reveil, chronometre, minuteur
+        reloj, despertador, cronometro, temporizador""",
+    "SHOWS": """shows, show, showing, showed, says, say, saying, said, reads, read, reading, strikes, struck, displays,
+        hits, reaches, reached, rings
+        zeigt, zeigte, anzeigt, klingelt
+        indique, affiche, marque, sonne
+        marca, marcaba, indica, muestra, suena""",
+    "BE": """is, are, was, were, s, be, stands, stood, being
+        ist, war, steht
+        est, etait
+        es, era, esta, estaba, son""",
+    "SET": """set for, set to, for, to
+        gestellt auf, auf
+        regle sur, sur, pour
+        puesto a, para""",
+    "SCORE": """score, scoreline, result, won, win, wins, winning, lost, lose, loses, beat, beats, leads, lead,
+        leading, led, trailing, trails, tied, ended, ratio, scale, odds, proportion
+        resultat, ergebnis, spielstand, verhaltnis, massstab, gewann, gewinnt, verlor, steht es
+        proportion, gagne, perdu, mene, echelle
+        marcador, resultado, proporcion, gano, perdio, escala""",
+    "WIN": """win, scoreline, result, victory, lead, defeat, loss, score, draw, aspect, ratio, scale, mix
+        sieg, niederlage, fuhrung
+        victoire, defaite
+        victoria, derrota""",
+    "EVENT": """meeting, meetings, appointment, train, trains, bus, buses, flight, plane, ferry, tram, class, classes,
+        concert, dinner, lunch, breakfast, call, reservation, booking, doctor, party, shop, store, office, museum,
+        bank, bakery, service, mass, departure, arrival, session, sessions, keynote, event, events, workshop, slot,
+        interview, screening, ship, boat, kickoff, exam, course, break, lecture, lectures, talk, lesson, presentation,
+        webinar
+        termin, besprechung, sitzung, zug, flug, abfahrt, ankunft, geschaft, laden, veranstaltung, konzert, unterricht,
+        treffen
+        reunion, rendez vous, rendezvous, vol, depart, arrivee, magasin, evenement, seance
+        reunion, cita, tren, vuelo, autobus, clase, salida, llegada, tienda, concierto, evento""",
+    "SHOWING": """school, show, film, movie, game, match, race, work, news, day
+        schule, kino, spiel, arbeit
+        ecole, travail, cours, cinema
+        escuela, partido, trabajo""",
+    "BEGINS": """start, starts, started, begin, begins, began, end, ends, leave, leaves, depart, departs, departed,
+        arrive, arrives, arrived, open, opens, opened, close, closes, closed, scheduled
+        beginnt, anfangt, endet, fahrt, kommt, offnet, schliesst, geht
+        commence, termine, part, arrive, ouvre, ferme
+        empieza, comienza, termina, sale, llega, abre, cierra""",
+    "SCHEDULE": """deadline, schedule, timetable, agenda, calendar, itinerary, planner, departure board, opening hours,
+        office hours, scheduled, diary, takes place, take place, taking place, planned, booked, due, appointments
+        fahrplan, stundenplan, zeitplan, terminplan, terminkalender, kalender, findet statt, stattfinden, geplant,
+        tagesordnung
+        emploi du temps, calendrier, ordre du jour, horaire, horaires, prevu, prevue, a lieu
+        horario, horarios, calendario, programado, programada, prevista, previsto, tiene lugar""",
+    "VERSE": """verse, verses, chapter, psalm, psalms, surah, sura, genesis, exodus, leviticus, deuteronomy, joshua,
+        judges, ezra, nehemiah, esther, job, proverbs, ecclesiastes, isaiah, jeremiah, ezekiel, daniel, hosea, joel,
+        amos, jonah, micah, nahum, habakkuk, zephaniah, haggai, zechariah, malachi, matthew, luke, john, acts, romans,
+        corinthians, galatians, ephesians, philippians, colossians, thessalonians, timothy, titus, philemon, hebrews,
+        james, peter, jude, revelation, samuel, kings, chronicles, numbers
+        kapitel, matthaus, markus, lukas, johannes, romer, korinther, galater, epheser, philipper, kolosser, hebraer,
+        jakobus, petrus, offenbarung, apostelgeschichte, sprichworter, sprueche, mose, jesaja
+        verset, chapitre, matthieu, marc, luc, jean, romains, corinthiens, galates, hebreux, jacques, pierre,
+        apocalypse, actes, proverbes, genese, exode, esaie, psaume
+        versiculo, capitulo, mateo, marcos, lucas, juan, romanos, corintios, galatas, hebreos, santiago, pedro,
+        apocalipsis, hechos, proverbios, isaias, salmo""",
+    "LASTS": """under, at least, at most, takes, take, took, lasts, last for, lasted, needs, for, within, every, per,
+        each, another, than, in, in only, in just, in under, only, wait, waits, next, cook, bake, boil, time of,
+        duration of, length of, of, over, a, an, rest
+        als, fur, dauert, dauerte, innerhalb von, alle, binnen
+        pendant, dure, durant, toutes les, de, en, que
+        cada, durante, dura, dentro de""",
+    "TOOK": """takes, take, took, lasts, lasted, within, run, ran, finishes, finished, time of, duration of,
+        record, best""",
+    "LONG": """long, old, later, ago, of, apart, break, video, clip, song, film, each, per, every, faster, slower,
+        walk, drive, delay, pause, timer, rule, mile, marathon, time limit, interval, intervals, run, ride, version,
+        film, movie, recording, speech
+        lang, spater, pause, takt
+        plus tard, de pause, de cuisson
+        mas tarde, de pausa""",
+    # Questions whose answer is a time, a duration or a number of times
+    "YES_NO": """is, are, was, were, does, do, did, has, have, can
+        ist, sind, war, hat, zeigt, sagt, steht, endet, beginnt, gibt es
+        est, est ce que, y a t il
+        es, esta""",
+    "WHEN": """when does, when after, when before, at what hour, when do, when did, when is, when are, when was,
+        when were, when will, when can, when has, when exactly, tell me when, what time does, what time did,
+        what time do, at what time, at which time, since when, until when, at what point, at which point,
+        what is the time when
+        wann
+        quand est ce, quand, at quel moment, at quelle heure, at quelle seconde
+        cuando, en que momento, a que hora""",
+    "HOWLONG": """how long, how many minutes, how many seconds, how many hours, how much time
+        wie lange, wie viele minuten, wie viele sekunden
+        combien de temps, combien de minutes, combien de secondes
+        cuanto tiempo, cuantos minutos, cuantos segundos""",
+    "HOWOFTEN": """how often, how many times
+        wie oft, wie viele male
+        combien de fois
+        cuantas veces""",
+    "NO_ORDER": """finish first, finishes first, finished first, wins first, finish last, finishes last, finished last,
+        al final, el final, del final, first name, last name, first aid, first floor, first person, first class,
+        first line, last line, first row, last row, first column, last column, first letter, last letter, first lady,
+        first prize, first place, last place, last week, last year, last night, last month, last time, first language,
+        world first, first and foremost, last but one, second last, next to last, second to last, at long last,
+        next to, next door, look after, looks after, looking after, named after, after all, right side,
+        first and second, first or second, first in line, last in line, first to, last to, next word but one
+        erste hilfe, erste zeile, letzte zeile, letzte woche, letztes jahr, ersten stock, nach links, nach rechts,
+        nach oben, nach unten, nach hause, nach vorn, nach hinten, vorletzte, zum ersten mal
+        premier plan, premier etage, prenom, semaine derniere, dernier cri, premiers secours, avant dernier,
+        avant dernieres
+        primer plano, primera linea, penultimo, penultima, ultima hora, semana pasada, primeros auxilios""",
+}
+"""Phrases of each class of words. A phrase may stand in several classes, because a rule decides which one counts."""
+
+
+@cache
+def listed(table: str) -> tuple[str, ...]:
+    """Return the phrases of a table's text."""
+    return tuple(phrase for part in table.replace("\n", ",").split(",") if (phrase := part.strip()))

@@ -1,0 +1,64 @@
+"""Estimate how long encodings take, before the first of them: the operations of the networks, at the measured speed of
+a matrix product."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import torch
+
+from v2l.models.hypernetwork import Hypernetwork
+from v2l.models.smolvlm import FrozenVLM
+
+MEASURED_SECONDS = 0.05
+TEXT_TOKENS = 30
+"""Tokens of text around a frame in the prompt."""
+ANSWER_TOKENS = 16
+"""Typical length of an answer in the index."""
+
+
+def seconds_per_encoding(vlm: FrozenVLM, hypernetwork: Hypernetwork, frames: int, questions: int = 0) -> float:
+    """Estimate the seconds of one encoding without tiles, from the number of frames and of questions for the index.
+
+    Within a factor of about two; decoding the video and overheads are not included.
+    """
+    language, vision = vlm.folder.config.text_config, vlm.folder.config.vision_config
+    tokens = frames * (vlm.geometry.tokens_per_image + TEXT_TOKENS)
+    patches = (vision.image_size // vision.patch_size) ** 2
+    # Two operations per weight and token, and attention
+    tower = vision.num_hidden_layers * (4 * vision.hidden_size**2 + 2 * vision.hidden_size * vision.intermediate_size)
+    attention = 2 * vision.num_hidden_layers * vision.hidden_size * patches
+    operations = 2 * frames * patches * (tower + attention)
+    decoder = language.num_hidden_layers * (
+        2 * language.hidden_size**2 + 3 * language.hidden_size * language.intermediate_size
+    )
+    operations += 2 * tokens * (decoder + language.num_hidden_layers * language.hidden_size * tokens)
+    # Every decoder layer's tokens are projected and read by each block of the Perceiver
+    c = hypernetwork.config
+    projection = 8 * c.hidden_size**2 + 4 * c.hidden_size * c.latent_size
+    reading = 2 * c.num_blocks * c.latent_size * c.num_kv_heads * c.head_dim
+    operations += 2 * tokens * c.num_layers * (projection + reading)
+    # An answer reads all weights of the decoder for every token
+    steps = questions and ANSWER_TOKENS * decoder
+    return operations * _seconds_per_operation(vlm, 256) + 2 * steps * _seconds_per_operation(vlm, 1)
+
+
+def _seconds_per_operation(vlm: FrozenVLM, rows: int) -> float:
+    """Measure a product of that many rows with a matrix of the decoder's size."""
+    text = vlm.folder.config.text_config
+    x = torch.ones(rows, text.hidden_size, dtype=vlm.dtype, device=vlm.device)
+    weights = torch.ones(text.hidden_size, text.intermediate_size, dtype=vlm.dtype, device=vlm.device)
+    seconds = _timed(lambda: float((x @ weights)[0, 0]))
+    return seconds / (2 * rows * text.hidden_size * text.intermediate_size)
+
+
+def _timed(work: Callable[[], object]) -> float:
+    """Return the least time of a call among those that fit into `MEASURED_SECONDS`, after a warm-up."""
+    work()
+    best, started = float("inf"), time.perf_counter()
+    while time.perf_counter() - started < MEASURED_SECONDS:
+        before = time.perf_counter()
+        work()
+        best = min(best, time.perf_counter() - before)
+    return best
