@@ -103,6 +103,7 @@ def encode(folder: Path, minutes: list[int], frames: int) -> dict[str, float]:
         run = [sys.executable, "-c", ENCODE, str(Path(__file__).parent), str(folder), str(count), str(frames)]
         done = subprocess.run(run, check=True, capture_output=True, text=True)
         found |= json.loads(done.stdout.splitlines()[-1])
+        print(done.stdout, end="", flush=True)
     return found
 
 
@@ -112,7 +113,9 @@ def encode_minutes(folder: Path, minutes: int, frames: int) -> dict[str, float]:
     video, output = drawn_video(60 * minutes, 384, folder), folder / f"{minutes}.v2l.safetensors"
     v2l.encode(video, vlm, hypernetwork, frames=frames)
     peak, before = PeakMemory(CPU), time.process_time()
-    timeline = encode_timeline(video, vlm, hypernetwork, output, frames=frames, segments=minutes, index=False)
+    timeline = encode_timeline(
+        video, vlm, hypernetwork, output, v2l.Reading(frames=frames), segments=minutes, index=False
+    )
     name = f"{minutes} min, {frames} frames a segment"
     return {
         f"{name}, segments": len(timeline.description.segments),
