@@ -24,7 +24,8 @@ def plan(seconds, wish=NO_WISH, fps=30.0, **reading):
 
 
 def test_a_short_video_is_one_encoding_and_a_long_one_is_cut_into_trained_spans():
-    assert plan(24) == []
+    assert plan(12) == plan(12.9) == []
+    assert plan(13) == [(0, 12), (12, 13)]
     assert plan(25) == [(0, 12), (12, 24), (24, 25)]
     assert plan(24.5) == [(0, 12), (12, 24.5)]  # the rest is too short for a frame of its own
     assert len(plan(12 * 64, fps=2.0)) == 64
