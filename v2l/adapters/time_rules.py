@@ -79,10 +79,7 @@ UNCLEAR = r"(?<![a-z])(?!(?:<CUE>|<ROUND>) )[a-z]+ <CLOCK>"
 _Rules = tuple[tuple[str, Action], ...]
 
 _SURE: _Rules = (
-    (
-        rf"(?:(?:<AT>|in|en) )?{_THE}(?:<LABEL>|<minute|minutes|minuten|minuto|minutos|segundo|segunde|sekundo|sekunde|second|seconde>) <TIME>",
-        _same,
-    ),
+    (rf"(?:(?:<AT>|in|en) )?{_THE}(?:<LABEL>|<minute|minutes|minuten|minuto|minutos|segundo|segunde|sekundo|sekunde|second|seconde>) <TIME>", _same),
     (r"(?:<CLOCK>|<STAMP>) <MARK>", _same),
     (rf"<CLOCK>(?: ,)? (?:<OF>|des|der) {_THE}<VIDEO>", _same),
     (r"<timestamp|timecode> <BE> <TIME>", _same),
