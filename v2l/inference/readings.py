@@ -14,8 +14,8 @@ from v2l.models.hypernetwork_file import TrainedWith
 from v2l.video.sampling import Reading, Video
 
 SINGLE_SPANS = 1.0
-"""Length of a video, in spans that the hypernetwork was trained to read, beyond which a timeline answers better than one
-encoding (docs/long-video.md)."""
+"""Length of a video, in spans that the hypernetwork was trained to read, beyond which a timeline answers better than
+one encoding (docs/long-video.md)."""
 MOST_SEGMENTS = 64
 """Number of segments up to which the default length is the trained span; longer videos get longer segments."""
 
