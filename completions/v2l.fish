@@ -286,6 +286,8 @@ complete -c v2l -n '__v2l_in eval' -l root -x -a '(__v2l_folders)' -d 'Resolve t
 complete -c v2l -n '__v2l_in eval' -l frames -x -d 'Read at most N frames'
 complete -c v2l -n '__v2l_in eval' -l resolution -x -d 'Scale the longest edge of a frame to PIXELS'
 complete -c v2l -n '__v2l_in eval' -l segments -x -d 'Compose each adapter from N segments'
+complete -c v2l -n '__v2l_in eval' -l timeline -d 'Encode long clips into timelines, as encode does'
+complete -c v2l -n '__v2l_in eval' -l segment-seconds -x -d 'Cut each timeline into segments of S seconds'
 complete -c v2l -n '__v2l_in eval' -l output -s o -x -a '(__v2l_manifests)' -d 'Append the answers to FILE, and resume from it'
 complete -c v2l -n '__v2l_in eval' -l plot -x -a '(__v2l_images)' -d 'Draw the tables as a .png, .svg or .pdf'
 complete -c v2l -n '__v2l_in eval' -l without -x -a '(__v2l_controls)' -d 'Leave out in_context, nothing, bias or other_clip'

@@ -10,8 +10,9 @@ import v2l
 from v2l.adapters.segments import keep_segments, segments_for, select_segments
 from v2l.evaluation.ablation import ablated
 from v2l.evaluation.conditions import ADAPTER, IN_CONTEXT, Ablation, RankAblation, Selection, ablations
-from v2l.evaluation.evaluate import Evaluation, Setting
+from v2l.evaluation.evaluate import Evaluation
 from v2l.evaluation.report import summarise
+from v2l.evaluation.setting import Setting
 from v2l.inference.ask import answer_each
 from v2l.inference.readings import fill_reading
 from v2l.io.manifest import Example
@@ -165,4 +166,6 @@ def test_the_command_evaluates_composed_adapters_in_both_ways(videos, model_fold
 def test_an_evaluation_of_single_encodings_has_no_segments_to_choose(tmp_path):
     told = run("eval", "q.jsonl", "--ablate", "times", cwd=tmp_path)
     assert told.code == 2
-    assert told.notes == ["v2l: error: --ablate times needs adapters of several segments; give --segments 2 or more"]
+    assert told.notes == [
+        "v2l: error: --ablate times needs adapters of several segments; give --segments 2 or more, or --timeline"
+    ]

@@ -12,7 +12,7 @@ from v2l.bench import methods, runner
 from v2l.bench.methods import METHODS, Method, Subject, distinct_methods, prompt_size
 from v2l.bench.random_model import Architecture, random_model
 from v2l.bench.report import BenchSetting, amortization, compare, first_token, question_counts, sweep, token_load
-from v2l.bench.resources import kv_bytes, prefill_bytes, prefill_work, vision_work
+from v2l.bench.resources import prefill_bytes, prefill_work, vision_work
 from v2l.bench.results import Cell, Encoding
 from v2l.bench.runner import Bench, Plan, drawn_video
 from v2l.inference.readings import fill_reading
@@ -79,14 +79,14 @@ def test_what_is_kept_is_counted_in_bytes(subject):
     assert size["in context, frames decoded"] == 8 * 3 * vlm.geometry.image_size**2
     assert size["in context, features kept"] == visual * 48 * 4
     # All of the prompt except the tokens of the question.
-    assert kv_bytes(vlm, prompt - 40) < size["in context, KV in memory"] < kv_bytes(vlm, prompt)
+    assert vlm.kv_bytes(prompt - 40) < size["in context, KV in memory"] < vlm.kv_bytes(prompt)
     assert size["in context, KV in memory"] < size["in context, KV on disk"] < size["in context, KV in memory"] + 4096
     assert size["adapter, attached"] == 3 * 8 * (96 + 48) * 4
     assert size["adapter, from disk"] == (subject.folder / "clip.v2l.safetensors").stat().st_size
 
 
 def names(vlm, frames: int) -> list[str]:
-    return [method.name for method in distinct_methods(vlm, frames)]
+    return [method.name for method in distinct_methods(vlm, frames, as_timeline=frames > 16)]
 
 
 def results_of(vlm, hypernetwork, folder, journal=None, **plan):
@@ -110,12 +110,18 @@ def test_a_sweep_measures_every_method_once(vlm, hypernetwork, tmp_path):
     assert [tokens[place].visual_tokens for place in tokens] == [16, 80, 96, 480]
     assert [tokens[place].beyond_positions for place in tokens] == [False, False, False, True]
     assert [len(table[1]) for table in sweep(settings)] == [2, 2]
+    row, timeline = settings[-1].cell("timeline, from disk"), v2l.Timeline.load(tmp_path / "timeline.v2l.safetensors")
+    assert len(timeline.description.segments) == 3 and row.kept_bytes == timeline.file.size
+    assert row.prompt_tokens > settings[-1].cell("adapter, from disk").prompt_tokens  # its question names a time
 
 
 def test_no_measurement_appears_under_two_names(vlm, hypernetwork, tmp_path):
     # On the CPU in float32 the attached adapter is the merged one.
     assert [name for name in names(vlm, 12) if name not in names(vlm, 24)] == []
-    assert [name for name in names(vlm, 24) if name not in names(vlm, 12)] == ["in context, 12 frames, cold"]
+    assert [name for name in names(vlm, 24) if name not in names(vlm, 12)] == [
+        "in context, 12 frames, cold",
+        "timeline, from disk",
+    ]
     assert {method.name for method in METHODS} - {*names(vlm, 24)} == {"adapter, merged"}
     results = results_of(vlm, hypernetwork, tmp_path, frames=(12, 24))
     cells = {(result.frames, result.way): result for result in results if isinstance(result, Cell)}
@@ -217,8 +223,8 @@ def test_estimates_follow_the_dimensions(vlm):
     assert weights < prefill_work(vlm, 1) < weights * 1.02
     assert prefill_work(vlm, 2000) > 2 * prefill_work(vlm, 1000)
     assert vision_work(vlm, 6) == 6 * vision_work(vlm, 1)
-    assert kv_bytes(vlm, 10) == 10 * 2 * 3 * 2 * 12 * 4
-    assert prefill_bytes(vlm, 10) > kv_bytes(vlm, 10)
+    assert vlm.kv_bytes(10) == 10 * 2 * 3 * 2 * 12 * 4
+    assert prefill_bytes(vlm, 10) > vlm.kv_bytes(10)
 
 
 def test_an_architecture_with_random_weights_is_a_model_like_any_other(tmp_path, videos):

@@ -19,7 +19,7 @@ from v2l.evaluation.conditions import (
     Selection,
     ablations,
 )
-from v2l.evaluation.evaluate import Evaluation, Setting
+from v2l.evaluation.evaluate import Evaluation
 from v2l.evaluation.report import (
     Run,
     layer_table,
@@ -30,6 +30,7 @@ from v2l.evaluation.report import (
     sweep_table,
     varying,
 )
+from v2l.evaluation.setting import Setting
 from v2l.io.manifest import Example
 
 QUESTIONS = ("what is on the whiteboard?", "where is the square?")

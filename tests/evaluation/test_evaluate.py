@@ -8,8 +8,9 @@ from terminal import run
 
 import v2l
 from v2l.evaluation.conditions import ADAPTER, CONDITIONS, IN_CONTEXT, RankAblation, Selection
-from v2l.evaluation.evaluate import Evaluation, Setting
+from v2l.evaluation.evaluate import Evaluation
 from v2l.evaluation.report import summarise
+from v2l.evaluation.setting import Setting
 from v2l.io.manifest import Example
 from v2l.video.probe import probe
 

@@ -3,6 +3,7 @@
 The written times of the question become placeholders (see `time_text`). Rules then turn placeholders, together with
 the words around them, into places in the video, or into plain words where they are no positions, as in "the clock shows
 12:30" (see `time_rules`). The words are those of four languages (see `time_words`).
+Only the rules run whose words the question has (see `time_patterns`).
 
 Parsers of dates and numbers do not fit: they read 12:30 as a time of day, and need to know the language.
 """
@@ -54,13 +55,16 @@ def asked_time(question: str, duration: float) -> Asked:
     durations. A question that asks when, how long or how often has no times, unless it names a stretch to search.
     """
     text = read_times(question)
-    for pattern, action in RULES_OF_COMPARISON if text.has("<COMPARE>") else RULES:
-        text.rewrite(pattern, action, duration)
+    if text is None:
+        return Asked()
+    for needed, rules in RULES_OF_COMPARISON if text.has("<COMPARE>") else RULES:
+        if not needed.isdisjoint(text.words.names):
+            text.rewrite(rules, duration)
     times = tuple(dict.fromkeys(text.stretches()))
     is_moment = any(start == end for start, end in times)
     if text.has("<HOWLONG>") or (text.has("<WHEN>", "<HOWOFTEN>") and (is_moment or not times)):
         return Asked()
-    if not times and text.has(r"\bother\b"):
+    if not times and text.has("<other>"):
         return Asked()
     if not times:
         return _order(text.has, duration)
@@ -74,7 +78,7 @@ def asked_time(question: str, duration: float) -> Asked:
 def _order(has: Callable[..., bool], duration: float) -> Asked:
     """Return what a question without a time asks about: the first or the last part, or a neighbour."""
     is_first, is_last = has(*FIRST), has(*LAST)
-    if has("<NO_ORDER>", r"(?:<FIRST>|<LAST>) (?:<NUMBER>|<ORDINAL>|<AND>|few|couple)") and (is_first or is_last):
+    if has("<NO_ORDER>", r"(?:<FIRST>|<LAST>) (?:<NUMBER>|<ORDINAL>|<AND>|<few|couple>)") and (is_first or is_last):
         return Asked()
     if is_first and is_last:
         return Asked(((0.0, 0.0), (duration, duration)), "at")

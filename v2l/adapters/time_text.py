@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from functools import cache
+from collections.abc import Callable, Iterable
+from functools import partial
 
-from v2l.adapters.number_words import FRACTIONS, HALF, ONE, ORDINALS, PARTS, QUARTERS, UNITS, number_words
-from v2l.adapters.time_words import PHRASES, alternation, listed
+from v2l.adapters.number_words import FRACTIONS, ORDINALS, QUARTERS, UNITS, number_words
+from v2l.adapters.time_patterns import TRIGGERS, Words
+from v2l.adapters.time_words import listed
 
 Stretch = tuple[float, float]
 """Start and end in seconds; equal for a moment."""
@@ -23,12 +23,13 @@ Action = Callable[[list[Stretch], float], Stretch] | None
 """Returns a stretch of the video, from the values in a match and from the duration of the video."""
 
 
-@dataclass
 class TimeText:
     """A question that is being rewritten, and the values of its placeholders."""
 
-    text: str
-    values: list[Stretch] = field(default_factory=list)
+    def __init__(self, text: str, values: Iterable[Stretch] = ()):
+        self.text = text
+        self.words = Words(text)
+        self.values = list(values)
 
     def add(self, kind: str, start: float, end: float | None = None) -> str:
         """Return a new placeholder, between spaces."""
@@ -42,92 +43,79 @@ class TimeText:
 
     def has(self, *patterns: str) -> bool:
         """Return whether the question matches any of the patterns."""
-        return any(compiled(pattern).search(self.text) for pattern in patterns)
+        for pattern in patterns:
+            compiled = self.words.pattern(pattern)
+            if compiled and compiled.search(self.text):
+                return True
+        return False
 
-    def rewrite(self, pattern: str, action: Action, duration: float) -> None:
-        """Replace every match by the place that `action` returns; its times by plain words if there is no action."""
+    def find(self, pattern: str, part: str) -> list[tuple[str, str]]:
+        """Return the groups of every match in a part of the question."""
+        compiled = self.words.pattern(pattern)
+        return compiled.findall(part) if compiled else []
 
-        def replace(found: re.Match) -> str:
+    def replace(self, pattern: str, replacement: str | Callable[[re.Match], str]) -> bool:
+        """Replace every match, as `re.sub` does, and return whether there is one."""
+        compiled = self.words.pattern(pattern)
+        if not compiled or not compiled.search(self.text):
+            return False
+        self.text = compiled.sub(replacement, self.text)
+        self.words = Words(self.text)
+        return True
+
+    def rewrite(self, rules: tuple[tuple[str, Action], ...], duration: float) -> None:
+        """Replace every match of every rule: by the place that its action returns, or its times by plain words if it
+        has none."""
+
+        def place(action: Action, found: re.Match) -> str:
             if action is None:
                 return re.sub(r"[A-Z]{4,5}\d+", "other", found[0])
             start, end = action(self.stretches(found[0]), duration)
             return self.add("PLACE", max(min(start, end), 0.0), max(start, end))
 
-        if not all(f"<{name}>" not in pattern or self.has(f"<{name}>") for name in _DECISIVE):
-            return  # saves compiling the pattern
-        self.text = re.sub(r" +", " ", compiled(pattern).sub(replace, self.text)).strip(" ,")
+        for pattern, action in rules:
+            if self.replace(pattern, partial(place, action)):
+                self.text = re.sub(r" +", " ", self.text).strip(" ,")
 
 
-_DECISIVE = ("CLOCK", "SPAN", "TIME", "START", "END", "MIDDLE", "HALFWAY", "PART2", "PART3", "PART4")
-"""Classes that a pattern can only match with: no pattern offers another class in their place."""
-
-
-@cache
-def compiled(pattern: str) -> re.Pattern:
-    """Compile a pattern in which <WORD> stands for a class of phrases or of placeholders (see `_classes`)."""
-    return re.compile(re.sub(r"<([A-Z_]+[234]?)>", lambda found: _classes()[found[1]], pattern))
-
-
-@cache
-def _classes() -> dict[str, str]:
-    one_unit = {seconds: rf"(?:{'|'.join(listed(table))})(?![a-z])" for seconds, table in UNITS.items()}
-    units = {name for table in UNITS.values() for name in listed(table)}
-    return {
-        **{name: alternation(listed(table)) for name, table in PHRASES.items()},
-        "CLOCK": r"CLOCK\d+",
-        "SPAN": r"SPAN\d+",
-        "TIME": r"(?:CLOCK|STAMP|PLACE)\d+",
-        "GAP": r"(?:[a-z0-9]+ ){0,7}?",
-        "EDGE": r"(?= ,|$)",
-        "NUMBER": r"(?<![\d.,:])\d{1,5}(?:[.,]\d+)?(?: and a half| et demie?| y medi[oa])?",
-        "NUMBER_WORD": alternation(number_words()),
-        "ONE": alternation(listed(ONE)),
-        "HALF": alternation(listed(HALF)),
-        "JOIN": rf"(?:,| {alternation(listed(PHRASES['AND']))})? ?",
-        "SECONDS": one_unit[1],
-        "MINUTES": one_unit[60],
-        "HOURS": one_unit[3600],
-        "UNIT": rf"(?:{'|'.join(sorted(units, key=len, reverse=True))})(?![a-z])",
-        "UNITNAME": alternation(name for name in units if len(name) > 3),
-        "ORDINAL": alternation(word for table in ORDINALS.values() for word in listed(table)),
-        "FRACTION": alternation(FRACTIONS),
-        **{
-            f"PART{round(1 / value)}": alternation(name for name in PARTS if PARTS[name] == value)
-            for value in PARTS.values()
-        },
-    }
-
-
-def read_times(question: str) -> TimeText:
-    """Return a question in lower case, with placeholders for its times and commas for its punctuation."""
+def read_times(question: str) -> TimeText | None:
+    """Return a question in lower case, with placeholders for its times and commas for its punctuation; None if it has
+    no word that a rule needs."""
     text = TimeText(_normalise(question))
-    for pattern, replace in _FORMS:
-        text.text = compiled(pattern).sub(
-            replace if isinstance(replace, str) else lambda found, replace=replace: replace(text, found), text.text
-        )
-    text.text = re.sub(r" -(?! *[A-Z\d])", " , ", text.text)  # a dash that is no range
+    if text.words.names.isdisjoint(TRIGGERS):
+        return None
+    for pattern, form in _FORMS:
+        text.replace(pattern, form if isinstance(form, str) else partial(form, text))
+    if "-" in text.text:
+        text.text = re.sub(r" -(?! *[A-Z\d])", " , ", text.text)  # a dash that is no range
     words = re.sub(r"[^\w@&=%-]+", lambda found: " , " if found[0].strip() else " ", text.text)
-    text.text = re.sub(r"(?: ?, ?)+", " , ", words).strip(" ,")
-    return text
+    return TimeText(re.sub(r"(?: ?, ?)+", " , ", words).strip(" ,"), text.values)
 
 
 def _normalise(question: str) -> str:
     """Case-fold a question, drop accents, quotations and hyphens, and replace the French "à" by "at"."""
-    text = unicodedata.normalize("NFKC", question).casefold()
-    text = re.sub(r"\bà(?=\W)", "at", text).translate(_CHARACTERS)
-    text = "".join(char for char in unicodedata.normalize("NFD", text) if not unicodedata.combining(char))
-    text = re.sub(r"(\d)'\s?(\d\d)\b(?:''|\")?", r"\1 min \2 s ", text)  # 12'30"
-    text = re.sub(r'"[^"]*"|«.*?»|(?<!\w)\'\d[\d:.]*\'', " quoted ", text)
-    text = re.sub(r"\b([ap])\.\s?m\b\.?", r"\1m", text)
-    text = re.sub(r"(?<=[a-z])-(?=\w)|(?<=\d)-(?=[a-z])", " ", text).replace("-", " - ")
-    return re.sub(r"\s+", " ", text.replace("'", " "))
+    text = question.casefold()
+    if not text.isascii():
+        text = unicodedata.normalize("NFKC", question).casefold()
+        text = re.sub(r"\bà(?=\W)", "at", text).translate(_CHARACTERS)
+        text = "".join(char for char in unicodedata.normalize("NFD", text) if not unicodedata.combining(char))
+    text = text.replace("~", " around ")
+    if "'" in text:
+        text = re.sub(r"(\d)'\s?(\d\d)\b(?:''|\")?", r"\1 min \2 s ", text)  # 12'30"
+    if "'" in text or '"' in text or "«" in text:
+        text = re.sub(r'"[^"]*"|«[^«»]*»|(?<!\w)\'\d[\d:.]*\'', " quoted ", text).replace("'", " ")
+    if "." in text:
+        text = re.sub(r"\b([ap])\.\s?m\b\.?", r"\1m", text)
+    if "-" in text:
+        text = re.sub(r"(?<=[a-z])-(?=\w)|(?<=\d)-(?=[a-z])", " ", text).replace("-", " - ")
+    return re.sub(r"\s+", " ", text)
 
 
 _CHARACTERS = str.maketrans(
     dict.fromkeys("\u2019\u2032", "'")  # apostrophe and prime
     | dict.fromkeys("\u201c\u201d\u201e", '"')
     | dict.fromkeys("\u2010\u2011\u2012\u2013\u2014\u2212", "-")
-    | dict.fromkeys("~\u2248", " around ")
+    | {"\u2248": " around "}
 )
 
 
@@ -150,7 +138,7 @@ def _ordinal(text: TimeText, found: re.Match) -> str:
 
 def _label(text: TimeText, found: re.Match) -> str:
     """Replace one or two pairs of unit and number, such as "minute 12 second 30"."""
-    pairs = compiled(r"(<UNITNAME>) (<NUMBER>)").findall(found[0])
+    pairs = text.find(r"(<UNITNAME>) (<NUMBER>)", found[0])
     return text.add("PLACE", sum(_unit(unit) * _number(number) for unit, number in pairs))
 
 
@@ -165,7 +153,7 @@ def _seconds(text: TimeText, found: re.Match) -> str:
 
 def _amount(text: TimeText, found: re.Match) -> str:
     """Replace up to three pairs of number and unit, such as "12m30s" and "a minute and a half"."""
-    pairs = compiled(r"(<NUMBER>) ?(<UNIT>)").findall(found["pairs"])
+    pairs = text.find(r"(<NUMBER>) ?(<UNIT>)", found["pairs"])
     unit = _unit(pairs[-1][1])
     total = sum(_unit(each) * _number(number) for number, each in pairs)
     rest = int(found["rest"]) * unit / 60 if found["rest"] else unit / 2 if found["half"] else 0
@@ -192,26 +180,27 @@ _TH = r"(?:st|nd|rd|th|\.|eme|ere|er|e|o|a)"
 _FORMS: tuple[tuple[str, str | Callable[[TimeText, re.Match], str]], ...] = (
     (r"(?<![\d:.])(?:(\d{1,2}):([0-5]?\d)|(\d{1,3})):([0-5]\d)(\.\d+)?(?!:?\d)", _clock),
     (r"(?<![\w.:])(\d{1,2}) ?h ?([0-5]\d)(?! ?(?:m|min|mn|minutes?)\b|\w)", _hours),
-    *((alternation(listed(table)), f"{minutes} minutes") for minutes, table in QUARTERS.items()),
+    *((f"<QUARTERS{minutes}>", f"{minutes} minutes") for minutes in QUARTERS),
     (r"<FRACTION>", lambda text, found: text.add("SHARE", FRACTIONS[found[0]])),
     (r"<NUMBER_WORD>", lambda _, found: f"{number_words()[found[0]]:g}"),
     (r"(?<!and a )<HALF>(?= <UNITNAME>)", "0.5"),
     (r"<ONE>(?= <UNITNAME>| (?:<AND>|<TO>|or) \d)", "1"),
-    (r"\b(?:at|vers|a las|sobre las) \d\d? ?(?:heures|horas)\b", "at other"),  # a time of day
+    (r"(?<!\d )<hour and|stunde und|heure et|hora y> (?=<NUMBER> ?<MINUTES>)", r"1 \g<0>"),
+    (r"<at|vers|a las|sobre las> (?=\d\d? ?<HOURS>)\d\d? ?(?:heures|horas)\b", "at other"),  # a time of day
     # Put the order first and repeat a unit that two numbers share
     (r"(<NUMBER>) (<LAST>|<FIRST>) (<UNITNAME>)", r"\2 \1 \3"),
-    (r"(<NUMBER>) (<TO>|<AND>|or) (?=<NUMBER> ?(<UNIT>))", r"\1 \3 \2 "),
+    (r"(<NUMBER>) (<TO>|<AND>|<or>) (?=<NUMBER> ?(<UNIT>))", r"\1 \3 \2 "),
     (r"(<UNITNAME>) (<NUMBER>) (<TO>|<AND>) (?=<NUMBER>(?! ?<UNIT>))", r"\1 \2 \3 \1 "),
     (rf"(\d{{1,3}}{_TH}) (<AND>|<TO>) (?=(?:<THE> )?\d{{1,3}}{_TH} (<UNITNAME>))", r"\1 \3 \2 "),
     (rf"(?<!every )(?:\b(\d{{1,3}}){_TH}|(<ORDINAL>)) (<UNITNAME>)", _ordinal),
     (r"(?<!\d )<MINUTES> \d+(?: <AND>| con)? <NUMBER> ?<SECONDS>", _label_and_amount),
     (r"(?<![a-z])<MINUTES> \d+,?(?: <AND>)? <SECONDS> \d+\b(?! ?<UNIT>)", _label),
     (r"(?<!\d )(?<!the )(?<!\ba )(?<!every )(?<!per )<UNITNAME> <NUMBER>(?! ?<UNIT>)(?![\w%])", _label),
-    (r"\b(?:t ?= ?|timestamp |timecode |time stamp )(\d+(?:\.\d+)?)(?: ?<UNIT>)?(?![\w%])", _seconds),
+    (r"(?:<t> ?= ?|<timestamp|timecode|time stamp> )(\d+(?:\.\d+)?)(?: ?<UNIT>)?(?![\w%])", _seconds),
     (
         (
-            r"(?P<pairs><NUMBER> ?<HOURS>(?:<JOIN><NUMBER> ?<MINUTES>)?(?:<JOIN><NUMBER> ?<SECONDS>)?"
-            r"|<NUMBER> ?<MINUTES>(?:<JOIN><NUMBER> ?<SECONDS>)?|<NUMBER> ?<SECONDS>)"
+            r"(?P<pairs><NUMBER> ?<HOURS>(?:(?:,| <AND>)? ?<NUMBER> ?<MINUTES>)?(?:(?:,| <AND>)? ?<NUMBER> ?<SECONDS>)?"
+            r"|<NUMBER> ?<MINUTES>(?:(?:,| <AND>)? ?<NUMBER> ?<SECONDS>)?|<NUMBER> ?<SECONDS>)"
             r"(?P<rest>(?<=\w)\d\d\b| \d\d(?=$| ?[,?.!:;)]| in\b| into\b))?"
             r"(?P<half> and a half| et demie?| y medi[oa])?"
         ),

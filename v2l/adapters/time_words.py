@@ -6,8 +6,7 @@ the French "à" is "at". A table lists English, German, French and Spanish, each
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable
+from functools import cache
 
 PHRASES = {
     # Words around a position
@@ -276,12 +275,7 @@ PHRASES = {
 """Phrases of each class of words. A phrase may stand in several classes, because a rule decides which one counts."""
 
 
-def listed(table: str) -> list[str]:
-    """Return the phrases of a table's text, the longest first, so that an alternation prefers them."""
-    phrases = {phrase.strip() for line in table.splitlines() for phrase in line.split(",")} - {""}
-    return sorted(phrases, key=lambda phrase: (-len(phrase), phrase))
-
-
-def alternation(phrases: Iterable[str]) -> str:
-    """Return a pattern that matches any of the phrases as whole words."""
-    return r"(?<!\w)(?:" + "|".join(map(re.escape, sorted(phrases, key=len, reverse=True))) + r")(?!\w)"
+@cache
+def listed(table: str) -> tuple[str, ...]:
+    """Return the phrases of a table's text."""
+    return tuple(phrase for part in table.replace("\n", ",").split(",") if (phrase := part.strip()))

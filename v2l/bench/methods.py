@@ -6,6 +6,8 @@ of paper section 5.4 and some that the paper leaves out: visual features, the vi
 
 from __future__ import annotations
 
+import itertools
+import math
 import os
 from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -17,10 +19,16 @@ from safetensors.torch import load_file, save_file
 
 from v2l.adapters.adapter import Adapter
 from v2l.adapters.lora import applied, merging_is_faster
+from v2l.adapters.timeline import Timeline, attach
+from v2l.adapters.timeline_description import Segmentation
 from v2l.bench.peer import generate, transformers_model
 from v2l.inference.ask import question_embeddings
-from v2l.inference.encode import encode_segments
+from v2l.inference.encode import encode_segments, open_video
 from v2l.inference.preprocess import EncodedFrames, FramePlan, encode_video_images, plan_frames, video_ids
+from v2l.inference.readings import fill_reading
+from v2l.inference.timeline import plan_job
+from v2l.io.text import clock
+from v2l.models.checkpoint import check_belongs
 from v2l.models.hypernetwork import Hypernetwork
 from v2l.models.language_model import KVCache
 from v2l.models.processor import QUESTIONS, normalise, question_text, video_text
@@ -193,6 +201,23 @@ def adapter_on_disk(subject: Subject) -> PreparedMethod:
     return PreparedMethod(answer, os.stat(path).st_size)
 
 
+def timeline_on_disk(subject: Subject) -> PreparedMethod:
+    """Keep a timeline of the video, encoded here with the trained settings and without an index. Every question names
+    a moment of another segment; it opens the file, chooses that segment, reads it and applies it."""
+    vlm, hypernetwork, path = subject.vlm, subject.hypernetwork, subject.folder / "timeline.v2l.safetensors"
+    reading = trained_reading(subject.reading, hypernetwork, vlm)
+    plan_job(open_video(subject.video), reading, hypernetwork, Segmentation(), index=False).run(vlm, hypernetwork, path)
+    starts = itertools.cycle([part.start for part in Timeline.load(path).description.segments])
+
+    def answer(question: str) -> Tokens:
+        question = about_moment(question, next(starts))
+        (adapter,) = attach(Timeline.load(path), question).adapters
+        with applied(vlm, adapter, merged=False):
+            yield from _without_video(subject, question)
+
+    return PreparedMethod(answer, os.stat(path).st_size)
+
+
 def text_only(subject: Subject) -> PreparedMethod:
     """Keep nothing and answer without the video: the lower bound of the time."""
     return PreparedMethod(lambda question: _without_video(subject, question), 0)
@@ -220,20 +245,37 @@ METHODS = (
     Method("adapter, on the side path", False, side_path_adapter, needs_adapter=True, merged=False),
     Method("adapter, merged", False, merged_adapter, needs_adapter=True, merged=True),
     Method("adapter, from disk", False, adapter_on_disk, needs_adapter=True),
+    Method("timeline, from disk", False, timeline_on_disk),
     Method("transformers, no video", False, transformers_text_only),
     Method("no video", False, text_only),
 )
 
 
-def distinct_methods(vlm: FrozenVLM, frames: int) -> list[Method]:
+def distinct_methods(vlm: FrozenVLM, frames: int, as_timeline: bool = False) -> list[Method]:
     """Return the methods without those that would repeat another one: the attached adapter is either merged or on the
-    side path, and few frames are no fewer than `frames` if those are few."""
+    side path, and few frames are no fewer than `frames` if those are few.
+
+    as_timeline: whether the video is long enough for a timeline
+    """
     attached_merged = merging_is_faster(vlm)
     return [
         method
         for method in METHODS
-        if method.merged is not attached_merged and (method.frames is None or frames > method.frames)
+        if method.merged is not attached_merged
+        and (method.frames is None or frames > method.frames)
+        and (as_timeline or method.prepare is not timeline_on_disk)
     ]
+
+
+def trained_reading(reading: Reading, hypernetwork: Hypernetwork, vlm: FrozenVLM) -> Reading:
+    """Return a reading with the frames and the rate that the hypernetwork was trained with, at the same resolution."""
+    trained_with = check_belongs(hypernetwork, vlm).trained_with
+    return fill_reading(replace(reading, frames=None, fps=None), trained_with, vlm.geometry)
+
+
+def about_moment(question: str, start: float) -> str:
+    """Return a question about the first whole second of a segment, so that it is routed there."""
+    return f"at {clock(math.ceil(start))}, {question}"
 
 
 # Parts -------------------------------------------------------------------------------------------------------------
@@ -267,7 +309,9 @@ def prompt_size(subject: Subject, method: Method) -> tuple[int, int]:
     Decodes nothing."""
     vlm = subject.vlm
     if not method.in_context:
-        return len(question_embeddings(QUESTIONS[0], vlm)), 0
+        is_timed = method.prepare is timeline_on_disk
+        question = about_moment(QUESTIONS[0], 0.0) if is_timed else QUESTIONS[0]
+        return len(question_embeddings(question, vlm)), 0
     plan = plan_frames(probe(subject.video), vlm, method.reading(subject.reading))
     ids = _plan_ids(plan, QUESTIONS[0], vlm)
     return len(ids), int((ids == vlm.image_token_id).sum())

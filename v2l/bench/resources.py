@@ -69,19 +69,12 @@ def _read(path: str) -> str:
         return ""
 
 
-def kv_bytes(vlm: FrozenVLM, tokens: int) -> int:
-    """Return the size of the KV cache of `tokens` tokens."""
-    text = vlm.folder.config.text_config
-    each = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim
-    return tokens * each * vlm.dtype.itemsize
-
-
 def prefill_bytes(vlm: FrozenVLM, tokens: int) -> int:
     """Return the peak memory of prefilling `tokens` tokens, without the weights: the KV cache, one more copy of it for
     the layer in progress, and one layer's activations."""
     text = vlm.folder.config.text_config
     activations = tokens * (6 * text.hidden_size + 3 * text.intermediate_size) * vlm.dtype.itemsize
-    return kv_bytes(vlm, tokens) * (text.num_hidden_layers + 1) // text.num_hidden_layers + activations
+    return vlm.kv_bytes(tokens) * (text.num_hidden_layers + 1) // text.num_hidden_layers + activations
 
 
 def prefill_work(vlm: FrozenVLM, tokens: int) -> float:

@@ -16,7 +16,8 @@ from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
-from v2l.bench.methods import METHODS, Method, PreparedMethod, Subject, distinct_methods, prompt_size
+from v2l.adapters.timeline_description import Segmentation
+from v2l.bench.methods import METHODS, Method, PreparedMethod, Subject, distinct_methods, prompt_size, trained_reading
 from v2l.bench.plan import Plan
 from v2l.bench.resources import (
     PeakMemory,
@@ -30,7 +31,7 @@ from v2l.bench.results import Cell, Encoding, read_back, result_key
 from v2l.errors import V2LError
 from v2l.inference.encode import generate_factors
 from v2l.inference.preprocess import cut_windows, encode_video_images
-from v2l.inference.readings import fill_reading, segment_readings
+from v2l.inference.readings import SINGLE_SPANS, fill_reading, plan_timeline, segment_readings
 from v2l.io.files import identify
 from v2l.io.journal import Journal
 from v2l.io.tensors import dtype_name
@@ -111,7 +112,7 @@ class Bench:
         )
         plan = self.plan
         subject = Subject(self.video, reading, self.vlm, self.hypernetwork, self.folder, plan.new_tokens, plan.segments)
-        methods = distinct_methods(self.vlm, frames)
+        methods = distinct_methods(self.vlm, frames, self._is_timeline(reading))
         finished = {
             name: cell
             for (count, size, name), cell in done.items()
@@ -131,6 +132,13 @@ class Bench:
         missing = [method for method in without if method.name not in finished]
         if missing:
             yield from self._without_video(missing, subject, frames, resolution)
+
+    def _is_timeline(self, reading: Reading) -> bool:
+        """Whether by default the video would become a timeline, and the reading has more frames than one encoding."""
+        trained_with = self.provenance.trained_with
+        one = trained_reading(reading, self.hypernetwork, self.vlm)
+        segments = plan_timeline(self.probed, one, trained_with.frames, trained_with.fps, Segmentation())
+        return bool(segments) and (reading.frames or 0) > SINGLE_SPANS * trained_with.frames
 
     def _work(self, method: Method, subject: Subject) -> tuple:
         """Identify the work of a method in context: two methods that use the same frames may do the same."""

@@ -10,6 +10,7 @@ from typing import Any
 
 from v2l.cli.console import Display, shown
 from v2l.cli.plots import plot_eval
+from v2l.evaluation.conditions import WHOLE
 from v2l.evaluation.datasets.registry import Chosen
 from v2l.evaluation.evaluate import Evaluation, Result
 from v2l.evaluation.grading import cost_of, prepare
@@ -109,7 +110,9 @@ def print_run(
     display.note(f"{report.metric}; every answer is in {printable(path)}")
     by_kind = report.kinds_table(paper) if report.by_kind else None
     ablated = rank_table(run), layer_table(run)
-    for each in (report.means_table(), report.against_table(), by_kind, *ablated):
+    if WHOLE in run.setting.conditions and WHOLE.name not in report.macro:
+        display.note("all segments are left out: those of a clip are too many to attach together")
+    for each in (report.means_table(), report.uses_table(), report.against_table(), by_kind, *ablated):
         if each and each[1]:
             display.table(*each)
             display.write("\n")

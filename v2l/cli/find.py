@@ -66,13 +66,14 @@ def find(
 ) -> None:
     """Find the segments of videos that match a text, best first. Experimental.
 
-    While a long video is encoded, each segment answers a few questions, and its file keeps the answers. They are
-    compared with TEXT: a segment ranks higher, the more words it shares and the rarer they are. No model is loaded. In
-    a pipe, a line holds adapter, start and end in seconds, and answer, separated by tabs. Finding nothing is not an
-    error.
+    While a long video is encoded, each of its segments answers a few questions, and its file keeps the answers as an
+    index. TEXT is compared with them: a segment ranks higher, the more words it shares and the rarer they are. No model
+    is loaded. In a pipe, a line holds adapter, start and end in seconds, and the answers that match, separated by tabs.
+    If nothing is found, a note says so, and the exit code is 0.
 
-    With --question and --answer, the model computes how likely the answer is under every segment, and under every
-    adapter of a short video. Both ways are experimental: they have been measured on the embedded model only.
+    With --question and --answer, segments are ranked by the likelihood of the answer instead. The model computes it
+    under every segment, and under every adapter of a short video; a line then ends with its logarithm. Both ways are
+    experimental: they have been measured with the embedded model only.
     """
     with command(as_json, quiet, debug) as display:
         words = words or []
@@ -98,7 +99,7 @@ def find_words(text: str, inputs: Sequence[Path], recursive: bool, limit: int, d
     from v2l.adapters.index import search_words
     from v2l.adapters.search import SearchIndex
 
-    if os.path.exists(text) and inputs == [Path()]:
+    if os.path.exists(text) and (inputs == [Path()] or not any(map(os.path.exists, inputs))):
         raise UsageError(f'say what to find, before the files: v2l find "a red ring" {printable(text)}')
     if not search_words(text):
         raise UsageError(f"{printable(text)!r} has no word to search for; name a thing, a colour or a written word")

@@ -112,7 +112,9 @@ def _kinds(ax: Any, run: Run) -> None:
     height = 0.8 / len(shown)
     for number, name in enumerate(shown):
         rows = [row + number * height for row in range(len(means))]
-        ax.barh(rows, [mean[name] for mean in means.values()], height, label=TITLES[name])
+        shows = run.report.uses.get(name, {}).get("answerable")
+        label = TITLES[name] if shows is None else f"{TITLES[name]} ({shows:.0%} of the times shown)"
+        ax.barh(rows, [mean[name] for mean in means.values()], height, label=label)
     ax.set_yticks([row + 0.4 - height / 2 for row in range(len(means))], list(means), fontsize=7)
     ax.invert_yaxis()
     ax.set_xlim(0, 1)

@@ -85,20 +85,23 @@ OTHER_CLIP = BasicCondition("other_clip")
 WHOLE = BasicCondition("whole")
 """All segments of the adapter, even if a question is about one time."""
 SEGMENT_IN_CONTEXT = BasicCondition("segment_in_context")
-"""For a question about one time, only the segments that show it are in context."""
+"""For a question about one time, only the segments that show it are in context. For a timeline: the frames of the
+segments that the question is routed to."""
+OVERVIEW = BasicCondition("overview")
+"""The overview of a timeline, whatever a question names."""
 
 CONDITIONS = (IN_CONTEXT, ADAPTER, NOTHING, BIAS, OTHER_CLIP)
 """The conditions of an evaluation without ablations."""
 
 
-def ablations(part: Ablation, ranks: int, layers: int) -> tuple[Condition, ...]:
+def ablations(part: Ablation, ranks: int, layers: int, timeline: bool = False) -> tuple[Condition, ...]:
     """Return the conditions that remove a part of an adapter with `ranks` generated ranks and `layers` layers.
 
     Ranks: 1, 2, 4, ... of them by each `Selection`. Layers: each one in turn. Times: WHOLE and SEGMENT_IN_CONTEXT,
-    which show the effect of selecting segments by time, for the adapter and in context.
+    which show the effect of selecting segments by time, for the adapter and in context; of timelines also OVERVIEW.
     """
     if part == Ablation.times:
-        return WHOLE, SEGMENT_IN_CONTEXT
+        return (WHOLE, SEGMENT_IN_CONTEXT, OVERVIEW) if timeline else (WHOLE, SEGMENT_IN_CONTEXT)
     if part == Ablation.layers:
         return tuple(LayerAblation(layer) for layer in range(layers))
     counts = [2**power for power in range((ranks - 1).bit_length())]

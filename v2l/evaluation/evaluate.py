@@ -15,51 +15,18 @@ from pathlib import Path
 from typing import Any
 
 from v2l.adapters.adapter import Adapter
-from v2l.adapters.segments import keep_segments, segments_for
+from v2l.adapters.timeline import Timeline
 from v2l.errors import V2LError
-from v2l.evaluation.ablation import ablated
-from v2l.evaluation.conditions import (
-    BIAS,
-    CONDITIONS,
-    IN_CONTEXT,
-    NOTHING,
-    OTHER_CLIP,
-    SEGMENT_IN_CONTEXT,
-    WHOLE,
-    BasicCondition,
-    Condition,
-)
+from v2l.evaluation.answering import ClipAnswerer, ConditionAnswer, duration, route
+from v2l.evaluation.conditions import OTHER_CLIP
 from v2l.evaluation.metrics import METRICS
-from v2l.inference.ask import ask_each, ask_each_in_context
-from v2l.inference.encode import encode_segments
-from v2l.inference.readings import fill_reading
+from v2l.evaluation.setting import Setting
+from v2l.evaluation.sources import ClipEncoder
 from v2l.io.journal import Journal
 from v2l.io.manifest import Example, group_by_clip
-from v2l.io.records import to_json
 from v2l.models.checkpoint import check_belongs
 from v2l.models.hypernetwork import Hypernetwork
 from v2l.models.smolvlm import FrozenVLM
-from v2l.video.sampling import Reading
-
-
-@dataclass(frozen=True)
-class Setting:
-    """The settings that all answers of an evaluation share.
-
-    conditions: any of CONDITIONS and of `ablations`
-    segments: number of segments that each adapter is composed of
-    in_context_frames: maximum number of frames in context, None for `reading.frames`
-    """
-
-    reading: Reading
-    max_new_tokens: int
-    conditions: tuple[Condition, ...] = CONDITIONS
-    segments: int = 1
-    in_context_frames: int | None = None
-
-    def record(self) -> dict[str, Any]:
-        """As JSON, the conditions by name."""
-        return to_json(self) | {"conditions": [condition.name for condition in self.conditions]}
 
 
 @dataclass(frozen=True)
@@ -69,6 +36,7 @@ class Result:
     digest: of the manifest's row, so that a changed row is answered again
     task: "caption" or "qa", which have different rubrics
     clip: index of its clip in the manifest's order
+    uses: the part of the clip that each answer was given from, see `VideoUse.record`
     """
 
     id: str
@@ -81,6 +49,7 @@ class Result:
     answers: dict[str, str]
     scores: dict[str, dict[str, float]]
     error: str | None = None
+    uses: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
 
 
 class Evaluation:
@@ -119,8 +88,8 @@ class Evaluation:
         }
         of = "model, hypernetwork, setting or choice of samples" if record else "model, hypernetwork or setting"
         self.journal = Journal(output, header, "evaluation", of)
-        self._in_context = {} if in_context is None else in_context
-        self._last: tuple[tuple, Adapter] | None = None
+        self._encoder = ClipEncoder(vlm, hypernetwork, setting)
+        self._answerer = ClipAnswerer(vlm, hypernetwork, setting, in_context)
         finished = self._read_back()
         self.done = {
             example.id: dataclasses.replace(finished[example.id, _digest(example)], clip=number)
@@ -144,88 +113,33 @@ class Evaluation:
         key = examples[0].clip
         try:
             other = self._other_clip(key) if OTHER_CLIP in self.setting.conditions else None
-            adapter = self._encode(key)
+            source = self._encoder.encode(self.clips[key])
+            refused = {example.id: error for example in examples if (error := _refusal(source, example))}
+            asked = [example for example in examples if example.id not in refused]
             answers = {
-                condition.name: self._answers(condition, examples, adapter, other)
+                condition.name: self._answerer.answer(condition, asked, source, other)
                 for condition in self.setting.conditions
+                if self._answerer.applies(condition, source)
             }
         except V2LError as error:
-            yield from (_result(example, number, {}, str(error)) for example in examples)
+            yield from (_result(example, number, {}, error=str(error)) for example in examples)
             return
-        for index, example in enumerate(examples):
-            yield _result(example, number, {name: texts[index] for name, texts in answers.items()})
+        places = {example.id: place for place, example in enumerate(asked)}
+        for example in examples:
+            own = {name: found[places[example.id]] for name, found in answers.items() if example.id in places}
+            yield _result(example, number, own, duration(source), refused.get(example.id))
 
-    def _other_clip(self, key: tuple) -> Adapter:
+    def _other_clip(self, key: tuple) -> Adapter | Timeline:
         """Return the adapter of the nearest readable clip before this one, cyclically; clips of other videos first."""
         keys = list(self.clips)
         index = keys.index(key)
         candidates = [*reversed(keys[:index]), *reversed(keys[index + 1 :])]
         for candidate in sorted(candidates, key=lambda other: other[0] == key[0]):
             try:
-                return self._encode(candidate)
+                return self._encoder.encode(self.clips[candidate])
             except V2LError:
                 continue  # the error is reported with the clip itself
         raise V2LError("no other clip can be read, so there is no other clip's adapter to compare with")
-
-    def _encode(self, key: tuple) -> Adapter:
-        """Return the adapter of a clip. The last one is cached, because it is the other clip of the next one."""
-        if self._last is None or self._last[0] != key:
-            video, start, end = key
-            reading = dataclasses.replace(self.setting.reading, start=start, end=end)
-            self._last = key, encode_segments(video, self.vlm, self.hypernetwork, reading, self.setting.segments)
-        return self._last[1]
-
-    def _answers(
-        self, condition: Condition, examples: Sequence[Example], adapter: Adapter, other: Adapter | None
-    ) -> list[str]:
-        """Answer the questions about one clip under a condition."""
-        prompts = [example.prompt for example in examples]
-        longest = self.setting.max_new_tokens
-        asked = [segments_for(adapter, prompt) for prompt in prompts]
-        if condition == NOTHING:
-            return ask_each(None, prompts, self.vlm, longest)
-        if condition == IN_CONTEXT:
-            return self._answers_in_context(examples, [self._reading(examples[0])] * len(examples))
-        if condition == SEGMENT_IN_CONTEXT:
-            return self._answers_in_context(examples, [self._reading(examples[0], adapter, some) for some in asked])
-        if condition == WHOLE:
-            return ask_each([adapter] * len(prompts), prompts, self.vlm, longest, whole=True)
-        source = adapter
-        if condition == OTHER_CLIP:
-            assert other is not None, "_answer_clip encodes the other clip for this condition"
-            source = other
-        elif condition == BIAS:
-            source = adapter.bias_alone()
-        answers: dict[int, str] = {}
-        for segments in dict.fromkeys(asked):  # one group at a time: together, every row would hold its own factors
-            part = _part(source, segments)
-            if not isinstance(condition, BasicCondition):
-                part = ablated(part, condition)
-            group = [index for index, each in enumerate(asked) if each == segments]
-            found = ask_each([part] * len(group), [prompts[index] for index in group], self.vlm, longest, whole=True)
-            answers.update(zip(group, found, strict=True))
-        return [answers[index] for index in range(len(prompts))]
-
-    def _reading(self, example: Example, adapter: Adapter | None = None, segments: Sequence[int] = ()) -> Reading:
-        """Return the part of an example's clip that is in context: all of it, or the range of some segments."""
-        reading = dataclasses.replace(self.setting.reading, start=example.start, end=example.end)
-        reading = fill_reading(reading, self.provenance.trained_with, self.vlm.geometry)
-        if self.setting.in_context_frames:
-            reading = dataclasses.replace(reading, frames=self.setting.in_context_frames)
-        if adapter is None or len(segments) == len(adapter.description.segments):
-            return reading
-        shown = [adapter.description.segments[number] for number in segments]
-        return dataclasses.replace(reading, start=shown[0].start, end=shown[-1].end)
-
-    def _answers_in_context(self, examples: Sequence[Example], readings: Sequence[Reading]) -> list[str]:
-        """Answer each example with its own reading of the clip in context."""
-        video, longest = examples[0].video, self.setting.max_new_tokens
-        keys = [(video, reading, each.prompt, longest) for each, reading in zip(examples, readings, strict=True)]
-        for reading in dict.fromkeys(key[1] for key in keys if key not in self._in_context):
-            new = [key for key in keys if key[1] == reading and key not in self._in_context]
-            answers = ask_each_in_context(video, [key[2] for key in new], self.vlm, reading, longest)
-            self._in_context.update(zip(new, answers, strict=True))
-        return [self._in_context[key] for key in keys]
 
     def _read_back(self) -> dict[tuple[str, str], Result]:
         """Read the answered results of an earlier run, by id and digest."""
@@ -236,19 +150,30 @@ class Evaluation:
         return {(result.id, result.digest): result for result in results if result.error is None}
 
 
-def _part(adapter: Adapter, segments: Sequence[int]) -> Adapter:
-    """Return the adapter of some segments; all of them if it, as another clip's may, has none of those."""
-    every = range(len(adapter.description.segments))
-    return keep_segments(adapter, [number for number in segments if number in every] or every)
+def _refusal(source: Adapter | Timeline, example: Example) -> str | None:
+    """Return the error of a question that asks about a time outside of the clip."""
+    try:
+        route(source, example.prompt)
+    except V2LError as error:
+        return str(error)
+    return None
 
 
-def _result(example: Example, clip: int, answers: dict[str, str], error: str | None = None) -> Result:
+def _result(
+    example: Example,
+    clip: int,
+    answers: Mapping[str, ConditionAnswer],
+    duration: float = 0.0,
+    error: str | None = None,
+) -> Result:
+    """Return a scored result. duration: of the clip; error: of a question that was not answered"""
     scores = {
-        condition: {metric: score(answer, example.target) for metric, score in METRICS.items()}
+        condition: {metric: score(answer.text, example.target) for metric, score in METRICS.items()}
         for condition, answer in answers.items()
     }
+    uses = {name: each.use.record(example.prompt, duration) for name, each in answers.items() if each.use}
     about = (example.id, _digest(example), example.task, example.kind, clip, example.prompt, example.target)
-    return Result(*about, answers, scores, error)
+    return Result(*about, {name: answer.text for name, answer in answers.items()}, scores, error, uses)
 
 
 def _digest(example: Example) -> str:

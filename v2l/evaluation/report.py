@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +19,18 @@ from v2l.evaluation.conditions import (
     IN_CONTEXT,
     NOTHING,
     OTHER_CLIP,
+    OVERVIEW,
     SEGMENT_IN_CONTEXT,
     WHOLE,
     LayerAblation,
     RankAblation,
     Selection,
 )
-from v2l.evaluation.evaluate import Result, Setting
+from v2l.evaluation.evaluate import Result
 from v2l.evaluation.metrics import Comparison, compare
 from v2l.evaluation.paper import ALL, Published
+from v2l.evaluation.setting import Setting
+from v2l.io.text import amount
 
 Table = tuple[list[str], list[list[str]]]
 TITLES = {
@@ -37,6 +40,7 @@ TITLES = {
     BIAS.name: "bias alone",
     OTHER_CLIP.name: "other clip's",
     WHOLE.name: "all segments",
+    OVERVIEW.name: "overview",
     SEGMENT_IN_CONTEXT.name: "its segment in context",
 }
 """Column titles by name of the condition."""
@@ -56,6 +60,8 @@ class Report:
     against: the adapter minus every other condition
     by_kind: the adapter minus in context, by kind; None for a kind with questions about one clip only
     failed: number of questions that were not answered, or whose answers were not judged
+    timed: number of answered questions that name a time, of which `uses` states the answerable share
+    uses: by condition that shows the clip: the means of `VideoUse.record` over the questions that have it
     """
 
     metric: str
@@ -65,6 +71,8 @@ class Report:
     against: dict[str, Comparison]
     by_kind: dict[str, Comparison | None]
     failed: int
+    timed: int = 0
+    uses: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def record(self) -> dict[str, Any]:
         """As JSON, including the verdicts."""
@@ -82,6 +90,17 @@ class Report:
             for kind, means in self._with_all().items()
         ]
         return ["question", "n", *(TITLES[name] for name in shown)], rows
+
+    def uses_table(self) -> Table:
+        """Table of what each condition shows of a clip: tokens, bytes in use, and the share of the timed questions
+        whose second is among its frames at all; no rows for answers of earlier versions."""
+        header = ["shown of a clip", "visual tokens", "attached or cached", f"can be answered, of {self.timed} timed"]
+        rows = []
+        for name, means in self.uses.items():
+            answerable = f"{means['answerable']:.1%}" if "answerable" in means else UNKNOWN
+            if name in TITLES:
+                rows.append([TITLES[name], f"{means['visual_tokens']:,.0f}", amount(round(means["bytes"])), answerable])
+        return header, rows
 
     def against_table(self) -> Table:
         """Table of the adapter against each other condition, one row per margin."""
@@ -147,7 +166,7 @@ def summarise(results: Sequence[Result], metric: str, margin: float, stricter: S
     answered = [result for result in results if result.error is None]
     if not answered:
         raise V2LError("no question was answered and scored; see the errors above")
-    conditions = list(answered[0].scores)
+    conditions = [name for name in answered[0].scores if all(name in result.scores for result in answered)]
     kinds = sorted({result.kind for result in answered})
     means = {
         kind: {
@@ -164,7 +183,19 @@ def summarise(results: Sequence[Result], metric: str, margin: float, stricter: S
         against={name: _compare(answered, metric, name, margin, stricter) for name in conditions if name != "adapter"},
         by_kind=_by_kind(answered, metric, kinds, margin, stricter) if "in_context" in conditions else {},
         failed=len(results) - len(answered),
+        timed=sum(any("answerable" in use for use in result.uses.values()) for result in answered),
+        uses=_mean_uses(answered, conditions),
     )
+
+
+def _mean_uses(results: Sequence[Result], conditions: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Return the means of what the answers of each condition used, by name of the value."""
+    found: dict[str, dict[str, float]] = {}
+    for condition in conditions:
+        uses = [result.uses[condition] for result in results if condition in result.uses]
+        for name in dict.fromkeys(name for use in uses for name in use):
+            found.setdefault(condition, {})[name] = _mean([use[name] for use in uses if name in use])
+    return found
 
 
 def _compare(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from safetensors import SafetensorError
@@ -50,9 +50,21 @@ def load_vlm(
     needed = model_bytes(folder.config, dtype, vision)
     with memory_errors(f"the model in {printable(folder.path)}", device, dtype, needed):
         language = LanguageModel.empty(folder.config, device, dtype)
-        tower = VisionTower.empty(folder.config, device, dtype) if vision else None
-        _fill(folder, language, tower)
-    return FrozenVLM(folder, language, tower, tokenizer, device)
+        _fill(folder, language_model.published_weights(language))
+    vlm = FrozenVLM(folder, language, None, tokenizer, device)
+    return add_vision(vlm) if vision else vlm
+
+
+def add_vision(vlm: FrozenVLM) -> FrozenVLM:
+    """Load the vision tower of a model that was loaded without it. Returns the same object; errors as `load_vlm`."""
+    if vlm.vision is None:
+        folder, config = vlm.folder, vlm.folder.config
+        needed = model_bytes(config, vlm.dtype) - model_bytes(config, vlm.dtype, vision=False)
+        with memory_errors(f"the vision tower of {printable(folder.path)}", vlm.device, vlm.dtype, needed):
+            tower = VisionTower.empty(config, vlm.device, vlm.dtype)
+            _fill(folder, vision_tower.published_weights(tower))
+        vlm.vision = tower
+    return vlm
 
 
 def model_bytes(config: SmolVLMConfig, dtype: torch.dtype, vision: bool = True) -> int:
@@ -61,14 +73,16 @@ def model_bytes(config: SmolVLMConfig, dtype: torch.dtype, vision: bool = True) 
     return sum(math.prod(shape) for shape in shapes.values()) * dtype.itemsize
 
 
-def _fill(folder: ModelFolder, model: LanguageModel, tower: VisionTower | None) -> None:
-    """Read the weights from the folder, one tensor at a time and memory-mapped, into the type and place of the modules.
+def _fill(folder: ModelFolder, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
+    """Read weights from the folder, one tensor at a time and memory-mapped, into the type and place of the modules.
+
+    weights: the published name of every tensor, and the part of the modules that it fills
 
     Names and shapes of the stored tensors are compared with the configuration first. Raises V2LError if they cannot be
     read or are not finite in the type of the modules.
     """
     stored = folder.tensors
-    parts = dict(published_weights(model, tower))
+    parts = dict(weights)
     try:
         for group in _groups(parts):
             with open_tensors({name: stored[name] for name in group}) as slices:

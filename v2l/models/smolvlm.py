@@ -146,6 +146,12 @@ class FrozenVLM:
                 f"{self.max_positions:,} positions; shorten the question or the answer, or show fewer or smaller frames"
             )
 
+    def kv_bytes(self, tokens: int) -> int:
+        """Return the size of the KV cache of `tokens` tokens."""
+        text = self.folder.config.text_config
+        each = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim
+        return tokens * each * self.dtype.itemsize
+
     # Images and hidden states ----------------------------------------------------------------------------------
 
     @torch.no_grad()

@@ -187,7 +187,7 @@ FILMINGS: dict[str, Callable[[np.random.Generator], Filming]] = {
     "thousand": thousand,
     "two": scenes_of_eight_seconds(2),
     "eight": scenes_of_eight_seconds(8),
-    **{f"length-{seconds}": length(seconds) for seconds in (8, 12, 64, 256, 1024)},
+    **{f"length-{seconds}": length(seconds) for seconds in (8, 12, 16, 24, 36, 64, 256, 1024, 3600)},
     **{f"facts-{seconds}": facts(seconds) for seconds in (8, 12, 64, 256, 1024)},
     **{f"lines-{height}": lines(height) for height in (64, 96, 240, 480, 1080)},
 }
