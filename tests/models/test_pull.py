@@ -8,6 +8,7 @@ import json
 import os
 import re
 import resource
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -235,6 +236,12 @@ def test_a_model_that_is_not_the_one_expected_fails_its_test(hub, pull, tmp_path
     done = pull()
     assert done.code == 1 and "turns an image into 4 tokens and 64 were expected" in done.err
     assert not (tmp_path / "home" / "v2l.lock.json").exists() or lock(tmp_path)["repos"] == {}
+
+
+def test_a_model_without_a_tokenizer_fails_its_test(model_folder, tmp_path):
+    lacking = shutil.copytree(model_folder, tmp_path / "lacking", ignore=shutil.ignore_patterns("tokenizer.json"))
+    with pytest.raises(V2LError, match=r"SmolVLM2-500M-Video-Instruct has no tokenizer\.json"):
+        v2l.models.pull.self_test(str(lacking), PRESETS["smolvlm2-500m"], lambda line: None)
 
 
 def test_a_full_disk_is_one_line(hub, tmp_path):

@@ -84,6 +84,8 @@ def self_test(name: str, preset: Preset, report: Report) -> None:
     are not those that v2l implements."""
     report(f"self-test: loading {preset.model} and its hypernetwork")
     vlm = load_vlm(name, device="cpu")
+    if vlm.tokenizer is None:
+        raise V2LError(f"{preset.model} has no tokenizer.json, which prompts need; name another --revision")
     if vlm.geometry.tokens_per_image != preset.tokens_per_image:
         raise V2LError(
             f"{preset.model} turns an image into {vlm.geometry.tokens_per_image} tokens and "
