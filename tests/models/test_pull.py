@@ -20,12 +20,15 @@ from huggingface_hub import constants, hf_hub_download, scan_cache_dir, try_to_l
 from places import DATA
 from terminal import PATIENCE, SUFFIX, Running, run
 
+import v2l.models.hub_cache
 import v2l.models.pull
 from v2l.errors import V2LError
-from v2l.inference.model_loader import choose_model
+from v2l.inference.model_loader import ModelLoader, choose_model
+from v2l.models.checkpoint import load_hypernetwork
 from v2l.models.hub import list_files
 from v2l.models.hypernetwork_file import locate
-from v2l.models.presets import PRESETS, lock_path, read_lock, write_lock
+from v2l.models.lock_file import lock_path, read_lock, write_lock
+from v2l.models.presets import PRESETS, cached_file, recorded_hypernetwork
 
 MODEL, (PUBLISHED, OLDER, OLDEST) = PRESETS["smolvlm2-500m"].model, PRESETS["smolvlm2-500m"].hypernetworks
 HYPERNETWORK = PRESETS["smolvlm2-500m"].file
@@ -109,7 +112,7 @@ def test_a_preset_is_fetched_proven_recorded_and_used(hub, pull, tmp_path):
     assert set(downloads(hub)) == {*wanted, HYPERNETWORK}
     asked = {path for _, path, _ in hub.requests if "/resolve/" not in path}
     assert asked == {f"/api/models/{repo}/revision/main" for repo in (MODEL, PUBLISHED)}  # and nothing else at all
-    assert sorted(os.listdir(tmp_path / "home")) == ["hub", "v2l.lock.json"]
+    assert sorted(os.listdir(tmp_path / "home")) == ["hub", "v2l", "v2l.lock.json"]
     kept = lock(tmp_path)
     assert kept["default"] == "smolvlm2-500m" and kept["repos"][MODEL]["commit"] == "a" * 40
     assert kept["repos"][MODEL]["files"].keys() == wanted
@@ -183,7 +186,7 @@ def test_a_second_preset_leaves_the_first_one_recorded(hub, fetch_both):
     """One repository holds the hypernetworks of both."""
     fetch_both()
     for name, preset in PRESETS.items():
-        assert preset.file in read_lock().repos[PUBLISHED].files and locate(name).name == preset.file
+        assert recorded_hypernetwork(preset)[:2] == (PUBLISHED, preset.file) and locate(name).exists()
     hub.requests.clear()
     fetch_both()
     assert downloads(hub) == []
@@ -192,7 +195,7 @@ def test_a_second_preset_leaves_the_first_one_recorded(hub, fetch_both):
     repo.files = {f"video2lora-{preset.size}.pt": repo.files[preset.file] for preset in PRESETS.values()}
     os.unlink(lock_path())
     fetch_both()
-    assert [*read_lock().repos[OLDER].files] == [locate(name).name for name in PRESETS][::-1]
+    assert [recorded_hypernetwork(preset)[:2] for preset in PRESETS.values()] == [(OLDER, name) for name in repo.files]
 
 
 def test_one_of_several_hypernetworks_is_taken(hub, fetch):
@@ -207,6 +210,30 @@ def test_one_of_several_hypernetworks_is_taken(hub, fetch):
     more = dataclasses.replace(older.repos[PUBLISHED], files=dict.fromkeys([*former, HYPERNETWORK], "0" * 64))
     write_lock(dataclasses.replace(older, repos=older.repos | {PUBLISHED: more}))
     assert locate("smolvlm2-500m").name == HYPERNETWORK
+
+
+def test_a_hypernetwork_is_imported_once_and_stays_the_same(hub, fetch, tmp_path):
+    published = cached_file(PUBLISHED, HYPERNETWORK) if fetch() else None
+    imported = locate("smolvlm2-500m")
+    assert imported.parent == tmp_path / "home" / "v2l" / "hypernetworks"
+    expected = load_hypernetwork(published).provenance
+    assert load_hypernetwork("smolvlm2-500m").provenance == expected
+
+    # what a command needs to know stands in the header
+    held = published.resolve().rename(tmp_path / "held")
+    assert ModelLoader("smolvlm2-500m", "option").provenance == expected
+    held.rename(published.resolve())
+
+    # a cache of an earlier version, a damaged import
+    whole = imported.read_bytes()
+    imported.unlink()
+    assert locate("smolvlm2-500m") == published
+    assert ModelLoader("smolvlm2-500m", "option").provenance == expected
+    imported.write_bytes(whole[:-1] + b"!")
+    with pytest.raises(V2LError, match="its content does not match its own sha256"):
+        load_hypernetwork("smolvlm2-500m")
+    fetch()
+    assert imported.read_bytes() == whole
 
 
 def test_what_cannot_be_fetched_is_one_line(hub, pull, tmp_path):
@@ -256,16 +283,16 @@ def test_a_disk_that_fails_at_any_step_is_one_line_and_nothing_half_written_is_t
     for number in range(1, 100):
         constants.HF_HUB_CACHE = str(tmp_path / str(number))
         os.mkdir(constants.HF_HUB_CACHE)
-        place = v2l.models.pull.CachePlace(MODEL, listing.commit, *listing.files)
+        place = v2l.models.hub_cache.CachePlace(MODEL, listing.commit, *listing.files)
         with Disk(tmp_path, number, (errno.ENOSPC, errno.EIO)[number % 2]).mounted() as disk:
             try:
-                v2l.models.pull._fetch_file(place, None)
+                v2l.models.hub_cache.fetch_file(place, None)
             except V2LError as trouble:
                 assert str(trouble).isprintable()
             if len(disk.steps) < number:
                 break
         assert not place.blob.exists() or place.blob.read_bytes() == data
-        v2l.models.pull._fetch_file(place, None)
+        v2l.models.hub_cache.fetch_file(place, None)
         assert place.pointer.read_bytes() == data
     assert 10 < number < 99
 

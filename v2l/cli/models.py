@@ -67,7 +67,7 @@ def pull_preset(name: str, revision: str | None, make_default: bool, display: Di
     """Fetch a preset and print its licences and whether it is the default."""
     from huggingface_hub.utils import disable_progress_bars
 
-    from v2l.models.presets import lock_path, read_lock
+    from v2l.models.lock_file import lock_path, read_lock
     from v2l.models.pull import pull
 
     if display.quiet or not sys.stderr.isatty():

@@ -27,7 +27,7 @@ import httpx2
 from v2l import __version__
 from v2l.errors import V2LError
 from v2l.io.text import printable
-from v2l.models.presets import is_commit, is_plain_name, is_sha256
+from v2l.models.lock_file import is_commit, is_plain_name, is_sha256
 
 LISTING_BYTES, LISTING_FILES = 4 * 2**20, 10_000
 """Limits of a listing. It takes about 300 bytes per file."""

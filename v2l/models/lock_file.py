@@ -1,0 +1,119 @@
+"""The lock file of `v2l pull`: what it downloaded, trusted on first use.
+
+`$HF_HOME/v2l.lock.json` beside the Hugging Face cache records the commit of each repository, the sha256 of each file,
+and the default preset. A file that is downloaded again must be identical. Paths are built from the hub's answers and
+from this file only after `is_commit`, `is_sha256` and `is_plain_name` have accepted their parts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from v2l.errors import V2LError
+from v2l.io.files import make_folder, open_regular, write_atomically
+from v2l.io.text import printable
+
+MAX_LOCK_BYTES = 1_000_000
+"""Largest lock file; a preset takes about 2 kB."""
+
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._+-]{0,98}[A-Za-z0-9])?")
+
+
+def is_commit(value: object) -> bool:
+    """Return whether the value is a commit id or a git object id: exactly 40 lower-case hexadecimal digits."""
+    return isinstance(value, str) and re.fullmatch("[0-9a-f]{40}", value) is not None
+
+
+def is_sha256(value: object) -> bool:
+    """Return whether the value is a sha256: exactly 64 lower-case hexadecimal digits."""
+    return isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None
+
+
+def is_plain_name(value: object) -> bool:
+    """Return whether the value is a file name without a folder: 1 to 100 ASCII letters, digits and `._+-`, with a
+    letter or digit at both ends and without `..`."""
+    return isinstance(value, str) and _PLAIN_NAME.fullmatch(value) is not None and ".." not in value
+
+
+@dataclass(frozen=True)
+class LockedRepo:
+    """A repository in the lock file.
+
+    revision: the branch, tag or commit that was requested; commit: the commit it resolved to; files: name to sha256
+    """
+
+    revision: str
+    commit: str
+    files: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Lock:
+    """The lock file.
+
+    repos: by name on the hub; default: the preset that is used if no model is named
+    """
+
+    repos: dict[str, LockedRepo] = field(default_factory=dict)
+    default: str | None = None
+
+
+def lock_path() -> Path:
+    """Return the path of the lock file; HF_HOME is obeyed."""
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HOME) / "v2l.lock.json"
+
+
+def own_folder() -> Path:
+    """Return v2l's own folder beside the lock file, for files that `v2l pull` derives from the hub's."""
+    return lock_path().parent / "v2l"
+
+
+def read_lock() -> Lock:
+    """Read the lock file. Return an empty lock if the file is missing. Raise V2LError if it is damaged, of another
+    version, or holds an invalid commit, hash or file name."""
+    path = lock_path()
+    try:
+        with open_regular(path) as file:
+            data = file.read(MAX_LOCK_BYTES + 1)
+        if len(data) > MAX_LOCK_BYTES:
+            raise ValueError(f"more than {MAX_LOCK_BYTES} bytes")
+        values = json.loads(data.decode())
+        if values["v2l"] != 1:
+            raise ValueError(f"version {values['v2l']!r}")
+        repos = {name: _locked_repo(**repo) for name, repo in values["repos"].items()}
+        if values["default"] is not None and not is_plain_name(values["default"]):
+            raise ValueError("the default is not the name of a preset")
+        return Lock(repos, values["default"])
+    except FileNotFoundError:
+        return Lock()
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise V2LError(
+            f"cannot read {printable(path)} ({printable(error)}); move it away, and v2l pull writes it anew"
+        ) from error
+
+
+def write_lock(lock: Lock) -> None:
+    """Write the lock file, atomically. Raises V2LError if that fails."""
+    text = json.dumps({"v2l": 1, **dataclasses.asdict(lock)}, indent=1, sort_keys=True) + "\n"
+    make_folder(lock_path().parent)
+    write_atomically(lock_path(), text.encode())
+
+
+def _locked_repo(revision: Any, commit: Any, files: Any) -> LockedRepo:
+    if not isinstance(revision, str):
+        raise ValueError("a revision is not a string")
+    if not is_commit(commit):
+        raise ValueError(f"{commit!r} is not a commit of 40 hexadecimal digits")
+    for name, sha256 in files.items():
+        if not is_plain_name(name):
+            raise ValueError(f"{name!r} is not a plain file name")
+        if not is_sha256(sha256):
+            raise ValueError(f"the sha256 of {name} is not 64 hexadecimal digits")
+    return LockedRepo(revision, commit, dict(files))
