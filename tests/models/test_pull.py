@@ -4,12 +4,17 @@ nothing. `tests/stress/hubs.py` has more such hubs."""
 import dataclasses
 import errno
 import gzip
+import hashlib
 import json
 import os
+import pty
 import re
 import resource
+import shutil
 import signal
+import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -20,15 +25,20 @@ from huggingface_hub import constants, hf_hub_download, scan_cache_dir, try_to_l
 from places import DATA
 from terminal import PATIENCE, SUFFIX, Running, run
 
+import v2l.cli.models
 import v2l.models.hub_cache
 import v2l.models.pull
+from v2l.cli.console import Display
+from v2l.cli.models import pull_preset
 from v2l.errors import V2LError
 from v2l.inference.model_loader import ModelLoader, choose_model
+from v2l.io.text import amount
 from v2l.models.checkpoint import load_hypernetwork
 from v2l.models.hub import list_files
 from v2l.models.hypernetwork_file import locate
 from v2l.models.lock_file import lock_path, read_lock, write_lock
 from v2l.models.presets import PRESETS, cached_file, recorded_hypernetwork
+from v2l.models.pull import MODEL_FILES, PullOptions, PullWatch
 
 MODEL, (PUBLISHED, OLDER, OLDEST) = PRESETS["smolvlm2-500m"].model, PRESETS["smolvlm2-500m"].hypernetworks
 HYPERNETWORK = PRESETS["smolvlm2-500m"].file
@@ -64,12 +74,12 @@ def pull(hub, tmp_path):
 
 @pytest.fixture
 def fetch(hub, tmp_path, monkeypatch):
-    """Pull in this process. Returns the downloaded repositories."""
+    """Return `pull` of the preset in this process."""
     home = tmp_path / "home"
     where = {"ENDPOINT": hub.address, "HF_HOME": str(home), "HF_HUB_CACHE": str(home / "hub")}
     for name, value in {**where, "HF_HUB_OFFLINE": False, "HF_HUB_DOWNLOAD_TIMEOUT": 1}.items():
         monkeypatch.setattr(constants, name, value)
-    return lambda: v2l.models.pull.pull("smolvlm2-500m", None, False, lambda note: None)
+    return partial(v2l.models.pull.pull, "smolvlm2-500m")
 
 
 @pytest.fixture
@@ -80,7 +90,7 @@ def fetch_both(hub, fetch, folder, monkeypatch):
     monkeypatch.setitem(PRESETS, "smolvlm2-2.2b", dataclasses.replace(larger, tokens_per_image=64))
     hub.repos[larger.model] = Repo.of(folder)
     hub.repos[PUBLISHED].files[larger.file] = hub.repos[PUBLISHED].files[HYPERNETWORK]
-    return lambda: [v2l.models.pull.pull(name, None, False, lambda note: None) for name in PRESETS]
+    return lambda: [v2l.models.pull.pull(name) for name in PRESETS]
 
 
 @pytest.fixture
@@ -234,6 +244,62 @@ def test_a_hypernetwork_is_imported_once_and_stays_the_same(hub, fetch, tmp_path
         load_hypernetwork("smolvlm2-500m")
     fetch()
     assert imported.read_bytes() == whole
+
+
+def test_the_size_is_told_and_confirmed_and_one_bar_shows_it(hub, fetch, monkeypatch, tmp_path):
+    files = {name: data for name, data in hub.repos[MODEL].files.items() if MODEL_FILES.fullmatch(name)}
+    half = len(files["model.safetensors"]) // 2
+    blobs = tmp_path / "home" / "hub" / f"models--{MODEL.replace('/', '--')}" / "blobs"
+    blobs.mkdir(parents=True)
+    part = blobs / f"{hashlib.sha256(files['model.safetensors']).hexdigest()}.incomplete"
+    part.write_bytes(files["model.safetensors"][:half])
+    sizes = [sum(map(len, files.values())) - half, len(hub.repos[PUBLISHED].files[HYPERNETWORK])]
+    notes, asked, steps = [], [], []
+    watch = PullWatch(notes.append, lambda size: asked.append(size), lambda *step: steps.append(step))
+    with pytest.raises(V2LError, match="not confirmed, so nothing was downloaded; --yes downloads without asking"):
+        fetch(watch=watch)
+    assert asked == [sum(sizes)] and downloads(hub) == [] and not lock_path().exists()
+    assert notes == [
+        f"smolvlm2-500m: {amount(sum(sizes))} to download ({MODEL} {amount(sizes[0])}, {PUBLISHED} {amount(sizes[1])})"
+    ]
+    # no room: the import takes as much as the hypernetwork once more
+    usage = shutil.disk_usage(tmp_path)
+    for free in (sum(sizes) + sizes[1] - 1, sum(sizes) + sizes[1]):
+        monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: usage._replace(free=free))
+        with pytest.raises(V2LError, match="free; make room" if free < sum(sizes) + sizes[1] else "not confirmed"):
+            fetch(watch=watch)
+    assert downloads(hub) == []
+    agreed = dataclasses.replace(watch, confirm=lambda size: True)
+    fetch(watch=agreed)
+    done = [step[0] for step in steps]
+    assert done == sorted(done) and done[-1] == sum(sizes) and {step[1] for step in steps} == {sum(sizes)}
+    assert {step[2] for step in steps} == {*files, HYPERNETWORK}
+    asked.clear()
+    fetch(watch=watch)
+    assert asked == []
+
+
+@pytest.mark.parametrize(("typed", "agrees"), [("n\n", False), ("\4", False), ("\n", True), ("Yes\n", True)])
+def test_a_terminal_is_asked_before_a_large_download(hub, fetch, monkeypatch, typed, agrees):
+    monkeypatch.setattr(v2l.cli.models, "ASKED_ABOVE", 10)
+    keyboard, terminal = pty.openpty()
+    os.write(keyboard, typed.encode())
+    with open(terminal) as keys, open(os.dup(terminal), "w") as screen:
+        monkeypatch.setattr(sys, "stdin", keys)
+        monkeypatch.setattr(sys, "stderr", screen)
+        display = Display(quiet=True)
+        if agrees:
+            pull_preset("smolvlm2-500m", PullOptions(), False, display)
+        else:
+            with pytest.raises(V2LError, match="not confirmed"):
+                pull_preset("smolvlm2-500m", PullOptions(), False, display)
+            pull_preset("smolvlm2-500m", PullOptions(), True, display)  # --yes
+        with open(os.devnull) as nothing:  # a script is never asked
+            monkeypatch.setattr(sys, "stdin", nothing)
+            assert display.confirm("download?")
+        assert os.read(keyboard, 10_000).count(b"? [Y/n] ") == 1
+    os.close(keyboard)
+    assert downloads(hub)
 
 
 def test_what_cannot_be_fetched_is_one_line(hub, pull, tmp_path):

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,6 +13,13 @@ from v2l.cli.help import GroupedCommand
 from v2l.cli.options import READ, WRITE, Arch, Debug, Json, Overwrite, Quiet, check_replaceable, one_of
 from v2l.errors import UsageError
 from v2l.io.text import amount, printable
+
+if TYPE_CHECKING:
+    from v2l.models.pull import PullOptions
+
+
+ASKED_ABOVE = 10**9
+"""Bytes of a download from which a terminal is asked before it."""
 
 
 class PullCommand(GroupedCommand):
@@ -49,30 +55,49 @@ def pull(
             rich_help_panel=WRITE,
         ),
     ] = False,
+    yes: Annotated[
+        bool,
+        typer.Option("--yes", "-y", help="Download without asking on a terminal.", rich_help_panel=WRITE),
+    ] = False,
     as_json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
     """Fetch a frozen model and its hypernetwork.
 
+    smolvlm2-500m downloads 2.03 + 0.51 GB and smolvlm2-2.2b 8.99 + 0.91 GB; the published weights are float32. The
+    exact size is told before, and above 1 GB a terminal is asked. The hypernetwork is kept once more, as v2l's own
+    file.
+
     No other command uses the network, except eval with --judge. Every file is checked against the hash that the hub
     states, and recorded, so that later runs use the same file. Then both are loaded and tested. HF_HOME, HF_TOKEN,
     HF_ENDPOINT and HF_HUB_OFFLINE are respected.
     """
     with command(as_json, quiet, debug) as display:
-        pull_preset(preset, revision, default, display)
+        from v2l.models.pull import PullOptions
+
+        pull_preset(preset, PullOptions(revision, default), yes, display)
 
 
-def pull_preset(name: str, revision: str | None, make_default: bool, display: Display) -> None:
-    """Fetch a preset and print its licences and whether it is the default."""
-    from huggingface_hub.utils import disable_progress_bars
+def pull_preset(name: str, options: PullOptions, yes: bool, display: Display) -> None:
+    """Fetch a preset and print its licences and whether it is the default.
 
+    yes: do not ask before the download
+    """
     from v2l.models.lock_file import lock_path, read_lock
-    from v2l.models.pull import pull
+    from v2l.models.pull import PullWatch, pull
 
-    if display.quiet or not sys.stderr.isatty():
-        disable_progress_bars()
-    for pulled in pull(name, revision, make_default, display.note):
+    def confirm(size: int) -> bool:
+        return yes or size <= ASKED_ABOVE or display.confirm(f"download {amount(size)}?")
+
+    def progress(done: int, total: int, file: str) -> None:
+        if not display.has_progress:
+            display.start_progress(total, "B")
+        display.progress(done, total, file)
+        if done >= total:
+            display.end_progress()
+
+    for pulled in pull(name, options, PullWatch(display.note, confirm, progress)):
         text = f"{pulled.repo}  {pulled.commit[:12]}, {amount(pulled.size)}, licence {printable(pulled.licence)}"
         display.result(text, {"command": "pull", **dataclasses.asdict(pulled)})
     default = read_lock().default

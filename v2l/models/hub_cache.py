@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -56,6 +56,16 @@ class CachePlace:
     def pointer(self) -> Path:
         """The file under its own name: a link to the blob."""
         return self.folder / "snapshots" / self.commit / self.file.name
+
+    @property
+    def missing(self) -> int:
+        """Bytes to download."""
+        if os.path.exists(self.pointer) or os.path.exists(self.blob):
+            return 0
+        try:
+            return max(0, self.file.size - os.lstat(self.part).st_size)
+        except OSError:
+            return self.file.size
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
@@ -119,10 +129,11 @@ def _open_part(path: Path) -> BinaryIO:
     return open(path, "ab", opener=lambda name, flags: os.open(name, flags | careful, 0o666))
 
 
-def fetch_file(place: CachePlace, recorded: str | None) -> str:
+def fetch_file(place: CachePlace, recorded: str | None, report: Callable[[int], object] = lambda left: None) -> str:
     """Fetch a file unless the cache holds it, verify it and return its sha256.
 
     recorded: the sha256 that the lock file states, None if it states none
+    report: called with the bytes that are left to download
 
     Raises V2LError, and discards the file, if it is not the one that the hub lists or that was recorded.
     """
@@ -133,7 +144,7 @@ def fetch_file(place: CachePlace, recorded: str | None) -> str:
         if not os.path.exists(source):
             source = place.part
             with _open_part(source) as part:
-                download(place.repo, place.commit, place.file, part)
+                download(place.repo, place.commit, place.file, part, report)
                 part.flush()
                 os.fsync(part.fileno())
         sha256 = _checked(place, source, recorded)

@@ -15,17 +15,18 @@ import re
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from v2l.errors import V2LError
 from v2l.io.files import make_folder
-from v2l.io.text import printable
+from v2l.io.text import amount, printable
 from v2l.models.checkpoint import check_belongs, import_checkpoint, load_hypernetwork
 from v2l.models.hub import HubFile, NotThere, list_files
 from v2l.models.hub_cache import CachePlace, fetch_file, hub_cache
 from v2l.models.hypernetwork import Hypernetwork
 from v2l.models.loading import load_vlm
-from v2l.models.lock_file import Lock, LockedRepo, is_commit, read_lock, write_lock
+from v2l.models.lock_file import Lock, LockedRepo, is_commit, is_sha256, own_folder, read_lock, write_lock
 from v2l.models.presets import (
     PRESETS,
     Preset,
@@ -48,48 +49,90 @@ class Pulled:
     size: int
 
 
-Report = Callable[[str], None]
-
-
-def pull(name: str, revision: str | None, make_default: bool, report: Report) -> list[Pulled]:
-    """Download the two repositories of a preset, check that they work together, and record them in the lock file.
+@dataclass(frozen=True)
+class PullOptions:
+    """Options of a download.
 
     revision: branch, tag or commit of the model's repository; None for the recorded one, else `main`
     make_default: use this preset if no model is named; the first preset that is pulled always becomes the default
-    report: called with a line about each step
+    """
+
+    revision: str | None = None
+    make_default: bool = False
+
+
+@dataclass(frozen=True)
+class PullWatch:
+    """Callbacks of a download.
+
+    note: called with a line about each step
+    confirm: called once with the bytes to download, before any of them; False ends the download
+    progress: called with the bytes so far, the bytes of all files together, and the name of a file
+    """
+
+    note: Callable[[str], object] = lambda line: None
+    confirm: Callable[[int], bool] = lambda size: True
+    progress: Callable[[int, int, str], object] = lambda done, total, name: None
+
+
+@dataclass(frozen=True)
+class RepoDownload:
+    """The files of a repository that a preset needs.
+
+    revision: as it is recorded; known: the sha256 of files that the lock file has for this commit
+    """
+
+    repo: str
+    revision: str
+    commit: str
+    licence: str
+    files: tuple[HubFile, ...]
+    known: dict[str, str]
+
+    @property
+    def places(self) -> list[CachePlace]:
+        """The places of the files in the cache."""
+        return [CachePlace(self.repo, self.commit, file) for file in self.files]
+
+    @property
+    def missing(self) -> int:
+        """Bytes to download."""
+        return sum(place.missing for place in self.places)
+
+    @property
+    def pulled(self) -> Pulled:
+        return Pulled(self.repo, self.commit, self.licence, sum(file.size for file in self.files))
+
+
+def pull(name: str, options: PullOptions = PullOptions(), watch: PullWatch = PullWatch()) -> list[Pulled]:
+    """Download the two repositories of a preset, check that they work together, and record them in the lock file.
 
     Raises V2LError, and records nothing, if the hub cannot be reached, a file is missing or differs from the hub's
-    listing or the lock file, the disk is full, or the two do not work together. Downloaded parts are kept for the next
-    attempt.
+    listing or the lock file, the disk has no room, the download is not confirmed, or the two do not work together.
+    Downloaded parts are kept for the next attempt.
     """
     if name not in PRESETS:
         raise V2LError(f"unknown preset {printable(name)}; choose from {', '.join(PRESETS)}")
-    preset, lock = PRESETS[name], read_lock()
-    model, lock = _fetch(preset.model, MODEL_FILES.fullmatch, revision, lock, report)
-    weights = [name for name in lock.repos[preset.model].files if name.endswith(".safetensors")]
-    lacking = "" if weights else ".safetensors"
-    if "config.json" not in lock.repos[preset.model].files:
-        lacking = "config.json"
-    if lacking:
-        raise V2LError(f"{preset.model} has no {lacking} at {model.commit[:12]}; name another --revision")
-    hypernetwork, lock = _fetch_hypernetwork(preset, lock, report)
-    first = lock.default is None
-    if first or make_default:
+    preset, before = PRESETS[name], read_lock()
+    plans = [_plan_model(preset, options.revision, before), _plan_hypernetwork(preset, before, watch.note)]
+    _check_space(plans)
+    _announce(name, plans, watch)
+    lock = _fetch(plans, before, watch)
+    if lock.default is None or options.make_default:
         lock = dataclasses.replace(lock, default=name)
-    before = read_lock()
     write_lock(lock)  # the self-test finds the preset by it
     try:
-        self_test(name, preset, _import_hypernetwork(preset), report)
+        self_test(name, preset, _import_hypernetwork(preset), watch.note)
     except BaseException:
         write_lock(before)
         raise
-    return [model, hypernetwork]
+    return [plan.pulled for plan in plans]
 
 
-def self_test(name: str, preset: Preset, hypernetwork: Hypernetwork, report: Report) -> None:
+def self_test(name: str, preset: Preset, hypernetwork: Hypernetwork, note: Callable[[str], object]) -> None:
     """Load the model strictly. Raises V2LError if the tokenizer, the images or the hypernetwork are not those that v2l
     implements."""
-    report(f"self-test: loading {preset.model}")
+    note(f"self-test: loading {preset.model}")
     vlm = load_vlm(name, device="cpu")
     if vlm.geometry.tokens_per_image != preset.tokens_per_image:
         raise V2LError(
@@ -111,32 +154,36 @@ def _import_hypernetwork(preset: Preset) -> Hypernetwork:
         return import_checkpoint(cached_file(repo, name), imported)
 
 
-def _fetch_hypernetwork(preset: Preset, lock: Lock, report: Report) -> tuple[Pulled, Lock]:
-    """Fetch the hypernetwork from the first of its repositories that the hub has."""
+# Plan --------------------------------------------------------------------------------------------------------------
 
-    def choose(files: list[HubFile]) -> list[HubFile]:
-        chosen = preset.choose_hypernetwork(file.name for file in files)
-        return [file for file in files if file.name == chosen]
 
+def _plan_model(preset: Preset, revision: str | None, lock: Lock) -> RepoDownload:
+    """List the model's repository. Raises V2LError if it has no configuration or no weights as safetensors."""
+    plan = _plan(preset.model, MODEL_FILES.fullmatch, revision, lock)
+    names = [file.name for file in plan.files]
+    lacking = "" if any(name.endswith(".safetensors") for name in names) else ".safetensors"
+    lacking = lacking if "config.json" in names else "config.json"
+    if lacking:
+        raise V2LError(f"{preset.model} has no {lacking} at {plan.commit[:12]}; name another --revision")
+    return plan
+
+
+def _plan_hypernetwork(preset: Preset, lock: Lock, note: Callable[[str], object]) -> RepoDownload:
+    """List the first of the hypernetwork's repositories that the hub has, and choose one file."""
     for repo in preset.hypernetworks:
         try:
-            return _fetch(repo, preset.is_hypernetwork, None, lock, report, choose)
+            plan = _plan(repo, preset.is_hypernetwork, None, lock)
         except NotThere as error:
             missing = error
-            report(f"{error}; trying a former name")
+            note(f"{error}; trying a former name")
+            continue
+        chosen = preset.choose_hypernetwork(file.name for file in plan.files)
+        return dataclasses.replace(plan, files=tuple(file for file in plan.files if file.name == chosen))
     raise V2LError(f"the hub has the hypernetwork under none of its names: {missing}")
 
 
-def _fetch(
-    repo: str,
-    wanted: Callable[[str], Any],
-    revision: str | None,
-    lock: Lock,
-    report: Report,
-    choose: Callable[[list[HubFile]], list[HubFile]] = list,
-) -> tuple[Pulled, Lock]:
-    """Fetch and verify files of a repository: those that `choose` takes of the wanted ones. Returns the lock with
-    them."""
+def _plan(repo: str, wanted: Callable[[str], Any], revision: str | None, lock: Lock) -> RepoDownload:
+    """List the wanted files of a repository: at `revision`, else at the recorded commit, else at `main`."""
     locked = lock.repos.get(repo)
     requested = revision or (locked.commit if locked else "main")
     listing = list_files(repo, requested, wanted)
@@ -145,30 +192,67 @@ def _fetch(
         raise V2LError(
             f"the hub answers with commit {commit[:12]} of {repo} instead of {requested[:12]}; check HF_ENDPOINT"
         )
-    files = choose(listing.files)
-    if not files:
+    if not listing.files:
         raise NotThere(f"{repo} has none of the required files at {commit[:12]}")
-    _check_space(files)
+    files = tuple(sorted(listing.files, key=lambda file: file.name))
     known = locked.files if locked and locked.commit == commit else {}
-    found = {}
-    for file in sorted(files, key=lambda file: file.name):
-        report(f"{repo} {file.name}")
-        found[file.name] = fetch_file(CachePlace(repo, commit, file), known.get(file.name))
-    # the other files of this commit belong to another preset
-    kept = LockedRepo(revision or (locked.revision if locked else "main"), commit, known | found)
-    pulled = Pulled(repo, commit, listing.licence, sum(file.size for file in files))
-    return pulled, dataclasses.replace(lock, repos=lock.repos | {repo: kept})
+    return RepoDownload(
+        repo, revision or (locked.revision if locked else "main"), commit, listing.licence, files, known
+    )
 
 
-def _check_space(files: Sequence[HubFile]) -> None:
-    """Raise V2LError if the disk of the cache has no space for the files. Files in the cache are not counted; partial
-    downloads are, so the estimate is an upper bound."""
-    place = hub_cache()
-    needed = sum(file.size for file in files if not any(place.glob(f"models--*/blobs/{file.digest}")))
-    while not os.path.exists(place):
-        place = place.parent
-    free = shutil.disk_usage(place).free
-    if needed > free:
-        raise V2LError(
-            f"the download takes {needed / 1e9:.1f} GB and {printable(place)} has {free / 1e9:.1f} GB free; make room"
-        )
+def _check_space(plans: Sequence[RepoDownload]) -> None:
+    """Raise V2LError if a disk has no space for the files and for what is made from them."""
+    model, hypernetwork = plans
+    needs = [(hub_cache(), model.missing + hypernetwork.missing)]
+    needs += [(own_folder(), file.size) for file in hypernetwork.files if not _is_imported(file)]
+    disks: dict[int, tuple[Path, int]] = {}
+    for place, size in needs:
+        while not os.path.exists(place):
+            place = place.parent
+        disk = os.stat(place).st_dev
+        disks[disk] = (place, size + (disks[disk][1] if disk in disks else 0))
+    for place, needed in disks.values():
+        free = shutil.disk_usage(place).free
+        if needed > free:
+            raise V2LError(
+                f"the preset takes {amount(needed)} more and {printable(place)} has {amount(free)} free; make room"
+            )
+
+
+def _is_imported(file: HubFile) -> bool:
+    return is_sha256(file.digest) and imported_hypernetwork(file.digest).exists()
+
+
+def _announce(name: str, plans: Sequence[RepoDownload], watch: PullWatch) -> None:
+    """Tell how much there is to download. Raises V2LError if that is not confirmed."""
+    missing = {plan.repo: plan.missing for plan in plans if plan.missing}
+    size = sum(missing.values())
+    if not missing:
+        return
+    parts = ", ".join(f"{repo} {amount(part)}" for repo, part in missing.items())
+    watch.note(f"{name}: {amount(size)} to download ({parts})")
+    if not watch.confirm(size):
+        raise V2LError("not confirmed, so nothing was downloaded; --yes downloads without asking")
+
+
+# Fetch -------------------------------------------------------------------------------------------------------------
+
+
+def _fetch(plans: Sequence[RepoDownload], lock: Lock, watch: PullWatch) -> Lock:
+    """Fetch and verify the files that the cache lacks. Returns the lock with all files."""
+    done, total = 0, sum(plan.missing for plan in plans)
+    for plan in plans:
+        found = {}
+        for place in plan.places:
+            size, name = place.missing, place.file.name
+
+            def report(left: int, before: int = done + size, name: str = name) -> None:
+                watch.progress(before - left, total, name)
+
+            found[name] = fetch_file(place, plan.known.get(name), report)
+            done += size
+        # the other files of this commit belong to another preset
+        kept = LockedRepo(plan.revision, plan.commit, plan.known | found)
+        lock = dataclasses.replace(lock, repos=lock.repos | {plan.repo: kept})
+    return lock
