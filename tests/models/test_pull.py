@@ -1,6 +1,7 @@
 """`v2l pull` with the real client against a local hub: files are verified, recorded and tested, and a hostile hub gains
 nothing. `tests/stress/hubs.py` has more such hubs."""
 
+import contextlib
 import dataclasses
 import errno
 import gzip
@@ -37,7 +38,7 @@ from v2l.models.checkpoint import load_hypernetwork
 from v2l.models.hub import list_files
 from v2l.models.hypernetwork_file import locate
 from v2l.models.lock_file import lock_path, read_lock, write_lock
-from v2l.models.presets import PRESETS, cached_file, recorded_hypernetwork
+from v2l.models.presets import PRESETS, cached_file, find_model, recorded_hypernetwork
 from v2l.models.pull import MODEL_FILES, PullOptions, PullWatch
 
 MODEL, (PUBLISHED, OLDER, OLDEST) = PRESETS["smolvlm2-500m"].model, PRESETS["smolvlm2-500m"].hypernetworks
@@ -277,6 +278,49 @@ def test_the_size_is_told_and_confirmed_and_one_bar_shows_it(hub, fetch, monkeyp
     asked.clear()
     fetch(watch=watch)
     assert asked == []
+
+
+def test_a_model_is_stored_in_half_precision_on_request(hub, fetch, folder, tmp_path):
+    home = tmp_path / "home"
+    cached = home / "hub" / f"models--{MODEL.replace('/', '--')}"
+    expected, whole = find_model(folder).fingerprint, (folder / "model.safetensors").stat().st_size
+    for _ in range(2):  # an interrupted download is continued
+        with contextlib.suppress(V2LError):
+            hub.lies["tokenizer.json"] = answer(b"", 404)
+            fetch(PullOptions(dtype="bfloat16"))
+    hub.lies.clear()
+    fetch(PullOptions(dtype="bfloat16"))
+    assert len(set(downloads(hub))) == len(downloads(hub)) - 2  # of tokenizer.json alone
+    assert not cached.exists() and {*os.listdir(home / "v2l")} == {"hypernetworks", "models"}
+    model = find_model("smolvlm2-500m")
+    assert model.path.is_relative_to(home / "v2l") and (model.id, model.revision) == (MODEL, "a" * 40)
+    assert model.fingerprint == expected
+    assert whole * 0.4 < (model.path / "model.safetensors").stat().st_size < whole * 0.6
+
+    # it stays so, and is made again if it is damaged
+    hub.requests.clear()
+    fetch()
+    assert downloads(hub) == [] and find_model("smolvlm2-500m").path == model.path
+    good = (model.path / "model.safetensors").read_bytes()
+    (model.path / "model.safetensors").write_bytes(good[:-1] + b"!")
+    fetch()
+    assert (model.path / "model.safetensors").read_bytes() == good and "model.safetensors" in downloads(hub)
+    stated = hub.repos[MODEL].files["model.safetensors"]
+    hub.repos[MODEL].files["model.safetensors"] = stated[:-1] + b"!"
+    with pytest.raises(V2LError, match=r"model\.safetensors differs from the file that was recorded for this commit"):
+        fetch()
+    hub.repos[MODEL].files["model.safetensors"] = stated
+
+    # as published again, and from there without a download; the cache keeps what others may use
+    fetch(PullOptions(dtype="float32"))
+    assert find_model("smolvlm2-500m").path.is_relative_to(cached) and not model.path.exists()
+    assert "copy" not in lock(tmp_path)["repos"][MODEL]
+    hub.requests.clear()
+    fetch(PullOptions(dtype="float16"))
+    assert downloads(hub) == [] and cached.exists() and find_model("smolvlm2-500m").fingerprint == expected
+    shutil.rmtree(find_model("smolvlm2-500m").path)
+    with pytest.raises(V2LError, match=f"where v2l pull stored {MODEL}, is missing; pull it again"):
+        find_model("smolvlm2-500m")
 
 
 @pytest.mark.parametrize(("typed", "agrees"), [("n\n", False), ("\4", False), ("\n", True), ("Yes\n", True)])
@@ -606,11 +650,16 @@ def test_a_cdn_gets_no_token_and_a_gated_repository_needs_one(hub, fetch, monkey
 
 def test_a_record_leads_nowhere_else(fetch, tmp_path):
     good = {"revision": "main", "commit": "a" * 40, "files": {"config.json": "a" * 64}}
+    copy = {"dtype": "float16", "files": {"config.json": "a" * 64}, "fingerprint": "a" * 64, "rounded": "b" * 64}
     changes = (
         {"commit": "../../.."},
         {"commit": None},
         {"files": {"../x-500m.pt": "a" * 64}},
         {"files": {"a": "../x"}},
+        *(
+            {"copy": copy | change}
+            for change in ({"dtype": "../x"}, {"files": {"../x": "a" * 64}}, {"rounded": 5}, {"x": 1})
+        ),
     )
     records = [{"default": None, "repos": {MODEL: good | change}} for change in changes]
     records += [{"default": str(tmp_path), "repos": {}}, {"default": 5, "repos": {}}, {"default": None, "repos": []}]
@@ -619,7 +668,7 @@ def test_a_record_leads_nowhere_else(fetch, tmp_path):
         lock_path().write_text(text)
         with pytest.raises(V2LError, match=r"cannot read .*v2l.lock.json \(.*\); move it away"):
             read_lock()
-    lock_path().write_text(json.dumps({"v2l": 1, "default": "folder", "repos": {MODEL: good}}))
+    lock_path().write_text(json.dumps({"v2l": 1, "default": "folder", "repos": {MODEL: good | {"copy": copy}}}))
     assert read_lock().repos[MODEL].commit == "a" * 40
     with pytest.raises(V2LError, match="names no preset as the default"):
         choose_model(None)

@@ -10,7 +10,7 @@ import typer
 
 from v2l.cli.console import Display, command, shown
 from v2l.cli.help import GroupedCommand
-from v2l.cli.options import READ, WRITE, Arch, Debug, Json, Overwrite, Quiet, check_replaceable, one_of
+from v2l.cli.options import READ, WRITE, Arch, Debug, Dtype, Json, Overwrite, Quiet, check_replaceable, one_of
 from v2l.errors import UsageError
 from v2l.io.text import amount, printable
 
@@ -47,6 +47,16 @@ def pull(
             rich_help_panel=READ,
         ),
     ] = None,
+    dtype: Annotated[
+        Dtype | None,
+        typer.Option(
+            "--dtype",
+            metavar="TYPE",
+            help="Store the model in bfloat16 or float16, half the size, instead of float32 as published.",
+            show_default="as stored before, else as published",
+            rich_help_panel=WRITE,
+        ),
+    ] = None,
     default: Annotated[
         bool,
         typer.Option(
@@ -67,7 +77,8 @@ def pull(
 
     smolvlm2-500m downloads 2.03 + 0.51 GB and smolvlm2-2.2b 8.99 + 0.91 GB; the published weights are float32. The
     exact size is told before, and above 1 GB a terminal is asked. The hypernetwork is kept once more, as v2l's own
-    file.
+    file. A model stored with --dtype is the same model as far as adapters are concerned: those made with the one are
+    accepted by the other.
 
     No other command uses the network, except eval with --judge. Every file is checked against the hash that the hub
     states, and recorded, so that later runs use the same file. Then both are loaded and tested. HF_HOME, HF_TOKEN,
@@ -76,7 +87,7 @@ def pull(
     with command(as_json, quiet, debug) as display:
         from v2l.models.pull import PullOptions
 
-        pull_preset(preset, PullOptions(revision, default), yes, display)
+        pull_preset(preset, PullOptions(revision, default, dtype), yes, display)
 
 
 def pull_preset(name: str, options: PullOptions, yes: bool, display: Display) -> None:

@@ -172,10 +172,18 @@ def _checked(place: CachePlace, source: Path, recorded: str | None) -> str:
         raise V2LError(
             f"{name} has the hash {got[:12]} and the hub states {place.file.digest[:12]}; it was discarded, pull again"
         )
-    if recorded is not None and recorded != sha256:
+    try:
+        check_recorded(name, sha256, recorded or sha256)
+    except V2LError:
         place.discard()
+        raise
+    return sha256
+
+
+def check_recorded(name: str, sha256: str, recorded: str) -> None:
+    """Raise V2LError if a file is another than the lock file records."""
+    if sha256 != recorded:
         raise V2LError(
             f"{name} differs from the file that was recorded for this commit ({sha256[:12]}, {recorded[:12]}); check "
             f"HF_ENDPOINT, or move {printable(lock_path())} away to trust the hub's current files"
         )
-    return sha256

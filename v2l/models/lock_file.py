@@ -40,16 +40,36 @@ def is_plain_name(value: object) -> bool:
     return isinstance(value, str) and _PLAIN_NAME.fullmatch(value) is not None and ".." not in value
 
 
+COPY_DTYPES = ("bfloat16", "float16")
+"""Number types of a `StoredCopy`."""
+
+
+@dataclass(frozen=True)
+class StoredCopy:
+    """A copy of a model with rounded weights, kept by v2l in place of the published files (`v2l pull --dtype`).
+
+    dtype: one of `COPY_DTYPES`; files: name to sha256
+    fingerprint: of the model as published, which adapters record; rounded: the fingerprint of the files of the copy
+    """
+
+    dtype: str
+    files: dict[str, str]
+    fingerprint: str
+    rounded: str
+
+
 @dataclass(frozen=True)
 class LockedRepo:
     """A repository in the lock file.
 
     revision: the branch, tag or commit that was requested; commit: the commit it resolved to; files: name to sha256
+    copy: of a model that is stored in another number type
     """
 
     revision: str
     commit: str
     files: dict[str, str]
+    copy: StoredCopy | None = None
 
 
 @dataclass(frozen=True)
@@ -101,19 +121,35 @@ def read_lock() -> Lock:
 
 def write_lock(lock: Lock) -> None:
     """Write the lock file, atomically. Raises V2LError if that fails."""
-    text = json.dumps({"v2l": 1, **dataclasses.asdict(lock)}, indent=1, sort_keys=True) + "\n"
+    values = dataclasses.asdict(lock)
+    for repo in values["repos"].values():
+        if repo["copy"] is None:  # unknown to earlier versions
+            del repo["copy"]
+    text = json.dumps({"v2l": 1, **values}, indent=1, sort_keys=True) + "\n"
     make_folder(lock_path().parent)
     write_atomically(lock_path(), text.encode())
 
 
-def _locked_repo(revision: Any, commit: Any, files: Any) -> LockedRepo:
+def _locked_repo(revision: Any, commit: Any, files: Any, copy: Any = None) -> LockedRepo:
     if not isinstance(revision, str):
         raise ValueError("a revision is not a string")
     if not is_commit(commit):
         raise ValueError(f"{commit!r} is not a commit of 40 hexadecimal digits")
+    return LockedRepo(revision, commit, _files(files), None if copy is None else _stored_copy(**copy))
+
+
+def _stored_copy(dtype: Any, files: Any, fingerprint: Any, rounded: Any) -> StoredCopy:
+    if dtype not in COPY_DTYPES:
+        raise ValueError(f"{dtype!r} is not a number type of a copy")
+    if not (is_sha256(fingerprint) and is_sha256(rounded)):
+        raise ValueError("a fingerprint is not 64 hexadecimal digits")
+    return StoredCopy(dtype, _files(files), fingerprint, rounded)
+
+
+def _files(files: Any) -> dict[str, str]:
     for name, sha256 in files.items():
         if not is_plain_name(name):
             raise ValueError(f"{name!r} is not a plain file name")
         if not is_sha256(sha256):
             raise ValueError(f"the sha256 of {name} is not 64 hexadecimal digits")
-    return LockedRepo(revision, commit, dict(files))
+    return dict(files)

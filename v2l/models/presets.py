@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from v2l.models.config import (
     read_config,
     tensor_shapes,
 )
-from v2l.models.lock_file import own_folder, read_lock
+from v2l.models.lock_file import StoredCopy, own_folder, read_lock
 from v2l.models.weights import StoredTensor, check_tensors, stored_tensors
 
 
@@ -105,6 +105,7 @@ class ModelFolder:
     revision: commit of the hub; None for a folder that does not come from the hub
     config: sizes of the networks, with every default filled in
     geometry: image size, tokens per image and frame size that the folder states
+    copy: of a folder with rounded weights that `v2l pull` made
     """
 
     path: Path
@@ -112,6 +113,7 @@ class ModelFolder:
     revision: str | None
     config: SmolVLMConfig = field(repr=False)
     geometry: VisionGeometry
+    copy: StoredCopy | None = field(default=None, repr=False)
 
     @property
     def end_of_answer_ids(self) -> set[int]:
@@ -139,6 +141,19 @@ class ModelFolder:
     def fingerprint(self) -> str:
         """64 hex digits that identify the frozen language model, independent of its location.
 
+        It is `stored_fingerprint`, but a copy that `v2l pull` rounded has the fingerprint of the published model: they
+        are one model in two number types, as if it had been loaded in another. Raises V2LError if the copy has changed.
+        """
+        if self.copy is None:
+            return self.stored_fingerprint
+        if self.stored_fingerprint != self.copy.rounded:
+            raise V2LError(f"{printable(self.path)} has changed since v2l pull stored it; pull {self.id} again")
+        return self.copy.fingerprint
+
+    @cached_property
+    def stored_fingerprint(self) -> str:
+        """The fingerprint of the files in this folder.
+
         The sha256 covers the configuration of the language model, the sorted names, shapes and dtypes of its tensors,
         and all bytes of the final norm and of the first and the last down_proj, as stored.
         """
@@ -164,17 +179,33 @@ def find_model(name: str | os.PathLike) -> ModelFolder:
     """Return the model folder of a preset or a path. Raises V2LError, with the remedy, if there is none."""
     name = os.fspath(name)
     if name == "tiny":
-        return _open_folder(EMBEDDED, id=RELEASE, revision=None)
+        return open_folder(EMBEDDED, id=RELEASE, revision=None)
     if name in PRESETS:
-        config = cached_file(PRESETS[name].model, "config.json")
-        return _open_folder(config.parent, id=PRESETS[name].model, revision=config.parent.name)
+        return _find_preset(PRESETS[name].model)
     folder = Path(name)
     if not os.path.isdir(folder):  # unlike Path.is_dir, it never raises
         raise V2LError(
             f"no model folder {printable(name)}; name a folder in the Hugging Face layout or one of "
             f"{', '.join(['tiny', *PRESETS])}"
         )
-    return _open_folder(folder, id=None, revision=None)
+    return open_folder(folder, id=None, revision=None)
+
+
+def _find_preset(repo: str) -> ModelFolder:
+    """Return the model's copy that `v2l pull` stored, else its snapshot in the local Hugging Face cache."""
+    locked = read_lock().repos.get(repo)
+    if locked is None or locked.copy is None:
+        config = cached_file(repo, "config.json")
+        return open_folder(config.parent, id=repo, revision=config.parent.name)
+    folder = copy_folder(repo, locked.commit, locked.copy.dtype)
+    if not os.path.isdir(folder):
+        raise V2LError(f"{printable(folder)}, where v2l pull stored {repo}, is missing; pull it again")
+    return replace(open_folder(folder, id=repo, revision=locked.commit), copy=locked.copy)
+
+
+def copy_folder(repo: str, commit: str, dtype: str) -> Path:
+    """Return the folder of a model that `v2l pull` stores in another number type."""
+    return own_folder() / "models" / f"{repo.replace('/', '--')}-{commit}-{dtype}"
 
 
 def cached_file(repo: str, file: str) -> Path:
@@ -216,7 +247,8 @@ def imported_hypernetwork(sha256: str) -> Path:
     return own_folder() / "hypernetworks" / f"{sha256}.safetensors"
 
 
-def _open_folder(path: Path, id: str | None, revision: str | None) -> ModelFolder:
+def open_folder(path: Path, id: str | None, revision: str | None) -> ModelFolder:
+    """Read the configuration of a folder. id: None for the name that it states. Raises V2LError."""
     config, name = read_config(path / "config.json")
     return ModelFolder(path, id or name or path.resolve().name, revision, config, _geometry(path, config))
 

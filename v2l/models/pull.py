@@ -4,17 +4,17 @@ Only this module uses the hub, through hub.py, and the files go into the local H
 HF_HOME, HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE are obeyed. A branch is resolved to a commit once; the hashes of that
 commit's files are recorded in the lock file and must not change.
 
+The model may be stored in another number type instead, see rounded_copy.py.
 The hypernetwork, a pickle, is imported into v2l's own file at once, so that later commands need not read the pickle.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import re
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +23,20 @@ from v2l.io.files import make_folder
 from v2l.io.text import amount, printable
 from v2l.models.checkpoint import check_belongs, import_checkpoint, load_hypernetwork
 from v2l.models.hub import HubFile, NotThere, list_files
-from v2l.models.hub_cache import CachePlace, fetch_file, hub_cache
+from v2l.models.hub_cache import CachePlace, check_recorded, fetch_file, hub_cache
 from v2l.models.hypernetwork import Hypernetwork
 from v2l.models.loading import load_vlm
-from v2l.models.lock_file import Lock, LockedRepo, is_commit, is_sha256, own_folder, read_lock, write_lock
+from v2l.models.lock_file import Lock, LockedRepo, StoredCopy, is_commit, is_sha256, own_folder, read_lock, write_lock
 from v2l.models.presets import (
     PRESETS,
     Preset,
     cached_file,
+    copy_folder,
     imported_hypernetwork,
+    open_folder,
     recorded_hypernetwork,
 )
+from v2l.models.rounded_copy import is_sound, write_copy
 
 MODEL_FILES = re.compile(r"[^/]+\.(json|jinja|safetensors)|LICENSE[^/]*")
 """Files of the model's repository: those at its top level, weights as safetensors only."""
@@ -55,10 +58,13 @@ class PullOptions:
 
     revision: branch, tag or commit of the model's repository; None for the recorded one, else `main`
     make_default: use this preset if no model is named; the first preset that is pulled always becomes the default
+    dtype: "bfloat16" or "float16" stores the model rounded, in place of the published files; "float32" stores it as
+        published; None for as before, else as published
     """
 
     revision: str | None = None
     make_default: bool = False
+    dtype: str | None = None
 
 
 @dataclass(frozen=True)
@@ -80,6 +86,9 @@ class RepoDownload:
     """The files of a repository that a preset needs.
 
     revision: as it is recorded; known: the sha256 of files that the lock file has for this commit
+    cache: where the files go
+    dtype: number type of the copy that is stored in place of the files, None for the files themselves
+    copy: this copy, if it is there and sound, so that no file is needed
     """
 
     repo: str
@@ -88,11 +97,18 @@ class RepoDownload:
     licence: str
     files: tuple[HubFile, ...]
     known: dict[str, str]
+    cache: Path = field(default_factory=hub_cache)
+    dtype: str | None = None
+    copy: StoredCopy | None = None
 
     @property
     def places(self) -> list[CachePlace]:
-        """The places of the files in the cache."""
-        return [CachePlace(self.repo, self.commit, file) for file in self.files]
+        """The places of the files that are needed."""
+        return [] if self.copy else [CachePlace(self.repo, self.commit, file, self.cache) for file in self.files]
+
+    @property
+    def weights(self) -> list[HubFile]:
+        return [file for file in self.files if file.name.endswith(".safetensors")]
 
     @property
     def missing(self) -> int:
@@ -114,18 +130,20 @@ def pull(name: str, options: PullOptions = PullOptions(), watch: PullWatch = Pul
     if name not in PRESETS:
         raise V2LError(f"unknown preset {printable(name)}; choose from {', '.join(PRESETS)}")
     preset, before = PRESETS[name], read_lock()
-    plans = [_plan_model(preset, options.revision, before), _plan_hypernetwork(preset, before, watch.note)]
+    model = _plan_model(preset, options, before)
+    plans = [model, _plan_hypernetwork(preset, before, watch.note)]
     _check_space(plans)
     _announce(name, plans, watch)
-    lock = _fetch(plans, before, watch)
+    lock = _store_rounded(model, _fetch(plans, before, watch), watch.note)
     if lock.default is None or options.make_default:
-        lock = dataclasses.replace(lock, default=name)
+        lock = replace(lock, default=name)
     write_lock(lock)  # the self-test finds the preset by it
     try:
         self_test(name, preset, _import_hypernetwork(preset), watch.note)
     except BaseException:
         write_lock(before)
         raise
+    _remove_unused(model)
     return [plan.pulled for plan in plans]
 
 
@@ -157,15 +175,30 @@ def _import_hypernetwork(preset: Preset) -> Hypernetwork:
 # Plan --------------------------------------------------------------------------------------------------------------
 
 
-def _plan_model(preset: Preset, revision: str | None, lock: Lock) -> RepoDownload:
+def _plan_model(preset: Preset, options: PullOptions, lock: Lock) -> RepoDownload:
     """List the model's repository. Raises V2LError if it has no configuration or no weights as safetensors."""
-    plan = _plan(preset.model, MODEL_FILES.fullmatch, revision, lock)
-    names = [file.name for file in plan.files]
-    lacking = "" if any(name.endswith(".safetensors") for name in names) else ".safetensors"
-    lacking = lacking if "config.json" in names else "config.json"
+    plan = _plan(preset.model, MODEL_FILES.fullmatch, options.revision, lock)
+    lacking = "" if plan.weights else ".safetensors"
+    lacking = lacking if "config.json" in [file.name for file in plan.files] else "config.json"
     if lacking:
         raise V2LError(f"{preset.model} has no {lacking} at {plan.commit[:12]}; name another --revision")
-    return plan
+    locked = lock.repos.get(preset.model)
+    copy = locked.copy if locked else None
+    dtype = options.dtype or (copy.dtype if copy else None)
+    return plan if dtype in (None, "float32") else _plan_copy(plan, dtype, locked)
+
+
+def _plan_copy(plan: RepoDownload, dtype: str | None, locked: LockedRepo | None) -> RepoDownload:
+    """Plan to store a model in another number type: keep the copy if it is sound, else make it from the Hugging Face
+    cache if the published weights are there, else from files that are removed afterwards."""
+    if locked and locked.copy and locked.commit == plan.commit and locked.copy.dtype == dtype:
+        for file in plan.weights:
+            if is_sha256(file.digest):  # of a file in LFS, as weights are
+                check_recorded(f"{plan.repo} {file.name}", file.digest, plan.known.get(file.name, file.digest))
+        if is_sound(locked.copy, copy_folder(plan.repo, plan.commit, locked.copy.dtype)):
+            return replace(plan, dtype=dtype, copy=locked.copy)
+    there = all(os.path.exists(CachePlace(plan.repo, plan.commit, file).pointer) for file in plan.weights)
+    return replace(plan, dtype=dtype, cache=plan.cache if there else own_folder() / "downloads")
 
 
 def _plan_hypernetwork(preset: Preset, lock: Lock, note: Callable[[str], object]) -> RepoDownload:
@@ -178,7 +211,7 @@ def _plan_hypernetwork(preset: Preset, lock: Lock, note: Callable[[str], object]
             note(f"{error}; trying a former name")
             continue
         chosen = preset.choose_hypernetwork(file.name for file in plan.files)
-        return dataclasses.replace(plan, files=tuple(file for file in plan.files if file.name == chosen))
+        return replace(plan, files=tuple(file for file in plan.files if file.name == chosen))
     raise V2LError(f"the hub has the hypernetwork under none of its names: {missing}")
 
 
@@ -204,8 +237,10 @@ def _plan(repo: str, wanted: Callable[[str], Any], revision: str | None, lock: L
 def _check_space(plans: Sequence[RepoDownload]) -> None:
     """Raise V2LError if a disk has no space for the files and for what is made from them."""
     model, hypernetwork = plans
-    needs = [(hub_cache(), model.missing + hypernetwork.missing)]
+    needs = [(plan.cache, plan.missing) for plan in plans]
     needs += [(own_folder(), file.size) for file in hypernetwork.files if not _is_imported(file)]
+    if model.dtype and not model.copy:
+        needs += [(own_folder(), file.size // 2) for file in model.weights]  # of float32
     disks: dict[int, tuple[Path, int]] = {}
     for place, size in needs:
         while not os.path.exists(place):
@@ -253,6 +288,31 @@ def _fetch(plans: Sequence[RepoDownload], lock: Lock, watch: PullWatch) -> Lock:
             found[name] = fetch_file(place, plan.known.get(name), report)
             done += size
         # the other files of this commit belong to another preset
-        kept = LockedRepo(plan.revision, plan.commit, plan.known | found)
-        lock = dataclasses.replace(lock, repos=lock.repos | {plan.repo: kept})
+        kept = LockedRepo(plan.revision, plan.commit, plan.known | found, plan.copy)
+        lock = replace(lock, repos=lock.repos | {plan.repo: kept})
     return lock
+
+
+def _store_rounded(plan: RepoDownload, lock: Lock, note: Callable[[str], object]) -> Lock:
+    """Make the copy of a model that a plan asks for, unless it is there. Returns the lock with it."""
+    if plan.dtype is None or plan.copy:
+        return lock
+    target = copy_folder(plan.repo, plan.commit, plan.dtype)
+    note(f"storing {plan.repo} in {plan.dtype}: {printable(target)}")
+    published = open_folder(plan.places[0].pointer.parent, plan.repo, plan.commit)
+    copy = write_copy(published, [file.name for file in plan.files], target, plan.dtype)
+    return replace(lock, repos=lock.repos | {plan.repo: replace(lock.repos[plan.repo], copy=copy)})
+
+
+def _remove_unused(plan: RepoDownload) -> None:
+    """Remove what v2l's own folder holds of a model beside the copy in use: the published files that it was made from,
+    and older copies."""
+    name = plan.repo.replace("/", "--")
+    used = copy_folder(plan.repo, plan.commit, plan.dtype or "float32")
+    downloads = own_folder() / "downloads"
+    shutil.rmtree(downloads / f"models--{name}", ignore_errors=True)
+    if not any(downloads.glob("models--*")):
+        shutil.rmtree(downloads, ignore_errors=True)
+    for folder in used.parent.glob(f"{name}-*"):
+        if folder != used:
+            shutil.rmtree(folder, ignore_errors=True)
