@@ -66,8 +66,8 @@ _v2l_option() {
         'eval --paper') kind='papers' ;;
         'import --output' | 'import -o') kind='safetensors' ;;
         'bench --csv') kind='tables' ;;
-        'ask --in-context' | 'frames --video') kind='videos' ;;
-        'encode --hypernetwork' | 'ask --hypernetwork' | 'bench --hypernetwork' | 'eval --hypernetwork' | 'train --hypernetwork') kind='weights' ;;
+        'ask --in-context' | 'frames --video' | 'verify --video') kind='videos' ;;
+        'encode --hypernetwork' | 'ask --hypernetwork' | 'verify --hypernetwork' | 'bench --hypernetwork' | 'eval --hypernetwork' | 'train --hypernetwork') kind='weights' ;;
         'encode --frames' | 'encode --fps' | 'encode --start' | 'encode --end' | 'encode --resolution' | 'encode --shard' | 'encode --segments' | 'encode --segment-seconds' | 'ask --question' | 'ask -q' | 'ask --frames' | 'ask --fps' | 'ask --start' | 'ask --end' | 'ask --resolution' | 'ask --max-new-tokens' | 'ask --strength' | 'find --limit' | 'find -n' | 'find --question' | 'find --answer' | 'frames --at' | 'frames --segment' | 'compose --rank' | 'export --at' | 'export --segment' | 'pull --revision' | 'bench --frames' | 'bench --resolution' | 'bench --segments' | 'bench --questions' | 'bench --repeats' | 'bench --new-tokens' | 'bench --budget' | 'eval --frames' | 'eval --resolution' | 'eval --segments' | 'eval --segment-seconds' | 'eval --max-new-tokens' | 'eval --judge' | 'eval --judge-model' | 'eval --set' | 'train --frames' | 'train --fps' | 'train --resolution' | 'train --steps' | 'train --batch' | 'train --learning-rate' | 'train --seed' | 'train --set') kind='' ;;
         *) return 1 ;;
     esac
@@ -101,7 +101,7 @@ _v2l() {
         'demo') words='' options='--output-dir --overwrite --device --json --quiet --debug --help -h' ;;
         'compose') words='adapters' options='--output -o --rank --overwrite --json --quiet --debug --help -h' ;;
         'info') words='weights' options='--timeline --json --quiet --debug --help -h' ;;
-        'verify') words='adapters' options='--model -m --device --dtype --json --quiet --debug --help -h' ;;
+        'verify') words='adapters' options='--video --model -m --hypernetwork --device --dtype --json --quiet --debug --help -h' ;;
         'export') words='adapters' options='--format --output -o --at --segment --overwrite --json --quiet --debug --help -h' ;;
         'pull') words='architectures' options='--revision --default --json --quiet --debug --help -h' ;;
         'import') words='checkpoints' options='--output -o --overwrite --json --quiet --debug --help -h' ;;

@@ -27,6 +27,8 @@ SECONDS = 8.0
 FORM = ClipFormat(256, 192, 12.0)
 SCENE_SEED, QUESTION_SEED = 5, 35
 """Select a clip of the test split, which no training used, and the questions about it."""
+OTHER_SEEDS = (10, 9)
+"""Select two more clips of the test split."""
 ASKED = ("words", "word at", "word last", "colour", "place at", "motion")
 
 
@@ -67,6 +69,16 @@ def write_lecture(story: Story, path: Path, overwrite: bool) -> None:
             return
         raise V2LError(f"{printable(path)} already exists and is another video; --overwrite replaces it")
     write_atomically(path, data)
+
+
+def draw_clips(folder: Path, count: int) -> list[Path]:
+    """Draw up to two clips that differ from the lecture and from each other, into an existing folder, and return their
+    paths. Raises V2LError if they cannot be written."""
+    paths = []
+    for seed in OTHER_SEEDS[:count]:
+        paths.append(folder / f"drawn-{seed}.mp4")
+        write_clip(sample_story("test", seed, SECONDS, shapes=SHAPES), paths[-1], FORM)
+    return paths
 
 
 def run(
