@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import small
+import torch
 from terminal import LIBGL_MISSING, SUFFIX, Running, Terminal, fill, nobody_reads, plain, run, run_each, tree
 
 import v2l
@@ -16,7 +17,7 @@ from v2l.cli import sources
 from v2l.cli.sources import AnswerSource, batches
 from v2l.inference.model_loader import ModelLoader
 from v2l.io.text import inert, tab_separated
-from v2l.models.presets import PRESETS
+from v2l.models.presets import PRESETS, RELEASE
 
 QUESTION = "what?"
 TOKENS = ["--max-new-tokens", "12"]
@@ -218,6 +219,27 @@ def test_adapters_that_name_two_models_are_asked_model_by_model(tmp_path, speake
         expected[name] for name in [*first, *other]
     ]
     assert {record["model_chosen_by"] for record in done.records} == {"adapter"}
+
+
+@pytest.mark.parametrize("chosen_by", ["default", "fallback", "environment", "option"])
+def test_a_model_is_loaded_once_however_it_was_chosen(adapters, monkeypatch, tmp_path, chosen_by):
+    """By an adapter's name for it and as the default, for text and for videos."""
+    named = BaseModel(RELEASE, None, adapters[0].description.base_model.fingerprint)
+    description = dataclasses.replace(adapters[0].description, base_model=named)
+    dataclasses.replace(adapters[0], description=description).save(tmp_path / f"a{SUFFIX}")
+    if chosen_by == "environment":
+        monkeypatch.setenv("V2L_MODEL", "tiny")
+    loads = []
+    loader = ModelLoader("tiny", chosen_by, device="cpu", announce=loads.append)
+    (source,) = sources.load_sources([tmp_path / f"a{SUFFIX}"], loader)
+    assert source.loader is loader
+    assert source.chosen_by == ("adapter" if chosen_by in ("default", "fallback") else chosen_by)
+    text = source.loader.language_model
+    assert text.vision is None and loader.vlm is text and text.vision is not None
+    assert loads == ["tiny"] * 2  # the second time for the tower alone
+    whole = v2l.load_vlm("tiny", "cpu")
+    image = torch.zeros(1, 3, whole.geometry.image_size, whole.geometry.image_size, dtype=torch.uint8)
+    assert torch.equal(text.encode_images(image), whole.encode_images(image))
 
 
 def test_words_that_name_nothing_are_errors_that_say_so(shelf, speaker):

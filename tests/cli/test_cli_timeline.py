@@ -1,5 +1,6 @@
 """Timelines on the command line: what encode announces, what ask says of its evidence, and the commands about files."""
 
+import itertools
 import json
 
 import pytest
@@ -89,10 +90,8 @@ def test_a_terminal_says_which_part_answered(desk, model_folder):
 def test_a_time_outside_of_the_video_fails_alone(command):
     lines, notes = command("ask", TALK, "what is shown at 0:40?", "what is shown at 0:04?", code=1)
     assert len(lines) == 1 and "0:04" in lines[0]
-    assert notes == [
-        f"v2l: error: {TALK}: the question asks about 0:40, and the video is encoded from 0:00 to 0:20; ask about a "
-        "time in it"
-    ]
+    says = "the question asks about 0:40, and the video is encoded from 0:00 to 0:20; ask about a time in it"
+    assert notes == [f"v2l: error: {TALK}: {says}"]
 
 
 def test_every_segment_answers(command):
@@ -100,7 +99,7 @@ def test_every_segment_answers(command):
     rows = [line.split("\t") for line in lines]
     assert all(len(row) == 3 for row in rows)
     assert (rows[0][0], rows[-1][1]) == ("0", "20")
-    assert all(one[1] == two[0] for one, two in zip(rows, rows[1:], strict=False))
+    assert all(one[1] == two[0] for one, two in itertools.pairwise(rows))
     lines, _ = command("ask", TALK, "-q", "what is it?", "-q", "where?", "--each", "--max-new-tokens", "3")
     assert {tuple(line.split("\t")[:2]) for line in lines} == {(TALK, "what is it?"), (TALK, "where?")}
     lines, _ = command("ask", TALK, "what is it?", "--each", "--max-new-tokens", "3", "--json")

@@ -60,7 +60,7 @@ def results(examples, vlm, hypernetwork, tmp_path_factory):
 
 def test_each_condition_answers_from_its_own_part(results, clips, vlm, hypernetwork, tmp_path):
     timeline = encode_timeline(
-        clips[1], vlm, hypernetwork, tmp_path / "t.v2l.safetensors", frames=3, segment_seconds=4.0, index=False
+        clips[1], vlm, hypernetwork, tmp_path / "t.v2l.safetensors", Reading(frames=3), segment_seconds=4.0, index=False
     )
     short = v2l.encode(clips[0], vlm, hypernetwork, frames=3)
     _, (first, *rest) = results

@@ -24,7 +24,8 @@ def plan(seconds, wish=NO_WISH, fps=30.0, **reading):
 
 
 def test_a_short_video_is_one_encoding_and_a_long_one_is_cut_into_trained_spans():
-    assert plan(24) == []
+    assert plan(12) == plan(12.9) == []
+    assert plan(13) == [(0, 12), (12, 13)]
     assert plan(25) == [(0, 12), (12, 24), (24, 25)]
     assert plan(24.5) == [(0, 12), (12, 24.5)]  # the rest is too short for a frame of its own
     assert len(plan(12 * 64, fps=2.0)) == 64
@@ -41,6 +42,12 @@ def test_the_user_chooses_the_number_or_the_length_of_segments():
     assert plan(100, frames=64) == []  # more frames than trained are a wish for one encoding
     assert plan(100, Segmentation(segments=2), frames=64) == [(0, 50), (50, 100)]
     assert plan(100, start=20.0, end=60.0) == [(20, 32), (32, 44), (44, 56), (56, 60)]
+
+
+@pytest.mark.parametrize("wish", [{"segments": 0}, {"segments": True}, {"seconds": 0}, {"segments": 2, "seconds": 3}])
+def test_impossible_wishes_are_refused_before_work(wish):
+    with pytest.raises(v2l.V2LError, match="give"):
+        plan(8, Segmentation(**wish))
 
 
 def test_segments_shorter_than_a_frame_are_refused_before_work():
@@ -75,7 +82,7 @@ def video(tmp_path_factory):
 @pytest.fixture(scope="module")
 def timeline(video, vlm, hypernetwork, tmp_path_factory):
     output = tmp_path_factory.mktemp("timeline") / "long.v2l.safetensors"
-    return v2l.encode_timeline(video, vlm, hypernetwork, output, segments=4)
+    return v2l.encode_timeline(video, vlm, hypernetwork, output, segment_seconds=5)
 
 
 def test_a_segment_is_what_encoding_its_range_gives(timeline, video, vlm, hypernetwork):
@@ -114,10 +121,10 @@ def job(video, vlm, hypernetwork, **wish):
 def test_an_interrupted_encode_goes_on_and_gives_the_same_bytes(timeline, video, vlm, hypernetwork, tmp_path, parts):
     output = tmp_path / "long.v2l.safetensors"
     with pytest.raises(KeyboardInterrupt):
-        job(video, vlm, hypernetwork, segments=4).run(vlm, hypernetwork, output, stop_after(parts))
+        job(video, vlm, hypernetwork, seconds=5.0).run(vlm, hypernetwork, output, stop_after(parts))
     assert [path.name for path in tmp_path.iterdir()] == [".long.v2l.safetensors.partial"]
     reports = []
-    job(video, vlm, hypernetwork, segments=4).run(vlm, hypernetwork, output, lambda done, total: reports.append(done))
+    job(video, vlm, hypernetwork, seconds=5.0).run(vlm, hypernetwork, output, lambda done, total: reports.append(done))
     assert min(reports) >= parts
     assert output.read_bytes() == timeline.path.read_bytes()
     assert list(tmp_path.iterdir()) == [output]
@@ -128,11 +135,11 @@ def test_parts_of_other_settings_and_damaged_parts_are_encoded_again(timeline, v
     with pytest.raises(KeyboardInterrupt):
         job(video, vlm, hypernetwork, segments=2).run(vlm, hypernetwork, output, stop_after(2))
     with pytest.raises(KeyboardInterrupt):
-        job(video, vlm, hypernetwork, segments=4).run(vlm, hypernetwork, output, stop_after(2))
+        job(video, vlm, hypernetwork, seconds=5.0).run(vlm, hypernetwork, output, stop_after(2))
     part = tmp_path / ".long.v2l.safetensors.partial" / "00001.v2l.safetensors"
     part.write_bytes(part.read_bytes()[:-1] + b"?")
     (part.parent / "00000.json").write_text("{")
-    job(video, vlm, hypernetwork, segments=4).run(vlm, hypernetwork, output)
+    job(video, vlm, hypernetwork, seconds=5.0).run(vlm, hypernetwork, output)
     assert output.read_bytes() == timeline.path.read_bytes()
 
 

@@ -10,7 +10,9 @@ from peers import side_path, transformers_model
 import v2l
 from v2l.adapters.lora import attached
 from v2l.bench.peer import generate
+from v2l.models.config import SmolVLMConfig, TextConfig, VisionConfig
 from v2l.models.language_model import KVCache, causal, causal_mask
+from v2l.models.vision_tower import VisionTower
 
 VARIANTS = {
     "grouped heads": {},
@@ -125,6 +127,23 @@ def test_images_smaller_than_the_towers_own_are_spread_over_its_positions(tmp_pa
     images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(2)) * 2 - 1
     expected = peer.model.connector(peer.model.vision_model(pixel_values=images).last_hidden_state)
     assert torch.allclose(vlm.encode_images(images), expected, atol=1e-5)
+
+
+@torch.no_grad()
+def test_patches_keep_their_positions_in_half_precision():
+    """The 2.2B has 27 x 27 patches, whose places bfloat16 rounds across the borders of positions."""
+    vision = VisionConfig(8, 8, num_hidden_layers=1, num_attention_heads=1, image_size=384, patch_size=14)
+    config = SmolVLMConfig(TextConfig(8, 8, 8, 1, 1), vision, scale_factor=3)
+    tower = VisionTower.empty(config, torch.device("cpu"), torch.bfloat16)
+    for weight in tower.parameters():
+        torch.nn.init.normal_(weight, std=0.1)
+    places: list[torch.Tensor] = []
+    tower.position_embedding.register_forward_pre_hook(lambda _, given: places.append(given[0]))
+    assert tower(torch.zeros(1, 3, 384, 384, dtype=torch.bfloat16)).shape == (1, 81, 8)
+    tower(torch.zeros(1, 3, 168, 168, dtype=torch.bfloat16))  # 12 x 12 patches
+    assert torch.equal(places[0], torch.arange(27 * 27))
+    rows = [0, 2, 4, 6, 9, 11, 13, 15, 18, 20, 22, 24]
+    assert places[1].tolist() == [27 * row + column for row in rows for column in rows]
 
 
 def test_the_peer_shares_the_weights(pair):

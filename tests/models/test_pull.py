@@ -1,6 +1,7 @@
 """`v2l pull` with the real client against a local hub: files are verified, recorded and tested, and a hostile hub gains
 nothing. `tests/stress/hubs.py` has more such hubs."""
 
+import dataclasses
 import errno
 import gzip
 import json
@@ -23,7 +24,8 @@ import v2l.models.pull
 from v2l.errors import V2LError
 from v2l.inference.model_loader import choose_model
 from v2l.models.hub import list_files
-from v2l.models.presets import PRESETS, lock_path, read_lock
+from v2l.models.hypernetwork_file import locate
+from v2l.models.presets import PRESETS, lock_path, read_lock, write_lock
 
 MODEL, (PUBLISHED, OLDER, OLDEST) = PRESETS["smolvlm2-500m"].model, PRESETS["smolvlm2-500m"].hypernetworks
 HYPERNETWORK = PRESETS["smolvlm2-500m"].file
@@ -65,6 +67,17 @@ def fetch(hub, tmp_path, monkeypatch):
     for name, value in {**where, "HF_HUB_OFFLINE": False, "HF_HUB_DOWNLOAD_TIMEOUT": 1}.items():
         monkeypatch.setattr(constants, name, value)
     return lambda: v2l.models.pull.pull("smolvlm2-500m", None, False, lambda note: None)
+
+
+@pytest.fixture
+def fetch_both(hub, fetch, folder, monkeypatch):
+    """Pull both presets in this process, from a hub whose larger model is the small one in another repository. The
+    hypernetworks stand in one repository, as on the hub."""
+    larger = PRESETS["smolvlm2-2.2b"]
+    monkeypatch.setitem(PRESETS, "smolvlm2-2.2b", dataclasses.replace(larger, tokens_per_image=64))
+    hub.repos[larger.model] = Repo.of(folder)
+    hub.repos[PUBLISHED].files[larger.file] = hub.repos[PUBLISHED].files[HYPERNETWORK]
+    return lambda: [v2l.models.pull.pull(name, None, False, lambda note: None) for name in PRESETS]
 
 
 @pytest.fixture
@@ -164,6 +177,36 @@ def test_older_names_of_the_hypernetwork_are_tried(hub, pull, tmp_path):
     assert list(lock(tmp_path)["repos"][OLDEST]["files"]) == ["video2lora-500m.pt"]
     small.write_video(tmp_path / "clip.mp4")
     assert run("encode", "clip.mp4", cwd=tmp_path, env={"HF_HOME": str(tmp_path / "home")}).code == 0
+
+
+def test_a_second_preset_leaves_the_first_one_recorded(hub, fetch_both):
+    """One repository holds the hypernetworks of both."""
+    fetch_both()
+    for name, preset in PRESETS.items():
+        assert preset.file in read_lock().repos[PUBLISHED].files and locate(name).name == preset.file
+    hub.requests.clear()
+    fetch_both()
+    assert downloads(hub) == []
+    # the repository under its former name, with former names of files
+    repo = hub.repos[OLDER] = hub.repos.pop(PUBLISHED)
+    repo.files = {f"video2lora-{preset.size}.pt": repo.files[preset.file] for preset in PRESETS.values()}
+    os.unlink(lock_path())
+    fetch_both()
+    assert [*read_lock().repos[OLDER].files] == [locate(name).name for name in PRESETS][::-1]
+
+
+def test_one_of_several_hypernetworks_is_taken(hub, fetch):
+    """The current name wins over former ones, the best checkpoint over the others."""
+    preset, former = PRESETS["smolvlm2-500m"], ["a-500m-last.pt", "b-500m-best-ce.pt", "c-2.2b-best-ce.pt"]
+    assert preset.choose_hypernetwork(former) == "b-500m-best-ce.pt"
+    assert preset.choose_hypernetwork(former[2:]) is None
+    hub.repos[PUBLISHED].files |= dict.fromkeys(former, b"another")
+    fetch()
+    assert [*read_lock().repos[PUBLISHED].files] == [HYPERNETWORK]
+    older = read_lock()  # earlier versions recorded all of them
+    more = dataclasses.replace(older.repos[PUBLISHED], files=dict.fromkeys([*former, HYPERNETWORK], "0" * 64))
+    write_lock(dataclasses.replace(older, repos=older.repos | {PUBLISHED: more}))
+    assert locate("smolvlm2-500m").name == HYPERNETWORK
 
 
 def test_what_cannot_be_fetched_is_one_line(hub, pull, tmp_path):

@@ -44,14 +44,16 @@ from v2l.video.sampling import Reading
 CPU = torch.device("cpu")
 
 
-def alternate(methods: dict[str, Callable[[], object]], runs: int) -> dict[str, float]:
+def alternate(
+    methods: dict[str, Callable[[], object]], runs: int, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, float]:
     """Return the median seconds of each method over alternating runs, without the first run of each."""
     times: dict[str, list[float]] = {name: [] for name in methods}
     for _ in range(runs + 1):
         for name, method in methods.items():
-            start = time.perf_counter()
+            start = clock()
             method()
-            times[name].append(time.perf_counter() - start)
+            times[name].append(clock() - start)
     return {name: statistics.median(seconds[1:]) for name, seconds in times.items()}
 
 

@@ -1,6 +1,8 @@
 """The decoding worker returns what probe.py returns, and a crash, hang or memory shortage fails only one file."""
 
 import os
+import resource
+import selectors
 import signal
 import subprocess
 import sys
@@ -18,6 +20,7 @@ import v2l
 from v2l.video import client, limits, probe
 from v2l.video.client import WorkerProcess
 from v2l.video.protocol import INDEX_ARRAYS, SIZES, send, video_from_json, video_to_json
+from v2l.video.worker import limit_memory
 
 WANTED = [0, 3, 9, 30, 31]
 
@@ -147,6 +150,41 @@ def test_a_file_that_is_cut_short_while_it_is_decoded_is_an_error(worker, clips,
     assert client.probe(clips[0]).frame_count == 32
 
 
+def test_videos_open_on_systems_without_a_memory_limit_or_selectors_for_pipes(start_worker, clips, monkeypatch):
+    """macOS refuses to limit the address space with ValueError. Windows refuses to wait for a pipe with OSError."""
+
+    def refuse(*_, **__):
+        raise OSError("an operation was attempted on something that is not a socket")
+
+    for kind in {selectors.DefaultSelector, selectors.PollSelector, selectors.SelectSelector}:
+        monkeypatch.setattr(kind, "register", refuse)
+    refusal = (
+        "import resource\n"
+        "def refuse(*_): raise ValueError('current limit exceeds maximum limit')\n"
+        "resource.setrlimit = refuse\n"
+    )
+    worker = start_worker(program=refusal + client.PROGRAM)
+    video = client.probe(clips[0])
+    assert alike(client.read_frames(video, WANTED), probe.read_frames(probe.probe(clips[0]), WANTED))
+    limit = Path(f"/proc/{worker.process.pid}/limits").read_text()
+    assert str(limits.MEMORY) not in limit
+
+
+@pytest.mark.parametrize("refusal", [ValueError, OSError, AttributeError, ImportError])
+def test_a_memory_limit_is_best_effort(monkeypatch, refusal):
+    """AttributeError: a `resource` module without RLIMIT_AS; ImportError: none at all."""
+
+    def refuse(*_):
+        raise refusal
+
+    monkeypatch.setattr(resource, "setrlimit", refuse)
+    if refusal is AttributeError:
+        monkeypatch.delattr(resource, "RLIMIT_AS")
+    if refusal is ImportError:
+        monkeypatch.setitem(sys.modules, "resource", None)
+    limit_memory(limits.MEMORY)
+
+
 def test_a_worker_that_died_between_requests_is_replaced(worker, clips):
     first = client.probe(clips[0])
     worker.process.kill()
@@ -158,7 +196,7 @@ def test_a_hang_is_an_error(worker, clips):
     client.probe(clips[0])
     pid, worker.silence = worker.process.pid, 1.0
     os.kill(pid, signal.SIGSTOP)
-    with pytest.raises(v2l.V2LError, match="made the decoder hang \(no heartbeat for 1 s\)"):
+    with pytest.raises(v2l.V2LError, match=r"made the decoder hang \(no heartbeat for 1 s\)"):
         client.probe(clips[0])
     worker.silence = limits.SILENCE
     assert not Path(f"/proc/{pid}").exists()

@@ -3,6 +3,7 @@
 The written times of the question become placeholders (see `time_text`). Rules then turn placeholders, together with
 the words around them, into places in the video, or into plain words where they are no positions, as in "the clock shows
 12:30" (see `time_rules`). The words are those of four languages (see `time_words`).
+Only the rules run whose words the question has (see `time_patterns`).
 
 Parsers of dates and numbers do not fit: they read 12:30 as a time of day, and need to know the language.
 """

@@ -40,6 +40,9 @@ TRIGGERS = frozenset(
 
 _UNITS = {1: "SECONDS", 60: "MINUTES", 3600: "HOURS"}
 _CLASS = r"(?<!P)<([A-Z_]+\d*|[a-z][a-z|= ]*)>"
+_SYNTAX = rf"{_CLASS}|\(\?(?:[:!=]|<[!=]|P<\w+>)|\\.|\[[^]]*\]|\{{0,\d+\}}|[^<()|\\[?*{{]+(?![?*{{])|."
+"""The parts of a template: classes, starts of groups, escapes, sets, quantifiers and plain text."""
+
 _TOKEN = r"[a-z]+|[@&=-]"
 
 
@@ -129,8 +132,7 @@ def _compiled(pattern: str) -> re.Pattern:
 @cache
 def _read(template: str) -> tuple[str, frozenset[str], list[frozenset[str]]]:
     """Return a template for the % operator, the names that a text needs to match, and sets of which it needs one."""
-    syntax = rf"{_CLASS}|\(\?(?:[:!=]|<[!=]|P<\w+>)|\\.|\[[^]]*\]|[^<()|\\[?*]+(?![?*])|."
-    needs = _needs(re.finditer(syntax, template))
+    needs = _needs(re.finditer(_SYNTAX, template))
     needed = frozenset(name for need in needs if len(need) == 1 for name in need)
     form = re.sub(_CLASS, r"%(\1)s", template.replace("%", "%%"))
     return form, needed, [need for need in needs if len(need) > 1]
@@ -146,7 +148,7 @@ def _needs(tokens: Iterator[re.Match]) -> list[frozenset[str]]:
         if token[0] == "|":
             branches.append([])
             continue
-        if token[0] in ("?", "*"):
+        if token[0] in ("?", "*") or token[0].startswith("{0"):
             branches[-1].pop()
         elif token[0][0] == "(":
             inner = _needs(tokens)

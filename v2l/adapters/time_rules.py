@@ -59,11 +59,12 @@ def _minute(times: list[Stretch], duration: float) -> Stretch:
     return (start, start + 60) if start == end and start % 60 == 0 else times[0]
 
 
-_THE = "(?:<THE> )*"
-_OWN_VIDEO = rf"(?:<OF> {_THE}|(?:<THE> )+)<VIDEO>"
+_THE = "(?:<THE> ){0,5}"
+_OWN_VIDEO = rf"(?:<OF>|<THE>) {_THE}<VIDEO>"
 _FREE = r"(?:<EDGE>|(?= (?:<WH>|<AND>|<TO>|<BEFORE>|<BESIDE>|<SHOWN>|PLACE)))"
 """What may follow the mark of a video: "at the end of the table" and "at the start button" are no times."""
 
+_UNIT = "<minute|minutes|minuten|minuto|minutos|segundo|segunde|sekundo|sekunde|second|seconde>"
 _SHORT = (
     r"(?:what|who|which|where|describe|was|wer|welche\w*|wo|que|qui|quel\w*|qu|quien|cual|donde) "
     r"(?:(?!<LASTS> |last |lasts |dura )[a-z0-9,]+ )+"
@@ -79,7 +80,7 @@ UNCLEAR = r"(?<![a-z])(?!(?:<CUE>|<ROUND>) )[a-z]+ <CLOCK>"
 _Rules = tuple[tuple[str, Action], ...]
 
 _SURE: _Rules = (
-    (rf"(?:(?:<AT>|in|en) )?{_THE}(?:<LABEL>|<minute|minutes|minuten|minuto|minutos|segundo|segunde|sekundo|sekunde|second|seconde>) <TIME>", _same),
+    (rf"(?:(?:<AT>|in|en) )?{_THE}(?:<LABEL>|{_UNIT}) <TIME>", _same),
     (r"(?:<CLOCK>|<STAMP>) <MARK>", _same),
     (rf"<CLOCK>(?: ,)? (?:<OF>|des|der) {_THE}<VIDEO>", _same),
     (r"<timestamp|timecode> <BE> <TIME>", _same),
@@ -95,7 +96,7 @@ _OTHER_CLOCKS: _Rules = (
     (r"<it|il|es|time|now|heure|hora> <BE> <TIME>|<BE> <it> <CLOCK>|(?:<son>|a) <las> <CLOCK>", None),
     (r"<CLOCKFACE> (?:<SET>|<BE> (?:<SET>|at|on|auf)) <CLOCK>", None),
     (r"<CLOCKFACE> <GAP>(?:<SHOWS>|<SET>) (?:t )?(?:(?:il|elle|er|sie|es) )?<TIME>", None),
-    (r"<SHOWS> <GAP><CLOCKFACE> (?:(?!<CUE>)[a-z]+ )*<CLOCK>", None),
+    (r"<SHOWS> <GAP><CLOCKFACE> (?:(?!<CUE>)[a-z]+ ){0,15}<CLOCK>", None),
     # Scores, ratios and verses
     (r"<SCORE> (?:(?:of|by|with|is|was|being|mit|von|de|par|por|<BE> at) )?<TIME>", None),
     (r"<TIME> (?:<TO> )?<WIN>", None),
@@ -108,14 +109,14 @@ _OTHER_CLOCKS: _Rules = (
     (
         (
             r"(?<!in the )(?<!during the )(?<!of the )(?<!im )(?<!in der )<EVENT> "
-            r"(?:(?:<BE>|do|does|we|they|you|he|she|i|have|has|will|be|held|served) )*"
+            r"(?:(?:<BE>|do|does|we|they|you|he|she|i|have|has|will|be|held|served) ){0,5}"
             r"(?:<AT>|<FROM>|um|en|a las|for|du|of) <CLOCK>"
         ),
         None,
     ),
     # What is asked, not where: "is the result 12:30?", "a 12:30 mile"
     (rf"^<YES_NO> <GAP>{UNCLEAR}", None),
-    (r"<a|an|ein|eine|un|une|una> <CLOCK> [a-z]", None),
+    (r"(?<!\d )<a|an|ein|eine|un|une|una> <CLOCK> [a-z]", None),
     (r"<SCHEDULE>.*<CLOCK>", None),
     (r"<CLOCK>.*<SCHEDULE>", None),
     (r"<other> (?:<AND>|<TO>|or) <CLOCK>", None),
@@ -132,7 +133,7 @@ _OTHER_CLOCKS: _Rules = (
 
 _SPANS: _Rules = (
     (rf"at (?:the|la) <LAST> <SPAN>(?! {_OWN_VIDEO})|<in letzter> <SPAN>", None),
-    (r"<does|do|did|will|would|can|could|should|must|to> (?:[a-z0-9]+ )*(?<!the )(?<!in )<last> <SPAN>", None),
+    (r"<does|do|did|will|would|can|could|should|must|to> (?:[a-z0-9]+ ){0,15}(?<!the )(?<!in )<last> <SPAN>", None),
     # A span from another time or from an end of the video
     (r"<LAST> <SPAN> (?:<BEFORE>|vor) <TIME>", lambda times, _: (times[1][0] - times[0][0], times[1][0])),
     (
@@ -163,7 +164,7 @@ _SPANS: _Rules = (
     ),
     # Positions
     (rf"(?:<AT> )?(?:<ROUND> )?{_THE}<SPAN> <MARK>", _same),
-    (rf"(?:<AT> )?(?:<ROUND> )?<SPAN> <in|into|through|im|de|del> {_THE}<VIDEO>", _same),
+    (rf"(?:<AT> )?(?:<ROUND> )?<SPAN> <in|into|through|im|de|del|dans> {_THE}<VIDEO>", _same),
     (r"(?:<AT> )?(?:<ROUND> )?<SPAN> <into|in to|in|deep>(?:<EDGE>|(?= <WH>))", _same),
     (rf"(?:<AT>|<a>)(?: <ROUND>)? {_THE}<SPAN>", _same),
     (rf"<ROUND> {_THE}<SPAN>", _same),
@@ -173,6 +174,7 @@ _SPANS: _Rules = (
     ),
     (r"(?:(?<=^)|(?<=, ))<SPAN>(?:<EDGE>|(?= <WH>))", _same),
     (rf"^{_SHORT}<SPAN>$", _same),
+    (r"^<describe|summarize|summarise|explain|beschreibe|decris|resume|explica> <SPAN>$", _same),
 )
 """Amounts of time: positions or durations."""
 
@@ -215,13 +217,13 @@ _MARKS: _Rules = (
 """Positions in the video as a whole."""
 
 _RANGES: _Rules = (
-    (r"<BETWEEN> (?:<THE> )*<TIME> <AND> (?:<THE> )*<TIME>", _between),
+    (r"<BETWEEN> (?:<THE> ){0,5}<TIME> <AND> (?:<THE> ){0,5}<TIME>", _between),
     (r"(?:<FROM> )?<TIME> <TO> <TIME>", _between),
     (r"<PLACE> <PLACE>|<FROM> <TIME> <PLACE>", _between),
     (r"<UNTIL> <TIME>", _until),
     (r"(?:<SINCE>|<from|von|de>) <TIME> <ONWARD>", _since),
     (r"(?<!\w )<from> <TIME>|<SINCE> <TIME>", _since),
-    (r"<during|wahrend|pendant|durante> (?:<THE> )*<PLACE>", _minute),
+    (r"<during|wahrend|pendant|durante> (?:<THE> ){0,5}<PLACE>", _minute),
     (r"<SPAN>", None),
     (r"<SHARE>", None),
 )

@@ -49,6 +49,11 @@ class TimeText:
                 return True
         return False
 
+    def find(self, pattern: str, part: str) -> list[tuple[str, str]]:
+        """Return the groups of every match in a part of the question."""
+        compiled = self.words.pattern(pattern)
+        return compiled.findall(part) if compiled else []
+
     def replace(self, pattern: str, replacement: str | Callable[[re.Match], str]) -> bool:
         """Replace every match, as `re.sub` does, and return whether there is one."""
         compiled = self.words.pattern(pattern)
@@ -98,7 +103,7 @@ def _normalise(question: str) -> str:
     if "'" in text:
         text = re.sub(r"(\d)'\s?(\d\d)\b(?:''|\")?", r"\1 min \2 s ", text)  # 12'30"
     if "'" in text or '"' in text or "«" in text:
-        text = re.sub(r'"[^"]*"|«.*?»|(?<!\w)\'\d[\d:.]*\'', " quoted ", text).replace("'", " ")
+        text = re.sub(r'"[^"]*"|«[^«»]*»|(?<!\w)\'\d[\d:.]*\'', " quoted ", text).replace("'", " ")
     if "." in text:
         text = re.sub(r"\b([ap])\.\s?m\b\.?", r"\1m", text)
     if "-" in text:
@@ -133,7 +138,7 @@ def _ordinal(text: TimeText, found: re.Match) -> str:
 
 def _label(text: TimeText, found: re.Match) -> str:
     """Replace one or two pairs of unit and number, such as "minute 12 second 30"."""
-    pairs = text.words.pattern(r"(<UNITNAME>) (<NUMBER>)").findall(found[0])
+    pairs = text.find(r"(<UNITNAME>) (<NUMBER>)", found[0])
     return text.add("PLACE", sum(_unit(unit) * _number(number) for unit, number in pairs))
 
 
@@ -148,7 +153,7 @@ def _seconds(text: TimeText, found: re.Match) -> str:
 
 def _amount(text: TimeText, found: re.Match) -> str:
     """Replace up to three pairs of number and unit, such as "12m30s" and "a minute and a half"."""
-    pairs = text.words.pattern(r"(<NUMBER>) ?(<UNIT>)").findall(found["pairs"])
+    pairs = text.find(r"(<NUMBER>) ?(<UNIT>)", found["pairs"])
     unit = _unit(pairs[-1][1])
     total = sum(_unit(each) * _number(number) for number, each in pairs)
     rest = int(found["rest"]) * unit / 60 if found["rest"] else unit / 2 if found["half"] else 0
@@ -180,6 +185,7 @@ _FORMS: tuple[tuple[str, str | Callable[[TimeText, re.Match], str]], ...] = (
     (r"<NUMBER_WORD>", lambda _, found: f"{number_words()[found[0]]:g}"),
     (r"(?<!and a )<HALF>(?= <UNITNAME>)", "0.5"),
     (r"<ONE>(?= <UNITNAME>| (?:<AND>|<TO>|or) \d)", "1"),
+    (r"(?<!\d )<hour and|stunde und|heure et|hora y> (?=<NUMBER> ?<MINUTES>)", r"1 \g<0>"),
     (r"<at|vers|a las|sobre las> (?=\d\d? ?<HOURS>)\d\d? ?(?:heures|horas)\b", "at other"),  # a time of day
     # Put the order first and repeat a unit that two numbers share
     (r"(<NUMBER>) (<LAST>|<FIRST>) (<UNITNAME>)", r"\2 \1 \3"),

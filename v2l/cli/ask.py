@@ -232,7 +232,7 @@ def _is_ready(source: AnswerSource, display: Display) -> bool:
         display.error(str(source.error))
         return False
     try:
-        announce_fallback(source.loader, display)
+        announce_fallback(source.loader, display, source.chosen_by)
         _ = source.loader.language_model if source.file else source.loader.vlm
     except V2LError as error:
         display.error(f"{printable(source.path)}: {error}")
@@ -337,7 +337,7 @@ def _record(
         "question": question,
         "answer": text,
         "model": source.loader.folder.id,
-        "model_chosen_by": source.loader.chosen_by,
+        "model_chosen_by": source.chosen_by,
         "prompt_tokens": answer.prompt_tokens,
         "new_tokens": answer.tokens,
         "time_to_first_token": answer.time_to_first_token,

@@ -50,7 +50,7 @@ def _answer(source: AnswerSource, question: str, several: bool, options: AnswerO
     from v2l.inference.each import ask_segments
 
     def load() -> FrozenVLM:
-        announce_fallback(source.loader, display)
+        announce_fallback(source.loader, display, source.chosen_by)
         return source.loader.language_model
 
     def progress(done: int, total: int) -> None:
@@ -102,6 +102,6 @@ def _print(
             "end": each.end,
             "answer": each.text,
             "model": source.loader.folder.id,
-            "model_chosen_by": source.loader.chosen_by,
+            "model_chosen_by": source.chosen_by,
         }
         display.result(escaped(tab_separated(*asked, *times, each.text)), record)

@@ -227,9 +227,12 @@ def _jsonable(value: Any) -> Any:
     raise TypeError(f"{type(value)} is not JSON-serializable")
 
 
-def announce_fallback(loader: ModelLoader, display: Display) -> None:
-    """Warn that the demonstration model is used because no model was chosen, once its folder is found."""
-    if loader.chosen_by == "fallback" and loader.folder:
+def announce_fallback(loader: ModelLoader, display: Display, chosen_by: str | None = None) -> None:
+    """Warn that the demonstration model is used because no model was chosen, once its folder is found.
+
+    chosen_by: how it was chosen, if not as the loader states
+    """
+    if (chosen_by or loader.chosen_by) == "fallback" and loader.folder:
         display.warn(DEMONSTRATION)
 
 

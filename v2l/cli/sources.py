@@ -72,12 +72,22 @@ def sort_words(words: Sequence[str]) -> AskRequest:
 @dataclass(frozen=True)
 class AnswerSource:
     """An adapter's file and the loader of its model, a video in context if `file` is None, or an adapter that cannot be
-    read and its error."""
+    read and its error.
+
+    named: how the adapter's model was chosen; empty if as the loader states. All sources of a model share one loader,
+        so that it is loaded once, whether an adapter names it or it is the default
+    """
 
     path: Path
     loader: ModelLoader
     file: AdapterFile | TimelineFile | None = None
     error: V2LError | None = None
+    named: str = ""
+
+    @property
+    def chosen_by(self) -> str:
+        """How the model was chosen, see `ModelLoader`."""
+        return self.named or self.loader.chosen_by
 
     @property
     def adapter(self) -> Adapter | Timeline | None:
@@ -116,10 +126,9 @@ def load_sources(adapters: Sequence[Path], loader: ModelLoader) -> Iterator[Answ
             option = loader.model if loader.chosen_by == "option" else None
             model, chosen_by = choose_model_for(file.description.base_model, option)
             if model not in loaders:
-                same = (model, chosen_by) == (loader.model, loader.chosen_by)
                 other = replace(loader, model=model, chosen_by=chosen_by, hypernetwork_source=None)
-                loaders[model] = loader if same else other
-            groups.setdefault(model, []).append(AnswerSource(path, loaders[model], file))
+                loaders[model] = loader if model == loader.model else other
+            groups.setdefault(model, []).append(AnswerSource(path, loaders[model], file, named=chosen_by))
         except V2LError as error:
             groups.setdefault("", []).append(AnswerSource(path, loader, error=error))
     for group in groups.values():

@@ -64,8 +64,14 @@ class ModelLoader:
 
     @cached_property
     def vlm(self) -> FrozenVLM:
-        """The model with its vision tower, for encoding and for answers in context."""
-        return self._load(vision=True)
+        """The model with its vision tower, for encoding and for answers in context. The tower is added if the language
+        model is loaded already."""
+        if "language_model" not in self.__dict__:
+            return self._load(vision=True)
+        self.announce(self.model)
+        from v2l.models.loading import add_vision
+
+        return add_vision(self.language_model)
 
     @cached_property
     def language_model(self) -> FrozenVLM:

@@ -13,9 +13,9 @@ from v2l.models.config import VisionGeometry
 from v2l.models.hypernetwork_file import TrainedWith
 from v2l.video.sampling import Reading, Video
 
-SINGLE_SPANS = 2.0
-"""Length of a video, in spans that the hypernetwork was trained to read, up to which one encoding serves as well as a
-timeline (docs/long-video.md)."""
+SINGLE_SPANS = 1.0
+"""Length of a video, in spans that the hypernetwork was trained to read, beyond which a timeline answers better than
+one encoding (docs/long-video.md)."""
 MOST_SEGMENTS = 64
 """Number of segments up to which the default length is the trained span; longer videos get longer segments."""
 
@@ -40,6 +40,19 @@ def fill_reading(reading: Reading, trained_with: TrainedWith, geometry: VisionGe
     return filled
 
 
+def check_wish(wish: Segmentation) -> Segmentation:
+    """Return a wish with its length as a float. Raises V2LError unless number and length are above 0, and at most one
+    of them is given."""
+    if wish.segments is not None and wish.seconds is not None:
+        raise V2LError("give the number of segments or their length, not both")
+    if wish.segments is not None and (isinstance(wish.segments, bool) or not isinstance(wish.segments, Integral)):
+        raise V2LError(f"segments is {wish.segments!r}; give a whole number")
+    for name, value in (("segments", wish.segments), ("segment_seconds", wish.seconds)):
+        if value is not None and not 0 < value < math.inf:
+            raise V2LError(f"{name} is {value}; give a number above 0")
+    return replace(wish, seconds=None if wish.seconds is None else float(wish.seconds))
+
+
 def plan_timeline(
     video: Video, reading: Reading, trained_frames: int, trained_fps: float, wish: Segmentation
 ) -> list[Reading]:
@@ -53,7 +66,7 @@ def plan_timeline(
     Raises V2LError if the range is empty.
     """
     assert reading.frames, "fill_reading fills it"
-    span = trained_frames / trained_fps
+    wish, span = check_wish(wish), trained_frames / trained_fps
     start, end = covered(video, reading)
     if wish.segments == 1:
         return []

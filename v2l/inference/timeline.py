@@ -18,7 +18,7 @@ from v2l.errors import V2LError
 from v2l.inference.ask import ask_each
 from v2l.inference.encode import ADAPTER_TYPE, OpenedVideo, PendingEncode, finish_encode, open_video, start_encode
 from v2l.inference.estimate import seconds_per_encoding
-from v2l.inference.readings import covered, cut, fill_reading, plan_timeline
+from v2l.inference.readings import check_wish, covered, cut, fill_reading, plan_timeline
 from v2l.io.files import make_folder, open_regular, time_of_check, try_lock, unwritable, write_atomically
 from v2l.io.safetensors_file import canonical_json
 from v2l.io.text import amount, clock, printable, span
@@ -78,7 +78,7 @@ def plan_job(
     readings = plan_timeline(opened.video, reading, trained_with.frames, trained_with.fps, wish)
     readings = readings or cut(opened.video, replace(reading, skip_ends=False), 1)
     questions = index_questions(hypernetwork) if index else ()
-    return TimelineJob(opened, TimelineRequest(reading, wish), tuple(readings), questions)
+    return TimelineJob(opened, TimelineRequest(reading, check_wish(wish)), tuple(readings), questions)
 
 
 def index_questions(hypernetwork: Hypernetwork) -> tuple[str, ...]:

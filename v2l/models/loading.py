@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from safetensors import SafetensorError
@@ -47,19 +47,30 @@ def load_vlm(
     dtype = dtype or default_dtype(device, folder.config.text_config)
     tokenizer = load_tokenizer(folder)
     language = LanguageModel.empty(folder.config, device, dtype)
-    tower = VisionTower.empty(folder.config, device, dtype) if vision else None
-    _fill(folder, language, tower)
-    return FrozenVLM(folder, language, tower, tokenizer, device)
+    vlm = FrozenVLM(folder, language, None, tokenizer, device)
+    _fill(folder, language_model.published_weights(language))
+    return add_vision(vlm) if vision else vlm
 
 
-def _fill(folder: ModelFolder, model: LanguageModel, tower: VisionTower | None) -> None:
-    """Read the weights from the folder, one tensor at a time and memory-mapped, into the type and place of the modules.
+def add_vision(vlm: FrozenVLM) -> FrozenVLM:
+    """Load the vision tower of a model that was loaded without it. Returns the same object; errors as `load_vlm`."""
+    if vlm.vision is None:
+        tower = VisionTower.empty(vlm.folder.config, vlm.device, vlm.dtype)
+        _fill(vlm.folder, vision_tower.published_weights(tower))
+        vlm.vision = tower
+    return vlm
+
+
+def _fill(folder: ModelFolder, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
+    """Read weights from the folder, one tensor at a time and memory-mapped, into the type and place of the modules.
+
+    weights: the published name of every tensor, and the part of the modules that it fills
 
     Names and shapes of the stored tensors are compared with the configuration first. Raises V2LError if they cannot be
     read or are not finite in the type of the modules.
     """
     stored = folder.tensors
-    parts = dict(published_weights(model, tower))
+    parts = dict(weights)
     try:
         for group in _groups(parts):
             with open_tensors({name: stored[name] for name in group}) as slices:

@@ -16,7 +16,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -61,6 +61,14 @@ class Preset:
     def is_hypernetwork(self, name: str) -> bool:
         """Return whether a file of `hypernetworks` is the hypernetwork, under its current or a former name."""
         return name.endswith(".pt") and self.size in name and "trainer" not in name
+
+    def choose_hypernetwork(self, names: Iterable[str]) -> str | None:
+        """Return the hypernetwork among files: the current name, else the best checkpoint under a former name, else the
+        first that could be one; None if there is none."""
+        found = sorted(
+            filter(self.is_hypernetwork, names), key=lambda name: (name != self.file, "best" not in name, name)
+        )
+        return found[0] if found else None
 
 
 _PUBLISHED = ("MananSuri27/Frames2LoRA-SmolVLM-ckpts", "MananSuri27/Video2LoRA-SmolVLM-ckpts")
@@ -193,14 +201,11 @@ def cached_hypernetwork(preset: Preset) -> Path:
     """Return the path of the published hypernetwork in the local cache: the file in the lock file, else the file of the
     current name. Raises V2LError if it is not there."""
     repos = read_lock().repos
-    recorded = [
-        (repo, name)
-        for repo in preset.hypernetworks
-        if repo in repos
-        for name in repos[repo].files
-        if preset.is_hypernetwork(name)
-    ]
-    return cached_file(*(recorded or [(preset.hypernetworks[0], preset.file)])[0])
+    for repo in preset.hypernetworks:
+        name = preset.choose_hypernetwork(repos[repo].files) if repo in repos else None
+        if name is not None:
+            return cached_file(repo, name)
+    return cached_file(preset.hypernetworks[0], preset.file)
 
 
 def _open_folder(path: Path, id: str | None, revision: str | None) -> ModelFolder:

@@ -94,9 +94,14 @@ def self_test(name: str, preset: Preset, report: Report) -> None:
 
 def _fetch_hypernetwork(preset: Preset, lock: Lock, report: Report) -> tuple[Pulled, Lock]:
     """Fetch the hypernetwork from the first of its repositories that the hub has."""
+
+    def choose(files: list[HubFile]) -> list[HubFile]:
+        chosen = preset.choose_hypernetwork(file.name for file in files)
+        return [file for file in files if file.name == chosen]
+
     for repo in preset.hypernetworks:
         try:
-            return _fetch(repo, preset.is_hypernetwork, None, lock, report)
+            return _fetch(repo, preset.is_hypernetwork, None, lock, report, choose)
         except NotThere as error:
             missing = error
             report(f"{error}; trying a former name")
@@ -104,9 +109,15 @@ def _fetch_hypernetwork(preset: Preset, lock: Lock, report: Report) -> tuple[Pul
 
 
 def _fetch(
-    repo: str, wanted: Callable[[str], Any], revision: str | None, lock: Lock, report: Report
+    repo: str,
+    wanted: Callable[[str], Any],
+    revision: str | None,
+    lock: Lock,
+    report: Report,
+    choose: Callable[[list[HubFile]], list[HubFile]] = list,
 ) -> tuple[Pulled, Lock]:
-    """Fetch and verify the wanted files of a repository. Returns the lock with these files."""
+    """Fetch and verify files of a repository: those that `choose` takes of the wanted ones. Returns the lock with
+    them."""
     locked = lock.repos.get(repo)
     requested = revision or (locked.commit if locked else "main")
     listing = list_files(repo, requested, wanted)
@@ -115,16 +126,18 @@ def _fetch(
         raise V2LError(
             f"the hub answers with commit {commit[:12]} of {repo} instead of {requested[:12]}; check HF_ENDPOINT"
         )
-    if not listing.files:
+    files = choose(listing.files)
+    if not files:
         raise NotThere(f"{repo} has none of the required files at {commit[:12]}")
-    _check_space(listing.files)
+    _check_space(files)
     known = locked.files if locked and locked.commit == commit else {}
     found = {}
-    for file in sorted(listing.files, key=lambda file: file.name):
+    for file in sorted(files, key=lambda file: file.name):
         report(f"{repo} {file.name}")
         found[file.name] = _fetch_file(CachePlace(repo, commit, file), known.get(file.name))
-    kept = LockedRepo(revision or (locked.revision if locked else "main"), commit, found)
-    pulled = Pulled(repo, commit, listing.licence, sum(file.size for file in listing.files))
+    # the other files of this commit belong to another preset
+    kept = LockedRepo(revision or (locked.revision if locked else "main"), commit, known | found)
+    pulled = Pulled(repo, commit, listing.licence, sum(file.size for file in files))
     return pulled, dataclasses.replace(lock, repos=lock.repos | {repo: kept})
 
 

@@ -15,9 +15,6 @@ from torch.nn import functional as F
 
 from v2l.models.config import SmolVLMConfig, VisionConfig
 
-NEARLY_ONE = 1.0 - 1e-6
-"""The largest place of a patch as a fraction of the image, as transformers clamps it."""
-
 
 class VisionLayer(nn.Module):
     """Pre-norm attention and MLP, with biases; the three projections of attention are one, queries first."""
@@ -82,9 +79,8 @@ class VisionTower(nn.Module):
 
     def _positions(self, side: int, device: torch.device) -> Tensor:
         """Positions of side x side patches; those of a smaller image are spread over the tower's own grid."""
-        borders = torch.arange(1 / self.patches_a_side, 1.0, 1 / self.patches_a_side, device=device)
-        places = (torch.arange(side, device=device) * torch.tensor(1.0 / side, device=device)).clamp(max=NEARLY_ONE)
-        bucket = torch.bucketize(places, borders, right=True)
+        # In integers: bfloat16 cannot hold the fractions, and moved 288 of 27 x 27 patches in transformers 5.17 to 5.20
+        bucket = torch.arange(side, device=device) * self.patches_a_side // side
         return (bucket[:, None] * self.patches_a_side + bucket).flatten()
 
     def _shuffle(self, x: Tensor) -> Tensor:

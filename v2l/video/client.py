@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import json
 import os
-import selectors
+import queue
 import signal
 import subprocess
 import sys
@@ -29,7 +28,7 @@ from v2l.errors import V2LError
 from v2l.io.text import printable
 from v2l.video.limits import MEMORY, POLL, SILENCE
 from v2l.video.probe import Frame
-from v2l.video.protocol import SIZES, send, video_from_json, video_to_json
+from v2l.video.protocol import Message, receive, send, video_from_json, video_to_json
 from v2l.video.sampling import Video
 
 PROGRAM = """\
@@ -112,7 +111,8 @@ class WorkerProcess:
     def __init__(self, silence: float = SILENCE, memory: int = MEMORY, program: str = PROGRAM):
         self.silence, self.memory, self.program = silence, memory, program
         self.process: subprocess.Popen[bytes] | None = None
-        self._generation, self._received = 0, bytearray()
+        self._answers: AnswerReader | None = None
+        self._generation = 0
         self._lock = threading.Lock()
 
     def request(
@@ -121,7 +121,7 @@ class WorkerProcess:
         about: str | os.PathLike[str],
         generation: int | None = None,
         payload: bytes = b"",
-    ) -> tuple[dict[str, Any], bytes]:
+    ) -> Message:
         """Send a request and return the answer, JSON and bytes.
 
         about: the file, for messages
@@ -135,9 +135,9 @@ class WorkerProcess:
             process = self._start()
             try:
                 send(_pipes(process)[0], message, payload)
-                answer, data = self._receive(process)
+                answer, data = self._receive()
                 while "alive" in answer:
-                    answer, data = self._receive(process)
+                    answer, data = self._receive()
             except (OSError, EOFError) as error:
                 failure = self._end(process, error)
                 raise V2LError(
@@ -178,40 +178,30 @@ class WorkerProcess:
             env=_environment(),
             cwd=os.path.abspath(os.sep),
             start_new_session=True,  # so that Ctrl-C reaches only this process
+            creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),  # the same on Windows
         )
+        self._answers = AnswerReader(_pipes(self.process)[1])
         self._generation += 1
-        self._received.clear()
         return self.process
 
-    def _receive(self, process: subprocess.Popen[bytes]) -> tuple[dict[str, Any], bytes]:
-        header_size, payload_size = SIZES.unpack(self._read(process, SIZES.size))
-        return json.loads(self._read(process, header_size)), self._read(process, payload_size)
-
-    def _read(self, process: subprocess.Popen[bytes], size: int) -> bytes:
-        """Read from the process. Raises EOFError if it has ended and TimeoutError if it is silent."""
-        pipe, silent = _pipes(process)[1].fileno(), 0.0
-        with selectors.DefaultSelector() as selector:
-            selector.register(pipe, selectors.EVENT_READ)
-            while len(self._received) < size:
-                wait, before = min(POLL, self.silence), time.monotonic()
-                if not selector.select(wait):
-                    silent += min(time.monotonic() - before, wait)
-                    if silent >= self.silence:
-                        raise TimeoutError
-                    continue
-                data = os.read(pipe, 2**20)
-                if not data:
-                    raise EOFError
-                self._received += data
-                silent = 0.0
-        message = bytes(self._received[:size])
-        del self._received[:size]
-        return message
+    def _receive(self) -> Message:
+        """Return the next message. Raises EOFError if the process has ended and TimeoutError if it is silent."""
+        assert self._answers is not None  # it starts with the process
+        self._answers.ask()
+        silent, wait = 0.0, min(POLL, self.silence)
+        while True:
+            before = time.monotonic()
+            try:
+                return self._answers.get(wait)
+            except queue.Empty:
+                silent += min(time.monotonic() - before, wait)
+            if silent >= self.silence:
+                raise TimeoutError
 
     def _end(self, process: subprocess.Popen[bytes], error: Exception | None = None) -> str:
         """End the process and describe its failure, for messages."""
         self.process = None
-        requests, answers = _pipes(process)
+        requests, _ = _pipes(process)
         with contextlib.suppress(OSError):
             requests.close()
         if isinstance(error, EOFError | BrokenPipeError):
@@ -219,10 +209,49 @@ class WorkerProcess:
                 process.wait(timeout=5)
         process.kill()
         code = process.wait()
-        answers.close()
+        if self._answers is not None:
+            self._answers.close()
         if isinstance(error, TimeoutError):
             return f"made the decoder hang (no heartbeat for {self.silence:g} s)"
         return f"crashed the decoder ({signal.Signals(-code).name if code < 0 else f'exit code {code}'})"
+
+
+class AnswerReader:
+    """Reads messages from a pipe in a thread of its own, because no call that ends after a time can wait for a pipe on
+    every system: Windows refuses `select`. A message is read only once it was asked for.
+
+    pipe: is closed by the thread
+    """
+
+    def __init__(self, pipe: IO[bytes]):
+        self._asked: queue.SimpleQueue[bool] = queue.SimpleQueue()
+        self._read: queue.SimpleQueue[Message | Exception] = queue.SimpleQueue()
+        threading.Thread(target=self._run, args=(pipe,), name="v2l-answers", daemon=True).start()
+
+    def ask(self) -> None:
+        """Start to read a message."""
+        self._asked.put(True)
+
+    def get(self, timeout: float) -> Message:
+        """Return the message that was asked for. Raises queue.Empty after that many seconds without one, and EOFError
+        or OSError if the pipe ended or failed."""
+        answer = self._read.get(timeout=timeout)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def close(self) -> None:
+        """End the thread once the other end of the pipe is closed."""
+        self._asked.put(False)
+
+    def _run(self, pipe: IO[bytes]) -> None:
+        # Reads past the buffer of `pipe`, whose lock Python could not release at exit
+        with pipe:
+            while self._asked.get():
+                try:
+                    self._read.put(receive(lambda size: os.read(pipe.fileno(), size)))
+                except Exception as error:
+                    self._read.put(error)
 
 
 def _pipes(process: subprocess.Popen[bytes]) -> tuple[IO[bytes], IO[bytes]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import struct
+from collections.abc import Callable
 from typing import IO, Any
 
 import numpy as np
@@ -13,6 +14,10 @@ from v2l.video.sampling import FrameIndex, Video
 
 SIZES = struct.Struct("<II")
 """Sizes in bytes of the JSON and of the payload that follow."""
+READ_BYTES = 2**20
+"""Most bytes of one read."""
+Message = tuple[dict[str, Any], bytes]
+"""The JSON of a message and its payload."""
 INDEX_ARRAYS = tuple(field.name for field in dataclasses.fields(FrameIndex))
 
 
@@ -22,6 +27,25 @@ def send(pipe: IO[bytes], header: dict[str, Any], payload: bytes = b"") -> None:
     pipe.write(SIZES.pack(len(text), len(payload)) + text)
     pipe.write(payload)
     pipe.flush()
+
+
+def receive(read: Callable[[int], bytes]) -> Message:
+    """Read a message. Raises EOFError if the input ends.
+
+    read: returns that many bytes or fewer, none at the end of the input
+    """
+    header_size, payload_size = SIZES.unpack(_read_exactly(read, SIZES.size))
+    return json.loads(_read_exactly(read, header_size)), _read_exactly(read, payload_size)
+
+
+def _read_exactly(read: Callable[[int], bytes], size: int) -> bytes:
+    content = bytearray()
+    while len(content) < size:
+        part = read(min(size - len(content), READ_BYTES))
+        if not part:
+            raise EOFError
+        content += part
+    return bytes(content)
 
 
 def video_to_json(video: Video) -> tuple[dict[str, Any], bytes]:

@@ -7,7 +7,6 @@ Before an answer there may be heartbeats, messages that say only that the worker
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import threading
 import time
@@ -16,7 +15,7 @@ from typing import Any
 
 from v2l.errors import V2LError
 from v2l.video import probe as decoder
-from v2l.video.protocol import SIZES, send, video_from_json, video_to_json
+from v2l.video.protocol import receive, send, video_from_json, video_to_json
 
 HEARTBEAT = 1.0
 """Seconds between two heartbeats, and between two checks that the parent process is alive."""
@@ -38,7 +37,7 @@ def serve(
     requests, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(2, 1)  # output of libraries must not mix with the answers
-    _limit_memory(memory)
+    limit_memory(memory)
     last = time.monotonic()
 
     def beat() -> None:
@@ -49,9 +48,11 @@ def serve(
             send(answers, {"alive": True})
 
     opened: dict[int, Frames] = {}
-    while sizes := requests.read(SIZES.size):
-        header_size, payload_size = SIZES.unpack(sizes)
-        request, payload = json.loads(requests.read(header_size)), requests.read(payload_size)
+    while True:
+        try:
+            request, payload = receive(requests.read)
+        except EOFError:
+            return
         last = time.monotonic()
         about = repr(request.get("shown", "the file"))
         try:
@@ -95,9 +96,9 @@ def _exit_without(parent: int) -> None:
         os._exit(1)
 
 
-def _limit_memory(size: int) -> None:
-    """Limit the address space, best effort: Windows has no such limit, and macOS refuses to set it."""
-    with contextlib.suppress(ImportError, ValueError, OSError):
+def limit_memory(size: int) -> None:
+    """Limit the address space of this process, best effort: Windows has no such limit, and macOS refuses to set it."""
+    with contextlib.suppress(ImportError, AttributeError, ValueError, OSError):
         import resource
 
         _, hard = resource.getrlimit(resource.RLIMIT_AS)
