@@ -156,14 +156,13 @@ def verify(
 def verify_all(paths: Sequence[Path], videos: Sequence[Path], loader: ModelLoader, display: Display) -> bool:
     """Check every adapter, prove the model on the videos, and print the results; True if all are sound."""
     sources = list(load_sources(paths, loader))
-    if videos:
-        named = [source.loader for source in sources if source.file]
-        if named and loader.chosen_by not in ("option", "environment"):
-            named[0].hypernetwork_source = loader.hypernetwork_source
-            loader = named[0]
-        _ = loader.vlm  # for both, with its vision tower
     sound = [_verify(source, display) for source in sources]
     if videos:
+        chosen_by, named = loader.chosen_by, [source for source in sources if source.file]
+        if named and chosen_by not in ("option", "environment"):
+            named[0].loader.hypernetwork_source = loader.hypernetwork_source
+            loader, chosen_by = named[0].loader, named[0].chosen_by
+        announce_fallback(loader, display, chosen_by)
         sound.append(prove_model(videos, loader, display))
     return all(sound)
 

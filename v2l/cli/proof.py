@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from v2l.cli.console import Display, announce_fallback
+from v2l.cli.console import Display
 from v2l.io.text import printable
 
 if TYPE_CHECKING:
@@ -27,7 +27,6 @@ def prove_model(videos: Sequence[Path], loader: ModelLoader, display: Display) -
     from v2l.inference.proof import prove
     from v2l.tiny.demo import draw_clips
 
-    announce_fallback(loader, display)
     vlm, hypernetwork = loader.load()
     with tempfile.TemporaryDirectory() as folder:
         drawn = draw_clips(Path(folder), max(0, VIDEOS - len(videos)))
