@@ -54,7 +54,7 @@ _v2l_option() {
         'bench --arch') kind='architectures' ;;
         'eval --benchmark') kind='benchmarks' ;;
         'encode --device' | 'ask --device' | 'find --device' | 'demo --device' | 'verify --device' | 'bench --device' | 'eval --device' | 'train --device') kind='devices' ;;
-        'encode --dtype' | 'ask --dtype' | 'find --dtype' | 'verify --dtype' | 'bench --dtype' | 'eval --dtype' | 'train --dtype') kind='dtypes' ;;
+        'encode --dtype' | 'ask --dtype' | 'find --dtype' | 'demo --dtype' | 'verify --dtype' | 'pull --dtype' | 'bench --dtype' | 'eval --dtype' | 'train --dtype') kind='dtypes' ;;
         'encode --files-from' | 'export --output' | 'export -o') kind='files' ;;
         'ask --format' | 'export --format') kind='formats' ;;
         'encode --output-dir' | 'frames --output-dir' | 'frames -o' | 'demo --output-dir' | 'eval --root' | 'train --output' | 'train -o' | 'train --root') kind='folders' ;;
@@ -62,12 +62,12 @@ _v2l_option() {
         'eval --without') kind='controls' ;;
         'bench --output' | 'bench -o' | 'eval --output' | 'eval -o' | 'train --validation') kind='manifests' ;;
         'eval --metric') kind='metrics' ;;
-        'encode --model' | 'encode -m' | 'ask --model' | 'ask -m' | 'find --model' | 'find -m' | 'verify --model' | 'verify -m' | 'bench --model' | 'bench -m' | 'eval --model' | 'eval -m' | 'train --model' | 'train -m') kind='models' ;;
+        'encode --model' | 'encode -m' | 'ask --model' | 'ask -m' | 'find --model' | 'find -m' | 'demo --model' | 'demo -m' | 'verify --model' | 'verify -m' | 'bench --model' | 'bench -m' | 'eval --model' | 'eval -m' | 'train --model' | 'train -m') kind='models' ;;
         'eval --paper') kind='papers' ;;
         'import --output' | 'import -o') kind='safetensors' ;;
         'bench --csv') kind='tables' ;;
-        'ask --in-context' | 'frames --video') kind='videos' ;;
-        'encode --hypernetwork' | 'ask --hypernetwork' | 'bench --hypernetwork' | 'eval --hypernetwork' | 'train --hypernetwork') kind='weights' ;;
+        'ask --in-context' | 'frames --video' | 'verify --video') kind='videos' ;;
+        'encode --hypernetwork' | 'ask --hypernetwork' | 'demo --hypernetwork' | 'verify --hypernetwork' | 'bench --hypernetwork' | 'eval --hypernetwork' | 'train --hypernetwork') kind='weights' ;;
         'encode --frames' | 'encode --fps' | 'encode --start' | 'encode --end' | 'encode --resolution' | 'encode --shard' | 'encode --segments' | 'encode --segment-seconds' | 'ask --question' | 'ask -q' | 'ask --frames' | 'ask --fps' | 'ask --start' | 'ask --end' | 'ask --resolution' | 'ask --max-new-tokens' | 'ask --strength' | 'find --limit' | 'find -n' | 'find --question' | 'find --answer' | 'frames --at' | 'frames --segment' | 'compose --rank' | 'export --at' | 'export --segment' | 'pull --revision' | 'bench --frames' | 'bench --resolution' | 'bench --segments' | 'bench --questions' | 'bench --repeats' | 'bench --new-tokens' | 'bench --budget' | 'eval --frames' | 'eval --resolution' | 'eval --segments' | 'eval --segment-seconds' | 'eval --max-new-tokens' | 'eval --judge' | 'eval --judge-model' | 'eval --set' | 'train --frames' | 'train --fps' | 'train --resolution' | 'train --steps' | 'train --batch' | 'train --learning-rate' | 'train --seed' | 'train --set') kind='' ;;
         *) return 1 ;;
     esac
@@ -98,12 +98,12 @@ _v2l() {
         'ask') words='subjects' options='--question -q --in-context --frames --fps --start --end --resolution --max-new-tokens --strength --whole --each --format --raw --model -m --hypernetwork --device --dtype --json --quiet --debug --help -h' ;;
         'find') words='adapters' options='--recursive -r --limit -n --question --answer --model -m --device --dtype --json --quiet --debug --help -h' ;;
         'frames') words='adapters' options='--at --segment --video --output-dir -o --strip --overwrite --json --quiet --debug --help -h' ;;
-        'demo') words='' options='--output-dir --overwrite --device --json --quiet --debug --help -h' ;;
+        'demo') words='videos' options='--output-dir --overwrite --model -m --hypernetwork --device --dtype --json --quiet --debug --help -h' ;;
         'compose') words='adapters' options='--output -o --rank --overwrite --json --quiet --debug --help -h' ;;
         'info') words='weights' options='--timeline --json --quiet --debug --help -h' ;;
-        'verify') words='adapters' options='--model -m --device --dtype --json --quiet --debug --help -h' ;;
+        'verify') words='adapters' options='--video --model -m --hypernetwork --device --dtype --json --quiet --debug --help -h' ;;
         'export') words='adapters' options='--format --output -o --at --segment --overwrite --json --quiet --debug --help -h' ;;
-        'pull') words='architectures' options='--revision --default --json --quiet --debug --help -h' ;;
+        'pull') words='architectures' options='--revision --dtype --default --yes -y --json --quiet --debug --help -h' ;;
         'import') words='checkpoints' options='--output -o --overwrite --json --quiet --debug --help -h' ;;
         'bench') words='videos' options='--frames --resolution --segments --questions --repeats --new-tokens --budget --output -o --csv --plot --arch --random-weights --model -m --hypernetwork --device --dtype --json --quiet --debug --help -h' ;;
         'eval') words='manifests' options='--benchmark --root --frames --resolution --segments --timeline --segment-seconds --output -o --plot --without --ablate --max-new-tokens --metric --paper --judge --judge-model --set --model -m --hypernetwork --device --dtype --json --quiet --debug --help -h' ;;

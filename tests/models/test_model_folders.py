@@ -22,7 +22,7 @@ from v2l.adapters.segments import compose
 from v2l.inference.model_loader import choose_model_for
 from v2l.io.tensors import all_finite
 from v2l.models.checkpoint import save_hypernetwork, with_provenance
-from v2l.models.config import SmolVLMConfig, TextConfig, VisionConfig, read_config, tensor_shapes
+from v2l.models.config import MODEL_TYPES, SmolVLMConfig, TextConfig, VisionConfig, read_config, tensor_shapes
 from v2l.models.device import cpu_capabilities, default_dtype, prefers_bfloat16
 from v2l.models.hypernetwork_file import TrainedWith
 from v2l.models.presets import EMBEDDED
@@ -79,16 +79,32 @@ def test_the_embedded_models_configuration_is_read_as_transformers_reads_it():
     assert name is None
 
 
-def test_every_default_is_that_of_transformers(tmp_path):
+@pytest.mark.parametrize("kind", MODEL_TYPES)
+def test_every_default_is_that_of_transformers(tmp_path, kind):
     """Nothing is stated but the kind of model and what the checks relate to one another."""
-    stated = {"model_type": "smolvlm", "text_config": {"vocab_size": 130000}, "vision_config": {}}
+    stated = {"model_type": kind, "text_config": {"vocab_size": 130000}, "vision_config": {}}
     (tmp_path / "config.json").write_text(json.dumps(stated))
     read, _ = read_config(tmp_path / "config.json")
     assert read == as_transformers_reads(tmp_path)
 
 
+@torch.no_grad()
+def test_the_first_smolvlm_is_computed_as_transformers_idefics3_does(tmp_path):
+    folder = small.write_model(tmp_path / "model")
+    stated = json.loads((folder / "config.json").read_text())
+    stated["model_type"], stated["architectures"] = "idefics3", ["Idefics3ForConditionalGeneration"]
+    stated["vision_config"]["model_type"] = "idefics3_vision"
+    (folder / "config.json").write_text(json.dumps(stated))
+    theirs, ours = transformers.Idefics3ForConditionalGeneration.from_pretrained(folder), v2l.load_vlm(folder)
+    images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    features = theirs.model.connector(theirs.model.vision_model(pixel_values=images).last_hidden_state)
+    assert torch.allclose(ours.encode_images(images), features, atol=1e-5)
+    ids = torch.arange(100, 120)
+    assert torch.allclose(ours.logits(ids), theirs(input_ids=ids[None]).logits[0], atol=1e-5)
+
+
 def as_transformers_reads(folder):
-    theirs = transformers.SmolVLMConfig.from_pretrained(folder)
+    theirs = transformers.AutoConfig.from_pretrained(folder)
     text, vision = theirs.text_config, theirs.vision_config
     own = {
         field.name: getattr(text, field.name) for field in dataclasses.fields(TextConfig) if field.name != "rope_theta"

@@ -1,6 +1,8 @@
 """The real architectures at their true size, with random weights."""
 
+import dataclasses
 import json
+import math
 import os
 import re
 import subprocess
@@ -17,6 +19,7 @@ from v2l.bench.random_model import ARCHITECTURES, random_model
 from v2l.evaluation.conditions import CONDITIONS
 from v2l.evaluation.report import TITLES
 from v2l.models.hypernetwork_file import TrainedWith
+from v2l.models.presets import find_model
 from v2l.models.smolvlm import Window
 
 ENCODE = """
@@ -83,9 +86,22 @@ finally:
 """
 
 
-def write_500m(folder):
+SMOLVLM2_256M = dataclasses.replace(
+    ARCHITECTURES["smolvlm2-500m"],
+    text=ARCHITECTURES["smolvlm2-500m"].text
+    | {
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+    },
+)
+"""SmolVLM2-256M, for which no hypernetwork is published: the decoder of SmolLM2-135M, all else as at 500M."""
+
+
+def write_500m(folder, sizes=ARCHITECTURES["smolvlm2-500m"]):
     """True dimensions, random weights in a bfloat16 file."""
-    sizes = ARCHITECTURES["smolvlm2-500m"]
     config = SmolVLMConfig(
         text_config=sizes.text,
         vision_config=sizes.vision,
@@ -127,6 +143,41 @@ def test_500m_takes_an_optimisation_step_on_the_cpu(tmp_path):
     # while the scaler of B is zero no gradient reaches what stands before it
     assert 0 < moved <= of
     assert float(re.search(r"loaded, ([\d.]+) GiB at", printed)[1]) < 16
+
+
+@pytest.mark.slow
+def test_256m_is_trained_for_and_answers_in_context(tmp_path):
+    """Train a hypernetwork for a model that has none, encode and ask with it, and ask the model itself, by commands."""
+    folder = write_500m(tmp_path / "256m", SMOLVLM2_256M)
+    fill_vocabulary(folder)
+    weights = find_model(folder).tensors.values()
+    assert sum(math.prod(tensor.shape) for tensor in weights) == 256_484_928  # as published
+    video = small.write_video(tmp_path / "clip.mp4", frames=15 * 8, width=320, height=180)
+    row = {"video_path": str(video), "question": "what moves?", "answer": "a square"}
+    manifest = tmp_path / "clips.jsonl"
+    manifest.write_text("".join(json.dumps({"id": str(number), **row}) + "\n" for number in range(2)))
+    sampling = [word for name in ("windows", "segments", "denser") for word in ("--set", f"{name}=1")]
+    for command in (
+        ["ask", "--in-context", video, "what moves?", "--max-new-tokens", "4"],
+        [
+            "train",
+            manifest,
+            "--validation",
+            manifest,
+            "-o",
+            tmp_path / "run",
+            "--steps",
+            "1",
+            "--batch",
+            "1",
+            *sampling,
+        ],
+        ["ask", video, "what moves?", "--hypernetwork", tmp_path / "run" / "hypernetwork.safetensors"],
+    ):
+        run = [sys.executable, "-m", "v2l", *map(str, command), "--model", str(folder), "--device", "cpu", "--json"]
+        done = subprocess.run(run, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+        assert done.returncode == 0, done.stderr
+        print(done.stdout)
 
 
 @pytest.mark.slow

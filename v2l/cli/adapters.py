@@ -19,6 +19,7 @@ from v2l.cli.options import (
     Debug,
     Device,
     ExportFormat,
+    HypernetworkFile,
     Json,
     NumberType,
     Overwrite,
@@ -27,6 +28,7 @@ from v2l.cli.options import (
     model_loader,
     seconds,
 )
+from v2l.cli.proof import prove_model
 from v2l.cli.sources import AnswerSource, load_sources
 from v2l.errors import UsageError, V2LError
 from v2l.io.files import make_folder
@@ -115,30 +117,53 @@ def describe_all(files: Sequence[Path], timeline: bool, display: Display) -> boo
 
 def verify(
     adapters: Annotated[
-        list[Path],
+        list[Path] | None,
         typer.Argument(readable=False, metavar="ADAPTER", help="Check these adapters.", rich_help_panel=READ),
-    ],
+    ] = None,
+    video: Annotated[
+        list[Path] | None,
+        typer.Option(
+            readable=False,
+            metavar="VIDEO",
+            help="Prove the model and its hypernetwork on this video. May be given several times; with one, the other "
+            "video is a drawn clip.",
+            rich_help_panel=READ,
+        ),
+    ] = None,
     model: AdapterModel = None,
+    hypernetwork: HypernetworkFile = None,
     device: Device = None,
     dtype: NumberType = None,
     as_json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Check that adapters are sound and have an effect.
+    """Check that adapters, or a model and its hypernetwork, are sound and have an effect.
 
     Checks keys, shapes and values, hashes the weights of the model that the adapter names, and compares the predictions
-    of the model without the adapter, with it, and with the learned bias that all adapters of a hypernetwork share. The
-    exit code is 1 if an adapter fails.
+    of the model without the adapter, with it, and with the learned bias that all adapters of a hypernetwork share.
+    With --video, the model captions the video with its frames in the prompt. The caption must be likelier under the
+    adapter of the video than under that of another video, and than under the learned bias alone. The exit code is 1 if
+    an adapter or a video fails.
     """
     with command(as_json, quiet, debug) as display:
-        ok = verify_all(adapters, model_loader(model, None, device, dtype, display), display)
-        raise typer.Exit(0 if ok else 1)
+        if not (adapters or video):
+            raise UsageError("name an adapter to check, or a video to prove a model on: --video VIDEO")
+        loader = model_loader(model, hypernetwork, device, dtype, display)
+        raise typer.Exit(0 if verify_all(adapters or [], video or [], loader, display) else 1)
 
 
-def verify_all(paths: Sequence[Path], loader: ModelLoader, display: Display) -> bool:
-    """Check every adapter and print the results; True if all are sound."""
-    sound = [_verify(source, display) for source in load_sources(paths, loader)]
+def verify_all(paths: Sequence[Path], videos: Sequence[Path], loader: ModelLoader, display: Display) -> bool:
+    """Check every adapter, prove the model on the videos, and print the results; True if all are sound."""
+    sources = list(load_sources(paths, loader))
+    sound = [_verify(source, display) for source in sources]
+    if videos:
+        chosen_by, named = loader.chosen_by, [source for source in sources if source.file]
+        if named and chosen_by not in ("option", "environment"):
+            named[0].loader.hypernetwork_source = loader.hypernetwork_source
+            loader, chosen_by = named[0].loader, named[0].chosen_by
+        announce_fallback(loader, display, chosen_by)
+        sound.append(prove_model(videos, loader, display))
     return all(sound)
 
 

@@ -15,7 +15,6 @@ from v2l.cli.answers import AnswerFormat, AnswerOptions
 from v2l.cli.ask_each import answer_each_segment, check_each
 from v2l.cli.chat import chat
 from v2l.cli.console import Display, announce_fallback, command
-from v2l.cli.encode import encode_with_progress, note_reason
 from v2l.cli.help import GroupedCommand
 from v2l.cli.options import (
     READ,
@@ -36,7 +35,7 @@ from v2l.cli.options import (
     model_loader,
     one_of,
 )
-from v2l.cli.sources import AnswerSource, AskRequest, batches, load_sources, sort_words
+from v2l.cli.sources import AnswerSource, AskRequest, batches, encode_source, load_sources, sort_words
 from v2l.errors import UsageError, V2LError
 from v2l.inference.limits import MAX_NEW_TOKENS
 from v2l.io.text import clock, inert, printable, tab_separated
@@ -175,7 +174,7 @@ def ask_all(
 
     questions: those given with -q
     """
-    from v2l.inference.targets import ADAPTER_SUFFIX
+    from v2l.inference.targets import ADAPTER_SUFFIX, Destination
 
     asked = [*request.questions, *questions]
     if not (request.adapters or request.videos or in_context):
@@ -185,7 +184,7 @@ def ask_all(
         raise UsageError("ask a question: after the adapter, with -q, or - for questions on standard input")
     if request.read_stdin:
         asked += [line.strip() for line in sys.stdin if line.strip()]
-    encoded = [_encode(video, options, loader, display) for video in request.videos]
+    encoded = [encode_source(video, Destination(), options.reading, loader, display) for video in request.videos]
     adapters = [*request.adapters, *(adapter for adapter in encoded if adapter)]
     sources = [*load_sources(adapters, loader), *(AnswerSource(video, loader) for video in in_context)]
     if options.each:
@@ -199,31 +198,6 @@ def ask_all(
     else:
         failed = sum(not _answer_batch(batch, options, display) for batch in batches(ready, asked))
     return ok and not failed
-
-
-def _encode(video: Path, options: AnswerOptions, loader: ModelLoader, display: Display) -> Path | None:
-    """Return the up-to-date adapter of a video, encoding it if needed; None, with an error printed, if that fails."""
-    from v2l.adapters.timeline_description import Segmentation
-    from v2l.inference.batch import EncodeOptions
-    from v2l.inference.targets import Destination, find_targets
-    from v2l.video.sampling import Reading
-
-    targets = find_targets([video], Destination(), options.reading)
-    encoding = EncodeOptions(
-        options.reading,
-        Segmentation(frames=options.reading.frames is not None),
-        replace_foreign=loader.chosen_by == "option",
-        any_reading=options.reading == Reading(),
-    )
-    adapter = None
-    for outcome in encode_with_progress(targets, encoding, loader, display):
-        display.end_progress()
-        if outcome.status == "failed":
-            display.error(outcome.note)
-            return None
-        note_reason(outcome, display)
-        adapter = outcome.target.output
-    return adapter
 
 
 def _is_ready(source: AnswerSource, display: Display) -> bool:

@@ -254,6 +254,9 @@ def _model_option(default: str) -> Any:
 
 Model = Annotated[str | None, _model_option("V2L_MODEL, else the default of v2l pull, else tiny")]
 AdapterModel = Annotated[str | None, _model_option("V2L_MODEL, else the model that an adapter names")]
+DemoModel = Annotated[
+    str | None, _model_option("tiny; for a VIDEO, V2L_MODEL, else the default of v2l pull, else tiny")
+]
 HypernetworkFile = Annotated[
     str | None,
     typer.Option(

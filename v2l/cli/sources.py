@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from v2l.cli.encode import encode_with_progress, note_reason
 from v2l.errors import UsageError, V2LError
 from v2l.io.text import printable
 
@@ -17,7 +18,10 @@ if TYPE_CHECKING:
     from v2l.adapters.description import AdapterFile
     from v2l.adapters.timeline import Timeline
     from v2l.adapters.timeline_description import TimelineFile
+    from v2l.cli.console import Display
     from v2l.inference.model_loader import ModelLoader
+    from v2l.inference.targets import Destination
+    from v2l.video.sampling import Reading
 
 ANSWERS_AT_ONCE, ADAPTER_BYTES_AT_ONCE = 32, 2**30
 """Limits of a batch: its answers, and the bytes of its adapters."""
@@ -107,6 +111,42 @@ class AnswerSource:
 
         assert isinstance(self.file, TimelineFile), "the other files are adapters"
         return Timeline(self.file)
+
+
+def encode_source(
+    video: Path,
+    destination: Destination,
+    reading: Reading,
+    loader: ModelLoader,
+    display: Display,
+    overwrite: bool = False,
+) -> Path | None:
+    """Return the up-to-date adapter of a video, encoding it if needed; None, with an error printed, if that fails.
+
+    overwrite: encode it in any case
+    """
+    from v2l.adapters.timeline_description import Segmentation
+    from v2l.inference.batch import EncodeOptions
+    from v2l.inference.targets import find_targets
+    from v2l.video.sampling import Reading
+
+    targets = find_targets([video], destination, reading)
+    encoding = EncodeOptions(
+        reading,
+        Segmentation(frames=reading.frames is not None),
+        overwrite=overwrite,
+        replace_foreign=loader.chosen_by == "option",
+        any_reading=reading == Reading(),
+    )
+    adapter = None
+    for outcome in encode_with_progress(targets, encoding, loader, display):
+        display.end_progress()
+        if outcome.status == "failed":
+            display.error(outcome.note)
+            return None
+        note_reason(outcome, display)
+        adapter = outcome.target.output
+    return adapter
 
 
 def load_sources(adapters: Sequence[Path], loader: ModelLoader) -> Iterator[AnswerSource]:

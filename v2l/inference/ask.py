@@ -16,7 +16,7 @@ from v2l.adapters.lora import applied, check_fits
 from v2l.adapters.timeline import Attachment, Timeline, attach
 from v2l.errors import V2LError
 from v2l.inference.limits import MAX_NEW_TOKENS
-from v2l.inference.preprocess import encode_video_images, video_ids
+from v2l.inference.preprocess import EncodedFrames, encode_video_images, video_ids
 from v2l.inference.readings import fill_reading
 from v2l.io.text import clock
 from v2l.models.device import FEWER_FRAMES, memory_errors
@@ -283,6 +283,14 @@ def ask_each_in_context(
     """`ask_in_context` for several questions about one video, which is decoded and encoded once."""
     questions = [vlm.check_user_text(question) for question in questions]
     encoded = encode_video_images(path, vlm, fill_reading(reading or Reading(), TrainedWith(), vlm.geometry))
+    return ask_each_about_frames(encoded, questions, vlm, max_new_tokens)
+
+
+def ask_each_about_frames(
+    encoded: EncodedFrames, questions: Sequence[str], vlm: FrozenVLM, max_new_tokens: int = MAX_NEW_TOKENS
+) -> list[str]:
+    """`ask_each_in_context` for a video whose frames are encoded already. Raises V2LError if the prompt exceeds the
+    model's positions."""
     texts: list[str] = []
     for start in range(0, len(questions), QUESTIONS_AT_ONCE):
         batch = questions[start : start + QUESTIONS_AT_ONCE]

@@ -16,6 +16,7 @@ from v2l.adapters.timeline import Timeline, open_adapter
 from v2l.errors import V2LError
 from v2l.inference.ask import ROWS_AT_ONCE
 from v2l.inference.model_loader import ModelLoader, choose_model_for
+from v2l.inference.preprocess import EncodedFrames, video_ids
 from v2l.io.text import printable
 from v2l.models.language_model import causal
 from v2l.models.processor import question_text
@@ -30,24 +31,42 @@ def answer_likelihoods(adapters: Sequence[Adapter], question: str, answer: str, 
     contains control tokens.
     """
     prompt = vlm.tokenize(question_text(vlm.check_user_text(question)))
-    target = vlm.tokenize(" " + vlm.check_user_text(answer))
+    target = answer_ids(answer, vlm)
     vlm.check_length(len(prompt), len(target))
     with applied(vlm, adapters, merged=False):
-        return _likelihoods(prompt, target, len(adapters), vlm)
+        return _likelihoods(vlm.language_model.embed(prompt), target, len(adapters), vlm)
+
+
+def likelihood_in_context(encoded: EncodedFrames, question: str, answer: str, vlm: FrozenVLM) -> float:
+    """Return the log-probability of an answer with the video in the prompt, in nats, as `answer_likelihoods` does under
+    adapters. Raises V2LError if the prompt exceeds the model's positions."""
+    prompt = video_ids(encoded, vlm, vlm.check_user_text(question), answer=True)
+    target = answer_ids(answer, vlm)
+    vlm.check_length(len(prompt), len(target))
+    with vlm.exclusively("answering in context"):
+        (likelihood,) = _likelihoods(vlm.embed(prompt, encoded.images), target, 1, vlm)
+    return likelihood
+
+
+def answer_ids(answer: str, vlm: FrozenVLM) -> torch.Tensor:
+    """Return the token ids of an answer as it follows a prompt, (T,). Raises V2LError if it is empty or contains
+    control tokens."""
+    return vlm.tokenize(" " + vlm.check_user_text(answer))
 
 
 @torch.inference_mode()
 def _likelihoods(prompt: torch.Tensor, target: torch.Tensor, rows: int, vlm: FrozenVLM) -> list[float]:
-    """Return the log-probability of `target` after `prompt`, (T,) each, under the attached adapter of each row."""
+    """Return the log-probability of the ids `target`, (T,), after a prompt, embeddings (P, D), under the attached
+    adapter of each row."""
     # Run prompt and answer once per row; keep the positions that predict a token of the answer
-    model, ids = vlm.language_model, torch.cat([prompt, target])
-    length = len(ids) - 1
+    model = vlm.language_model
+    inputs = torch.cat([prompt, model.embed(target[:-1])])
+    length = len(inputs)
     positions = torch.arange(length, device=vlm.device)
     predicting = positions[len(prompt) - 1 :]
     keep = (length * torch.arange(rows, device=vlm.device)[:, None] + predicting).flatten()
     model.check_batch(rows)
-    inputs = model.embed(ids[:-1].repeat(rows))
-    hidden = model.run(inputs, positions.repeat(rows), causal(rows, None), keep)
+    hidden = model.run(inputs.repeat(rows, 1), positions.repeat(rows), causal(rows, None), keep)
 
     # Sum the log-probabilities of the answer's tokens
     log_probabilities = model.logits(hidden).float().log_softmax(-1).view(rows, len(target), -1)

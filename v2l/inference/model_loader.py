@@ -16,7 +16,8 @@ from v2l.adapters.description import BaseModel
 from v2l.errors import ModelError, V2LError, reason
 from v2l.io.text import printable
 from v2l.models.hypernetwork_file import Provenance, locate, read_header
-from v2l.models.presets import PRESETS, RELEASE, ModelFolder, find_model, lock_path, read_lock
+from v2l.models.lock_file import lock_path, read_lock
+from v2l.models.presets import PRESETS, RELEASE, ModelFolder, find_model
 
 if TYPE_CHECKING:
     import torch

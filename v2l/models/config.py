@@ -16,6 +16,8 @@ from v2l.errors import V2LError
 from v2l.io.text import printable
 from v2l.io.untrusted import read_json, shown
 
+MODEL_TYPES = ("smolvlm", "idefics3")
+"""Types of models with these networks: SmolVLM2, and the first SmolVLM of 256M and 500M, an Idefics3 by its type."""
 MAX_IMAGE_SIZE = 2048
 """Largest side in pixels of the vision tower's input; the published models have 384 and 512."""
 MAX_FRAME_SIZE = 16384
@@ -127,10 +129,10 @@ def read_config(path: Path) -> tuple[SmolVLMConfig, str | None]:
     or whose values contradict each other.
     """
     stated = read_json(path)
-    if stated.get("model_type") != "smolvlm":
+    if stated.get("model_type") not in MODEL_TYPES:
         raise V2LError(
             f"{printable(path.parent)} holds a model of type {shown(stated.get('model_type'))}; v2l works with "
-            "SmolVLM2 (model_type smolvlm)"
+            f"SmolVLM2 and SmolVLM (model_type {' or '.join(MODEL_TYPES)})"
         )
     text, vision = (_Section(path, name, stated.get(name)) for name in ("text_config", "vision_config"))
     own = _Section(path, "", stated)

@@ -184,6 +184,11 @@ def locate(source: str | os.PathLike) -> Path:
     path = Path(source)
     if os.path.isdir(path):  # unlike Path.is_dir, it never raises
         path = path / FILE_NAME
+        if not os.path.lexists(path):
+            raise V2LError(
+                f"{printable(source)} has no hypernetwork ({FILE_NAME}), which encoding needs; train one with v2l "
+                "train, name one with --hypernetwork, or ask with the video in the prompt: v2l ask --in-context VIDEO"
+            )
     if path.suffix not in (".pt", ".safetensors"):
         raise V2LError(
             f"{printable(source)} is not a hypernetwork; name a .safetensors, a published .pt or one of "
