@@ -8,14 +8,20 @@ import torch
 
 import v2l
 from v2l.errors import ModelError, is_out_of_memory, reason
+from v2l.evaluation.evaluate import Evaluation
+from v2l.evaluation.setting import Setting
 from v2l.inference import batch
 from v2l.inference.model_loader import ModelLoader
+from v2l.inference.readings import fill_reading
 from v2l.inference.targets import Target
+from v2l.io.manifest import Example
 from v2l.io.text import amount
 from v2l.models import loading
 from v2l.models.device import failed_allocation, free_bytes, memory_errors
 from v2l.models.language_model import LanguageModel
 from v2l.models.loading import model_bytes, published_weights
+from v2l.models.smolvlm import FrozenVLM
+from v2l.training.teacher import with_teacher_answers
 from v2l.video.sampling import Reading
 
 CPU = torch.device("cpu")
@@ -105,6 +111,27 @@ def test_what_failed_to_load_is_not_loaded_again_for_every_video(model_folder, v
         with pytest.raises(ModelError, match="out of memory on cpu"):
             list(batch.encode_targets(targets, batch.EncodeOptions(Reading()), loader, batch.Watch()))
     assert len(named) == 1
+
+
+def test_out_of_memory_is_no_unreadable_clip(videos, vlm, hypernetwork, tmp_path, monkeypatch):
+    """It ends an evaluation and the answers of a teacher, which leave out clips that cannot be read."""
+    asked = [Example(str(n), video, "qa", "", "who is it?", "a square", None, None) for n, video in enumerate(videos)]
+    evaluation = Evaluation(asked, vlm, hypernetwork, Setting(Reading(), max_new_tokens=2), tmp_path / "e.jsonl")
+    reading = fill_reading(Reading(), hypernetwork.provenance.trained_with, vlm.geometry)
+    monkeypatch.setattr(FrozenVLM, "encode_images", exhaust)
+    with pytest.raises(ModelError, match=r"out of memory .* fewer frames"):
+        list(evaluation.run())
+    with pytest.raises(ModelError, match=r"out of memory .* fewer frames"):
+        with_teacher_answers(asked, vlm, reading, tmp_path / "t.jsonl")
+
+
+def test_a_hypernetwork_that_failed_leaves_the_model_usable(model_folder, tmp_path):
+    (tmp_path / "damaged.pt").write_bytes(b"PK")
+    loader = ModelLoader(str(model_folder), "option", str(tmp_path / "damaged.pt"), device="cpu")
+    for _ in range(2):
+        with pytest.raises(ModelError, match=r"damaged\.pt"):
+            _ = loader.provenance
+    assert loader.language_model.vision is None and loader.vlm.vision is not None
 
 
 def test_a_device_that_fails_ends_the_run_too(model_folder, monkeypatch):

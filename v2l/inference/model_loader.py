@@ -43,7 +43,7 @@ class ModelLoader:
     device: str | None = None
     dtype: str | None = None
     announce: Callable[[str], object] = lambda name: None
-    _failure: str = field(default="", init=False, repr=False)
+    _failures: dict[str, str] = field(default_factory=dict, init=False, repr=False)
 
     @cached_property
     def folder(self) -> ModelFolder:
@@ -71,7 +71,7 @@ class ModelLoader:
         model is loaded already."""
         if "language_model" not in self.__dict__:
             return self._load(vision=True)
-        with self._loading():
+        with self._loading("vlm"):
             self.announce(self.model)
             from v2l.models.loading import add_vision
 
@@ -86,14 +86,14 @@ class ModelLoader:
     def hypernetwork(self) -> Hypernetwork:
         """The hypernetwork, on the model's device."""
         vlm, hypernetwork = self.vlm, self._hypernetwork_on_cpu
-        with self._loading():
+        with self._loading("hypernetwork"):
             from v2l.models.device import move
 
             return move(hypernetwork, vlm.device, "the hypernetwork")
 
     @cached_property
     def _hypernetwork_on_cpu(self) -> Hypernetwork:
-        with self._loading():
+        with self._loading("hypernetwork"):
             if "vlm" not in self.__dict__:
                 self.announce(self.model)
             from v2l.models.checkpoint import load_hypernetwork
@@ -117,7 +117,7 @@ class ModelLoader:
         return self.vlm, self.hypernetwork
 
     def _load(self, vision: bool) -> FrozenVLM:
-        with self._loading():
+        with self._loading("vlm" if vision else "language_model"):
             folder = self.folder
             self.announce(self.model)
             from v2l.models.loading import load_vlm
@@ -125,19 +125,19 @@ class ModelLoader:
             return load_vlm(folder, device=self.device, dtype=self.number_type, vision=vision)
 
     @contextmanager
-    def _loading(self) -> Iterator[None]:
-        """Raise any error of the block as a ModelError, and raise it again instead of loading another time, which would
-        take as long and fail as well."""
-        if self._failure:
-            raise ModelError(self._failure)
+    def _loading(self, part: str) -> Iterator[None]:
+        """Raise any error of the block as a ModelError, and raise it again instead of loading the part another time,
+        which would take as long and fail as well."""
+        if part in self._failures:
+            raise ModelError(self._failures[part])
         try:
             yield
         except Exception as error:
-            if isinstance(error, V2LError):
-                self._failure = str(error)
-            else:
-                self._failure = f"cannot load {printable(self.model)}: {printable(reason(error))}; use another --device"
-            raise ModelError(self._failure) from error  # the text alone is kept: a traceback keeps tensors
+            described = str(error)
+            if not isinstance(error, V2LError):
+                described = f"cannot load {printable(self.model)}: {printable(reason(error))}; use another --device"
+            self._failures[part] = described  # the text alone: a traceback would keep tensors
+            raise ModelError(described) from error
 
 
 def choose_model(option: str | None) -> tuple[str, str]:
