@@ -155,7 +155,9 @@ def test_json_says_what_an_answer_cost_also_the_expensive_way(shelf, speaker, vi
     done = run(*words, "--model", path, cwd=folder, model="/nowhere")
     assert (done.code, done.err) == (0, "")
     adapter, in_context = done.records
-    assert adapter.keys() == {*KEYS, "adapter"}
+    assert adapter.keys() == {*KEYS, "adapter", "segments", "routed_by"}
+    ((segment, by),) = [(each, adapter["routed_by"]) for each in adapter["segments"]]
+    assert (segment["start"], segment["end"], by) == (0.0, 4.0, "whole") and len(segment["frames"]) == 4
     assert in_context.keys() == {*KEYS, "video"}
     for record in (adapter, in_context):
         assert (record["v2l"], record["command"], record["question"]) == (1, "ask", QUESTION)
@@ -276,7 +278,7 @@ def test_a_chat_remembers_its_lines_and_ends_with_ctrl_d_and_a_table_comes_whole
     words = ["ask", "more", QUESTION, *TOKENS]
     whole = Terminal(*words, cwd=folder, model=speaker[0], columns=40)
     assert "Ctrl-D" in terminal.read_until("> ")
-    said = inert(answer(ONE, QUESTION)) + "\n"
+    said = inert(answer(ONE, QUESTION)) + "\n(0:00-0:04, frames at 0:00 0:01.2 0:02.5 0:03.9)\n"
     terminal.type(QUESTION + "\n")
     assert plain(terminal.read_until("> ")).removeprefix(QUESTION + "\n") == said + "> "
     terminal.type("\x1b[A\n")  # arrow up: the same again

@@ -65,7 +65,7 @@ def test_compose_keeps_the_order_and_warns_of_gaps_and_overlaps(desk, no_opencv)
     back = run("compose", PARTS[1], PARTS[1], PARTS[0], "-o", f"back{SUFFIX}", cwd=desk)
     assert (back.code, back.out) == (0, f"back{SUFFIX}\n")
     overlap, backwards = back.notes
-    assert "overlap from 0:02.0 to 0:04.5" in overlap
+    assert "overlap from 0:02 to 0:04.5" in overlap
     assert "follows" in backwards
     starts = [segment.start for segment in loaded(desk, f"back{SUFFIX}")[0].description.segments]
     assert starts == [2.0, 2.0, 0.0]
@@ -128,7 +128,7 @@ def facts(adapter):
     """Check that the output of `info` holds the facts of an adapter."""
     made = adapter.description
     yield from (made.base_model.id, made.base_model.fingerprint[:12], made.hypernetwork.id, "4 + 4 + 4 learned bias")
-    yield from ("clip 2.mp4", "0:00.0 to 0:02.0", "0:02.0 to 0:04.5", "64x48", "bfloat16", "3 layers")
+    yield from ("clip 2.mp4", "0:00 to 0:02", "0:02 to 0:04.5", "64x48", "bfloat16", "3 layers")
     yield from (made.segments[0].source.sha256, adapter.sha256(), f"{adapter.rank} = ")
 
 

@@ -137,7 +137,7 @@ def test_what_is_not_a_hypernetwork(tmp_path, model_folder, monkeypatch):
     shutil.copy(model_folder / "model.safetensors", tmp_path)
     save_file(load_file(model_folder / "hypernetwork.safetensors"), tmp_path / "bare.safetensors")
     for source, message in {
-        tmp_path / "empty": "cannot read",
+        tmp_path / "empty": "has no hypernetwork",
         tmp_path / "model.safetensors": "not a sound v2l hypernetwork",
         tmp_path / "bare.safetensors": "metadata",
         tmp_path / "notes.txt": "is not a hypernetwork",

@@ -25,7 +25,8 @@ from v2l.bench.resources import PeakMemory, describe_machine, synchronise
 from v2l.bench.results import Cell
 from v2l.bench.runner import Bench, drawn_video
 from v2l.inference.encode import generate_factors, group_bytes, layers_at_once
-from v2l.inference.preprocess import cut_windows, encode_images, fill_reading, plan_frames
+from v2l.inference.preprocess import cut_windows, encode_images, plan_frames
+from v2l.inference.readings import fill_reading
 from v2l.io.journal import Journal
 from v2l.models.hypernetwork import Hypernetwork
 from v2l.models.processor import question_text

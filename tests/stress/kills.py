@@ -43,8 +43,8 @@ POLL = 0.002
 
 
 def encode(folder: Path, model: Path) -> bool:
-    """Do what `v2l encode FOLDER --segments 3` does: a timeline per video."""
-    options = batch.EncodeOptions(Reading(), Segmentation(segments=3))
+    """Do what `v2l encode FOLDER --segments 3 --split` does: three adapters per video."""
+    options = batch.EncodeOptions(Reading(), Segmentation(segments=3), split=True)
     choice = ModelLoader(str(model), "option", device="cpu")
     return encode_all([folder], Destination(), options, choice, console.Display(quiet=True))
 

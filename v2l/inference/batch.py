@@ -198,10 +198,10 @@ def _encode(
 ) -> Adapter | Timeline:
     from v2l.inference.encode import PendingEncode, finish_encode
 
-    make_folder(target.output.parent)
     models = loader.load()
     if isinstance(pending, PendingEncode):
         adapter = finish_encode(pending, *models, lambda done, total: watch.step(target, done, total))
+        make_folder(target.output.parent)
         adapter.save(target.output)
         return adapter
     watch.planned(target, pending.estimate(*models, target.output))
