@@ -172,7 +172,15 @@ def test_256m_is_trained_for_and_answers_in_context(tmp_path):
             "1",
             *sampling,
         ],
-        ["ask", video, "what moves?", "--hypernetwork", tmp_path / "run" / "hypernetwork.safetensors"],
+        [
+            "ask",
+            video,
+            "what moves?",
+            "--hypernetwork",
+            tmp_path / "run" / "hypernetwork.safetensors",
+            "--max-new-tokens",
+            "4",
+        ],
     ):
         run = [sys.executable, "-m", "v2l", *map(str, command), "--model", str(folder), "--device", "cpu", "--json"]
         done = subprocess.run(run, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
