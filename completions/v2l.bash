@@ -54,7 +54,7 @@ _v2l_option() {
         'bench --arch') kind='architectures' ;;
         'eval --benchmark') kind='benchmarks' ;;
         'encode --device' | 'ask --device' | 'find --device' | 'demo --device' | 'verify --device' | 'bench --device' | 'eval --device' | 'train --device') kind='devices' ;;
-        'encode --dtype' | 'ask --dtype' | 'find --dtype' | 'demo --dtype' | 'verify --dtype' | 'bench --dtype' | 'eval --dtype' | 'train --dtype') kind='dtypes' ;;
+        'encode --dtype' | 'ask --dtype' | 'find --dtype' | 'demo --dtype' | 'verify --dtype' | 'pull --dtype' | 'bench --dtype' | 'eval --dtype' | 'train --dtype') kind='dtypes' ;;
         'encode --files-from' | 'export --output' | 'export -o') kind='files' ;;
         'ask --format' | 'export --format') kind='formats' ;;
         'encode --output-dir' | 'frames --output-dir' | 'frames -o' | 'demo --output-dir' | 'eval --root' | 'train --output' | 'train -o' | 'train --root') kind='folders' ;;
@@ -103,7 +103,7 @@ _v2l() {
         'info') words='weights' options='--timeline --json --quiet --debug --help -h' ;;
         'verify') words='adapters' options='--video --model -m --hypernetwork --device --dtype --json --quiet --debug --help -h' ;;
         'export') words='adapters' options='--format --output -o --at --segment --overwrite --json --quiet --debug --help -h' ;;
-        'pull') words='architectures' options='--revision --default --json --quiet --debug --help -h' ;;
+        'pull') words='architectures' options='--revision --dtype --default --yes -y --json --quiet --debug --help -h' ;;
         'import') words='checkpoints' options='--output -o --overwrite --json --quiet --debug --help -h' ;;
         'bench') words='videos' options='--frames --resolution --segments --questions --repeats --new-tokens --budget --output -o --csv --plot --arch --random-weights --model -m --hypernetwork --device --dtype --json --quiet --debug --help -h' ;;
         'eval') words='manifests' options='--benchmark --root --frames --resolution --segments --timeline --segment-seconds --output -o --plot --without --ablate --max-new-tokens --metric --paper --judge --judge-model --set --model -m --hypernetwork --device --dtype --json --quiet --debug --help -h' ;;

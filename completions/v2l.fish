@@ -250,7 +250,9 @@ complete -c v2l -n '__v2l_in export' -l help -s h -d 'Show this message and exit
 
 complete -c v2l -n '__v2l_in pull' -a '(__v2l_architectures)'
 complete -c v2l -n '__v2l_in pull' -l revision -x -d 'Fetch this branch, tag or commit of the model'
+complete -c v2l -n '__v2l_in pull' -l dtype -x -a '(__v2l_dtypes)' -d 'Store the model in bfloat16 or float16, half the size, instead of float32 as published'
 complete -c v2l -n '__v2l_in pull' -l default -d 'Use the preset if no model is named'
+complete -c v2l -n '__v2l_in pull' -l yes -s y -d 'Download without asking on a terminal'
 complete -c v2l -n '__v2l_in pull' -l json -d 'Print one JSON object per line instead of text'
 complete -c v2l -n '__v2l_in pull' -l quiet -d 'Print no notes and no progress'
 complete -c v2l -n '__v2l_in pull' -l debug -d 'Print the traceback of an error'

@@ -1,5 +1,6 @@
 """The exceptions and the warning that v2l raises. Exit codes: `cli/console.py`."""
 
+import errno
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,13 +26,26 @@ class UsageError(V2LError):
     """The command line is contradictory or incomplete. Nothing was started; exit code 2."""
 
 
+_OUT_OF_MEMORY = ("out of memory", "allocate memory", "not enough memory", "bad_alloc", "alloc_failed")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an unexpected error is a failed allocation, of Python, the system, or torch on any device; torch
+    has no class for those of the CPU and of MPS."""
+    if isinstance(error, V2LError):
+        return False
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+        return True
+    return any(text in str(error).lower() for text in _OUT_OF_MEMORY)
+
+
 def reason(error: Exception) -> str:
     """Describe an unexpected error by its class and the first line of its message.
 
     The text may contain foreign characters: escape it before printing. Running out of memory is described with a fix.
     """
-    if isinstance(error, MemoryError):
-        return "out of memory; close other programs, or raise the limit (ulimit -v)"
+    if is_out_of_memory(error):
+        return "out of memory; close other programs, raise the limit (ulimit -v), or use another --device or --dtype"
     first_line = (str(error).splitlines() or [""])[0]
     return f"{type(error).__name__}: {first_line}"
 

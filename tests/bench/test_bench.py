@@ -15,6 +15,7 @@ from v2l.bench.report import BenchSetting, amortization, compare, first_token, q
 from v2l.bench.resources import prefill_bytes, prefill_work, vision_work
 from v2l.bench.results import Cell, Encoding
 from v2l.bench.runner import Bench, Plan, drawn_video
+from v2l.inference.encode import ADAPTER_TYPE
 from v2l.inference.readings import fill_reading
 from v2l.io.journal import Journal
 from v2l.models.processor import QUESTIONS
@@ -81,7 +82,7 @@ def test_what_is_kept_is_counted_in_bytes(subject):
     # All of the prompt except the tokens of the question.
     assert vlm.kv_bytes(prompt - 40) < size["in context, KV in memory"] < vlm.kv_bytes(prompt)
     assert size["in context, KV in memory"] < size["in context, KV on disk"] < size["in context, KV in memory"] + 4096
-    assert size["adapter, attached"] == 3 * 8 * (96 + 48) * 4
+    assert size["adapter, attached"] == 3 * 8 * (96 + 48) * ADAPTER_TYPE.itemsize
     assert size["adapter, from disk"] == (subject.folder / "clip.v2l.safetensors").stat().st_size
 
 
@@ -175,7 +176,7 @@ def test_adapters_composed_of_segments_are_measured_alike(vlm, hypernetwork, tmp
     results = results_of(vlm, hypernetwork, tmp_path, tmp_path / "b.jsonl", frames=(24,), segments=3)
     cells = {result.way: result for result in results if isinstance(result, Cell)}
     assert list(cells) == names(vlm, 24)
-    assert cells["adapter, attached"].kept_bytes == 3 * (3 * 4 + 4) * (96 + 48) * 4
+    assert cells["adapter, attached"].kept_bytes == 3 * (3 * 4 + 4) * (96 + 48) * ADAPTER_TYPE.itemsize
     (encoding,) = [result for result in results if isinstance(result, Encoding)]
     assert encoding.windows == 3 and encoding.see > 0 and encoding.read > 0
     with pytest.raises(v2l.V2LError, match="made with another model, machine or setting"):
@@ -213,6 +214,26 @@ def test_tables_show_the_cells():
     assert adapter[2:] == ["5.02 s", "2.52 s", "1.02 s", "520 ms", "270 ms", ""]
     assert setting.encoding.added == pytest.approx(0.3)
     assert question_counts(7) == [1, 2, 5, 7] and question_counts(1) == [1]
+
+
+def test_what_the_budget_left_out_never_reads_as_never():
+    """The adapter pays off never only if both times were measured and it is no faster."""
+    fast, slow, attached = cell("in context, cold", 0.01, 0.0), cell("in context, cold", 2.0, 0.0), "adapter, attached"
+    adapter = cell(attached, 0.02, 5.0, False)
+    left_out = Cell(8, 32, attached, False, "left out", "the budget is spent")
+    unmeasured = dataclasses.replace(slow, status="left out", first_token=(), prepare=None)
+    estimated = dataclasses.replace(slow, status="estimated", prepare=None)
+    for other, mine, expected in (
+        (fast, adapter, "never"),
+        (slow, adapter, "3 questions"),
+        (slow, left_out, "not measured"),
+        (unmeasured, adapter, "not measured"),
+        (estimated, adapter, "not measured"),
+    ):
+        header, rows = amortization(BenchSetting((other, mine), None), 20)
+        assert rows[0][-1] == expected
+        assert all(len(row) == len(header) for row in rows)
+        assert [row[1] == "not measured" for row in rows] == [each.status != "measured" for each in (other, mine)]
 
 
 def test_estimates_follow_the_dimensions(vlm):

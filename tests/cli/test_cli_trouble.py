@@ -27,6 +27,7 @@ from terminal import (
 
 import v2l
 from v2l.adapters.timeline_description import Segmentation
+from v2l.errors import ModelError
 from v2l.inference import batch
 from v2l.inference.model_loader import ModelLoader
 from v2l.inference.targets import Destination, Target, adapters_in, find_targets
@@ -270,8 +271,8 @@ def test_want_of_memory_is_the_reason_given(tmp_path, videos, model_folder, vlm,
     choice.vlm, choice.hypernetwork = vlm, hypernetwork
     monkeypatch.setattr(torch, "cat", none)
     target = Target(videos[0], tmp_path / f"a{SUFFIX}")
-    (outcome,) = batch.encode_targets([target], batch.EncodeOptions(Reading()), choice, batch.Watch())
-    assert outcome.status == "failed" and "out of memory" in outcome.note
+    with pytest.raises(ModelError, match=r"out of memory on cpu: encoding .* fewer frames \(--frames\), --dtype"):
+        list(batch.encode_targets([target, target], batch.EncodeOptions(Reading()), choice, batch.Watch()))
 
 
 SLOW_SETTINGS = ["--frames", "24", "--fps", "8", "--resolution", "192"]

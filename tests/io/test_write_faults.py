@@ -23,7 +23,7 @@ from v2l.inference import batch
 from v2l.inference.model_loader import ModelLoader
 from v2l.inference.targets import Target
 from v2l.io.journal import Journal
-from v2l.models.presets import Lock, write_lock
+from v2l.models.lock_file import Lock, write_lock
 from v2l.tiny import demo
 from v2l.tiny.world.clip import ClipFormat, write_clip
 from v2l.tiny.world.dataset import write_dataset
@@ -271,7 +271,7 @@ def test_nothing_writes_but_through_files():
         "io/files.py",
         "tiny/world/clip.py",  # a drawn clip, covered above: written by OpenCV
         "training/finevideo.py",  # a clip cut by ffmpeg
-        "models/pull.py",  # the Hugging Face cache, covered by test_pull.py
+        "models/hub_cache.py",  # the Hugging Face cache, covered by test_pull.py
         "tiny/recipe/model.py",  # a model made for a release
         "bench/random_model.py",  # in a temporary folder
         "bench/methods.py",  # the KV cache, in a temporary folder

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from v2l.errors import V2LError
 from v2l.models.hypernetwork import Hypernetwork
 from v2l.models.hypernetwork_file import TARGET, HypernetworkConfig
-from v2l.models.perceiver import ResamplerAttention, unit_context
+from v2l.models.perceiver import ResamplerAttention, unit_rms
 
 SIZES = HypernetworkConfig(
     num_layers=3,
@@ -128,13 +128,30 @@ def test_half_precision_hidden_states(hypernetwork):
             assert (found - expected).norm() < 0.01 * expected.norm()
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_products_are_in_the_type_of_the_hidden_states_whatever_autocast_returns(hypernetwork, monkeypatch, dtype):
+    """As on CUDA, where autocast returns float32 from `rms_norm`: the context must not turn autocast off."""
+    expected, rms_norm, types = hypernetwork.generate(hidden(1, 30).to(dtype)), F.rms_norm, set()
+
+    def as_on_cuda(x, *sizes, **options):
+        return rms_norm(x.float() if torch.is_autocast_enabled(x.device.type) else x, *sizes, **options)
+
+    monkeypatch.setattr(F, "rms_norm", as_on_cuda)
+    for module in hypernetwork.aggregator.modules():
+        if isinstance(module, torch.nn.Linear):
+            module.register_forward_hook(lambda _, given, output: types.add(output.dtype))
+    found = hypernetwork.generate(hidden(1, 30).to(dtype))
+    assert types == {dtype}
+    close(found, expected, tolerance=1e-3)
+
+
 def test_absorbed_attention_is_plain_attention():
     """Compare with keys and values computed explicitly: context first, latents last, one softmax over both."""
     torch.manual_seed(3)
     attention = ResamplerAttention(width=24, heads=4, kv_heads=2, head_dim=8).requires_grad_(False)
     latents, context, gain = torch.randn(2, 5, 24), torch.randn(2, 7, 24), torch.rand(24)
     mask = torch.tensor([[True] * 7, [True] * 3 + [False] * 4])
-    both = torch.cat([unit_context(context) * gain, latents], dim=1)
+    both = torch.cat([unit_rms(context) * gain, latents], dim=1)
 
     def split(x, heads):
         return x.unflatten(-1, (heads, 8)).transpose(1, 2)
@@ -144,7 +161,7 @@ def test_absorbed_attention_is_plain_attention():
     values = split(attention.v_proj(both), 2).repeat_interleave(2, dim=1)
     seen = torch.cat([mask, torch.ones(2, 5, dtype=torch.bool)], dim=1)[:, None, None]
     expected = F.scaled_dot_product_attention(queries, keys, values, attn_mask=seen).transpose(1, 2).flatten(2)
-    actual = attention(latents, unit_context(context), gain, mask)
+    actual = attention(latents, unit_rms(context), gain, mask)
     assert torch.allclose(actual, attention.o_proj(expected), atol=1e-6)
 
 

@@ -10,10 +10,13 @@ from peers import side_path, transformers_model
 import v2l
 from v2l.adapters.lora import attached
 from v2l.bench.peer import generate
+from v2l.models import language_model
 from v2l.models.config import SmolVLMConfig, TextConfig, VisionConfig
+from v2l.models.device import leaks_future
 from v2l.models.language_model import KVCache, causal, causal_mask
 from v2l.models.vision_tower import VisionTower
 
+HALF = (torch.float16, torch.bfloat16)
 VARIANTS = {
     "grouped heads": {},
     "one key head": {"num_key_value_heads": 1},
@@ -72,6 +75,25 @@ def test_padding_changes_nothing(pair, ids):
     for row, length in enumerate((17, 9, 4)):
         assert torch.allclose(found[row, :length], peer(input_ids=ids[row : row + 1, :length]).logits[0], atol=1e-5)
     assert torch.equal(causal_mask(there)[1, 0, 8], torch.arange(17) < 9)
+
+
+@torch.no_grad()
+def test_no_token_sees_later_ones_where_causal_attention_leaks(pair, ids, monkeypatch):
+    """As in half precision on MPS, where `is_causal` has no effect in several versions of torch."""
+    vlm, _ = pair
+    attention = language_model.F.scaled_dot_product_attention
+    expected, answer = vlm.logits(ids), list(vlm.greedy([vlm.embed(ids[0])], 3, for_speed=True))
+
+    def leaking(*heads, is_causal=False, **options):
+        return attention(*heads, **options)
+
+    monkeypatch.setattr(language_model.F, "scaled_dot_product_attention", leaking)
+    assert not torch.allclose(vlm.logits(ids), expected, atol=1e-2)
+    monkeypatch.setattr(language_model, "leaks_future", lambda device_type, dtype: leaks_future("mps", torch.float16))
+    assert torch.allclose(vlm.logits(ids), expected, atol=1e-5)
+    assert list(vlm.greedy([vlm.embed(ids[0])], 3, for_speed=True)) == answer
+    kinds = [(device, dtype) for device in ("cpu", "cuda", "mps") for dtype in (torch.float32, *HALF)]
+    assert [kind for kind in kinds if leaks_future(*kind)] == [("mps", dtype) for dtype in HALF]
 
 
 @torch.no_grad()

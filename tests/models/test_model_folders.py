@@ -23,8 +23,8 @@ from v2l.inference.model_loader import choose_model_for
 from v2l.io.tensors import all_finite
 from v2l.models.checkpoint import save_hypernetwork, with_provenance
 from v2l.models.config import MODEL_TYPES, SmolVLMConfig, TextConfig, VisionConfig, read_config, tensor_shapes
+from v2l.models.device import cpu_capabilities, default_dtype, prefers_bfloat16
 from v2l.models.hypernetwork_file import TrainedWith
-from v2l.models.loading import cpu_capabilities, default_dtype, prefers_bfloat16
 from v2l.models.presets import EMBEDDED
 
 EVIL = "\x1b[2J\x07\u202e\ud800"
@@ -177,12 +177,14 @@ def test_a_processor_prefers_bfloat16_if_it_multiplies_it_faster(capabilities, h
     assert prefers_bfloat16(capabilities) == half
 
 
-def test_the_default_number_type_follows_device_processor_and_size():
+def test_the_default_number_type_follows_device_processor_and_size(monkeypatch):
     cpu, small_config = torch.device("cpu"), read_config(EMBEDDED / "config.json")[0].text_config
     large = TextConfig(hidden_size=960, intermediate_size=2560, num_attention_heads=15, num_key_value_heads=5)
     assert default_dtype(cpu, small_config) == torch.float32
     assert (default_dtype(cpu, large) == torch.bfloat16) == prefers_bfloat16(cpu_capabilities())
-    assert {default_dtype(torch.device("cuda"), config) for config in (small_config, large)} == {torch.bfloat16}
+    for capability, expected in (((6, 1), torch.float32), ((7, 5), torch.float32), ((8, 0), torch.bfloat16)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, found=capability: found)
+        assert {default_dtype(torch.device("cuda"), config) for config in (small_config, large)} == {expected}
     assert default_dtype(torch.device("mps"), large) == torch.float32
 
 

@@ -21,12 +21,14 @@ import pytest
 import torch
 from places import DATA
 
+import v2l
 from v2l.errors import V2LError
 from v2l.models.published import PublishedCheckpoint, read_published
 
 OFFICIAL = DATA / "official-a" / "hypernet.pt"
 HYPERNET = ("ctx_to_lora.modeling.hypernet", "HypernetConfig")
 ENCODER = ("ctx_to_lora.configs", "CtxEncoderArguments")
+TASK = ("peft.utils.peft_types", "TaskType")
 CLASSES = [
     HYPERNET,
     ENCODER,
@@ -41,11 +43,12 @@ CLASSES = [
 
 @pytest.fixture
 def classes(monkeypatch: pytest.MonkeyPatch) -> types.SimpleNamespace:
-    """The six classes, importable under their official names during one test."""
+    """The seven classes, importable under their official names during one test."""
     made = {}
     for module_name, name in CLASSES:
         made[name] = type(name, (types.SimpleNamespace,), {"__module__": module_name, "__reduce_ex__": _plain_reduce})
-    made["PeftType"] = enum.Enum("PeftType", {"LORA": "LORA"}, type=str, module="peft.utils.peft_types")
+    for name, member in (("PeftType", "LORA"), ("TaskType", "CAUSAL_LM")):
+        made[name] = enum.Enum(name, {member: member}, type=str, module="peft.utils.peft_types")
     for cls in made.values():
         parts = cls.__module__.split(".")
         for length in range(1, len(parts) + 1):  # every parent package, as an import needs it
@@ -67,6 +70,7 @@ def state(classes: types.SimpleNamespace, prefix: str = "") -> OrderedDict:
     """Build a small state dict as the official code saves it, with two tensors that share a storage."""
     lora = classes.LoraConfig(
         peft_type=classes.PeftType.LORA,
+        task_type=classes.TaskType.CAUSAL_LM,
         target_modules={"up_proj", "down_proj"},
         lora_alpha=16.0,
         rank_pattern={},
@@ -176,6 +180,13 @@ def packed(data: bytes, entries: dict[str, bytes] | None = None, method: int = z
     return file.getvalue()
 
 
+def saved(value: object) -> bytes:
+    """Return the file that `torch.save` writes."""
+    file = io.BytesIO()
+    torch.save(value, file)
+    return file.getvalue()
+
+
 @pytest.fixture
 def file(tmp_path: pathlib.Path) -> pathlib.Path:
     return tmp_path / "some checkpoint.pt"
@@ -231,6 +242,7 @@ def test_every_protocol_of_torch_save(classes, file, protocol):
     assert checkpoint.context_encoder == {"ctx_encoder_type": "per_layer_activations", "layer_idx": None}
     assert checkpoint.hypernet_config["lora_config"] == {
         "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
         "target_modules": ["down_proj", "up_proj"],
         "lora_alpha": 16.0,
         "rank_pattern": {},
@@ -238,6 +250,53 @@ def test_every_protocol_of_torch_save(classes, file, protocol):
     }
     assert checkpoint.hypernet_config["big"] == 2**40
     assert checkpoint.hypernet_config["layer_indices"] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_members_of_enums_by_name_are_read(classes, file, monkeypatch, protocol):
+    """As Python 3.11.0 to 3.11.3 pickles them: `getattr` of the class and the member's name."""
+    for kind in (classes.PeftType, classes.TaskType):
+        monkeypatch.setattr(kind, "__reduce_ex__", lambda self, protocol: (getattr, (type(self), self.name)))
+    torch.save(state(classes), file, pickle_protocol=protocol)
+    lora = read_published(file).hypernet_config["lora_config"]
+    assert (lora["peft_type"], lora["task_type"]) == ("LORA", "CAUSAL_LM")
+    kind = name(*TASK)
+    for arguments in ((name("torch", "FloatStorage"), "dtype"), ("text", "upper"), (kind, "a", "b"), (kind,)):
+        assert "getattr" in refusal(file, packed(in_config(call("builtins", "getattr", *arguments))))
+
+
+def test_a_configuration_of_the_installed_peft_is_read(file):
+    """With every value that the class sets of itself, and the task type that its own examples state."""
+    from peft import LoraConfig, TaskType
+
+    config = LoraConfig(r=4, target_modules=["down_proj"], task_type=TaskType.CAUSAL_LM)
+    with zipfile.ZipFile(io.BytesIO(saved({"lora": config}))) as archive:
+        pickled = archive.read(next(each for each in archive.namelist() if each.endswith("data.pkl")))
+    body = Raw(pickled[2:-1])  # without the protocol and the end
+    file.write_bytes(packed(in_config(body)))
+    lora = read_published(file).hypernet_config["field"]["lora"]
+    assert (lora["task_type"], lora["peft_type"], lora["target_modules"]) == ("CAUSAL_LM", "LORA", ["down_proj"])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_read_in_its_type(classes, file, dtype):
+    values = state(classes)
+    values["scale"] = torch.randn(3, 4).to(dtype)
+    torch.save(values, file)
+    found = read_published(file).tensors["scale"]
+    assert found.dtype == dtype and torch.equal(found, values["scale"])
+    values["scale"][1, 2] = float("inf")
+    torch.save(values, file)
+    assert "not finite" in refusal(file)
+
+
+def test_an_official_checkpoint_in_half_precision_is_a_hypernetwork(classes, file):
+    official = torch.load(OFFICIAL, map_location="cpu", weights_only=False)
+    halves = {key: value.bfloat16() for key, value in official.items() if isinstance(value, torch.Tensor)}
+    torch.save(official | halves, file)
+    found = v2l.load_hypernetwork(file, device="cpu").state_dict()
+    assert found.keys() == halves.keys()
+    assert all(value.dtype == torch.float32 and torch.equal(value, halves[key].float()) for key, value in found.items())
 
 
 def test_shared_storage_is_read_once_and_shared(classes, file):

@@ -1,15 +1,21 @@
 """`v2l pull` with the real client against a local hub: files are verified, recorded and tested, and a hostile hub gains
 nothing. `tests/stress/hubs.py` has more such hubs."""
 
+import contextlib
 import dataclasses
 import errno
 import gzip
+import hashlib
 import json
 import os
+import pty
 import re
 import resource
+import shutil
 import signal
+import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -20,12 +26,20 @@ from huggingface_hub import constants, hf_hub_download, scan_cache_dir, try_to_l
 from places import DATA
 from terminal import PATIENCE, SUFFIX, Running, run
 
+import v2l.cli.models
+import v2l.models.hub_cache
 import v2l.models.pull
+from v2l.cli.console import Display
+from v2l.cli.models import pull_preset
 from v2l.errors import V2LError
-from v2l.inference.model_loader import choose_model
+from v2l.inference.model_loader import ModelLoader, choose_model
+from v2l.io.text import amount
+from v2l.models.checkpoint import load_hypernetwork
 from v2l.models.hub import list_files
 from v2l.models.hypernetwork_file import locate
-from v2l.models.presets import PRESETS, lock_path, read_lock, write_lock
+from v2l.models.lock_file import lock_path, read_lock, write_lock
+from v2l.models.presets import PRESETS, cached_file, find_model, recorded_hypernetwork
+from v2l.models.pull import MODEL_FILES, PullOptions, PullWatch
 
 MODEL, (PUBLISHED, OLDER, OLDEST) = PRESETS["smolvlm2-500m"].model, PRESETS["smolvlm2-500m"].hypernetworks
 HYPERNETWORK = PRESETS["smolvlm2-500m"].file
@@ -61,12 +75,12 @@ def pull(hub, tmp_path):
 
 @pytest.fixture
 def fetch(hub, tmp_path, monkeypatch):
-    """Pull in this process. Returns the downloaded repositories."""
+    """Return `pull` of the preset in this process."""
     home = tmp_path / "home"
     where = {"ENDPOINT": hub.address, "HF_HOME": str(home), "HF_HUB_CACHE": str(home / "hub")}
     for name, value in {**where, "HF_HUB_OFFLINE": False, "HF_HUB_DOWNLOAD_TIMEOUT": 1}.items():
         monkeypatch.setattr(constants, name, value)
-    return lambda: v2l.models.pull.pull("smolvlm2-500m", None, False, lambda note: None)
+    return partial(v2l.models.pull.pull, "smolvlm2-500m")
 
 
 @pytest.fixture
@@ -77,7 +91,7 @@ def fetch_both(hub, fetch, folder, monkeypatch):
     monkeypatch.setitem(PRESETS, "smolvlm2-2.2b", dataclasses.replace(larger, tokens_per_image=64))
     hub.repos[larger.model] = Repo.of(folder)
     hub.repos[PUBLISHED].files[larger.file] = hub.repos[PUBLISHED].files[HYPERNETWORK]
-    return lambda: [v2l.models.pull.pull(name, None, False, lambda note: None) for name in PRESETS]
+    return lambda: [v2l.models.pull.pull(name) for name in PRESETS]
 
 
 @pytest.fixture
@@ -109,7 +123,7 @@ def test_a_preset_is_fetched_proven_recorded_and_used(hub, pull, tmp_path):
     assert set(downloads(hub)) == {*wanted, HYPERNETWORK}
     asked = {path for _, path, _ in hub.requests if "/resolve/" not in path}
     assert asked == {f"/api/models/{repo}/revision/main" for repo in (MODEL, PUBLISHED)}  # and nothing else at all
-    assert sorted(os.listdir(tmp_path / "home")) == ["hub", "v2l.lock.json"]
+    assert sorted(os.listdir(tmp_path / "home")) == ["hub", "v2l", "v2l.lock.json"]
     kept = lock(tmp_path)
     assert kept["default"] == "smolvlm2-500m" and kept["repos"][MODEL]["commit"] == "a" * 40
     assert kept["repos"][MODEL]["files"].keys() == wanted
@@ -183,7 +197,7 @@ def test_a_second_preset_leaves_the_first_one_recorded(hub, fetch_both):
     """One repository holds the hypernetworks of both."""
     fetch_both()
     for name, preset in PRESETS.items():
-        assert preset.file in read_lock().repos[PUBLISHED].files and locate(name).name == preset.file
+        assert recorded_hypernetwork(preset)[:2] == (PUBLISHED, preset.file) and locate(name).exists()
     hub.requests.clear()
     fetch_both()
     assert downloads(hub) == []
@@ -192,7 +206,7 @@ def test_a_second_preset_leaves_the_first_one_recorded(hub, fetch_both):
     repo.files = {f"video2lora-{preset.size}.pt": repo.files[preset.file] for preset in PRESETS.values()}
     os.unlink(lock_path())
     fetch_both()
-    assert [*read_lock().repos[OLDER].files] == [locate(name).name for name in PRESETS][::-1]
+    assert [recorded_hypernetwork(preset)[:2] for preset in PRESETS.values()] == [(OLDER, name) for name in repo.files]
 
 
 def test_one_of_several_hypernetworks_is_taken(hub, fetch):
@@ -207,6 +221,129 @@ def test_one_of_several_hypernetworks_is_taken(hub, fetch):
     more = dataclasses.replace(older.repos[PUBLISHED], files=dict.fromkeys([*former, HYPERNETWORK], "0" * 64))
     write_lock(dataclasses.replace(older, repos=older.repos | {PUBLISHED: more}))
     assert locate("smolvlm2-500m").name == HYPERNETWORK
+
+
+def test_a_hypernetwork_is_imported_once_and_stays_the_same(hub, fetch, tmp_path):
+    published = cached_file(PUBLISHED, HYPERNETWORK) if fetch() else None
+    imported = locate("smolvlm2-500m")
+    assert imported.parent == tmp_path / "home" / "v2l" / "hypernetworks"
+    expected = load_hypernetwork(published).provenance
+    assert load_hypernetwork("smolvlm2-500m").provenance == expected
+
+    # what a command needs to know stands in the header
+    held = published.resolve().rename(tmp_path / "held")
+    assert ModelLoader("smolvlm2-500m", "option").provenance == expected
+    held.rename(published.resolve())
+
+    # a cache of an earlier version, a damaged import
+    whole = imported.read_bytes()
+    imported.unlink()
+    assert locate("smolvlm2-500m") == published
+    assert ModelLoader("smolvlm2-500m", "option").provenance == expected
+    imported.write_bytes(whole[:-1] + b"!")
+    with pytest.raises(V2LError, match="its content does not match its own sha256"):
+        load_hypernetwork("smolvlm2-500m")
+    fetch()
+    assert imported.read_bytes() == whole
+
+
+def test_the_size_is_told_and_confirmed_and_one_bar_shows_it(hub, fetch, monkeypatch, tmp_path):
+    files = {name: data for name, data in hub.repos[MODEL].files.items() if MODEL_FILES.fullmatch(name)}
+    half = len(files["model.safetensors"]) // 2
+    blobs = tmp_path / "home" / "hub" / f"models--{MODEL.replace('/', '--')}" / "blobs"
+    blobs.mkdir(parents=True)
+    part = blobs / f"{hashlib.sha256(files['model.safetensors']).hexdigest()}.incomplete"
+    part.write_bytes(files["model.safetensors"][:half])
+    sizes = [sum(map(len, files.values())) - half, len(hub.repos[PUBLISHED].files[HYPERNETWORK])]
+    notes, asked, steps = [], [], []
+    watch = PullWatch(notes.append, lambda size: asked.append(size), lambda *step: steps.append(step))
+    with pytest.raises(V2LError, match="not confirmed, so nothing was downloaded; --yes downloads without asking"):
+        fetch(watch=watch)
+    assert asked == [sum(sizes)] and downloads(hub) == [] and not lock_path().exists()
+    assert notes == [
+        f"smolvlm2-500m: {amount(sum(sizes))} to download ({MODEL} {amount(sizes[0])}, {PUBLISHED} {amount(sizes[1])})"
+    ]
+    # no room: the import takes as much as the hypernetwork once more
+    usage = shutil.disk_usage(tmp_path)
+    for free in (sum(sizes) + sizes[1] - 1, sum(sizes) + sizes[1]):
+        monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: usage._replace(free=free))
+        with pytest.raises(V2LError, match="free; make room" if free < sum(sizes) + sizes[1] else "not confirmed"):
+            fetch(watch=watch)
+    assert downloads(hub) == []
+    agreed = dataclasses.replace(watch, confirm=lambda size: True)
+    fetch(watch=agreed)
+    done = [step[0] for step in steps]
+    assert done == sorted(done) and done[-1] == sum(sizes) and {step[1] for step in steps} == {sum(sizes)}
+    assert {step[2] for step in steps} == {*files, HYPERNETWORK}
+    asked.clear()
+    fetch(watch=watch)
+    assert asked == []
+
+
+def test_a_model_is_stored_in_half_precision_on_request(hub, fetch, folder, tmp_path):
+    home = tmp_path / "home"
+    cached = home / "hub" / f"models--{MODEL.replace('/', '--')}"
+    expected, whole = find_model(folder).fingerprint, (folder / "model.safetensors").stat().st_size
+    for _ in range(2):  # an interrupted download is continued
+        with contextlib.suppress(V2LError):
+            hub.lies["tokenizer.json"] = answer(b"", 404)
+            fetch(PullOptions(dtype="bfloat16"))
+    hub.lies.clear()
+    fetch(PullOptions(dtype="bfloat16"))
+    assert len(set(downloads(hub))) == len(downloads(hub)) - 2  # of tokenizer.json alone
+    assert not cached.exists() and {*os.listdir(home / "v2l")} == {"hypernetworks", "models"}
+    model = find_model("smolvlm2-500m")
+    assert model.path.is_relative_to(home / "v2l") and (model.id, model.revision) == (MODEL, "a" * 40)
+    assert model.fingerprint == expected
+    assert whole * 0.4 < (model.path / "model.safetensors").stat().st_size < whole * 0.6
+
+    # it stays so, and is made again if it is damaged
+    hub.requests.clear()
+    fetch()
+    assert downloads(hub) == [] and find_model("smolvlm2-500m").path == model.path
+    good = (model.path / "model.safetensors").read_bytes()
+    (model.path / "model.safetensors").write_bytes(good[:-1] + b"!")
+    fetch()
+    assert (model.path / "model.safetensors").read_bytes() == good and "model.safetensors" in downloads(hub)
+    stated = hub.repos[MODEL].files["model.safetensors"]
+    hub.repos[MODEL].files["model.safetensors"] = stated[:-1] + b"!"
+    with pytest.raises(V2LError, match=r"model\.safetensors differs from the file that was recorded for this commit"):
+        fetch()
+    hub.repos[MODEL].files["model.safetensors"] = stated
+
+    # as published again, and from there without a download; the cache keeps what others may use
+    fetch(PullOptions(dtype="float32"))
+    assert find_model("smolvlm2-500m").path.is_relative_to(cached) and not model.path.exists()
+    assert "copy" not in lock(tmp_path)["repos"][MODEL]
+    hub.requests.clear()
+    fetch(PullOptions(dtype="float16"))
+    assert downloads(hub) == [] and cached.exists() and find_model("smolvlm2-500m").fingerprint == expected
+    shutil.rmtree(find_model("smolvlm2-500m").path)
+    with pytest.raises(V2LError, match=f"where v2l pull stored {MODEL}, is missing; pull it again"):
+        find_model("smolvlm2-500m")
+
+
+@pytest.mark.parametrize(("typed", "agrees"), [("n\n", False), ("\4", False), ("\n", True), ("Yes\n", True)])
+def test_a_terminal_is_asked_before_a_large_download(hub, fetch, monkeypatch, typed, agrees):
+    monkeypatch.setattr(v2l.cli.models, "ASKED_ABOVE", 10)
+    keyboard, terminal = pty.openpty()
+    os.write(keyboard, typed.encode())
+    with open(terminal) as keys, open(os.dup(terminal), "w") as screen:
+        monkeypatch.setattr(sys, "stdin", keys)
+        monkeypatch.setattr(sys, "stderr", screen)
+        display = Display(quiet=True)
+        if agrees:
+            pull_preset("smolvlm2-500m", PullOptions(), False, display)
+        else:
+            with pytest.raises(V2LError, match="not confirmed"):
+                pull_preset("smolvlm2-500m", PullOptions(), False, display)
+            pull_preset("smolvlm2-500m", PullOptions(), True, display)  # --yes
+        with open(os.devnull) as nothing:  # a script is never asked
+            monkeypatch.setattr(sys, "stdin", nothing)
+            assert display.confirm("download?")
+        assert os.read(keyboard, 10_000).count(b"? [Y/n] ") == 1
+    os.close(keyboard)
+    assert downloads(hub)
 
 
 def test_what_cannot_be_fetched_is_one_line(hub, pull, tmp_path):
@@ -237,6 +374,12 @@ def test_a_model_that_is_not_the_one_expected_fails_its_test(hub, pull, tmp_path
     assert not (tmp_path / "home" / "v2l.lock.json").exists() or lock(tmp_path)["repos"] == {}
 
 
+def test_a_model_without_a_tokenizer_fails_its_test(model_folder, tmp_path):
+    lacking = shutil.copytree(model_folder, tmp_path / "lacking", ignore=shutil.ignore_patterns("tokenizer.json"))
+    with pytest.raises(V2LError, match=r"SmolVLM2-500M-Video-Instruct has no tokenizer\.json"):
+        v2l.models.pull.self_test(str(lacking), PRESETS["smolvlm2-500m"], lambda line: None)
+
+
 def test_a_full_disk_is_one_line(hub, tmp_path):
     """A limit on the size of files replaces a full disk: the write fails half-way in the same manner."""
     where = {"HF_ENDPOINT": hub.address, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
@@ -256,16 +399,16 @@ def test_a_disk_that_fails_at_any_step_is_one_line_and_nothing_half_written_is_t
     for number in range(1, 100):
         constants.HF_HUB_CACHE = str(tmp_path / str(number))
         os.mkdir(constants.HF_HUB_CACHE)
-        place = v2l.models.pull.CachePlace(MODEL, listing.commit, *listing.files)
+        place = v2l.models.hub_cache.CachePlace(MODEL, listing.commit, *listing.files)
         with Disk(tmp_path, number, (errno.ENOSPC, errno.EIO)[number % 2]).mounted() as disk:
             try:
-                v2l.models.pull._fetch_file(place, None)
+                v2l.models.hub_cache.fetch_file(place, None)
             except V2LError as trouble:
                 assert str(trouble).isprintable()
             if len(disk.steps) < number:
                 break
         assert not place.blob.exists() or place.blob.read_bytes() == data
-        v2l.models.pull._fetch_file(place, None)
+        v2l.models.hub_cache.fetch_file(place, None)
         assert place.pointer.read_bytes() == data
     assert 10 < number < 99
 
@@ -513,11 +656,16 @@ def test_a_cdn_gets_no_token_and_a_gated_repository_needs_one(hub, fetch, monkey
 
 def test_a_record_leads_nowhere_else(fetch, tmp_path):
     good = {"revision": "main", "commit": "a" * 40, "files": {"config.json": "a" * 64}}
+    copy = {"dtype": "float16", "files": {"config.json": "a" * 64}, "fingerprint": "a" * 64, "rounded": "b" * 64}
     changes = (
         {"commit": "../../.."},
         {"commit": None},
         {"files": {"../x-500m.pt": "a" * 64}},
         {"files": {"a": "../x"}},
+        *(
+            {"copy": copy | change}
+            for change in ({"dtype": "../x"}, {"files": {"../x": "a" * 64}}, {"rounded": 5}, {"x": 1})
+        ),
     )
     records = [{"default": None, "repos": {MODEL: good | change}} for change in changes]
     records += [{"default": str(tmp_path), "repos": {}}, {"default": 5, "repos": {}}, {"default": None, "repos": []}]
@@ -526,7 +674,7 @@ def test_a_record_leads_nowhere_else(fetch, tmp_path):
         lock_path().write_text(text)
         with pytest.raises(V2LError, match=r"cannot read .*v2l.lock.json \(.*\); move it away"):
             read_lock()
-    lock_path().write_text(json.dumps({"v2l": 1, "default": "folder", "repos": {MODEL: good}}))
+    lock_path().write_text(json.dumps({"v2l": 1, "default": "folder", "repos": {MODEL: good | {"copy": copy}}}))
     assert read_lock().repos[MODEL].commit == "a" * 40
     with pytest.raises(V2LError, match="names no preset as the default"):
         choose_model(None)

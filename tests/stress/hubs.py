@@ -788,9 +788,9 @@ def outside(scene: Scene) -> dict[str, object]:
 
 
 def check_cache(scene: Scene) -> None:
-    """Assert that only the cache and the lock file were written, and that every blob has the hash in its name."""
+    """Assert that only the cache, v2l's folder and the lock file were written, and that blobs have their hashes."""
     names = {path.name for path in scene.cache.iterdir()} if scene.cache.exists() else set()
-    assert names <= {"hub", "v2l.lock.json", "elsewhere", "token", "stored_tokens"}, names
+    assert names <= {"hub", "v2l", "v2l.lock.json", "elsewhere", "token", "stored_tokens"}, names
     for path in (scene.cache / "hub").glob("models--*/blobs/*"):
         a_link = path.is_symlink() or path.parent.is_symlink() or path.parents[1].is_symlink()
         if a_link or not path.is_file() or path.suffix == ".incomplete":

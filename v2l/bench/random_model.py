@@ -20,10 +20,11 @@ from v2l.io.safetensors_file import canonical_json
 from v2l.io.text import printable
 from v2l.models.checkpoint import with_provenance
 from v2l.models.config import SmolVLMConfig, VisionGeometry, language_settings
+from v2l.models.device import choose_device, default_dtype, memory_errors
 from v2l.models.hypernetwork import Hypernetwork
 from v2l.models.hypernetwork_file import INTERNALIZATION_PROMPT, TARGET, HypernetworkConfig, TrainedWith
 from v2l.models.language_model import LanguageModel
-from v2l.models.loading import choose_device, default_dtype, published_weights
+from v2l.models.loading import model_bytes, published_weights
 from v2l.models.presets import ModelFolder, find_model
 from v2l.models.processor import IMAGE, QUESTIONS, PromptFrame, video_text
 from v2l.models.smolvlm import FrozenVLM
@@ -136,7 +137,9 @@ def random_model(
     opened = _write_folder(architecture, folder)
     dtype = dtype or default_dtype(chosen, opened.config.text_config)
     described = RandomFolder(folder, f"random weights of {name}", None, opened.config, opened.geometry)
-    modules = _random_modules(opened.config, chosen, dtype)
+    needed = model_bytes(opened.config, dtype)
+    with memory_errors(f"a model of the sizes of {printable(name)}", chosen, dtype, needed):
+        modules = _random_modules(opened.config, chosen, dtype)
     vlm = FrozenVLM(described, *modules, load_tokenizer(opened), chosen)
     return vlm, _hypernetwork(described, architecture, chosen)
 

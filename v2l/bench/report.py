@@ -14,7 +14,7 @@ from v2l.io.text import amount, duration
 
 Table = tuple[list[str], list[list[str]]]
 HEADLINE, FLOOR, COLD = "adapter, attached", METHODS[-1].name, METHODS[0].name
-UNKNOWN = "-"
+UNKNOWN, NOT_MEASURED = "-", "not measured"
 
 
 @dataclass(frozen=True)
@@ -49,11 +49,16 @@ class BenchSetting:
         adapter = self.cell(HEADLINE)
         return cell.prompt_tokens / adapter.prompt_tokens if adapter and cell.prompt_tokens else None
 
+    def compares(self, cell: Cell) -> bool:
+        """Return whether the times of this method and of the adapter were measured."""
+        adapter = self.cell(HEADLINE)
+        return adapter is not None and adapter.status == cell.status == "measured"
+
     def break_even(self, cell: Cell) -> int | None:
         """Number of questions about one video from which encoding it and asking the adapter takes less total time than
-        this method; None if that never happens or is unknown."""
+        this method; None if that never happens, or if one of them was not measured (`compares`)."""
         adapter = self.cell(HEADLINE)
-        if adapter is None or cell is adapter or None in (cell.median, cell.prepare, adapter.median, adapter.prepare):
+        if adapter is None or cell is adapter or not self.compares(cell):
             return None
         more_preparation, less_per_question = _prepare(adapter) - _prepare(cell), _median(cell) - _median(adapter)
         if more_preparation <= less_per_question:
@@ -123,15 +128,21 @@ def amortization(setting: BenchSetting, questions: int) -> Table:
     header = ["time per question", "once per video", *map(_questions, counts), "adapter pays off from"]
     rows = []
     for cell in setting.cells:
+        pays_off = _pays_off(setting, cell) if cell.in_context else ""
         if cell.status != "measured":
-            rows.append([cell.way, *[UNKNOWN] * (len(counts) + 2)])
+            rows.append([cell.way, NOT_MEASURED, *[UNKNOWN] * len(counts), pays_off])
             continue
-        pays = setting.break_even(cell)
-        threshold = "never" if pays is None else _questions(pays)
         means = [duration(per_question(cell, count)) for count in counts]
         once = duration(_prepare(cell)) if cell.kept_bytes else "nothing"
-        rows.append([cell.way, once, *means, threshold if cell.in_context else ""])
+        rows.append([cell.way, once, *means, pays_off])
     return header, rows
+
+
+def _pays_off(setting: BenchSetting, cell: Cell) -> str:
+    if not setting.compares(cell):
+        return NOT_MEASURED
+    pays = setting.break_even(cell)
+    return "never" if pays is None else _questions(pays)
 
 
 def sweep(settings: Sequence[BenchSetting]) -> list[Table]:

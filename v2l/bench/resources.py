@@ -40,14 +40,6 @@ def synchronise(device: torch.device) -> None:
         torch.mps.synchronize()
 
 
-def free_bytes(device: torch.device) -> int | None:
-    """Return the free memory of the device, or of the machine for the CPU; None if it is unknown."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    found = re.search(r"MemAvailable:\s+(\d+) kB", _read("/proc/meminfo"))
-    return int(found[1]) * 1024 if found and device.type == "cpu" else None
-
-
 class PeakMemory:
     """The peak memory since construction: of the allocator on CUDA, of the process (resident set) on Linux, and
     unknown elsewhere."""

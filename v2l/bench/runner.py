@@ -22,7 +22,6 @@ from v2l.bench.plan import Plan
 from v2l.bench.resources import (
     PeakMemory,
     describe_machine,
-    free_bytes,
     prefill_bytes,
     prefill_work,
     synchronise,
@@ -38,6 +37,7 @@ from v2l.io.journal import Journal
 from v2l.io.tensors import dtype_name
 from v2l.io.text import printable
 from v2l.models.checkpoint import check_belongs
+from v2l.models.device import free_bytes
 from v2l.models.hypernetwork import Hypernetwork
 from v2l.models.processor import QUESTIONS
 from v2l.models.smolvlm import FrozenVLM, Window

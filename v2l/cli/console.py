@@ -143,12 +143,29 @@ class Display:
         if self._bar is not None:
             self._bar.refresh()
 
+    def confirm(self, question: str) -> bool:
+        """Ask a question on the terminal and return whether it is answered with yes, or by Return alone. True, without
+        asking, if standard input or standard error is no terminal."""
+        if not (sys.stdin.isatty() and sys.stderr.isatty()):
+            return True
+        with self._lock:
+            self._clear_status()
+        with contextlib.suppress(OSError):
+            print(f"{escape(question)} [Y/n] ", end="", file=sys.stderr, flush=True)
+        answer = sys.stdin.readline()  # empty at its end
+        return bool(answer) and answer.strip().lower() in ("", "y", "yes")
+
     # Progress --------------------------------------------------------------------------------------------------
 
     @property
     def shows_progress(self) -> bool:
         """Whether someone watches: standard error is a terminal, and --quiet is not given."""
         return not self.quiet and sys.stderr.isatty()
+
+    @property
+    def has_progress(self) -> bool:
+        """Whether a bar is shown."""
+        return self._bar is not None
 
     def loading(self, model: str) -> None:
         """Show that a model is being loaded, on a terminal, until anything else is printed."""
@@ -178,8 +195,17 @@ class Display:
         from tqdm import tqdm
 
         # without the count, which is a fraction while one of several videos is being encoded
-        form = "{percentage:3.0f}%|{bar}| {elapsed}<{remaining}, {rate_fmt}{postfix}"
-        self._bar = tqdm(total=total, unit=unit, bar_format=form, dynamic_ncols=True, leave=False, mininterval=0.1)
+        count = " {n_fmt}/{total_fmt}" if unit == "B" else ""
+        form = "{percentage:3.0f}%|{bar}|" + count + " {elapsed}<{remaining}, {rate_fmt}{postfix}"
+        self._bar = tqdm(
+            total=total,
+            unit=unit,
+            unit_scale=unit == "B",
+            bar_format=form,
+            dynamic_ncols=True,
+            leave=False,
+            mininterval=0.1,
+        )
 
     def progress(self, done: float, total: int, doing: str = "") -> None:
         """Move the bar."""

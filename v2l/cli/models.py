@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from v2l.cli.console import Display, command, shown
 from v2l.cli.help import GroupedCommand
-from v2l.cli.options import READ, WRITE, Arch, Debug, Json, Overwrite, Quiet, check_replaceable, one_of
+from v2l.cli.options import READ, WRITE, Arch, Debug, Dtype, Json, Overwrite, Quiet, check_replaceable, one_of
 from v2l.errors import UsageError
 from v2l.io.text import amount, printable
+
+if TYPE_CHECKING:
+    from v2l.models.pull import PullOptions
+
+
+ASKED_ABOVE = 10**9
+"""Bytes of a download from which a terminal is asked before it."""
 
 
 class PullCommand(GroupedCommand):
@@ -41,6 +47,16 @@ def pull(
             rich_help_panel=READ,
         ),
     ] = None,
+    dtype: Annotated[
+        Dtype | None,
+        typer.Option(
+            "--dtype",
+            metavar="TYPE",
+            help="Store the model in bfloat16 or float16, half the size, instead of float32 as published.",
+            show_default="as stored before, else as published",
+            rich_help_panel=WRITE,
+        ),
+    ] = None,
     default: Annotated[
         bool,
         typer.Option(
@@ -49,30 +65,50 @@ def pull(
             rich_help_panel=WRITE,
         ),
     ] = False,
+    yes: Annotated[
+        bool,
+        typer.Option("--yes", "-y", help="Download without asking on a terminal.", rich_help_panel=WRITE),
+    ] = False,
     as_json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
     """Fetch a frozen model and its hypernetwork.
 
+    smolvlm2-500m downloads 2.03 + 0.51 GB and smolvlm2-2.2b 8.99 + 0.91 GB; the published weights are float32. The
+    exact size is told before, and above 1 GB a terminal is asked. The hypernetwork is kept once more, as v2l's own
+    file. A model stored with --dtype is the same model as far as adapters are concerned: those made with the one are
+    accepted by the other.
+
     No other command uses the network, except eval with --judge. Every file is checked against the hash that the hub
     states, and recorded, so that later runs use the same file. Then both are loaded and tested. HF_HOME, HF_TOKEN,
     HF_ENDPOINT and HF_HUB_OFFLINE are respected.
     """
     with command(as_json, quiet, debug) as display:
-        pull_preset(preset, revision, default, display)
+        from v2l.models.pull import PullOptions
+
+        pull_preset(preset, PullOptions(revision, default, dtype), yes, display)
 
 
-def pull_preset(name: str, revision: str | None, make_default: bool, display: Display) -> None:
-    """Fetch a preset and print its licences and whether it is the default."""
-    from huggingface_hub.utils import disable_progress_bars
+def pull_preset(name: str, options: PullOptions, yes: bool, display: Display) -> None:
+    """Fetch a preset and print its licences and whether it is the default.
 
-    from v2l.models.presets import lock_path, read_lock
-    from v2l.models.pull import pull
+    yes: do not ask before the download
+    """
+    from v2l.models.lock_file import lock_path, read_lock
+    from v2l.models.pull import PullWatch, pull
 
-    if display.quiet or not sys.stderr.isatty():
-        disable_progress_bars()
-    for pulled in pull(name, revision, make_default, display.note):
+    def confirm(size: int) -> bool:
+        return yes or size <= ASKED_ABOVE or display.confirm(f"download {amount(size)}?")
+
+    def progress(done: int, total: int, file: str) -> None:
+        if not display.has_progress:
+            display.start_progress(total, "B")
+        display.progress(done, total, file)
+        if done >= total:
+            display.end_progress()
+
+    for pulled in pull(name, options, PullWatch(display.note, confirm, progress)):
         text = f"{pulled.repo}  {pulled.commit[:12]}, {amount(pulled.size)}, licence {printable(pulled.licence)}"
         display.result(text, {"command": "pull", **dataclasses.asdict(pulled)})
     default = read_lock().default

@@ -16,7 +16,7 @@ from typing import Any
 
 from v2l.adapters.adapter import Adapter
 from v2l.adapters.timeline import Timeline
-from v2l.errors import V2LError
+from v2l.errors import ModelError, V2LError
 from v2l.evaluation.answering import ClipAnswerer, ConditionAnswer, duration, route
 from v2l.evaluation.conditions import OTHER_CLIP
 from v2l.evaluation.metrics import METRICS
@@ -121,6 +121,8 @@ class Evaluation:
                 for condition in self.setting.conditions
                 if self._answerer.applies(condition, source)
             }
+        except ModelError:  # out of memory, as on every other clip
+            raise
         except V2LError as error:
             yield from (_result(example, number, {}, error=str(error)) for example in examples)
             return
@@ -137,6 +139,8 @@ class Evaluation:
         for candidate in sorted(candidates, key=lambda other: other[0] == key[0]):
             try:
                 return self._encoder.encode(self.clips[candidate])
+            except ModelError:
+                raise
             except V2LError:
                 continue  # the error is reported with the clip itself
         raise V2LError("no other clip can be read, so there is no other clip's adapter to compare with")

@@ -19,6 +19,7 @@ from v2l.inference.limits import MAX_NEW_TOKENS
 from v2l.inference.preprocess import EncodedFrames, encode_video_images, video_ids
 from v2l.inference.readings import fill_reading
 from v2l.io.text import clock
+from v2l.models.device import FEWER_FRAMES, memory_errors
 from v2l.models.hypernetwork_file import TrainedWith
 from v2l.models.processor import question_text
 from v2l.models.smolvlm import FrozenVLM
@@ -317,9 +318,10 @@ def _generate_answers(
     """Answer several prompts, (T_b, D) each, in one batch. The caller holds the model. started: `time.perf_counter`"""
     # Generate one id per prompt and step
     steps, times = [], []
-    for step_ids in vlm.greedy(prompts, max_new_tokens):
-        steps.append(step_ids)
-        times.append(time.perf_counter())
+    with memory_errors("the answer", vlm.device, vlm.dtype, fix=FEWER_FRAMES):
+        for step_ids in vlm.greedy(prompts, max_new_tokens):
+            steps.append(step_ids)
+            times.append(time.perf_counter())
 
     # Cut each answer at its end
     answers = []
@@ -343,7 +345,7 @@ def _generate_text(
             timing.tokens += 1
             yield token
 
-    with session:
+    with session, memory_errors("the answer", vlm.device, vlm.dtype, fix=FEWER_FRAMES):
         yield from _detokenize(timed(), vlm)
 
 

@@ -22,6 +22,7 @@ from v2l.inference.readings import fill_reading, segment_readings
 from v2l.io.files import FileIdentity, identify, time_of_check, unreadable
 from v2l.io.text import printable
 from v2l.models.checkpoint import check_belongs
+from v2l.models.device import FEWER_FRAMES, memory_errors
 from v2l.models.hypernetwork import Hypernetwork
 from v2l.models.hypernetwork_file import HypernetworkConfig, Provenance
 from v2l.models.smolvlm import FrozenVLM, Window
@@ -60,7 +61,8 @@ def encode(
     start, end: range of the video in seconds, None for its beginning and its end
 
     The same file, settings, device, dtype and number of threads give the same adapter, bit for bit.
-    Raises V2LError if the video cannot be read, or if the hypernetwork was trained for another model.
+    Raises V2LError if the video cannot be read, or if the hypernetwork was trained for another model, and ModelError
+    if the memory does not suffice.
     """
     return encode_reading(path, vlm, hypernetwork, Reading(frames, fps, start, end, resolution))
 
@@ -137,10 +139,11 @@ def finish_encode(
     trained_with, layers = provenance.trained_with, vlm.num_layers
 
     # Encode the frames and read their hidden states
-    encoded = encode_images(pending.plan, vlm, lambda done, frames: progress(done, frames + layers))
-    windows = cut_windows(encoded, vlm, trained_with)
-    frames = len(encoded.frames)
-    factors = generate_factors(windows, vlm, hypernetwork, lambda done, _: progress(frames + done, frames + layers))
+    with memory_errors(f"encoding {printable(path)}", vlm.device, vlm.dtype, fix=FEWER_FRAMES):
+        encoded = encode_images(pending.plan, vlm, lambda done, frames: progress(done, frames + layers))
+        windows = cut_windows(encoded, vlm, trained_with)
+        frames = len(encoded.frames)
+        factors = generate_factors(windows, vlm, hypernetwork, lambda done, _: progress(frames + done, frames + layers))
     a, b = (factor.to(ADAPTER_TYPE) for factor in factors)
 
     # Check the factors and that the file did not change meanwhile

@@ -6,16 +6,18 @@ Torch is imported when something is loaded, and not before.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 from v2l.adapters.description import BaseModel
-from v2l.errors import ModelError, V2LError
+from v2l.errors import ModelError, V2LError, reason
 from v2l.io.text import printable
 from v2l.models.hypernetwork_file import Provenance, locate, read_header
-from v2l.models.presets import PRESETS, RELEASE, ModelFolder, find_model, lock_path, read_lock
+from v2l.models.lock_file import lock_path, read_lock
+from v2l.models.presets import PRESETS, RELEASE, ModelFolder, find_model
 
 if TYPE_CHECKING:
     import torch
@@ -41,6 +43,7 @@ class ModelLoader:
     device: str | None = None
     dtype: str | None = None
     announce: Callable[[str], object] = lambda name: None
+    _failures: dict[str, str] = field(default_factory=dict, init=False, repr=False)
 
     @cached_property
     def folder(self) -> ModelFolder:
@@ -68,10 +71,11 @@ class ModelLoader:
         model is loaded already."""
         if "language_model" not in self.__dict__:
             return self._load(vision=True)
-        self.announce(self.model)
-        from v2l.models.loading import add_vision
+        with self._loading("vlm"):
+            self.announce(self.model)
+            from v2l.models.loading import add_vision
 
-        return add_vision(self.language_model)
+            return add_vision(self.language_model)
 
     @cached_property
     def language_model(self) -> FrozenVLM:
@@ -81,15 +85,20 @@ class ModelLoader:
     @cached_property
     def hypernetwork(self) -> Hypernetwork:
         """The hypernetwork, on the model's device."""
-        return self._hypernetwork_on_cpu.to(self.vlm.device)
+        vlm, hypernetwork = self.vlm, self._hypernetwork_on_cpu
+        with self._loading("hypernetwork"):
+            from v2l.models.device import move
+
+            return move(hypernetwork, vlm.device, "the hypernetwork")
 
     @cached_property
     def _hypernetwork_on_cpu(self) -> Hypernetwork:
-        if "vlm" not in self.__dict__:
-            self.announce(self.model)
-        from v2l.models.checkpoint import load_hypernetwork
+        with self._loading("hypernetwork"):
+            if "vlm" not in self.__dict__:
+                self.announce(self.model)
+            from v2l.models.checkpoint import load_hypernetwork
 
-        return load_hypernetwork(self.hypernetwork_source or self.model, device="cpu")
+            return load_hypernetwork(self.hypernetwork_source or self.model, device="cpu")
 
     @property
     def number_type(self) -> torch.dtype | None:
@@ -105,17 +114,30 @@ class ModelLoader:
 
     def load(self) -> tuple[FrozenVLM, Hypernetwork]:
         """Load both, for encoding. Raises ModelError if one cannot be loaded, since every video would fail."""
-        try:
-            return self.vlm, self.hypernetwork
-        except V2LError as error:
-            raise ModelError(str(error)) from error
+        return self.vlm, self.hypernetwork
 
     def _load(self, vision: bool) -> FrozenVLM:
-        folder = self.folder
-        self.announce(self.model)
-        from v2l.models.loading import load_vlm
+        with self._loading("vlm" if vision else "language_model"):
+            folder = self.folder
+            self.announce(self.model)
+            from v2l.models.loading import load_vlm
 
-        return load_vlm(folder, device=self.device, dtype=self.number_type, vision=vision)
+            return load_vlm(folder, device=self.device, dtype=self.number_type, vision=vision)
+
+    @contextmanager
+    def _loading(self, part: str) -> Iterator[None]:
+        """Raise any error of the block as a ModelError, and raise it again instead of loading the part another time,
+        which would take as long and fail as well."""
+        if part in self._failures:
+            raise ModelError(self._failures[part])
+        try:
+            yield
+        except Exception as error:
+            described = str(error)
+            if not isinstance(error, V2LError):
+                described = f"cannot load {printable(self.model)}: {printable(reason(error))}; use another --device"
+            self._failures[part] = described  # the text alone: a traceback would keep tensors
+            raise ModelError(described) from error
 
 
 def choose_model(option: str | None) -> tuple[str, str]:

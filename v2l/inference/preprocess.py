@@ -16,6 +16,8 @@ import numpy as np
 import torch
 
 from v2l.errors import V2LError
+from v2l.io.text import printable
+from v2l.models.device import FEWER_FRAMES, memory_errors
 from v2l.models.hypernetwork_file import TrainedWith
 from v2l.models.processor import PromptFrame, frame_images, prompt_frames, tile_grid, video_text
 from v2l.models.smolvlm import IMAGES_AT_ONCE, FrozenVLM, Window
@@ -91,7 +93,8 @@ def encode_video_images(
     """Decode the frames for `reading`, which must be filled, and encode them with the vision tower in micro-batches.
     A background thread decodes at most `AHEAD` micro-batches ahead. `progress` is called with the number of encoded
     frames and the total. Raises V2LError if the video cannot be read."""
-    return encode_images(plan_frames(probe(path), vlm, reading).prefetch(), vlm, progress)
+    with memory_errors(f"reading {printable(path)}", vlm.device, vlm.dtype, fix=FEWER_FRAMES):
+        return encode_images(plan_frames(probe(path), vlm, reading).prefetch(), vlm, progress)
 
 
 def encode_images(

@@ -14,6 +14,7 @@ from v2l.io.records import from_json, to_json
 from v2l.io.safetensors_file import content_sha256
 from v2l.io.tensors import dtype_name, to_bytes, to_tensors, write_tensors
 from v2l.io.text import printable
+from v2l.models.device import choose_device, move
 from v2l.models.hypernetwork import Hypernetwork
 from v2l.models.hypernetwork_file import (
     TARGET,
@@ -25,7 +26,6 @@ from v2l.models.hypernetwork_file import (
     file_metadata,
     locate,
 )
-from v2l.models.loading import choose_device
 from v2l.models.published import PublishedCheckpoint, read_published
 from v2l.models.smolvlm import FrozenVLM
 
@@ -58,7 +58,8 @@ def load_hypernetwork(source: str | os.PathLike, device: str | torch.device | No
         .pt, which is read without executing anything in it
     device: default as for `load_vlm`
 
-    Raises V2LError if it is missing, damaged or not a hypernetwork that v2l implements.
+    Raises V2LError if it is missing, damaged or not a hypernetwork that v2l implements, and ModelError if it does not
+    fit the memory.
     """
     device = choose_device(device)
     path = locate(source)
@@ -68,7 +69,7 @@ def load_hypernetwork(source: str | os.PathLike, device: str | torch.device | No
         file = HypernetworkFile.read(path)
         hypernetwork = _with_weights(file.config, to_tensors(file.weights))
         hypernetwork.provenance = file.provenance
-    return hypernetwork.to(device).eval()
+    return move(hypernetwork, device, "the hypernetwork").eval()
 
 
 def save_hypernetwork(hypernetwork: Hypernetwork, path: str | os.PathLike) -> None:

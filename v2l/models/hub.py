@@ -27,7 +27,7 @@ import httpx2
 from v2l import __version__
 from v2l.errors import V2LError
 from v2l.io.text import printable
-from v2l.models.presets import is_commit, is_plain_name, is_sha256
+from v2l.models.lock_file import is_commit, is_plain_name, is_sha256
 
 LISTING_BYTES, LISTING_FILES = 4 * 2**20, 10_000
 """Limits of a listing. It takes about 300 bytes per file."""
@@ -180,24 +180,23 @@ def _licence(card: Any) -> str:
 # Files -------------------------------------------------------------------------------------------------------------
 
 
-def download(repo: str, commit: str, file: HubFile, target: BinaryIO) -> None:
+def download(repo: str, commit: str, file: HubFile, target: BinaryIO, report: Callable[[int], object]) -> None:
     """Download a file into `target`. Resume after the bytes that `target` holds. The caller verifies the hash.
 
     target: open for appending. On an error it keeps what has arrived, so that the next call resumes; it is emptied if
         the hub sends more bytes than it states.
+    report: called with the bytes that are left to download
 
     Raises NotThere if the hub does not have the file, and V2LError if TRIES requests in a row fail or are too slow, if
     the hub sends too much, or if the disk is full.
     """
     from huggingface_hub import constants
-    from huggingface_hub.utils import tqdm
 
     url = f"{constants.ENDPOINT}/{repo}/resolve/{commit}/{quote(file.name)}"
     failures, start = 0, target.seek(0, os.SEEK_END)
-    bar = tqdm(desc=file.name, total=file.size, initial=start, unit="B", unit_scale=True)
-    with _in_one_line(repo), bar:
+    with _in_one_line(repo):
         while start < file.size:
-            error, pause = asyncio.run(_continue(url, target, file, lambda end: bar.update(end - bar.n)))
+            error, pause = asyncio.run(_continue(url, target, file, lambda end: report(file.size - end)))
             end = target.seek(0, os.SEEK_END)
             failures = 0 if end - start >= PROGRESS else failures + 1
             if end < file.size and failures == TRIES:

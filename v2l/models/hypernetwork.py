@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from v2l.errors import V2LError
 from v2l.models.hypernetwork_file import TARGET, HypernetworkConfig, Provenance
-from v2l.models.perceiver import GatedMLP, Resampler, draw_weights, unit_context
+from v2l.models.perceiver import GatedMLP, Resampler, draw_weights, unit_rms
 
 TOKENS_AT_ONCE = 1024
 """Tokens that are projected together; the inner width of the projection is four times that of the model."""
@@ -141,7 +141,9 @@ class Hypernetwork(nn.Module):
 class LayerReader(nn.Module):
     """Project the tokens of one layer, (B, T, D), and resample them into one latent per rank, (B, R, W).
 
-    Computes in the number type of the tokens (float32 weights under autocast), as the published code does.
+    Computes products in the number type of the tokens on every device (float32 weights under autocast), as the
+    published code does. The context keeps that type, and the type decides if autocast is on. Products in float32 would
+    be nearer to exact ones (0.3% instead of 0.7%), but other than those that published hypernetworks were trained with.
     """
 
     def __init__(self, config: HypernetworkConfig):
@@ -163,7 +165,7 @@ class LayerReader(nn.Module):
     def resample(self, context: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         """Return the latents of the ranks, (B, R, W), of a context."""
         with _autocast(context):
-            return self.decoder(unit_context(self.encoder(context, mask)))
+            return self.decoder(unit_rms(self.encoder(context, mask)))
 
     def _project(self, pieces: Iterable[torch.Tensor], mask: torch.Tensor | None) -> Iterator[torch.Tensor]:
         start = 0
@@ -183,7 +185,7 @@ class LayerReader(nn.Module):
             # Project a few tokens at a time
             for part in piece.split(TOKENS_AT_ONCE, dim=1):
                 with _autocast(part):
-                    yield unit_context(self.modality_projection(part))
+                    yield unit_rms(self.modality_projection(part))
 
 
 class ResidualBlock(nn.Module):

@@ -200,7 +200,7 @@ def locate(source: str | os.PathLike) -> Path:
 def check_weights(config: HypernetworkConfig, stored: Mapping[str, tuple[str, tuple[int, ...]]]) -> None:
     """Raise ValueError unless the sizes are in range and the weights are exactly theirs.
 
-    stored: number type ("float32") and shape by name
+    stored: number type ("float32", or one of half precision) and shape by name
     """
     sizes = to_json(config).values()
     in_range = 0 < min(sizes) <= max(sizes) <= MAX_SIZE and config.num_blocks <= MAX_BLOCKS
@@ -210,7 +210,7 @@ def check_weights(config: HypernetworkConfig, stored: Mapping[str, tuple[str, tu
     for name in sorted(expected.keys() ^ stored.keys()):
         raise ValueError(f"{name} is {'missing' if name in expected else 'not part of such a hypernetwork'}")
     for name, (dtype, shape) in stored.items():
-        if shape != expected[name] or dtype not in ("float32", "float16"):
+        if shape != expected[name] or dtype not in ("float32", "float16", "bfloat16"):
             raise ValueError(f"{name} is {shape} {dtype}, not {expected[name]} float32")
 
 

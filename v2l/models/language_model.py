@@ -24,6 +24,7 @@ from torch.nn import functional as F
 
 from v2l.errors import V2LError
 from v2l.models.config import SmolVLMConfig, TextConfig
+from v2l.models.device import leaks_future
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 """Attention of one layer: its index, queries (N, H, E), keys and values (N, K, E) to (N, H * E)."""
@@ -236,6 +237,8 @@ def causal_mask(there: Tensor) -> Tensor:
 
 def _attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, is_causal: bool) -> Tensor:
     """Grouped-query attention of (B, heads, T, E) tensors; (B * T, H * E)."""
+    if is_causal and leaks_future(queries.device.type, queries.dtype):
+        mask, is_causal = queries.new_ones(queries.shape[2], keys.shape[2], dtype=torch.bool).tril(), False
     grouped = queries.shape[1] != keys.shape[1]
     read = F.scaled_dot_product_attention(
         queries, keys, values, attn_mask=mask, is_causal=is_causal, enable_gqa=grouped

@@ -39,20 +39,24 @@ class GatedMLP(nn.Module):
 
 class RMSNorm(nn.Module):
     """x / rms(x) * weight over the last axis, (..., W). The product is computed outside the fused kernel, as in Llama,
-    so a half-precision input returns in the float32 of the gain."""
+    so a half-precision input returns in the float32 of the gain, after rounding x / rms(x) to its own type."""
 
     def __init__(self, width: int):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(width))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.weight * F.rms_norm(x, x.shape[-1:], eps=NORM_EPS)
+        return self.weight * unit_rms(x)
 
 
-def unit_context(context: torch.Tensor) -> torch.Tensor:
-    """Divide the context by its root mean square, (B, T, W) -> (B, T, W): the part of the context norm that all blocks
-    share."""
-    return F.rms_norm(context, context.shape[-1:], eps=NORM_EPS)
+def unit_rms(x: torch.Tensor) -> torch.Tensor:
+    """Divide by the root mean square over the last axis, (..., W); for a context, the part of its norm that all blocks
+    share.
+
+    Returns the type of x: computed in float32 and rounded, as in the published code. Autocast would decide otherwise by
+    the device: on CUDA it returns float32, on the CPU the type of x.
+    """
+    return F.rms_norm(x, x.shape[-1:], eps=NORM_EPS).to(x.dtype)
 
 
 class ResamplerAttention(nn.Module):
@@ -72,7 +76,7 @@ class ResamplerAttention(nn.Module):
     ) -> torch.Tensor:
         """Attend from the latents to the context and to themselves. Return (B, N, W).
 
-        latents: (B, N, W), normalised; context: (B, T, W), from `unit_context`; gain: (W,), of the context norm
+        latents: (B, N, W), normalised; context: (B, T, W), from `unit_rms`; gain: (W,), of the context norm
         mask: (B, T) bool, True for context tokens that count; None if all do
         """
         batch, count, width = latents.shape
@@ -133,7 +137,7 @@ class ResamplerLayer(nn.Module):
         self.post_ff_layernorm = RMSNorm(width)
 
     def forward(self, latents: torch.Tensor, context: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-        """latents: (B, N, W); context: (B, T, W), from `unit_context`; mask: (B, T) bool or None. Returns (B, N, W)."""
+        """latents: (B, N, W); context: (B, T, W), from `unit_rms`; mask: (B, T) bool or None. Returns (B, N, W)."""
         # Cross-attention
         gain = self.input_context_layernorm.weight
         attended = self.self_attn(self.input_latents_layernorm(latents), context, gain, mask)
@@ -152,7 +156,7 @@ class Resampler(nn.Module):
         self.layernorm = RMSNorm(width)
 
     def forward(self, context: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-        """context: (B, T, W), from `unit_context`; mask: (B, T) bool, True for tokens that count; None if all do.
+        """context: (B, T, W), from `unit_rms`; mask: (B, T) bool, True for tokens that count; None if all do.
         Returns (B, num_latents, W)."""
         latents = self.latents_q.expand(len(context), -1, -1)
         for layer in self.layers:

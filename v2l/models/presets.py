@@ -1,29 +1,20 @@
-"""Presets, model folders and the lock file: find a model on disk, read its files, compute its fingerprint.
+"""Presets and model folders: find a model on disk, read its files, compute its fingerprint.
 
 No function here uses the network. Presets other than `tiny` are looked up in the local Hugging Face cache, at the
 commit that the lock file records.
-
-The lock file, `$HF_HOME/v2l.lock.json` beside the Hugging Face cache, records what `v2l pull` downloaded, trusted on
-first use: the commit of each repository, the sha256 of each file, and the default preset. A file that is downloaded
-again must be identical. Paths are built from the hub's answers and from this file only after `is_commit`, `is_sha256`
-and `is_plain_name` have accepted their parts.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
-import json
 import os
-import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from v2l.errors import V2LError
-from v2l.io.files import make_folder, open_regular, write_atomically
 from v2l.io.safetensors_file import canonical_json
 from v2l.io.text import printable
 from v2l.io.untrusted import read_json, shown
@@ -35,6 +26,7 @@ from v2l.models.config import (
     read_config,
     tensor_shapes,
 )
+from v2l.models.lock_file import StoredCopy, own_folder, read_lock
 from v2l.models.weights import StoredTensor, check_tensors, stored_tensors
 
 
@@ -113,6 +105,7 @@ class ModelFolder:
     revision: commit of the hub; None for a folder that does not come from the hub
     config: sizes of the networks, with every default filled in
     geometry: image size, tokens per image and frame size that the folder states
+    copy: of a folder with rounded weights that `v2l pull` made
     """
 
     path: Path
@@ -120,6 +113,7 @@ class ModelFolder:
     revision: str | None
     config: SmolVLMConfig = field(repr=False)
     geometry: VisionGeometry
+    copy: StoredCopy | None = field(default=None, repr=False)
 
     @property
     def end_of_answer_ids(self) -> set[int]:
@@ -147,6 +141,19 @@ class ModelFolder:
     def fingerprint(self) -> str:
         """64 hex digits that identify the frozen language model, independent of its location.
 
+        It is `stored_fingerprint`, but a copy that `v2l pull` rounded has the fingerprint of the published model: they
+        are one model in two number types, as if it had been loaded in another. Raises V2LError if the copy has changed.
+        """
+        if self.copy is None:
+            return self.stored_fingerprint
+        if self.stored_fingerprint != self.copy.rounded:
+            raise V2LError(f"{printable(self.path)} has changed since v2l pull stored it; pull {self.id} again")
+        return self.copy.fingerprint
+
+    @cached_property
+    def stored_fingerprint(self) -> str:
+        """The fingerprint of the files in this folder.
+
         The sha256 covers the configuration of the language model, the sorted names, shapes and dtypes of its tensors,
         and all bytes of the final norm and of the first and the last down_proj, as stored.
         """
@@ -172,17 +179,33 @@ def find_model(name: str | os.PathLike) -> ModelFolder:
     """Return the model folder of a preset or a path. Raises V2LError, with the remedy, if there is none."""
     name = os.fspath(name)
     if name == "tiny":
-        return _open_folder(EMBEDDED, id=RELEASE, revision=None)
+        return open_folder(EMBEDDED, id=RELEASE, revision=None)
     if name in PRESETS:
-        config = cached_file(PRESETS[name].model, "config.json")
-        return _open_folder(config.parent, id=PRESETS[name].model, revision=config.parent.name)
+        return _find_preset(PRESETS[name].model)
     folder = Path(name)
     if not os.path.isdir(folder):  # unlike Path.is_dir, it never raises
         raise V2LError(
             f"no model folder {printable(name)}; name a folder in the Hugging Face layout or one of "
             f"{', '.join(['tiny', *PRESETS])}"
         )
-    return _open_folder(folder, id=None, revision=None)
+    return open_folder(folder, id=None, revision=None)
+
+
+def _find_preset(repo: str) -> ModelFolder:
+    """Return the model's copy that `v2l pull` stored, else its snapshot in the local Hugging Face cache."""
+    locked = read_lock().repos.get(repo)
+    if locked is None or locked.copy is None:
+        config = cached_file(repo, "config.json")
+        return open_folder(config.parent, id=repo, revision=config.parent.name)
+    folder = copy_folder(repo, locked.commit, locked.copy.dtype)
+    if not os.path.isdir(folder):
+        raise V2LError(f"{printable(folder)}, where v2l pull stored {repo}, is missing; pull it again")
+    return replace(open_folder(folder, id=repo, revision=locked.commit), copy=locked.copy)
+
+
+def copy_folder(repo: str, commit: str, dtype: str) -> Path:
+    """Return the folder of a model that `v2l pull` stores in another number type."""
+    return own_folder() / "models" / f"{repo.replace('/', '--')}-{commit}-{dtype}"
 
 
 def cached_file(repo: str, file: str) -> Path:
@@ -198,17 +221,34 @@ def cached_file(repo: str, file: str) -> Path:
 
 
 def cached_hypernetwork(preset: Preset) -> Path:
-    """Return the path of the published hypernetwork in the local cache: the file in the lock file, else the file of the
-    current name. Raises V2LError if it is not there."""
+    """Return the path of the preset's hypernetwork: its import, else the published file in the local cache. Raises
+    V2LError if neither is there.
+
+    Earlier versions of v2l made no import; another `v2l pull` makes it.
+    """
+    repo, name, sha256 = recorded_hypernetwork(preset)
+    imported = imported_hypernetwork(sha256) if sha256 else None
+    return imported if imported and os.path.isfile(imported) else cached_file(repo, name)
+
+
+def recorded_hypernetwork(preset: Preset) -> tuple[str, str, str]:
+    """Return repository, file name and sha256 of the hypernetwork in the lock file; if it has none, the current names
+    and an empty sha256."""
     repos = read_lock().repos
     for repo in preset.hypernetworks:
         name = preset.choose_hypernetwork(repos[repo].files) if repo in repos else None
         if name is not None:
-            return cached_file(repo, name)
-    return cached_file(preset.hypernetworks[0], preset.file)
+            return repo, name, repos[repo].files[name]
+    return preset.hypernetworks[0], preset.file, ""
 
 
-def _open_folder(path: Path, id: str | None, revision: str | None) -> ModelFolder:
+def imported_hypernetwork(sha256: str) -> Path:
+    """Return the path of the import of a published hypernetwork. sha256: of the published file"""
+    return own_folder() / "hypernetworks" / f"{sha256}.safetensors"
+
+
+def open_folder(path: Path, id: str | None, revision: str | None) -> ModelFolder:
+    """Read the configuration of a folder. id: None for the name that it states. Raises V2LError."""
     config, name = read_config(path / "config.json")
     return ModelFolder(path, id or name or path.resolve().name, revision, config, _geometry(path, config))
 
@@ -255,101 +295,3 @@ def _edge(settings: Mapping[str, Any], key: str) -> int | None:
             f"{MAX_FRAME_SIZE:,}"
         )
     return value
-
-
-# The lock file -----------------------------------------------------------------------------------------------------
-
-MAX_LOCK_BYTES = 1_000_000
-"""Largest lock file; a preset takes about 2 kB."""
-
-_PLAIN_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._+-]{0,98}[A-Za-z0-9])?")
-
-
-def is_commit(value: object) -> bool:
-    """Return whether the value is a commit id or a git object id: exactly 40 lower-case hexadecimal digits."""
-    return isinstance(value, str) and re.fullmatch("[0-9a-f]{40}", value) is not None
-
-
-def is_sha256(value: object) -> bool:
-    """Return whether the value is a sha256: exactly 64 lower-case hexadecimal digits."""
-    return isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None
-
-
-def is_plain_name(value: object) -> bool:
-    """Return whether the value is a file name without a folder: 1 to 100 ASCII letters, digits and `._+-`, with a
-    letter or digit at both ends and without `..`."""
-    return isinstance(value, str) and _PLAIN_NAME.fullmatch(value) is not None and ".." not in value
-
-
-@dataclass(frozen=True)
-class LockedRepo:
-    """A repository in the lock file.
-
-    revision: the branch, tag or commit that was requested; commit: the commit it resolved to; files: name to sha256
-    """
-
-    revision: str
-    commit: str
-    files: dict[str, str]
-
-
-@dataclass(frozen=True)
-class Lock:
-    """The lock file.
-
-    repos: by name on the hub; default: the preset that is used if no model is named
-    """
-
-    repos: dict[str, LockedRepo] = field(default_factory=dict)
-    default: str | None = None
-
-
-def lock_path() -> Path:
-    """Return the path of the lock file; HF_HOME is obeyed."""
-    from huggingface_hub import constants
-
-    return Path(constants.HF_HOME) / "v2l.lock.json"
-
-
-def read_lock() -> Lock:
-    """Read the lock file. Return an empty lock if the file is missing. Raise V2LError if it is damaged, of another
-    version, or holds an invalid commit, hash or file name."""
-    path = lock_path()
-    try:
-        with open_regular(path) as file:
-            data = file.read(MAX_LOCK_BYTES + 1)
-        if len(data) > MAX_LOCK_BYTES:
-            raise ValueError(f"more than {MAX_LOCK_BYTES} bytes")
-        values = json.loads(data.decode())
-        if values["v2l"] != 1:
-            raise ValueError(f"version {values['v2l']!r}")
-        repos = {name: _locked_repo(**repo) for name, repo in values["repos"].items()}
-        if values["default"] is not None and not is_plain_name(values["default"]):
-            raise ValueError("the default is not the name of a preset")
-        return Lock(repos, values["default"])
-    except FileNotFoundError:
-        return Lock()
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise V2LError(
-            f"cannot read {printable(path)} ({printable(error)}); move it away, and v2l pull writes it anew"
-        ) from error
-
-
-def write_lock(lock: Lock) -> None:
-    """Write the lock file, atomically. Raises V2LError if that fails."""
-    text = json.dumps({"v2l": 1, **dataclasses.asdict(lock)}, indent=1, sort_keys=True) + "\n"
-    make_folder(lock_path().parent)
-    write_atomically(lock_path(), text.encode())
-
-
-def _locked_repo(revision: Any, commit: Any, files: Any) -> LockedRepo:
-    if not isinstance(revision, str):
-        raise ValueError("a revision is not a string")
-    if not is_commit(commit):
-        raise ValueError(f"{commit!r} is not a commit of 40 hexadecimal digits")
-    for name, sha256 in files.items():
-        if not is_plain_name(name):
-            raise ValueError(f"{name!r} is not a plain file name")
-        if not is_sha256(sha256):
-            raise ValueError(f"the sha256 of {name} is not 64 hexadecimal digits")
-    return LockedRepo(revision, commit, dict(files))

@@ -41,7 +41,10 @@ _CONTEXT_ENCODER = "ctx_to_lora.configs.CtxEncoderArguments"
 _LORA_CONFIGS = {"peft.tuners.lora.config.LoraConfig", "peft.tuners.lora.config.LoraRuntimeConfig"}
 _RECORDS = {_HYPERNET_CONFIG, _CONTEXT_ENCODER, "ctx_to_lora.modeling.aggregator.AggregatorConfig"} | _LORA_CONFIGS
 _STORAGES = {"torch.FloatStorage": torch.float32, "torch.LongStorage": torch.int64}
-_CALLABLE = {"collections.OrderedDict", "builtins.set", "__builtin__.set", "peft.utils.peft_types.PeftType"}
+_STORAGES |= {"torch.BFloat16Storage": torch.bfloat16, "torch.HalfStorage": torch.float16}
+_ENUMS = {"peft.utils.peft_types.PeftType", "peft.utils.peft_types.TaskType"}
+_GETATTR = {"builtins.getattr", "__builtin__.getattr"}  # Python 3.11.0 to 3.11.3 pickle members of enums by it
+_CALLABLE = {"collections.OrderedDict", "builtins.set", "__builtin__.set"} | _ENUMS | _GETATTR
 _ALLOWED = _RECORDS | _STORAGES.keys() | _CALLABLE | {"torch._utils._rebuild_tensor_v2"}
 
 _MARK = object()
@@ -68,7 +71,8 @@ _MALFORMED = (
 class PublishedCheckpoint:
     """The content of a published checkpoint.
 
-    tensors: the hypernetwork's float32 (or int64) tensors by name, all finite, without a leading `_orig_mod.`
+    tensors: the hypernetwork's tensors by name, float32, in half precision (or int64), all finite, without a leading
+        `_orig_mod.`
     base_model: name of the frozen model
     hypernet_config, context_encoder: field name to plain value; records become dicts, enum members their value, sets
         sorted lists, tuples lists, and int64 tensors (nested) lists of ints
@@ -343,7 +347,9 @@ def _called(function: str, arguments: tuple) -> object:
             value = set(_texts(members))
             members.clear()  # one long list must not become many sets
             return value
-        case "peft.utils.peft_types.PeftType", (str(value),):
+        case _, (str(value),) if function in _ENUMS:
+            return value
+        case _, (_Global(name=kind), str(value)) if function in _GETATTR and kind in _ENUMS:
             return value
         case "torch._utils._rebuild_tensor_v2", (_Storage(), _, tuple(), tuple(), bool(), OrderedDict() as hooks):
             _need(not hooks, "a tensor in its data.pkl has hooks")

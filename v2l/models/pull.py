@@ -1,31 +1,42 @@
 """Download a preset from the hub: the frozen model and its published hypernetwork, each file verified by its hash.
 
-Only this module uses the hub, through hub.py, and only this module writes into the local Hugging Face cache, in the
-layout of huggingface_hub: `models--OWNER--NAME/blobs/HASH`, linked from `snapshots/COMMIT/FILE`. HF_HOME, HF_TOKEN,
-HF_ENDPOINT and HF_HUB_OFFLINE are obeyed. A branch is resolved to a commit once; the hashes of that commit's files are
-recorded in the lock file and must not change.
+Only this module uses the hub, through hub.py, and the files go into the local Hugging Face cache, through hub_cache.py.
+HF_HOME, HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE are obeyed. A branch is resolved to a commit once; the hashes of that
+commit's files are recorded in the lock file and must not change.
+
+The model may be stored in another number type instead, see rounded_copy.py.
+The hypernetwork, a pickle, is imported into v2l's own file at once, so that later commands need not read the pickle.
 """
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-import hashlib
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from v2l.errors import V2LError
-from v2l.io.files import open_regular, unreadable
-from v2l.io.text import printable
-from v2l.models.checkpoint import check_belongs, load_hypernetwork
-from v2l.models.hub import HubFile, NotThere, download, list_files
+from v2l.io.files import make_folder
+from v2l.io.text import amount, printable
+from v2l.models.checkpoint import check_belongs, import_checkpoint, load_hypernetwork
+from v2l.models.hub import HubFile, NotThere, list_files
+from v2l.models.hub_cache import CachePlace, check_recorded, fetch_file, hub_cache
+from v2l.models.hypernetwork import Hypernetwork
 from v2l.models.loading import load_vlm
-from v2l.models.presets import PRESETS, Lock, LockedRepo, Preset, is_commit, lock_path, read_lock, write_lock
+from v2l.models.lock_file import Lock, LockedRepo, StoredCopy, is_commit, is_sha256, own_folder, read_lock, write_lock
+from v2l.models.presets import (
+    PRESETS,
+    Preset,
+    cached_file,
+    copy_folder,
+    imported_hypernetwork,
+    open_folder,
+    recorded_hypernetwork,
+)
+from v2l.models.rounded_copy import is_sound, write_copy
 
 MODEL_FILES = re.compile(r"[^/]+\.(json|jinja|safetensors)|LICENSE[^/]*")
 """Files of the model's repository: those at its top level, weights as safetensors only."""
@@ -41,83 +52,173 @@ class Pulled:
     size: int
 
 
-Report = Callable[[str], None]
-
-
-def pull(name: str, revision: str | None, make_default: bool, report: Report) -> list[Pulled]:
-    """Download the two repositories of a preset, check that they work together, and record them in the lock file.
+@dataclass(frozen=True)
+class PullOptions:
+    """Options of a download.
 
     revision: branch, tag or commit of the model's repository; None for the recorded one, else `main`
     make_default: use this preset if no model is named; the first preset that is pulled always becomes the default
-    report: called with a line about each step
+    dtype: "bfloat16" or "float16" stores the model rounded, in place of the published files; "float32" stores it as
+        published; None for as before, else as published
+    """
+
+    revision: str | None = None
+    make_default: bool = False
+    dtype: str | None = None
+
+
+@dataclass(frozen=True)
+class PullWatch:
+    """Callbacks of a download.
+
+    note: called with a line about each step
+    confirm: called once with the bytes to download, before any of them; False ends the download
+    progress: called with the bytes so far, the bytes of all files together, and the name of a file
+    """
+
+    note: Callable[[str], object] = lambda line: None
+    confirm: Callable[[int], bool] = lambda size: True
+    progress: Callable[[int, int, str], object] = lambda done, total, name: None
+
+
+@dataclass(frozen=True)
+class RepoDownload:
+    """The files of a repository that a preset needs.
+
+    revision: as it is recorded; known: the sha256 of files that the lock file has for this commit
+    cache: where the files go
+    dtype: number type of the copy that is stored in place of the files, None for the files themselves
+    copy: this copy, if it is there and sound, so that no file is needed
+    """
+
+    repo: str
+    revision: str
+    commit: str
+    licence: str
+    files: tuple[HubFile, ...]
+    known: dict[str, str]
+    cache: Path = field(default_factory=hub_cache)
+    dtype: str | None = None
+    copy: StoredCopy | None = None
+
+    @property
+    def places(self) -> list[CachePlace]:
+        """The places of the files that are needed."""
+        return [] if self.copy else [CachePlace(self.repo, self.commit, file, self.cache) for file in self.files]
+
+    @property
+    def weights(self) -> list[HubFile]:
+        return [file for file in self.files if file.name.endswith(".safetensors")]
+
+    @property
+    def missing(self) -> int:
+        """Bytes to download."""
+        return sum(place.missing for place in self.places)
+
+    @property
+    def pulled(self) -> Pulled:
+        return Pulled(self.repo, self.commit, self.licence, sum(file.size for file in self.files))
+
+
+def pull(name: str, options: PullOptions = PullOptions(), watch: PullWatch = PullWatch()) -> list[Pulled]:
+    """Download the two repositories of a preset, check that they work together, and record them in the lock file.
 
     Raises V2LError, and records nothing, if the hub cannot be reached, a file is missing or differs from the hub's
-    listing or the lock file, the disk is full, or the two do not work together. Downloaded parts are kept for the next
-    attempt.
+    listing or the lock file, the disk has no room, the download is not confirmed, or the two do not work together.
+    Downloaded parts are kept for the next attempt.
     """
     if name not in PRESETS:
         raise V2LError(f"unknown preset {printable(name)}; choose from {', '.join(PRESETS)}")
-    preset, lock = PRESETS[name], read_lock()
-    model, lock = _fetch(preset.model, MODEL_FILES.fullmatch, revision, lock, report)
-    weights = [name for name in lock.repos[preset.model].files if name.endswith(".safetensors")]
-    lacking = "" if weights else ".safetensors"
-    if "config.json" not in lock.repos[preset.model].files:
-        lacking = "config.json"
-    if lacking:
-        raise V2LError(f"{preset.model} has no {lacking} at {model.commit[:12]}; name another --revision")
-    hypernetwork, lock = _fetch_hypernetwork(preset, lock, report)
-    first = lock.default is None
-    if first or make_default:
-        lock = dataclasses.replace(lock, default=name)
-    before = read_lock()
+    preset, before = PRESETS[name], read_lock()
+    model = _plan_model(preset, options, before)
+    plans = [model, _plan_hypernetwork(preset, before, watch.note)]
+    _check_space(plans)
+    _announce(name, plans, watch)
+    lock = _store_rounded(model, _fetch(plans, before, watch), watch.note)
+    if lock.default is None or options.make_default:
+        lock = replace(lock, default=name)
     write_lock(lock)  # the self-test finds the preset by it
     try:
-        self_test(name, preset, report)
+        self_test(name, preset, _import_hypernetwork(preset), watch.note)
     except BaseException:
         write_lock(before)
         raise
-    return [model, hypernetwork]
+    _remove_unused(model)
+    return [plan.pulled for plan in plans]
 
 
-def self_test(name: str, preset: Preset, report: Report) -> None:
-    """Load the model and the hypernetwork strictly. Raises V2LError if the tokenizer, the images or the hypernetwork
-    are not those that v2l implements."""
-    report(f"self-test: loading {preset.model} and its hypernetwork")
+def self_test(name: str, preset: Preset, hypernetwork: Hypernetwork, note: Callable[[str], object]) -> None:
+    """Load the model strictly. Raises V2LError if the tokenizer, the images or the hypernetwork are not those that v2l
+    implements."""
+    note(f"self-test: loading {preset.model}")
     vlm = load_vlm(name, device="cpu")
+    if vlm.tokenizer is None:
+        raise V2LError(f"{preset.model} has no tokenizer.json, which prompts need; name another --revision")
     if vlm.geometry.tokens_per_image != preset.tokens_per_image:
         raise V2LError(
             f"{preset.model} turns an image into {vlm.geometry.tokens_per_image} tokens and "
             f"{preset.tokens_per_image} were expected; name another --revision"
         )
-    check_belongs(load_hypernetwork(name, device="cpu"), vlm)
+    check_belongs(hypernetwork, vlm)
 
 
-def _fetch_hypernetwork(preset: Preset, lock: Lock, report: Report) -> tuple[Pulled, Lock]:
-    """Fetch the hypernetwork from the first of its repositories that the hub has."""
+def _import_hypernetwork(preset: Preset) -> Hypernetwork:
+    """Return the recorded hypernetwork of a preset from its import, which is made unless it is there and sound. Raises
+    V2LError if the published file is not a hypernetwork that v2l implements."""
+    repo, name, sha256 = recorded_hypernetwork(preset)
+    imported = imported_hypernetwork(sha256)
+    try:
+        return load_hypernetwork(imported, device="cpu")
+    except V2LError:  # missing or damaged
+        make_folder(imported.parent)
+        return import_checkpoint(cached_file(repo, name), imported)
 
-    def choose(files: list[HubFile]) -> list[HubFile]:
-        chosen = preset.choose_hypernetwork(file.name for file in files)
-        return [file for file in files if file.name == chosen]
 
+# Plan --------------------------------------------------------------------------------------------------------------
+
+
+def _plan_model(preset: Preset, options: PullOptions, lock: Lock) -> RepoDownload:
+    """List the model's repository. Raises V2LError if it has no configuration or no weights as safetensors."""
+    plan = _plan(preset.model, MODEL_FILES.fullmatch, options.revision, lock)
+    lacking = "" if plan.weights else ".safetensors"
+    lacking = lacking if "config.json" in [file.name for file in plan.files] else "config.json"
+    if lacking:
+        raise V2LError(f"{preset.model} has no {lacking} at {plan.commit[:12]}; name another --revision")
+    locked = lock.repos.get(preset.model)
+    copy = locked.copy if locked else None
+    dtype = options.dtype or (copy.dtype if copy else None)
+    return plan if dtype in (None, "float32") else _plan_copy(plan, dtype, locked)
+
+
+def _plan_copy(plan: RepoDownload, dtype: str | None, locked: LockedRepo | None) -> RepoDownload:
+    """Plan to store a model in another number type: keep the copy if it is sound, else make it from the Hugging Face
+    cache if the published weights are there, else from files that are removed afterwards."""
+    if locked and locked.copy and locked.commit == plan.commit and locked.copy.dtype == dtype:
+        for file in plan.weights:
+            if is_sha256(file.digest):  # of a file in LFS, as weights are
+                check_recorded(f"{plan.repo} {file.name}", file.digest, plan.known.get(file.name, file.digest))
+        if is_sound(locked.copy, copy_folder(plan.repo, plan.commit, locked.copy.dtype)):
+            return replace(plan, dtype=dtype, copy=locked.copy)
+    there = all(os.path.exists(CachePlace(plan.repo, plan.commit, file).pointer) for file in plan.weights)
+    return replace(plan, dtype=dtype, cache=plan.cache if there else own_folder() / "downloads")
+
+
+def _plan_hypernetwork(preset: Preset, lock: Lock, note: Callable[[str], object]) -> RepoDownload:
+    """List the first of the hypernetwork's repositories that the hub has, and choose one file."""
     for repo in preset.hypernetworks:
         try:
-            return _fetch(repo, preset.is_hypernetwork, None, lock, report, choose)
+            plan = _plan(repo, preset.is_hypernetwork, None, lock)
         except NotThere as error:
             missing = error
-            report(f"{error}; trying a former name")
+            note(f"{error}; trying a former name")
+            continue
+        chosen = preset.choose_hypernetwork(file.name for file in plan.files)
+        return replace(plan, files=tuple(file for file in plan.files if file.name == chosen))
     raise V2LError(f"the hub has the hypernetwork under none of its names: {missing}")
 
 
-def _fetch(
-    repo: str,
-    wanted: Callable[[str], Any],
-    revision: str | None,
-    lock: Lock,
-    report: Report,
-    choose: Callable[[list[HubFile]], list[HubFile]] = list,
-) -> tuple[Pulled, Lock]:
-    """Fetch and verify files of a repository: those that `choose` takes of the wanted ones. Returns the lock with
-    them."""
+def _plan(repo: str, wanted: Callable[[str], Any], revision: str | None, lock: Lock) -> RepoDownload:
+    """List the wanted files of a repository: at `revision`, else at the recorded commit, else at `main`."""
     locked = lock.repos.get(repo)
     requested = revision or (locked.commit if locked else "main")
     listing = list_files(repo, requested, wanted)
@@ -126,180 +227,94 @@ def _fetch(
         raise V2LError(
             f"the hub answers with commit {commit[:12]} of {repo} instead of {requested[:12]}; check HF_ENDPOINT"
         )
-    files = choose(listing.files)
-    if not files:
+    if not listing.files:
         raise NotThere(f"{repo} has none of the required files at {commit[:12]}")
-    _check_space(files)
+    files = tuple(sorted(listing.files, key=lambda file: file.name))
     known = locked.files if locked and locked.commit == commit else {}
-    found = {}
-    for file in sorted(files, key=lambda file: file.name):
-        report(f"{repo} {file.name}")
-        found[file.name] = _fetch_file(CachePlace(repo, commit, file), known.get(file.name))
-    # the other files of this commit belong to another preset
-    kept = LockedRepo(revision or (locked.revision if locked else "main"), commit, known | found)
-    pulled = Pulled(repo, commit, listing.licence, sum(file.size for file in files))
-    return pulled, dataclasses.replace(lock, repos=lock.repos | {repo: kept})
+    return RepoDownload(
+        repo, revision or (locked.revision if locked else "main"), commit, listing.licence, files, known
+    )
 
 
-def _fetch_file(place: CachePlace, recorded: str | None) -> str:
-    """Fetch a file unless the cache holds it, verify it and return its sha256.
-
-    recorded: the sha256 that the lock file states, None if it states none
-
-    Raises V2LError, and discards the file, if it is not the one that the hub lists or that was recorded.
-    """
-    if os.path.exists(place.pointer):
-        return _checked(place, place.pointer, recorded)
-    with place.writing():
-        source = place.blob
-        if not os.path.exists(source):
-            source = place.part
-            with _open_part(source) as part:
-                download(place.repo, place.commit, place.file, part)
-                part.flush()
-                os.fsync(part.fileno())
-        sha256 = _checked(place, source, recorded)
-        if source != place.blob:
-            os.replace(source, place.blob)
-        place.link()
-        return sha256
-
-
-def _checked(place: CachePlace, source: Path, recorded: str | None) -> str:
-    """Return the sha256 of `source`, one of the paths of `place`. Raise V2LError and discard it if it is another file
-    than the hub lists or than was recorded."""
-    try:
-        with open_regular(source) as content:
-            sha256 = got = hashlib.file_digest(content, "sha256").hexdigest()
-            if is_commit(place.file.digest):  # git's hash of a file outside LFS: sha1 of a header and the data
-                start = b"blob %d\0" % content.tell()
-                content.seek(0)
-                got = hashlib.file_digest(content, lambda: hashlib.sha1(start)).hexdigest()
-    except OSError as error:
-        raise unreadable(source, error) from error
-    name = f"{place.repo} {place.file.name}"
-    if got != place.file.digest:
-        place.discard(wrong=source)
-        raise V2LError(
-            f"{name} has the hash {got[:12]} and the hub states {place.file.digest[:12]}; it was discarded, pull again"
-        )
-    if recorded is not None and recorded != sha256:
-        place.discard()
-        raise V2LError(
-            f"{name} differs from the file that was recorded for this commit ({sha256[:12]}, {recorded[:12]}); check "
-            f"HF_ENDPOINT, or move {printable(lock_path())} away to trust the hub's current files"
-        )
-    return sha256
-
-
-# The cache ---------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class CachePlace:
-    """The paths of one file in the local Hugging Face cache, built from checked names only."""
-
-    repo: str
-    commit: str
-    file: HubFile
-
-    @property
-    def folder(self) -> Path:
-        """The folder of the repository."""
-        return _cache() / f"models--{self.repo.replace('/', '--')}"
-
-    @property
-    def blob(self) -> Path:
-        """The complete file, named by its hash."""
-        return self.folder / "blobs" / self.file.digest
-
-    @property
-    def part(self) -> Path:
-        """The part of the file that has been downloaded."""
-        return self.folder / "blobs" / f"{self.file.digest}.incomplete"
-
-    @property
-    def pointer(self) -> Path:
-        """The file under its own name: a link to the blob."""
-        return self.folder / "snapshots" / self.commit / self.file.name
-
-    @contextlib.contextmanager
-    def writing(self) -> Iterator[None]:
-        """Create the folders and hold the lock of this file, which huggingface_hub takes too. Raise V2LError if a
-        folder leads out of the cache, or if the cache cannot be written."""
-        from huggingface_hub.utils import WeakFileLock
-
-        locks = _cache() / ".locks" / self.folder.name
-        try:
-            for folder in (self.blob.parent, self.pointer.parent, locks):
-                _check_inside(folder)
-                folder.mkdir(parents=True, exist_ok=True)
-            with contextlib.suppress(FileExistsError), open(_cache() / "CACHEDIR.TAG", "x") as tag:
-                tag.write("Signature: 8a477f597d28d172789f06886806bc55\n")  # backup programs skip such a folder
-            with WeakFileLock(locks / f"{self.file.digest}.lock"):
-                yield
-        except OSError as error:
+def _check_space(plans: Sequence[RepoDownload]) -> None:
+    """Raise V2LError if a disk has no space for the files and for what is made from them."""
+    model, hypernetwork = plans
+    needs = [(plan.cache, plan.missing) for plan in plans]
+    needs += [(own_folder(), file.size) for file in hypernetwork.files if not _is_imported(file)]
+    if model.dtype and not model.copy:
+        needs += [(own_folder(), file.size // 2) for file in model.weights]  # of float32
+    disks: dict[int, tuple[Path, int]] = {}
+    for place, size in needs:
+        while not os.path.exists(place):
+            place = place.parent
+        disk = os.stat(place).st_dev
+        disks[disk] = (place, size + (disks[disk][1] if disk in disks else 0))
+    for place, needed in disks.values():
+        free = shutil.disk_usage(place).free
+        if needed > free:
             raise V2LError(
-                f"cannot write into {printable(self.folder)}: {error.strerror or error}; check its permissions and "
-                "pull again"
-            ) from error
-
-    def link(self) -> None:
-        """Link the pointer to the blob. Replace a broken pointer."""
-        from huggingface_hub import constants
-
-        self.pointer.unlink(missing_ok=True)
-        try:
-            if getattr(constants, "HF_HUB_DISABLE_SYMLINKS", False):
-                raise OSError
-            os.symlink(os.path.relpath(self.blob, self.pointer.parent), self.pointer)
-        except OSError:  # a file system without symbolic links
-            os.replace(self.blob, self.pointer)
-
-    def discard(self, wrong: Path | None = None) -> None:
-        """Remove the pointer and the part, and also the blob if `wrong` is it or a link to it. Links are removed, never
-        their targets. Raise V2LError if a folder leads out of the cache, or if removing fails."""
-        is_blob = wrong is not None and os.path.realpath(wrong) == os.path.realpath(self.blob)
-        for path in (self.part, self.pointer, *([self.blob] if is_blob else [])):
-            _check_inside(path.parent)
-            try:
-                path.unlink(missing_ok=True)
-            except OSError as error:
-                raise V2LError(
-                    f"cannot remove {printable(path)}, which is wrong: {error.strerror or error}; remove it by hand"
-                ) from error
+                f"the preset takes {amount(needed)} more and {printable(place)} has {amount(free)} free; make room"
+            )
 
 
-def _cache() -> Path:
-    from huggingface_hub import constants
-
-    return Path(constants.HF_HUB_CACHE)
+def _is_imported(file: HubFile) -> bool:
+    return is_sha256(file.digest) and imported_hypernetwork(file.digest).exists()
 
 
-def _check_inside(folder: Path) -> None:
-    """Raise V2LError if the folder, with all links resolved, is outside the cache."""
-    if not Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(_cache())):
-        raise V2LError(
-            f"{printable(folder)} is a link out of the cache, where v2l does not write or remove files; remove the "
-            "link, or set HF_HUB_CACHE"
-        )
+def _announce(name: str, plans: Sequence[RepoDownload], watch: PullWatch) -> None:
+    """Tell how much there is to download. Raises V2LError if that is not confirmed."""
+    missing = {plan.repo: plan.missing for plan in plans if plan.missing}
+    size = sum(missing.values())
+    if not missing:
+        return
+    parts = ", ".join(f"{repo} {amount(part)}" for repo, part in missing.items())
+    watch.note(f"{name}: {amount(size)} to download ({parts})")
+    if not watch.confirm(size):
+        raise V2LError("not confirmed, so nothing was downloaded; --yes downloads without asking")
 
 
-def _open_part(path: Path) -> BinaryIO:
-    """Open a file for appending, without following a link or waiting for the reader of a pipe. Raise OSError."""
-    careful = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
-    return open(path, "ab", opener=lambda name, flags: os.open(name, flags | careful, 0o666))
+# Fetch -------------------------------------------------------------------------------------------------------------
 
 
-def _check_space(files: Sequence[HubFile]) -> None:
-    """Raise V2LError if the disk of the cache has no space for the files. Files in the cache are not counted; partial
-    downloads are, so the estimate is an upper bound."""
-    place = _cache()
-    needed = sum(file.size for file in files if not any(place.glob(f"models--*/blobs/{file.digest}")))
-    while not os.path.exists(place):
-        place = place.parent
-    free = shutil.disk_usage(place).free
-    if needed > free:
-        raise V2LError(
-            f"the download takes {needed / 1e9:.1f} GB and {printable(place)} has {free / 1e9:.1f} GB free; make room"
-        )
+def _fetch(plans: Sequence[RepoDownload], lock: Lock, watch: PullWatch) -> Lock:
+    """Fetch and verify the files that the cache lacks. Returns the lock with all files."""
+    done, total = 0, sum(plan.missing for plan in plans)
+    for plan in plans:
+        found = {}
+        for place in plan.places:
+            size, name = place.missing, place.file.name
+
+            def report(left: int, before: int = done + size, name: str = name) -> None:
+                watch.progress(before - left, total, name)
+
+            found[name] = fetch_file(place, plan.known.get(name), report)
+            done += size
+        # the other files of this commit belong to another preset
+        kept = LockedRepo(plan.revision, plan.commit, plan.known | found, plan.copy)
+        lock = replace(lock, repos=lock.repos | {plan.repo: kept})
+    return lock
+
+
+def _store_rounded(plan: RepoDownload, lock: Lock, note: Callable[[str], object]) -> Lock:
+    """Make the copy of a model that a plan asks for, unless it is there. Returns the lock with it."""
+    if plan.dtype is None or plan.copy:
+        return lock
+    target = copy_folder(plan.repo, plan.commit, plan.dtype)
+    note(f"storing {plan.repo} in {plan.dtype}: {printable(target)}")
+    published = open_folder(plan.places[0].pointer.parent, plan.repo, plan.commit)
+    copy = write_copy(published, [file.name for file in plan.files], target, plan.dtype)
+    return replace(lock, repos=lock.repos | {plan.repo: replace(lock.repos[plan.repo], copy=copy)})
+
+
+def _remove_unused(plan: RepoDownload) -> None:
+    """Remove what v2l's own folder holds of a model beside the copy in use: the published files that it was made from,
+    and older copies."""
+    name = plan.repo.replace("/", "--")
+    used = copy_folder(plan.repo, plan.commit, plan.dtype or "float32")
+    downloads = own_folder() / "downloads"
+    shutil.rmtree(downloads / f"models--{name}", ignore_errors=True)
+    if not any(downloads.glob("models--*")):
+        shutil.rmtree(downloads, ignore_errors=True)
+    for folder in used.parent.glob(f"{name}-*"):
+        if folder != used:
+            shutil.rmtree(folder, ignore_errors=True)

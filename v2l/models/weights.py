@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from v2l.errors import V2LError
+from v2l.errors import V2LError, is_out_of_memory
 from v2l.io.files import open_regular, unreadable
 from v2l.io.text import printable
 from v2l.io.untrusted import read_json, shown
@@ -161,7 +161,9 @@ def _open(path: Path, framework: str) -> Any:
 
     try:
         return safe_open(path, framework=framework)
-    except (SafetensorError, OSError, MemoryError) as error:
+    except (SafetensorError, OSError) as error:
+        if is_out_of_memory(error):
+            raise
         raise _damaged(path, printable(error)) from error
 
 

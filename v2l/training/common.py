@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from v2l.errors import V2LError
 from v2l.io.files import append_line, atomically
+from v2l.models.device import cpu_capabilities, has_bfloat16_units
 
 
 class Stateful(Protocol):
@@ -66,9 +67,12 @@ def _one_thread(_: int) -> None:
 def mixed_precision(device: torch.device) -> AbstractContextManager:
     """A context in which matrix products are computed in bfloat16 while weights stay float32.
 
-    It does nothing on a CPU without bfloat16 matrix units, where bfloat16 is no faster.
+    It does nothing on a device without bfloat16 matrix units, where bfloat16 is no faster.
     """
-    gains = device.type == "cuda" or (device.type == "cpu" and torch.cpu.get_capabilities().get("amx_bf16", False))
+    if device.type == "cuda":
+        gains = has_bfloat16_units(torch.cuda.get_device_capability(device))
+    else:
+        gains = device.type == "cpu" and bool(cpu_capabilities().get("amx_bf16"))
     return torch.autocast(device.type, torch.bfloat16) if gains else nullcontext()
 
 

@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from v2l.errors import V2LError
+from v2l.errors import ModelError, V2LError
 from v2l.inference.ask import ask_in_context
 from v2l.io.journal import Journal
 from v2l.io.manifest import Example
@@ -51,6 +51,8 @@ def with_teacher_answers(
                 clip = dataclasses.replace(reading, start=example.start, end=example.end)
                 try:
                     answers[key] = ask_in_context(example.video, example.prompt, vlm, clip, MAX_NEW_TOKENS)
+                except ModelError:  # out of memory, as with every other example
+                    raise
                 except V2LError as error:
                     warn(f"{printable(example.id)} is left out: {error}")
                     continue

@@ -30,7 +30,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import SmolVLMForConditionalGeneration
 
 from v2l.errors import errors_in_one_line
-from v2l.models.loading import choose_device
+from v2l.models.device import choose_device
 from v2l.models.processor import GLOBAL_VIEW, normalise
 from v2l.tiny.recipe.asked_clips import ASKED, BEFORE, FRAME_LABELS, AskedClip, clip_questions, sample_clip, write_rows
 from v2l.tiny.recipe.model import language_model, new_model, save_model

@@ -21,7 +21,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from v2l.models.config import VisionGeometry
-from v2l.models.loading import choose_device
+from v2l.models.device import choose_device
 from v2l.models.processor import frame_images, normalise
 from v2l.tiny.recipe.model import IMAGE_SIZE, new_model
 from v2l.tiny.world.draw import draw
