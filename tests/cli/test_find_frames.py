@@ -11,7 +11,7 @@ from terminal import SUFFIX, run
 
 import v2l
 from v2l.adapters.search import covering
-from v2l.adapters.timeline import Source, write_timeline
+from v2l.adapters.timeline import PartSource, write_timeline
 from v2l.inference.likelihood import answer_likelihoods
 from v2l.inference.recorded_frames import find_video, recorded_segments
 from v2l.models.processor import question_text
@@ -30,8 +30,8 @@ def shelf(adapters, videos, tmp_path_factory):
     """A folder with a timeline of three segments and its video, an adapter without an index, and a damaged file."""
     folder = tmp_path_factory.mktemp("shelf")
     shutil.copy(videos[2], folder)
-    parts = [Source(lambda: adapters[2], answers) for answers in ANSWERS]
-    write_timeline(folder / f"talk{SUFFIX}", parts, Source(lambda: adapters[2]), QUESTIONS)
+    parts = [PartSource(lambda: adapters[2], answers) for answers in ANSWERS]
+    write_timeline(folder / f"talk{SUFFIX}", parts, PartSource(lambda: adapters[2]), QUESTIONS)
     (folder / "more").mkdir()
     adapters[0].save(folder / "more" / f"short{SUFFIX}")
     (folder / "more" / f"bad{SUFFIX}").write_text("no adapter")
