@@ -152,7 +152,7 @@ def test_256m_is_trained_for_and_answers_in_context(tmp_path):
     fill_vocabulary(folder)
     weights = find_model(folder).tensors.values()
     assert sum(math.prod(tensor.shape) for tensor in weights) == 256_484_928  # as published
-    video = small.write_video(tmp_path / "clip.mp4", frames=15 * 8, width=320, height=180)
+    video = small.write_video(tmp_path / "clip.mp4", frames=8 * 8, width=320, height=180)
     row = {"video_path": str(video), "question": "what moves?", "answer": "a square"}
     manifest = tmp_path / "clips.jsonl"
     manifest.write_text("".join(json.dumps({"id": str(number), **row}) + "\n" for number in range(2)))
@@ -172,7 +172,15 @@ def test_256m_is_trained_for_and_answers_in_context(tmp_path):
             "1",
             *sampling,
         ],
-        ["ask", video, "what moves?", "--hypernetwork", tmp_path / "run" / "hypernetwork.safetensors"],
+        [
+            "ask",
+            video,
+            "what moves?",
+            "--hypernetwork",
+            tmp_path / "run" / "hypernetwork.safetensors",
+            "--max-new-tokens",
+            "4",
+        ],
     ):
         run = [sys.executable, "-m", "v2l", *map(str, command), "--model", str(folder), "--device", "cpu", "--json"]
         done = subprocess.run(run, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})

@@ -29,8 +29,8 @@ from v2l.video.sampling import Reading
 CAPTION_TOKENS = 64
 """Maximum length of a caption."""
 LEAST_SHARE = 0.1
-"""Part of the gain in context that both differences have to reach. The embedded model reaches 0.7. Of 40 copies of its
-hypernetwork with parts of the weights shuffled or drawn anew, none reached it on both videos of any pair."""
+"""Part of the gain in context that both differences have to reach. The embedded model reaches 0.7; how many broken
+hypernetworks reach it by chance: docs/reliability.md."""
 
 
 @dataclass(frozen=True)
