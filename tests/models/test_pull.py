@@ -374,10 +374,10 @@ def test_a_model_that_is_not_the_one_expected_fails_its_test(hub, pull, tmp_path
     assert not (tmp_path / "home" / "v2l.lock.json").exists() or lock(tmp_path)["repos"] == {}
 
 
-def test_a_model_without_a_tokenizer_fails_its_test(model_folder, tmp_path):
+def test_a_model_without_a_tokenizer_fails_its_test(model_folder, hypernetwork, tmp_path):
     lacking = shutil.copytree(model_folder, tmp_path / "lacking", ignore=shutil.ignore_patterns("tokenizer.json"))
     with pytest.raises(V2LError, match=r"SmolVLM2-500M-Video-Instruct has no tokenizer\.json"):
-        v2l.models.pull.self_test(str(lacking), PRESETS["smolvlm2-500m"], lambda line: None)
+        v2l.models.pull.self_test(str(lacking), PRESETS["smolvlm2-500m"], hypernetwork, lambda line: None)
 
 
 def test_a_full_disk_is_one_line(hub, tmp_path):

@@ -32,6 +32,7 @@ from v2l.models.hypernetwork import Hypernetwork
 from v2l.models.processor import question_text
 from v2l.models.smolvlm import FrozenVLM
 from v2l.models.static_decoding import StaticDecoding, run_eagerly
+from v2l.video.client import probe
 from v2l.video.sampling import Reading
 
 QUESTION = "what is on the whiteboard?"
@@ -180,11 +181,12 @@ def encoding(vlm: FrozenVLM, network: Hypernetwork, clock: Clock, video: Path, f
     assert network.provenance is not None
     trained_with = network.provenance.trained_with
     reading = fill_reading(Reading(frames=frames), trained_with, vlm.geometry)
-    plan = plan_frames(video, vlm, reading)
-    found = {"decoding in ms": 1e3 * clock.median(lambda: list(plan_frames(video, vlm, reading).images))}
+    probed = probe(video)
+    plan = plan_frames(probed, vlm, reading)
+    found = {"decoding in ms": 1e3 * clock.median(lambda: list(plan_frames(probed, vlm, reading).images))}
     images = torch.cat(list(plan.images)).to(vlm.device)
     found["vision in ms"] = 1e3 * clock.median(lambda: vlm.encode_images(images))
-    windows = cut_windows(encode_images(plan_frames(video, vlm, reading), vlm), vlm, trained_with)
+    windows = cut_windows(encode_images(plan_frames(probed, vlm, reading), vlm), vlm, trained_with)
     tokens = sum(len(window.input_ids) for window in windows)
 
     def read() -> None:

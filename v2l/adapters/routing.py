@@ -17,8 +17,9 @@ from v2l.adapters.timeline_description import TimelineDescription, TimelinePart
 from v2l.errors import V2LError
 from v2l.io.text import clock
 
-MOST_TOGETHER = 2
-"""Segments of a stretch that answer together; a longer stretch is answered one segment at a time."""
+MOST_TOGETHER = 1
+"""Segments of a stretch that answer together; those of a longer stretch answer one by one. Two together already know
+less about each second than one alone (docs/long-video.md)."""
 MATTERS = 1e-3
 """Score of a match below which its words are in half of the segments or more."""
 
@@ -35,15 +36,15 @@ class RoutedBy(StrEnum):
 
 @dataclass(frozen=True)
 class Route:
-    """The part that answers a question. segments: their numbers, from 0; none for the overview"""
+    """The part that answers a question.
+
+    segments: their numbers, from 0; none for the overview
+    one_by_one: whether each of them answers alone, because the question is about a stretch of several
+    """
 
     routed_by: RoutedBy
     segments: tuple[int, ...] = ()
-
-    @property
-    def one_by_one(self) -> bool:
-        """Whether the segments are too many to answer together."""
-        return len(self.segments) > MOST_TOGETHER and self.routed_by == RoutedBy.time
+    one_by_one: bool = False
 
 
 class Router:
@@ -87,7 +88,10 @@ class Router:
                 )
             for number in shown:
                 found |= dict.fromkeys(_with_neighbour(number, asked.relation, len(segments)))
-        return Route(RoutedBy.time, tuple(sorted(found))) if found else Route(RoutedBy.overview)
+        if not found:
+            return Route(RoutedBy.overview)
+        is_stretch = asked.relation == "at" and any(start < end for start, end in asked.stretches)
+        return Route(RoutedBy.time, tuple(sorted(found)), is_stretch and len(found) > MOST_TOGETHER)
 
     def _by_words(self, question: str) -> int | None:
         """Return the segment that alone has the best match; None if there is no index or no such segment."""
