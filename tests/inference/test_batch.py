@@ -59,6 +59,19 @@ def test_segments_are_one_file_or_with_split_one_each(target, loader):
         assert part.description == whole.select([number]).description
 
 
+def test_parts_of_an_interrupted_timeline_go_with_the_wish_for_it(target, loader):
+    def interrupt(target, done, total):
+        if done > 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        list(encode_targets([target], EncodeOptions(Reading(), TWO), loader, Watch(interrupt)))
+    (partial,) = target.output.parent.glob(".*")
+    assert partial.name == ".a.v2l.safetensors.partial"
+    assert statuses(target, loader) == [("a.v2l.safetensors", "encoded")]
+    assert not partial.exists()
+
+
 def test_other_segments_are_encoded_again(target, loader):
     for segmentation in (TWO, Segmentation(seconds=1.5), Segmentation(segments=1)):
         assert statuses(target, loader, segmentation=segmentation) == [("a.v2l.safetensors", "encoded")]

@@ -153,6 +153,28 @@ def test_two_processes_do_not_encode_one_timeline(video, vlm, hypernetwork, tmp_
         other.run(vlm, hypernetwork, output)
 
 
+def test_a_long_name_in_a_new_folder(video, vlm, hypernetwork, tmp_path):
+    output = tmp_path / "new" / "er" / f"{'x' * 238}.v2l.safetensors"
+    made = v2l.encode_timeline(video, vlm, hypernetwork, output, segments=2, index=False)
+    assert len(made.description.segments) == 2 and list(output.parent.iterdir()) == [output]
+
+
+def test_a_disk_without_room_is_noticed_before_work_and_finished_parts_count(
+    video, vlm, hypernetwork, tmp_path, monkeypatch
+):
+    output = tmp_path / "long.v2l.safetensors"
+    with pytest.raises(KeyboardInterrupt):
+        job(video, vlm, hypernetwork, segments=4).run(vlm, hypernetwork, output, stop_after(3))
+    size = job(video, vlm, hypernetwork, segments=4).bytes(hypernetwork)
+    free = [size * 6 // 5]
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(0, 0, free[0]))
+    with pytest.raises(v2l.V2LError, match="are free"):
+        job(video, vlm, hypernetwork, segments=4).run(vlm, hypernetwork, output)
+    free = [size * 7 // 5]  # two of five parts are missing
+    job(video, vlm, hypernetwork, segments=4).run(vlm, hypernetwork, output)
+    assert output.exists()
+
+
 def test_a_video_that_changes_meanwhile_is_not_written(video, vlm, hypernetwork, tmp_path):
     copy = shutil.copy(video, tmp_path / "copy.mp4")
     output = tmp_path / "copy.v2l.safetensors"

@@ -197,12 +197,14 @@ def _encode(
     pending: PendingEncode | TimelineJob, target: Target, loader: ModelLoader, watch: Watch
 ) -> Adapter | Timeline:
     from v2l.inference.encode import PendingEncode, finish_encode
+    from v2l.inference.timeline import discard_parts
 
     models = loader.load()
     if isinstance(pending, PendingEncode):
         adapter = finish_encode(pending, *models, lambda done, total: watch.step(target, done, total))
         make_folder(target.output.parent)
         adapter.save(target.output)
+        discard_parts(target.output)
         return adapter
     watch.planned(target, pending.estimate(*models, target.output))
     return pending.run(*models, target.output, lambda done, total: watch.step(target, done, total))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -19,7 +20,15 @@ from v2l.inference.ask import ask_each
 from v2l.inference.encode import ADAPTER_TYPE, OpenedVideo, PendingEncode, finish_encode, open_video, start_encode
 from v2l.inference.estimate import seconds_per_encoding
 from v2l.inference.readings import check_wish, covered, cut, fill_reading, plan_timeline
-from v2l.io.files import make_folder, open_regular, time_of_check, try_lock, unwritable, write_atomically
+from v2l.io.files import (
+    MAX_NAME_BYTES,
+    make_folder,
+    open_regular,
+    time_of_check,
+    try_lock,
+    unwritable,
+    write_atomically,
+)
 from v2l.io.safetensors_file import canonical_json
 from v2l.io.text import amount, clock, printable, span
 from v2l.models.checkpoint import check_belongs
@@ -116,9 +125,10 @@ class TimelineJob:
         parts are then kept for the next call."""
         checked_ns = time_of_check()
         readings = [self.request.reading, *self.segments]
-        _check_space(output, self.bytes(hypernetwork))
         with FinishedParts.beside(output, self._key(vlm, hypernetwork)) as parts:
             missing = [number for number in range(len(readings)) if not parts.has(number)]
+            # The file, and the parts that it is assembled from
+            _check_space(output, self.bytes(hypernetwork) * (len(readings) + len(missing)) // len(readings))
             pending = self._prepare([readings[number] for number in missing], vlm, hypernetwork)
             with contextlib.closing(pending):
                 for done, number in enumerate(missing, start=len(readings) - len(missing)):
@@ -209,13 +219,27 @@ class TimelineEstimate:
 
 
 def _check_space(output: Path, size: int) -> None:
-    """Raise V2LError if the file and its finished parts would not fit on the disk."""
+    """Raise V2LError if the disk of the output has fewer than `size` bytes free."""
     free = shutil.disk_usage(output.parent).free
-    if free < 2 * size:
+    if free < size:
         raise V2LError(
-            f"{printable(output)} needs {amount(2 * size)} while it is made and {amount(free)} are free; free some, or "
-            "use fewer segments"
+            f"{printable(output)} needs {amount(size)} while it is made and {amount(free)} are free; free some, or use "
+            "fewer segments"
         )
+
+
+def _parts_folder(output: Path) -> Path:
+    """Return the hidden folder beside an output: `.NAME.partial`, or a hash in the place of a name that leaves no room
+    for it."""
+    name = output.name
+    if len(os.fsencode(f".{name}.partial")) > MAX_NAME_BYTES:
+        name = hashlib.sha256(os.fsencode(name)).hexdigest()[:32]
+    return output.with_name(f".{name}.partial")
+
+
+def discard_parts(output: Path) -> None:
+    """Delete the finished parts of a timeline that was interrupted and is not wanted any more."""
+    shutil.rmtree(_parts_folder(output), ignore_errors=True)
 
 
 class FinishedParts:
@@ -233,9 +257,12 @@ class FinishedParts:
     def beside(cls, output: Path, key: dict) -> Iterator[FinishedParts]:
         """Open the folder of an output; one with another key is emptied first. Raises V2LError if another process
         works in it."""
-        folder = output.with_name(f".{output.name}.partial")
+        folder = _parts_folder(output)
         make_folder(folder)
-        lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as error:
+            raise unwritable(folder, error) from error
         try:
             with contextlib.suppress(OSError):  # a file system without locks
                 if not try_lock(lock):
