@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-KINDS = ("adapter.v2l.safetensors", "hypernetwork.safetensors", "published.pt")
+KINDS = ("adapter.v2l.safetensors", "hypernetwork.safetensors", "timeline.v2l.safetensors", "published.pt")
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,7 @@ def test_mutated_files_are_read_or_refused(subjects, place, kind):
     sound, mutations, reader = subjects[kind]
     outcomes = set()
 
-    @settings(max_examples=40 if kind == KINDS[2] else 150, deadline=None, derandomize=True, database=None)
+    @settings(max_examples=40 if kind == KINDS[3] else 150, deadline=None, derandomize=True, database=None)
     @given(st.integers(0, len(sound) - 1), st.sampled_from(mutations), st.integers(0, 2**32))
     def mutated(number, mutation, seed):
         (place / kind).write_bytes(mutation(sound[number], random.Random(seed)))

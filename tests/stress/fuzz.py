@@ -1,4 +1,4 @@
-"""Damaged and hostile files for the three readers of untrusted files: `python tests/stress/fuzz.py INPUTS [SEED]`.
+"""Damaged and hostile files for the readers of untrusted files: `python tests/stress/fuzz.py INPUTS [SEED]`.
 
 Every input is read, or refused with a one-line printable error, within seconds and a few gigabytes, and without further
 imports. Mutations follow the formats: bits and blocks of the whole file; values of the header; metadata and tensors,
@@ -8,6 +8,7 @@ with a corrected sha256 so that the checks behind it are reached; and the pickle
 from __future__ import annotations
 
 import collections
+import hashlib
 import io
 import json
 import random
@@ -27,6 +28,8 @@ from places import DATA
 from safetensors.torch import load, save
 
 from v2l.adapters.adapter import Adapter
+from v2l.adapters.timeline import PartSource, Timeline, write_timeline
+from v2l.cli.describe import describe
 from v2l.errors import V2LError
 from v2l.io.safetensors_file import canonical_json, content_sha256
 from v2l.io.tensors import to_bytes
@@ -119,6 +122,24 @@ def of_metadata(data: bytes, chance: random.Random) -> bytes:
     return save({name: tensor.contiguous().clone() for name, tensor in tensors.items()}, {"v2l": text})
 
 
+def of_timeline(data: bytes, chance: random.Random) -> bytes:
+    """Change the metadata of a timeline, and seal it with the correct sha256; the hashes of its parts stay."""
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    metadata = of_json(json.loads(header["__metadata__"]["v2l"]), chance)
+    text = json.dumps(metadata, default=str)
+    if isinstance(metadata, dict):
+        metadata.pop("sha256", None)
+        try:
+            sha256 = hashlib.sha256(canonical_json(metadata).encode()).hexdigest()
+            text = canonical_json({**metadata, "sha256": sha256})
+        except (ValueError, TypeError):
+            pass
+    header["__metadata__"]["v2l"] = text
+    changed = json.dumps(header).encode("utf-8", "surrogatepass")
+    return len(changed).to_bytes(8, "little") + changed + data[8 + length :]
+
+
 def of_pickle(data: bytes, chance: random.Random) -> bytes:
     """Damage the pickle, or another entry of the zip, of a checkpoint."""
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
@@ -140,13 +161,29 @@ def subjects(folder: Path) -> dict[str, tuple[list[bytes], list[Callable], Calla
     sizes = {"rank": 2, "latent_size": 4, "num_blocks": 1, "num_latents": 2, "num_heads": 2, "num_kv_heads": 1}
     save_hypernetwork(small.small_hypernetwork(model, head_dim=2, **sizes), folder / "h.safetensors")
     hypernetworks = [(folder / "h.safetensors").read_bytes()]
+    write_timeline(folder / "t.v2l.safetensors", [PartSource(_golden)] * 3, PartSource(_golden))
+    timelines = [(folder / "t.v2l.safetensors").read_bytes()]
     published = [(DATA / "official-a" / "hypernet.pt").read_bytes()]
     sealed = [of_bytes, of_header, of_metadata, of_metadata]
     return {
         "adapter.v2l.safetensors": (adapters, sealed, Adapter.load),
         "hypernetwork.safetensors": (hypernetworks, sealed, load_hypernetwork),
+        "timeline.v2l.safetensors": (timelines, [of_bytes, of_header, of_timeline, of_timeline], read_timeline),
         "published.pt": (published, [of_pickle, of_bytes], read_published),
     }
+
+
+def _golden() -> Adapter:
+    """Return an adapter of one segment."""
+    found = (Adapter.load(path) for path in sorted((DATA / "golden").glob("*.safetensors")))
+    return next(adapter for adapter in found if len(adapter.description.segments) == 1)
+
+
+def read_timeline(path: Path) -> None:
+    """Open a timeline, read every part, and list it as `v2l info` does."""
+    timeline = Timeline.load(path)
+    timeline.check()
+    describe(path)
 
 
 def read(path: Path, reader: Callable[[Path], object]) -> str:
@@ -173,7 +210,7 @@ def main(inputs: int, seed: int) -> dict[str, int | float]:
         for number in range(inputs):
             chance = random.Random(f"{seed} {number}")
             # checkpoints are slow to pack
-            kind = chance.choices(list(kinds), (4, 4, 1))[0]
+            kind = chance.choices(list(kinds), (4, 4, 4, 1))[0]
             sound, mutations, reader = kinds[kind]
             mutation = chance.choice(mutations)
             path = Path(place) / kind
