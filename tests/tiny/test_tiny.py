@@ -8,7 +8,9 @@ from terminal import run
 
 import v2l
 from v2l.evaluation.metrics import METRICS
+from v2l.inference.model_loader import ModelLoader
 from v2l.models.presets import EMBEDDED, RELEASE
+from v2l.tiny import demo
 from v2l.tiny.demo import ASKED, FORM, SECONDS, sample_lecture
 from v2l.tiny.world.clip import frame_times, write_clip
 from v2l.tiny.world.dataset import scenes_of_eight_seconds, story_of
@@ -106,6 +108,15 @@ def test_the_demo_keeps_existing_files(tmp_path):
     assert "lecture.mp4 already exists" in done.notes[-1]
     assert (tmp_path / "lecture.mp4").read_bytes() == b"mine"
     assert run("demo", "--overwrite", cwd=tmp_path).code == 0
+
+
+def test_the_demo_keeps_the_adapter_of_another_video(adapters, tmp_path):
+    mine = tmp_path / "lecture.v2l.safetensors"
+    adapters[0].save(mine)
+    before = mine.read_bytes()
+    with pytest.raises(v2l.V2LError, match="of another video; --overwrite replaces it"):
+        demo.run(ModelLoader("tiny", "option"), tmp_path, False, lambda line: None)
+    assert mine.read_bytes() == before
 
 
 def test_the_demo_asks_what_the_clip_shows():

@@ -3,6 +3,7 @@ video in context."""
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import numpy as np
 
 from v2l.adapters.adapter import Adapter
 from v2l.adapters.timeline import Timeline
+from v2l.adapters.timeline_description import TimelineDescription, read_adapter_file
 from v2l.errors import V2LError
 from v2l.inference.ask import Stream, stream, stream_in_context
 from v2l.inference.encode import encode_reading
@@ -19,7 +21,7 @@ from v2l.inference.model_loader import ModelLoader
 from v2l.inference.readings import fill_reading
 from v2l.inference.targets import ADAPTER_SUFFIX
 from v2l.inference.timeline import CAPTION_QUESTIONS
-from v2l.io.files import unwritable, write_atomically
+from v2l.io.files import identify, unwritable, write_atomically
 from v2l.io.text import printable
 from v2l.models.presets import RELEASE
 from v2l.tiny.world.clip import ClipFormat, frame_times, write_clip
@@ -106,19 +108,29 @@ def run(
     """Write lecture.mp4 and its adapter into the folder; return their paths and the answers.
 
     note: called with a line about each step
+    Raises V2LError if the folder has another video, or an adapter of another one, under these names and `overwrite` is
+    False.
     """
     video, output = folder / "lecture.mp4", folder / f"lecture{ADAPTER_SUFFIX}"
-    if output.exists() and not overwrite:
-        Adapter.load(output)  # raises if it is another kind of file, which is not replaced
     story, questions = sample_lecture()
     if loader.folder.id != RELEASE:
         questions.insert(0, ask_for_caption(story))
     write_lecture(story, video, overwrite)
+    if os.path.lexists(output) and not overwrite:
+        _check_own(output, video)
     note(f"{printable(video)}: a lecture of {SECONDS:g} seconds, drawn by v2l; no training used it")
     vlm, hypernetwork = loader.load()
     adapter = encode_reading(video, vlm, hypernetwork, Reading())
     adapter.save(output)
     return video, output, answers(adapter, video, [(each.prompt, each.answer) for each in questions], loader)
+
+
+def _check_own(output: Path, video: Path) -> None:
+    """Raise V2LError unless an existing file is an adapter of this video, which may be replaced."""
+    made = read_adapter_file(output).description
+    sources = made.sources if isinstance(made, TimelineDescription) else [each.source for each in made.segments]
+    if {each.sha256 for each in sources} != {identify(video).sha256}:
+        raise V2LError(f"{printable(output)} already exists and is of another video; --overwrite replaces it")
 
 
 def answers(
