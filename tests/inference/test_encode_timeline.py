@@ -10,10 +10,11 @@ import torch
 
 import v2l
 from v2l.adapters.timeline import Timeline
-from v2l.adapters.timeline_description import NO_WISH, Segmentation
+from v2l.adapters.timeline_description import NO_WISH, Segmentation, TimelineDescription, check_timeline
 from v2l.inference import timeline as encoding
 from v2l.inference.each import SegmentAnswer, ask_segments, to_srt, to_vtt
 from v2l.inference.readings import fill_reading, plan_timeline
+from v2l.io.records import from_json, to_json
 from v2l.video.sampling import Reading, choose_frames
 
 
@@ -96,6 +97,14 @@ def test_a_segment_is_what_encoding_its_range_gives(timeline, video, vlm, hypern
     assert timeline.select([1]).description.segments == alone.description.segments
     whole = v2l.encode(video, vlm, hypernetwork)
     assert torch.equal(timeline.overview().b, whole.b)
+
+
+@pytest.mark.parametrize("change", [lambda s: s.reverse(), lambda s: s[1].update(start=4.0), lambda s: s.pop(1)])
+def test_segments_out_of_order_or_overlapping_are_refused(timeline, change):
+    record = to_json(timeline.description)
+    change(record["segments"])
+    with pytest.raises(ValueError, match="do not follow one another"):
+        check_timeline(from_json(TimelineDescription, record, "metadata"))
 
 
 def test_only_the_output_is_left(timeline):

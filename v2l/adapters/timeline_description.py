@@ -6,6 +6,7 @@ This module imports no torch, so that listing and searching timelines needs neit
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -287,6 +288,8 @@ def check_timeline(description: TimelineDescription) -> None:
         raise ValueError("its recipes are not those of its segments")
     if any(recipe.reading.start is not None or recipe.reading.end is not None for recipe in recipes):
         raise ValueError("a recipe states a range")
+    if description.request and any(one.end != two.start for one, two in itertools.pairwise(segments)):
+        raise ValueError("its segments do not follow one another")
     answered = {len(each.answers) for each in segments}
     if answered != {len(description.questions)} or (description.overview and description.overview.answers):
         raise ValueError("its index and its questions do not agree")
