@@ -149,9 +149,12 @@ class AdapterFile:
             status = os.stat(path)
         except OSError as error:
             raise unreadable(path, error) from error
-        if stated_version(path, "adapter", MAX_TIMELINE_HEADER_BYTES) == TIMELINE_VERSION:
-            raise V2LError(f"{printable(path)} is a timeline; open it with v2l.Timeline.load")
-        tensors, metadata = read_sealed(path, "adapter", VERSION, MAX_FILE_BYTES)
+        try:
+            tensors, metadata = read_sealed(path, "adapter", VERSION, MAX_FILE_BYTES)
+        except V2LError:
+            if stated_version(path, "adapter", MAX_TIMELINE_HEADER_BYTES) != TIMELINE_VERSION:
+                raise
+            raise V2LError(f"{printable(path)} is a timeline; open it with v2l.Timeline.load") from None
         dtype, sha256 = metadata.pop("dtype", None), metadata.pop("sha256")
         try:
             description = from_json(Description, metadata, "metadata")

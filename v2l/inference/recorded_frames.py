@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from v2l.adapters.description import AdapterFile, Segment
+from v2l.adapters.description import Description, Segment
 from v2l.adapters.routing import segments_between
-from v2l.adapters.timeline_description import TimelineFile
+from v2l.adapters.timeline_description import read_adapter_file
 from v2l.errors import V2LError
 from v2l.io.files import FileIdentity, identify, unreadable, write_atomically
 from v2l.io.text import clock, printable
@@ -54,9 +54,9 @@ def recorded_segments(path: str | os.PathLike, at: float | None = None, number: 
 
 def _segments_of(path: str | os.PathLike) -> tuple[Segment | None, Sequence[Segment]]:
     """Return the overview, if any, and the segments of an adapter file of either version."""
-    if not TimelineFile.is_at(path):
-        return None, AdapterFile.read(path).description.segments
-    made = TimelineFile.read(path).description
+    made = read_adapter_file(path).description
+    if isinstance(made, Description):
+        return None, made.segments
     overview = None if made.overview is None else made.segment(made.overview)
     return overview, [made.segment(part) for part in made.segments]
 

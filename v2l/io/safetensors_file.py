@@ -10,9 +10,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, BinaryIO
 
 from v2l.errors import V2LError
 from v2l.io.files import open_regular, unreadable
@@ -76,7 +77,7 @@ def read_sealed(
     from safetensors import SafetensorError, deserialize
 
     read_metadata(path, kind, version, max_bytes)  # refuses a large file of another format without reading all of it
-    data = _read_limited(path, kind, max_bytes, max_bytes)
+    data = _read_limited(path, kind, max_bytes)
     metadata = parse_metadata(_header(data, path, kind), path, kind, version)
     try:
         parts = deserialize(data)
@@ -90,16 +91,17 @@ def read_sealed(
             raise damaged(path, kind, f"{printable(name)} has values that are not finite")
     if metadata.get("sha256") != content_sha256({k: v for k, v in metadata.items() if k != "sha256"}, tensors):
         raise damaged(path, kind, "its content does not match its own sha256")
-    return tensors, _without_format(metadata)
+    return tensors, without_format(metadata)
 
 
 def read_metadata(path: str | os.PathLike, kind: str, version: int, max_bytes: int) -> dict[str, Any]:
     """Read only the metadata, without checking it against the tensors; parameters and errors as for `read_sealed`."""
-    data = _read_limited(path, kind, max_bytes, 8 + MAX_HEADER_BYTES)
-    return _without_format(parse_metadata(_header(data, path, kind), path, kind, version))
+    header = read_header(path, kind, max_bytes, MAX_HEADER_BYTES)[2]
+    return without_format(parse_metadata(header, path, kind, version))
 
 
-def _without_format(metadata: Mapping[str, Any]) -> dict[str, Any]:
+def without_format(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Return metadata without its format and version."""
     return {name: value for name, value in metadata.items() if name not in ("format", "version")}
 
 
@@ -108,18 +110,23 @@ def damaged(path: str | os.PathLike, kind: str, problem: str) -> V2LError:
     return V2LError(f"{printable(path)} is not a sound v2l {kind}: {problem}; make it again or get another copy")
 
 
-def _read_limited(path: str | os.PathLike, kind: str, max_bytes: int, first_bytes: int) -> bytes:
-    """Read the first bytes of a regular file; raises V2LError if the file has more than `max_bytes`."""
+def _read_limited(path: str | os.PathLike, kind: str, max_bytes: int) -> bytes:
+    """Read a regular file; raises V2LError if it has more than `max_bytes`."""
     try:
         with open_regular(path) as file:
-            size = os.fstat(file.fileno()).st_size
-            if size > max_bytes:
-                raise damaged(path, kind, f"it has {size:,} bytes and a v2l {kind} at most {max_bytes:,}")
-            return file.read(min(first_bytes, size))  # read() allocates the full size before it reads
+            size = _limited_size(file, path, kind, max_bytes)
+            return file.read(size)  # read() allocates the full size before it reads
     except MemoryError as error:
         raise _too_large(path, size) from error
     except OSError as error:
         raise unreadable(path, error) from error
+
+
+def _limited_size(file: BinaryIO, path: str | os.PathLike, kind: str, max_bytes: int) -> int:
+    size = os.fstat(file.fileno()).st_size
+    if size > max_bytes:
+        raise damaged(path, kind, f"it has {size:,} bytes and a v2l {kind} at most {max_bytes:,}")
+    return size
 
 
 def _too_large(path: str | os.PathLike, size: int) -> V2LError:
@@ -171,18 +178,21 @@ def parse_metadata(header: Mapping[str, Any], path: str | os.PathLike, kind: str
 def stated_version(path: str | os.PathLike, kind: str, max_header_bytes: int) -> int | None:
     """Return the version that a file of a kind states; None if it states none or cannot be read."""
     try:
-        header = read_header(path, kind, max_header_bytes)[2]
+        header = read_header(path, kind, sys.maxsize, max_header_bytes)[2]
         metadata = json.loads(header["__metadata__"][METADATA_KEY])
         return metadata["version"] if metadata["format"] == f"v2l-{kind}" else None
     except (V2LError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 
-def read_header(path: str | os.PathLike, kind: str, max_header_bytes: int) -> tuple[int, int, dict[str, Any]]:
-    """Return the length of the header, the size of the file, and the header."""
+def read_header(
+    path: str | os.PathLike, kind: str, max_bytes: int, max_header_bytes: int
+) -> tuple[int, int, dict[str, Any]]:
+    """Return the length of the header, the size of the file, and the header. Raises V2LError if one of them is too
+    large or the header is damaged."""
     try:
         with open_regular(path) as file:
-            size = os.fstat(file.fileno()).st_size
+            size = _limited_size(file, path, kind, max_bytes)
             prefix = file.read(8)
             length = int.from_bytes(prefix, "little")
             if len(prefix) < 8 or not 2 <= length <= min(max_header_bytes, size - 8):

@@ -23,6 +23,7 @@ from v2l.io.safetensors_file import (
     damaged,
     parse_metadata,
     read_header,
+    without_format,
 )
 from v2l.io.text import printable
 
@@ -51,17 +52,14 @@ def read_parts_header(
 ) -> PartsHeader:
     """Read the header only. Raises V2LError if it is damaged, of another format, does not match its own sha256, or
     does not describe exactly the bytes of the file."""
-    length, size, header = read_header(path, kind, max_header_bytes)
-    if size > max_bytes:
-        raise damaged(path, kind, f"it has {size:,} bytes and a v2l {kind} at most {max_bytes:,}")
+    length, size, header = read_header(path, kind, max_bytes, max_header_bytes)
     metadata = parse_metadata(header, path, kind, version)
     sha256 = metadata.pop("sha256", None)
     # The text is canonical: cut the hash out of it instead of formatting thousands of segments again
     before, _, after = header["__metadata__"][METADATA_KEY].rpartition(f',"sha256":{json.dumps(sha256)}')
     if sha256 != hashlib.sha256((before + after).encode()).hexdigest():
         raise damaged(path, kind, "its metadata does not match its own sha256")
-    plain = {key: value for key, value in metadata.items() if key not in ("format", "version")}
-    return PartsHeader(plain, _entries(header, 8 + length, size, path, kind), sha256)
+    return PartsHeader(without_format(metadata), _entries(header, 8 + length, size, path, kind), sha256)
 
 
 def _entries(

@@ -13,6 +13,7 @@ from typing import Any
 
 from v2l.errors import V2LError, is_out_of_memory
 from v2l.io.files import open_regular, unreadable
+from v2l.io.safetensors_file import NUMBER_TYPES
 from v2l.io.text import printable
 from v2l.io.untrusted import read_json, shown
 
@@ -22,8 +23,6 @@ MAX_HEADER_BYTES = 10_000_000
 """Largest safetensors header; those of the published models have less than 0.1 MB."""
 MAX_FILE_BYTES = 64 << 30
 """Largest file of weights; those of the published models have at most 5 GB."""
-NUMBER_TYPES = ("F32", "BF16", "F16")
-"""Number types of weights that are accepted, by their safetensors names."""
 _SHARD_NAME = re.compile(r"[A-Za-z0-9_.-]{1,200}\.safetensors")
 _UNUSED = ("lm_head.weight", "rotary_emb.inv_freq", "embeddings.position_ids")
 """Name endings of tensors that a file may hold although they are not loaded: tied weights, and buffers that follow from
