@@ -15,13 +15,14 @@ from v2l.inference import timeline as encoding
 from v2l.inference.each import SegmentAnswer, ask_segments, to_srt, to_vtt
 from v2l.inference.readings import fill_reading, plan_timeline
 from v2l.io.records import from_json, to_json
+from v2l.models.hypernetwork_file import TrainedWith
 from v2l.video.sampling import Reading, choose_frames
 
 
 def plan(seconds, wish=NO_WISH, fps=30.0, **reading):
     video = small.video_of([n / fps for n in range(round(seconds * fps))], fps)
     reading = Reading(**{"frames": 12, "fps": 1.0, "resolution": 32, **reading})
-    return [(part.start, part.end) for part in plan_timeline(video, reading, 12, 1.0, wish)]
+    return [(part.start, part.end) for part in plan_timeline(video, reading, TrainedWith(), wish)]
 
 
 def test_a_short_video_is_one_encoding_and_a_long_one_is_cut_into_trained_spans():
@@ -60,7 +61,7 @@ def test_the_frames_of_segments_tile_the_video():
     """The published second at both ends is not left out between segments."""
     video = small.video_of([n / 4 for n in range(4 * 64)], 4.0)
     reading = Reading(frames=12, fps=1.0, resolution=32)
-    parts = plan_timeline(video, reading, 12, 1.0, Segmentation(seconds=16))
+    parts = plan_timeline(video, reading, TrainedWith(), Segmentation(seconds=16))
     for part in parts:
         chosen = choose_frames(video, 12, 1.0, part.start, part.end, part.skip_ends)
         assert (video.seconds[chosen[0]], video.seconds[chosen[-1]]) == (part.start, part.end - 0.25)
@@ -71,7 +72,7 @@ def test_a_still_is_the_frame_of_every_segment_that_shows_it():
     video = dataclasses.replace(small.video_of([0, 10, 100], 0.03, constant=False), duration=130.0)
     assert choose_frames(video, 12, 1.0, 20, 40) == [1]
     assert choose_frames(video, 12, 1.0, 5, 15) == [1]
-    parts = plan_timeline(video, Reading(frames=12, fps=1.0, resolution=32), 12, 1.0, Segmentation(seconds=26))
+    parts = plan_timeline(video, Reading(frames=12, fps=1.0, resolution=32), TrainedWith(), Segmentation(seconds=26))
     assert [choose_frames(video, 12, 1.0, part.start, part.end)[-1] for part in parts] == [1, 1, 1, 2, 2]
 
 
@@ -123,7 +124,9 @@ def stop_after(parts):
 
 def job(video, vlm, hypernetwork, **wish):
     reading = fill_reading(Reading(), hypernetwork.provenance.trained_with, vlm.geometry)
-    return encoding.plan_job(encoding.open_video(video), reading, hypernetwork, Segmentation(**wish))
+    opened, chosen = encoding.open_video(video), Segmentation(**wish)
+    parts = plan_timeline(opened.video, reading, hypernetwork.provenance.trained_with, chosen)
+    return encoding.make_job(opened, reading, parts, hypernetwork, chosen)
 
 
 @pytest.mark.parametrize("parts", [0, 1, 3, 4])

@@ -27,12 +27,14 @@ from speed import CPU, alternate
 
 import v2l
 from v2l.adapters.timeline import Timeline
+from v2l.adapters.timeline_description import NO_WISH
 from v2l.bench.random_model import random_model
 from v2l.bench.resources import PeakMemory, describe_machine
 from v2l.bench.runner import drawn_video
 from v2l.inference.encode import open_video
 from v2l.inference.timeline import encode_timeline
 from v2l.io.text import clock
+from v2l.models.hypernetwork_file import TrainedWith
 
 HOUR = 3600
 QUESTIONS, KILLS, STEP = 100, 20, 6
@@ -174,10 +176,9 @@ def _check_same(output: Path, expected: bytes, counts: dict[str, int]) -> None:
 
 def cut_of(video: Path) -> list[v2l.Reading]:
     """Return the readings of the segments that tiny would make by default."""
-    from v2l.adapters.timeline_description import Segmentation
     from v2l.inference.readings import plan_timeline
 
-    return plan_timeline(open_video(video).video, v2l.Reading(frames=12, fps=1.0), 12, 1.0, Segmentation())
+    return plan_timeline(open_video(video).video, v2l.Reading(frames=12, fps=1.0), TrainedWith(), NO_WISH)
 
 
 if __name__ == "__main__":

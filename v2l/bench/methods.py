@@ -20,13 +20,12 @@ from safetensors.torch import load_file, save_file
 from v2l.adapters.adapter import Adapter
 from v2l.adapters.lora import applied, merging_is_faster
 from v2l.adapters.timeline import Timeline, attach
-from v2l.adapters.timeline_description import Segmentation
 from v2l.bench.peer import generate, transformers_model
 from v2l.inference.ask import question_embeddings
-from v2l.inference.encode import encode_segments, open_video
+from v2l.inference.encode import encode_segments
 from v2l.inference.preprocess import EncodedFrames, FramePlan, encode_video_images, plan_frames, video_ids
 from v2l.inference.readings import fill_reading
-from v2l.inference.timeline import plan_job
+from v2l.inference.timeline import encode_timeline
 from v2l.io.text import clock
 from v2l.models.checkpoint import check_belongs
 from v2l.models.hypernetwork import Hypernetwork
@@ -205,8 +204,8 @@ def timeline_on_disk(subject: Subject) -> PreparedMethod:
     """Keep a timeline of the video, encoded here with the trained settings and without an index. Every question names
     a moment of another segment; it opens the file, chooses that segment, reads it and applies it."""
     vlm, hypernetwork, path = subject.vlm, subject.hypernetwork, subject.folder / "timeline.v2l.safetensors"
-    reading = trained_reading(subject.reading, hypernetwork, vlm)
-    plan_job(open_video(subject.video), reading, hypernetwork, Segmentation(), index=False).run(vlm, hypernetwork, path)
+    reading = replace(subject.reading, frames=None, fps=None)
+    encode_timeline(subject.video, vlm, hypernetwork, path, reading, index=False)
     starts = itertools.cycle([part.start for part in Timeline.load(path).description.segments])
 
     def answer(question: str) -> Tokens:

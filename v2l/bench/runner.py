@@ -16,7 +16,7 @@ from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
-from v2l.adapters.timeline_description import Segmentation
+from v2l.adapters.timeline_description import NO_WISH
 from v2l.bench.methods import METHODS, Method, PreparedMethod, Subject, distinct_methods, prompt_size, trained_reading
 from v2l.bench.plan import Plan
 from v2l.bench.resources import (
@@ -137,7 +137,7 @@ class Bench:
         """Whether by default the video would become a timeline, and the reading has more frames than one encoding."""
         trained_with = self.provenance.trained_with
         one = trained_reading(reading, self.hypernetwork, self.vlm)
-        segments = plan_timeline(self.probed, one, trained_with.frames, trained_with.fps, Segmentation())
+        segments = plan_timeline(self.probed, one, trained_with, NO_WISH)
         return bool(segments) and (reading.frames or 0) > SINGLE_SPANS * trained_with.frames
 
     def _work(self, method: Method, subject: Subject) -> tuple:

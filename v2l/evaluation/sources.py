@@ -13,7 +13,7 @@ from v2l.adapters.timeline import Timeline
 from v2l.evaluation.setting import Setting
 from v2l.inference.encode import encode_segments, open_video
 from v2l.inference.readings import covered, fill_reading, plan_timeline
-from v2l.inference.timeline import plan_job
+from v2l.inference.timeline import make_job
 from v2l.io.manifest import Example
 from v2l.models.checkpoint import check_belongs
 from v2l.models.hypernetwork import Hypernetwork
@@ -59,13 +59,14 @@ class ClipEncoder:
         trained_with = check_belongs(self.hypernetwork, self.vlm).trained_with
         wish = replace(self.setting.timeline, frames=reading.frames is not None)
         reading = fill_reading(reading, trained_with, self.vlm.geometry)
-        if not plan_timeline(opened.video, reading, trained_with.frames, trained_with.fps, wish):
+        segments = plan_timeline(opened.video, reading, trained_with, wish)
+        if not segments:
             return None
         with_index = _needs_index(prompts, covered(opened.video, reading)[1])
         self._folder = self._folder or tempfile.TemporaryDirectory(prefix="v2l-eval-")
         self._written += 1
         output = Path(self._folder.name) / f"{self._written % 2}.v2l.safetensors"
-        job = plan_job(opened, reading, self.hypernetwork, wish, with_index)
+        job = make_job(opened, reading, segments, self.hypernetwork, wish, with_index)
         return job.run(self.vlm, self.hypernetwork, output)
 
 

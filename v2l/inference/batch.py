@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from v2l.adapters.timeline_description import NO_WISH, Segmentation
 from v2l.errors import ModelError, V2LError, reason
 from v2l.inference.model_loader import ModelLoader
-from v2l.inference.readings import cut, fill_reading, plan_timeline
+from v2l.inference.readings import fill_reading, plan_segments, plan_timeline
 from v2l.inference.staleness import Wanted, check_staleness
 from v2l.inference.targets import Target
 from v2l.io.files import check_name, make_folder
@@ -105,8 +105,7 @@ def _encode_split(target: Target, options: EncodeOptions, loader: ModelLoader, w
         trained_with = loader.provenance.trained_with
         reading = fill_reading(options.reading, trained_with, loader.folder.geometry)
         video = probe(target.video)
-        parts = plan_timeline(video, reading, trained_with.frames, trained_with.fps, options.segmentation)
-        parts = parts or cut(video, replace(reading, skip_ends=False), 1)
+        parts = plan_segments(video, reading, trained_with, options.segmentation)
     except V2LError as error:
         yield Outcome(target, "failed", str(error))
         return
@@ -171,11 +170,11 @@ def _start(
 ) -> PendingEncode | TimelineJob:
     models = loader.load()
     from v2l.inference.encode import open_video, start_encode
-    from v2l.inference.timeline import plan_job
+    from v2l.inference.timeline import make_job
 
     opened, trained_with = open_video(target.video), loader.provenance.trained_with
-    if plan_timeline(opened.video, reading, trained_with.frames, trained_with.fps, options.segmentation):
-        return plan_job(opened, reading, models[1], options.segmentation, options.index)
+    if segments := plan_timeline(opened.video, reading, trained_with, options.segmentation):
+        return make_job(opened, reading, segments, models[1], options.segmentation, options.index)
     return start_encode(opened, *models, reading)
 
 

@@ -53,34 +53,39 @@ def check_wish(wish: Segmentation) -> Segmentation:
     return replace(wish, seconds=None if wish.seconds is None else float(wish.seconds))
 
 
-def plan_timeline(
-    video: Video, reading: Reading, trained_frames: int, trained_fps: float, wish: Segmentation
-) -> list[Reading]:
+def plan_timeline(video: Video, reading: Reading, trained_with: TrainedWith, wish: Segmentation) -> list[Reading]:
     """Return the readings of the segments of a timeline, or an empty list if the video is to be one encoding.
 
     By default a video longer than `SINGLE_SPANS` trained spans becomes a timeline, whose segments have the length of
     the trained span, or as much more as keeps their number at `MOST_SEGMENTS`. More frames than trained are a wish for
     one encoding.
 
-    reading: filled, see `fill_reading`; trained_frames, trained_fps: what the hypernetwork was trained to read
+    reading: filled, see `fill_reading`
     Raises V2LError if the range is empty.
     """
     assert reading.frames, "fill_reading fills it"
-    wish, span = check_wish(wish), trained_frames / trained_fps
+    wish = check_wish(wish)
     start, end = covered(video, reading)
     if wish.segments == 1:
         return []
     if not wish.is_chosen:
-        if not is_long(end - start, reading, trained_frames, trained_fps):
+        if not is_long(end - start, reading, trained_with):
             return []
+        span = trained_with.frames / trained_with.fps
         wish = replace(wish, seconds=max(span, math.ceil(round((end - start) / MOST_SEGMENTS, 6))))
     parts = cut(video, replace(reading, skip_ends=False), wish.segments, wish.seconds)
     return parts if len(parts) > 1 else []
 
 
-def is_long(seconds: float, reading: Reading, trained_frames: int, trained_fps: float) -> bool:
+def plan_segments(video: Video, reading: Reading, trained_with: TrainedWith, wish: Segmentation) -> list[Reading]:
+    """`plan_timeline` where segments are wanted in any case: one segment if one encoding would do."""
+    return plan_timeline(video, reading, trained_with, wish) or cut(video, replace(reading, skip_ends=False), 1)
+
+
+def is_long(seconds: float, reading: Reading, trained_with: TrainedWith) -> bool:
     """Return whether a stretch of video becomes a timeline if nothing else was asked for."""
-    return seconds > SINGLE_SPANS * trained_frames / trained_fps and (reading.frames or 0) <= trained_frames
+    span = trained_with.frames / trained_with.fps
+    return seconds > SINGLE_SPANS * span and (reading.frames or 0) <= trained_with.frames
 
 
 def covered(video: Video, reading: Reading) -> tuple[float, float]:

@@ -115,7 +115,7 @@ def _remark(adapter: AdapterFile | TimelineFile, wanted: Wanted) -> str:
         return ""
     (segment,), trained_with = adapter.description.segments, wanted.provenance.trained_with
     length = segment.end - segment.start
-    if is_long(length, segment.reading, trained_with.frames, trained_with.fps):
+    if is_long(length, segment.reading, trained_with):
         return f"it is one encoding of {clock(length)}; --overwrite makes a timeline of it"
     return ""
 

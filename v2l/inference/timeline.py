@@ -9,7 +9,7 @@ import os
 import shutil
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from v2l.adapters.adapter import Adapter
@@ -19,7 +19,7 @@ from v2l.errors import V2LError
 from v2l.inference.ask import ask_each
 from v2l.inference.encode import ADAPTER_TYPE, OpenedVideo, PendingEncode, finish_encode, open_video, start_encode
 from v2l.inference.estimate import seconds_per_encoding
-from v2l.inference.readings import check_wish, covered, cut, fill_reading, plan_timeline
+from v2l.inference.readings import check_wish, covered, fill_reading, plan_segments
 from v2l.io.files import (
     MAX_NAME_BYTES,
     make_folder,
@@ -72,22 +72,24 @@ def encode_timeline(
     wanted = reading or Reading()
     wish = Segmentation(segments, segment_seconds, wanted.frames is not None)
     filled = fill_reading(wanted, trained_with, vlm.geometry)
-    return plan_job(opened, filled, hypernetwork, wish, index).run(vlm, hypernetwork, Path(output))
+    parts = plan_segments(opened.video, filled, trained_with, wish)
+    return make_job(opened, filled, parts, hypernetwork, wish, index).run(vlm, hypernetwork, Path(output))
 
 
-def plan_job(
-    opened: OpenedVideo, reading: Reading, hypernetwork: Hypernetwork, wish: Segmentation, index: bool = True
+def make_job(
+    opened: OpenedVideo,
+    reading: Reading,
+    segments: Sequence[Reading],
+    hypernetwork: Hypernetwork,
+    wish: Segmentation,
+    index: bool = True,
 ) -> TimelineJob:
-    """Plan a timeline. A video for which one encoding would do has one segment beside the overview.
+    """Return the job of a timeline with these segments, planned with this wish.
 
-    reading: filled; index: as for `encode_timeline`
+    reading: of the overview, filled; index: as for `encode_timeline`
     """
-    assert hypernetwork.provenance is not None, "check_belongs refuses a hypernetwork without provenance"
-    trained_with = hypernetwork.provenance.trained_with
-    readings = plan_timeline(opened.video, reading, trained_with.frames, trained_with.fps, wish)
-    readings = readings or cut(opened.video, replace(reading, skip_ends=False), 1)
     questions = index_questions(hypernetwork) if index else ()
-    return TimelineJob(opened, TimelineRequest(reading, check_wish(wish)), tuple(readings), questions)
+    return TimelineJob(opened, TimelineRequest(reading, check_wish(wish)), tuple(segments), questions)
 
 
 def index_questions(hypernetwork: Hypernetwork) -> tuple[str, ...]:
@@ -155,7 +157,7 @@ class TimelineJob:
         """Estimate the work that is left before it begins."""
         parts = 1 + len(self.segments)
         with contextlib.suppress(V2LError), FinishedParts.beside(output, self._key(vlm, hypernetwork)) as finished:
-            parts -= sum(finished.has(number) for number in range(parts))
+            parts -= finished.count()
         each = seconds_per_encoding(vlm, hypernetwork, self.segments[0].frames or 1, len(self.questions))
         return TimelineEstimate(self, parts * each, self.bytes(hypernetwork))
 
@@ -282,6 +284,10 @@ class FinishedParts:
         except (V2LError, ValueError):
             return False
         return True
+
+    def count(self) -> int:
+        """Return the number of finished parts, sound or not."""
+        return len(list(self.folder.glob("*.v2l.safetensors")))
 
     def add(self, number: int, adapter: Adapter, answers: Sequence[str]) -> None:
         """Keep a part. Raises V2LError if it cannot be written."""
