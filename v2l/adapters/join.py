@@ -11,7 +11,7 @@ import torch
 
 from v2l.adapters.adapter import Adapter
 from v2l.adapters.description import Block
-from v2l.adapters.segments import keep_segments, reduce_rank, split_bias
+from v2l.adapters.segments import keep_segments, oldest_check, reduce_rank, split_bias
 from v2l.adapters.timeline import PartSource, Timeline, write_timeline
 from v2l.errors import V2LError
 from v2l.io.tensors import dtype_name
@@ -35,9 +35,7 @@ def join(path: str | os.PathLike, inputs: Sequence[Adapter | Timeline], rank: in
     if rank is not None:
         segments = [_reduced(source, rank) for source in segments]
         overview = overview and _reduced(overview, rank)
-    times = [each.file.checked_ns if isinstance(each, Timeline) else each.checked_ns for each in inputs]
-    checked = [time for time in times if time is not None]
-    oldest = min(checked) if len(checked) == len(times) else None
+    oldest = oldest_check([each.file.checked_ns if isinstance(each, Timeline) else each.checked_ns for each in inputs])
     request = inputs[0].description.request if overview and isinstance(inputs[0], Timeline) else None
     return write_timeline(path, segments, overview, questions, request, oldest, _finest(inputs))
 

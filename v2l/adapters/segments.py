@@ -44,9 +44,8 @@ def compose(adapters: Sequence[Adapter], rank: int | None = None) -> Adapter:
     for adapter in adapters:
         check_alike(finest, adapter)
     # Concatenate the generated ranks of all adapters
-    dtype = finest.a.dtype
-    a = torch.cat([adapter.a[:, : adapter.rank - first.bias_rank].to(dtype) for adapter in adapters], dim=1)
-    b = torch.cat([adapter.b[:, : adapter.rank - first.bias_rank].to(dtype) for adapter in adapters], dim=1)
+    generated = [split_bias(adapter)[0] for adapter in adapters]
+    a, b = (torch.cat([each.to(finest.a.dtype) for each in factors], dim=1) for factors in zip(*generated, strict=True))
     blocks = tuple(block for adapter in adapters for block in adapter.description.blocks)
     segments = tuple(segment for adapter in adapters for segment in adapter.description.segments)
     if rank is not None:
@@ -54,11 +53,15 @@ def compose(adapters: Sequence[Adapter], rank: int | None = None) -> Adapter:
         blocks = (Block(a.shape[1], len(segments), error),)
     description = dataclasses.replace(first, segments=segments, blocks=blocks)
     check_rank(description.rank)
-    bias_a, bias_b = (bias.to(a.dtype) for bias in _bias(finest))
-    # The oldest check of all videos holds for the whole; unknown if one is unknown
-    checked = [adapter.checked_ns for adapter in adapters if adapter.checked_ns is not None]
-    oldest = min(checked) if len(checked) == len(adapters) else None
+    bias_a, bias_b = (bias.to(a.dtype) for bias in split_bias(finest)[1])
+    oldest = oldest_check([adapter.checked_ns for adapter in adapters])
     return Adapter(torch.cat([a, bias_a], dim=1), torch.cat([b, bias_b], dim=1), description, oldest)
+
+
+def oldest_check(times: Sequence[int | None]) -> int | None:
+    """Return the check that holds for several videos together, the oldest; None if one of them is unknown."""
+    known = [time for time in times if time is not None]
+    return min(known) if len(known) == len(times) else None
 
 
 def keep_segments(adapter: Adapter, numbers: Collection[int]) -> Adapter:
@@ -122,12 +125,6 @@ def split_bias(adapter: Adapter) -> tuple[Factors, Factors]:
     return (adapter.a[:, :first], adapter.b[:, :first]), (adapter.a[:, first:], adapter.b[:, first:])
 
 
-def _bias(adapter: Adapter) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the factors of the learned bias, (L, bias rank, d): the last ranks."""
-    first = adapter.rank - adapter.description.bias_rank
-    return adapter.a[:, first:], adapter.b[:, first:]
-
-
 def check_alike(one: Adapter, other: Adapter) -> None:
     """Raise V2LError if two adapters are not of one model and one hypernetwork."""
     left, right = one.description, other.description
@@ -146,7 +143,7 @@ def check_alike(one: Adapter, other: Adapter) -> None:
     same_shape = one.a.shape[::2] == other.a.shape[::2] and one.b.shape[::2] == other.b.shape[::2]
     # Compare the biases in the coarser of their types
     coarser = torch.bfloat16 if torch.bfloat16 in (one.a.dtype, other.a.dtype) else torch.float32
-    biases = zip(_bias(one), _bias(other), strict=True)
+    biases = zip(split_bias(one)[1], split_bias(other)[1], strict=True)
     same_bias = left.bias_rank == right.bias_rank and all(torch.equal(x.to(coarser), y.to(coarser)) for x, y in biases)
     if not (same_shape and same_bias):
         raise V2LError(

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import v2l
-from v2l.adapters.description import AdapterFile, Segment
-from v2l.adapters.timeline_description import TimelineFile, read_adapter_file
+from v2l.adapters.description import AdapterFile, Description, Segment
+from v2l.adapters.timeline_description import TimelineDescription, TimelineFile, read_adapter_file
 from v2l.errors import V2LError
 from v2l.inference.targets import ADAPTER_SUFFIX
 from v2l.io.records import to_json
@@ -31,8 +31,8 @@ def describe(path: Path) -> tuple[str, Rows, dict[str, Any]]:
     if path.name.endswith(ADAPTER_SUFFIX):
         file = read_adapter_file(path)
         if isinstance(file, TimelineFile):
-            return "timeline", [*_timeline_rows(file)], _timeline_record(file)
-        return "adapter", [*_adapter_rows(file)], _adapter_record(file, path)
+            return "timeline", [*_timeline_rows(file)], _record("timeline", file, path)
+        return "adapter", [*_adapter_rows(file)], _record("adapter", file, path)
     size = os.stat(path).st_size if path.is_file() else 0
     config, provenance = _read_hypernetwork(path)
     trained = provenance.trained_with
@@ -83,9 +83,9 @@ def versions() -> dict[str, str]:
         return {**found, "FFmpeg avcodec": "unavailable"}
 
 
-def _adapter_record(file: AdapterFile, path: Path) -> dict[str, Any]:
+def _record(kind: str, file: AdapterFile | TimelineFile, path: Path) -> dict[str, Any]:
     return {
-        "kind": "adapter",
+        "kind": kind,
         "file": path,
         "bytes": file.size,
         "sha256": file.sha256,
@@ -97,13 +97,18 @@ def _adapter_record(file: AdapterFile, path: Path) -> dict[str, Any]:
     }
 
 
-def _adapter_rows(file: AdapterFile) -> Iterator[tuple[str, str]]:
-    made = file.description
+def _maker_rows(made: Description | TimelineDescription) -> Iterator[tuple[str, str]]:
+    """Yield the model and the hypernetwork that an adapter was made for and by."""
     base = made.base_model
     yield "model", _model(base.id, base.fingerprint)
     if base.revision:
         yield "revision", printable(base.revision)
     yield "hypernetwork", f"{printable(made.hypernetwork.id)} ({made.hypernetwork.sha256[:12]})"
+
+
+def _adapter_rows(file: AdapterFile) -> Iterator[tuple[str, str]]:
+    made = file.description
+    yield from _maker_rows(made)
     blocks = " + ".join(
         str(block.rank) + (f" (error {block.relative_error:.1%})" if block.relative_error else "")
         for block in made.blocks
@@ -118,27 +123,10 @@ def _adapter_rows(file: AdapterFile) -> Iterator[tuple[str, str]]:
     yield "sha256", file.sha256
 
 
-def _timeline_record(file: TimelineFile) -> dict[str, Any]:
-    return {
-        "kind": "timeline",
-        "file": file.path,
-        "bytes": file.size,
-        "sha256": file.sha256,
-        "layers": file.layers,
-        "rank": file.description.rank,
-        "dtype": file.dtype,
-        "not_validated": file.description.not_validated,
-        **to_json(file.description),
-    }
-
-
 def _timeline_rows(file: TimelineFile) -> Iterator[tuple[str, str]]:
     made = file.description
-    base, (start, end) = made.base_model, made.span
-    yield "model", _model(base.id, base.fingerprint)
-    if base.revision:
-        yield "revision", printable(base.revision)
-    yield "hypernetwork", f"{printable(made.hypernetwork.id)} ({made.hypernetwork.sha256[:12]})"
+    start, end = made.span
+    yield from _maker_rows(made)
     yield "rank", f"{made.rank - made.bias_rank} a part + {made.bias_rank} learned bias, {file.layers} layers"
     yield "size", f"{amount(file.size)}, {file.dtype}"
     for recipe in {recipe.source: recipe for recipe in made.recipes}.values():
