@@ -125,7 +125,7 @@ def stream(
     prompt = question_embeddings(question, vlm, max_new_tokens)
     attachment = attach(adapter, question, whole)
     if len(attachment.adapters) > 1:
-        (found,) = answer_each([adapter], [question], vlm, max_new_tokens, strength)
+        (found,) = _answer_attached([attachment], [prompt], vlm, max_new_tokens, strength, timing.started)
         return Stream(_stream_lines(found, timing), timing, len(prompt), 0, found.evidence)
     (selected,) = attachment.adapters
     check_fits(selected, vlm)
@@ -247,8 +247,20 @@ def answer_each(
             return _generate_answers(prompts, vlm, max_new_tokens, started)
     if len(adapters) != len(prompts):
         raise V2LError(f"{len(adapters)} adapters and {len(prompts)} questions were given; give one question for each")
-    # One row for each adapter that answers: several of them for a long stretch of a timeline
     attachments = [attach(adapter, question, whole) for adapter, question in zip(adapters, questions, strict=True)]
+    return _answer_attached(attachments, prompts, vlm, max_new_tokens, strength, started)
+
+
+def _answer_attached(
+    attachments: Sequence[Attachment],
+    prompts: Sequence[torch.Tensor],
+    vlm: FrozenVLM,
+    max_new_tokens: int,
+    strength: float,
+    started: float,
+) -> list[Answer]:
+    """Answer prompts[i], (T_i, D), from attachments[i], in rows: one for each adapter, several for a long stretch of a
+    timeline. started: `time.perf_counter`"""
     rows = [(place, adapter) for place, attachment in enumerate(attachments) for adapter in attachment.adapters]
     answers: list[Answer] = []
     for start in range(0, len(rows), ROWS_AT_ONCE):
