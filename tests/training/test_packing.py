@@ -92,7 +92,7 @@ def test_it_is_transformers_forward_pass(vlm, peer, sequences, rows, factors, ad
 
 def test_a_token_attends_to_its_clip_and_its_own_question(vlm, rows):
     last = vlm.num_layers - 1
-    attention = read(vlm, rows, attention_layers=(last,)).attention[0][:, 0]
+    attention = read(vlm, rows, attention_layers=(last,)).attention[0][:, 0, 0]
     clip, row, token = (rows.question != UNASKED).nonzero().T
     assert torch.allclose(attention[clip, row, token].sum(-1), torch.ones(len(clip)), atol=1e-6)
     length = rows.opening.shape[1]

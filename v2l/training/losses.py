@@ -201,7 +201,7 @@ class TrainingObjective:
             self.vlm.language_model.logits(last[:-1][counted]).float() if with_logits else None,
             labels[1:][counted],
             question[1:][counted],
-            [*map(rows.in_order, output.asked[1:]), last] if self.hidden_weight else [],
+            [*map(rows.in_order, output.asked[1:-1]), last] if self.hidden_weight else [],
             question,
             [rows.in_order(activations) for activations in output.activations],
         )

@@ -176,10 +176,10 @@ def split_list(items: Sequence, sizes: Sequence[int]) -> list[Sequence]:
 class PackedOutput:
     """The result of one pass, float32.
 
-    clip, asked: the inputs of every decoder layer, (C, V, D) for the clips and (C, R, W, D) for the rows
+    clip, asked: the inputs of every decoder layer, (C, V, D) for the clips and (C, R, W, D) for the rows; `asked` also
+        has the output of the last layer
     rows: the last hidden state, normalised, (C, R, W, D)
-    attention: of the first head of every key/value head in each requested layer, (C, K, R, W, V + W) from a row's
-        tokens to its clip's and then to its own
+    attention: in each requested layer, (C, K, H / K, R, W, V + W) from a row's tokens to its clip's and then to its own
     activations: the adapter's rank activations x A^T for each layer's rows, (C, R, W, r); empty without an adapter
     """
 
@@ -215,7 +215,7 @@ def packed_forward(
     # Rotary embedding and attention masks
     steps = torch.arange(tokens, device=clip.device).expand(count, tokens)
     rotary = model.rotary(torch.cat([steps.flatten(), positions.flatten()]))
-    attend = _PackedAttention(there, question, attention_layers)
+    attend = PackedAttention(there, question, attention_layers)
 
     # All tokens in one matrix, those of the clips first: (C * V + C * R * W, D)
     x = torch.cat([clip.reshape(-1, hidden), rows.reshape(-1, hidden)]).float()
@@ -236,13 +236,15 @@ def packed_forward(
             )
             activations.append(row_ranks.view(count, across, along, -1))
             x = x + torch.cat([(ranks @ b).flatten(0, 1) for ranks in (clip_ranks, row_ranks)])
+    row_inputs.append(x[clips:].view(count, across, along, hidden))
     last = model.final_norm(x[clips:]).view(count, across, along, hidden)
     return PackedOutput(clip_inputs, row_inputs, last, attend.weights, activations)
 
 
-class _PackedAttention:
+class PackedAttention:
     """Attention of the clips, each to itself, and of the rows, each to its clip and within each question to itself.
 
+    there, question: as in `packed_forward`; layers: those whose attention is kept
     weights: those of the requested layers, as `PackedOutput.attention` has them
     """
 
@@ -280,7 +282,7 @@ class _PackedAttention:
         to_own = (q.flatten(3, 4) @ own_k.transpose(-1, -2)).view(*q.shape[:5], along)
         weights = (torch.cat([to_clip, to_own], dim=-1) * width**-0.5 + self.row_mask).float().softmax(-1)
         if index in self.layers:
-            self.weights.append(weights[:, :, :, 0])
+            self.weights.append(weights.transpose(2, 3))
         to_clip, to_own = weights.to(v.dtype).split([tokens, along], dim=-1)
         read = (to_clip.flatten(2, 4) @ v).view(q.shape) + (to_own.flatten(3, 4) @ own_v).view(q.shape)
         read_rows = read.permute(0, 2, 4, 1, 3, 5).reshape(-1, heads * width)

@@ -269,12 +269,12 @@ class LanguageTrainer:
         referring = refers.ne(IGNORED)
         referred = (each.gather(2, refers.clamp(min=0)) * referring for each in (points, finds, whole))
         points_of, finds_of, whole_of = referred
-        first_head, third_head = read.attention[0].unbind(1)
+        first_head, third_head = read.attention[0][:, :, 0].unbind(1)
         return Losses(
             answers,
             looks,
             self._points(torch.where(back[..., None], third_head, first_head), points, frame)
-            + self._refers(read.attention[1][:, 0], refers),
+            + self._refers(read.attention[1][:, 0, 0], refers),
             self._finds(self.found, read.asked[REFERRING], points, finds, whole, frame_labels)
             + self._finds(self.carried, read.asked[REFERRING + 1], points_of, finds_of, whole_of, frame_labels),
             self._right(logits.argmax(-1).eq(targets), question[..., 1:], counted, [clip.kinds for clip in clips]),
