@@ -24,7 +24,7 @@ from v2l.io.manifest import Example, group_by_clip
 from v2l.models.language_model import LanguageModel
 from v2l.models.smolvlm import FrozenVLM, Window
 from v2l.training.data import NO_END, SampleReader, SamplingConfig, TrainingSample, read_sample
-from v2l.training.packing import UNASKED, PackedAttention, PackedOutput, PackedRows, packed_forward
+from v2l.training.packing import UNASKED, PackedAttention, PackedRows, packed_forward
 
 CLIPS_IN_FILE = 64
 """Clips whose targets are stored together."""
@@ -42,7 +42,6 @@ class ClipTargets:
     change: (L, M, D), what the video adds to the output of the layer
     scale: (L, M), the mean square of the output in context
     attention: (L, M, H, F), to the ends of the frames
-    values: (L, F, K, E), at the ends of the frames
     """
 
     hidden: torch.Tensor
@@ -51,7 +50,6 @@ class ClipTargets:
     change: torch.Tensor
     scale: torch.Tensor
     attention: torch.Tensor
-    values: torch.Tensor
 
     @property
     def seconds(self) -> torch.Tensor:
@@ -136,11 +134,11 @@ def clip_targets(vlm: FrozenVLM, reader: SampleReader, samples: Sequence[Trainin
         asked = rows.question[number] != UNASKED
         seconds = part.ends[part.ends != NO_END].tolist()
         ends = (reader.ends(opening, seconds) != NO_END).nonzero().flatten()
-        halves = (hidden, *(each[:, number][:, asked] for each in (inner, change)))
-        hidden, own_inner, own_change = (each.half() for each in halves)
-        attention, values = (each.half() for each in _at_ends(model, context, number, ends, asked))
+        attention = torch.stack([each[number][..., ends].flatten(0, 1)[:, asked] for each in context.attention])
+        halves = hidden, inner[:, number][:, asked], change[:, number][:, asked], attention.transpose(1, 2)
+        hidden, own_inner, own_change, attention = (each.half() for each in halves)
         own_scale = scale[:, number][:, asked]
-        targets.append(ClipTargets(hidden, part.ends, own_inner, own_change, own_scale, attention, values))
+        targets.append(ClipTargets(hidden, part.ends, own_inner, own_change, own_scale, attention))
     return targets
 
 
@@ -162,14 +160,15 @@ def without_video(
     return inner.view(*asked.shape[:3], -1), layer.add_mlp(x, inner).view(asked.shape)
 
 
-def _at_ends(
-    model: LanguageModel, context: PackedOutput, number: int, ends: torch.Tensor, asked: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return `ClipTargets.attention` and `values` of one clip. ends: (F,), tokens; asked: (R, W) bool"""
-    attention = torch.stack([each[number][..., ends].flatten(0, 1)[:, asked] for each in context.attention])
-    rotary = model.rotary(ends)
-    values = [
-        layer.attention(inputs[number, ends], index, rotary, lambda _, q, k, v: v)
-        for index, (layer, inputs) in enumerate(zip(model.layers, context.clip, strict=True))
-    ]
-    return attention.transpose(1, 2), torch.stack(values)
+def keys_and_values(model: LanguageModel, hidden: torch.Tensor) -> torch.Tensor:
+    """Return what later tokens can read of N tokens in every layer: keys, before rotation, and values, (L, N, 2 K, E).
+
+    hidden: (L, N, D), the inputs of every layer
+    """
+    unrotated = model.rotary(torch.zeros(hidden.shape[1], dtype=torch.int64, device=hidden.device))
+
+    def both(index: int, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+        return torch.cat([keys, values], dim=1)
+
+    layers = zip(model.layers, hidden, strict=True)
+    return torch.stack([layer.attention(x, index, unrotated, both) for index, (layer, x) in enumerate(layers)])

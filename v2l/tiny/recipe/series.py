@@ -3,6 +3,9 @@
 `python -m v2l.tiny.recipe.series FOLDER` draws the training data, trains a frozen model and its hypernetwork, saves
 both in FOLDER/model for `--model`, and evaluates them on test clips. Each stage is a separate command, printed before
 it runs. FOLDER/series.jsonl records the finished stages and their durations.
+
+With `--label-free` only a hypernetwork for the embedded frozen model is trained, from clips and questions alone: the
+answers are the frozen model's own, and no stage uses what the clips were drawn from.
 """
 
 from __future__ import annotations
@@ -101,13 +104,37 @@ def stages(share: float = 1.0) -> Iterator[Stage]:
     yield Stage("figures", "v2l eval test.jsonl --model model --max-new-tokens 40")
 
 
-def run(folder: Path, share: float = 1.0) -> None:
-    """Run the stages that are not finished.
+def label_free_stages(share: float = 1.0) -> Iterator[Stage]:
+    """Yield the stages that train a hypernetwork for the embedded frozen model without labels. share: as in `stages`"""
+
+    def of(count: int) -> int:
+        return max(2, round(count * share))
+
+    for filming, count in {"varied": 4_000, "two": 1_000}.items():
+        yield Stage(f"clips, {filming}", f"v2l.tiny.world.dataset . train {of(count)} {filming}")
+    yield Stage("clips to choose by", f"v2l.tiny.world.dataset . validation {of(128)} varied")
+    yield Stage(
+        "manifest", "v2l.tiny.world.mixture train.jsonl train-varied.jsonl train-two.jsonl --captions 4 --ends 3"
+    )
+    yield Stage("layers", f"v2l.tiny.recipe.layer_stage train.jsonl tiny layers --steps {of(4000)}")
+    yield Stage(
+        "hypernetwork",
+        "v2l train train.jsonl --teacher --validation validation-varied.jsonl --model tiny -o hypernetwork --frames 16 "
+        f"--hypernetwork layers/hypernetwork.safetensors --steps {of(3000)} --batch 16 --learning-rate 5e-4 "
+        + _sets(f"questions=10,segments=4,windows=2,denser=1,hidden_weight=1,validate_every={of(250)}"),
+        shared=True,
+    )
+    yield Stage("clips to measure", f"v2l.tiny.world.dataset . test {of(1000)}")
+    yield Stage("figures", "v2l eval test.jsonl --model tiny --hypernetwork hypernetwork/hypernetwork.safetensors")
+
+
+def run(folder: Path, share: float = 1.0, label_free: bool = False) -> None:
+    """Run the stages that are not finished. label_free: those of `label_free_stages`
 
     Raises V2LError if a stage fails (the next run repeats it), or if the folder holds a series of other stages.
     """
     make_folder(folder)
-    planned = list(stages(share))
+    planned = list(label_free_stages(share) if label_free else stages(share))
     header = {"v2l": 1, "stages": {stage.name: stage.command for stage in planned}}
     with Journal(folder / DONE, header, "series", "share or with other settings") as journal:
         minutes = sum(each["minutes"] for each in journal.rows)
@@ -115,7 +142,12 @@ def run(folder: Path, share: float = 1.0) -> None:
         for stage in planned:
             if stage.name not in done:
                 minutes += _run(stage, folder, journal)
-    print(f"\nfinished in {minutes:.0f} minutes; use the model with --model {printable(folder / 'model')}")
+    used = (
+        f"--hypernetwork {printable(folder / 'hypernetwork')}"
+        if label_free
+        else f"--model {printable(folder / 'model')}"
+    )
+    print(f"\nfinished in {minutes:.0f} minutes; use the {'hypernetwork' if label_free else 'model'} with {used}")
 
 
 def _run(stage: Stage, folder: Path, journal: Journal) -> float:
@@ -140,10 +172,11 @@ if __name__ == "__main__":
     )
     parser.add_argument("folder", type=Path)
     parser.add_argument("--share", type=float, default=1.0, help="fraction of the steps and clips, for a trial run")
+    parser.add_argument("--label-free", action="store_true", help="train a hypernetwork alone, without labels")
     given = parser.parse_args()
     try:
         with errors_in_one_line():
-            run(given.folder, given.share)
+            run(given.folder, given.share, given.label_free)
     except KeyboardInterrupt:
         print("interrupted; run the same command to resume", file=sys.stderr)
         sys.exit(130)
