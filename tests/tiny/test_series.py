@@ -7,7 +7,7 @@ import pytest
 import v2l
 from v2l.errors import V2LError
 from v2l.io.manifest import read_manifest
-from v2l.tiny.recipe.series import DONE, run, stages
+from v2l.tiny.recipe.series import DONE, label_free_stages, run, stages
 from v2l.tiny.world.dataset import write_dataset
 from v2l.tiny.world.mixture import mix
 
@@ -46,6 +46,29 @@ def test_a_series_resumes_with_unfinished_stages(tmp_path, capsys):
     assert capsys.readouterr().out == first[first.index("\nfinished in") :]
     with pytest.raises(V2LError, match="other settings"):
         run(folder, 2 * SHARE)
+
+
+def test_a_series_without_labels_is_another_one(tmp_path, capsys):
+    """Its stages take the answers of the frozen model, and end with the use of a hypernetwork instead of a model."""
+    planned = list(label_free_stages(SHARE))
+    commands = [stage.command for stage in planned]
+    assert not any(name in command for command in commands for name in ("reading_stage", "language_stage", "vision"))
+    assert [command.split()[:2] for command in commands if "train.jsonl" in command and "mixture" not in command] == [
+        ["v2l.tiny.recipe.layer_stage", "train.jsonl"],
+        ["v2l", "train"],
+    ]
+    assert " --teacher " in next(command for command in commands if command.startswith("v2l train"))
+    folder = tmp_path / "series"
+    folder.mkdir()
+    header = {"v2l": 1, "stages": {stage.name: stage.command for stage in planned}}
+    done = [{"stage": stage.name, "minutes": 1.5, "done": True} for stage in planned]
+    (folder / DONE).write_text("".join(json.dumps(each) + "\n" for each in [header, *done]))
+    run(folder, SHARE, label_free=True)
+    assert (
+        capsys.readouterr().out.strip().endswith(f"use the hypernetwork with --hypernetwork {folder / 'hypernetwork'}")
+    )
+    with pytest.raises(V2LError, match="other settings"):
+        run(folder, SHARE)
 
 
 def test_a_failed_stage_ends_the_series_and_is_retried(tmp_path, capfd):

@@ -26,6 +26,7 @@ from v2l.errors import V2LError, errors_in_one_line
 from v2l.io.files import make_folder
 from v2l.io.journal import Journal
 from v2l.io.text import printable
+from v2l.models.hypernetwork_file import FILE_NAME
 
 DONE = "series.jsonl"
 """Journal of the series: stages and commands in its header, then one line per run of a stage."""
@@ -142,12 +143,9 @@ def run(folder: Path, share: float = 1.0, label_free: bool = False) -> None:
         for stage in planned:
             if stage.name not in done:
                 minutes += _run(stage, folder, journal)
-    used = (
-        f"--hypernetwork {printable(folder / 'hypernetwork')}"
-        if label_free
-        else f"--model {printable(folder / 'model')}"
-    )
-    print(f"\nfinished in {minutes:.0f} minutes; use the {'hypernetwork' if label_free else 'model'} with {used}")
+    model, trained = folder / "model", folder / "hypernetwork" / FILE_NAME
+    use = f"--hypernetwork {printable(trained)}" if label_free else f"--model {printable(model)}"
+    print(f"\nfinished in {minutes:.0f} minutes; use the result with {use}")
 
 
 def _run(stage: Stage, folder: Path, journal: Journal) -> float:
