@@ -12,6 +12,7 @@ from v2l.models.hypernetwork import Hypernetwork
 from v2l.tiny.recipe import layer_stage
 from v2l.tiny.recipe.layer_stage import SIZES, LayerBatch, LayerObjective, LayerStage, LayerTrainer
 from v2l.tiny.recipe.layer_targets import TargetFiles, clip_targets
+from v2l.tiny.recipe.muon import Muon
 from v2l.training.data import NO_END, SampleReader, SamplingConfig, read_sample
 from v2l.training.packing import PackedRows, packed_forward
 from v2l.training.trainer import STATE, sizes_for
@@ -139,3 +140,17 @@ def test_the_command_asks_the_frozen_model_itself(world_examples, tmp_path, monk
     assert len(said) == len(rows) and "?" not in said
     assert "targets: 1 of 1 files" in capsys.readouterr().out
     assert (tmp_path / "run" / "hypernetwork.safetensors").exists()
+
+
+def test_muon_orthogonalises_each_matrix_of_a_stack():
+    stack = torch.nn.Parameter(torch.zeros(3, 8, 20))
+    gradient = torch.randn(3, 8, 20) * torch.logspace(0, -2, 8)[:, None]
+    stack.grad = gradient.clone()
+    Muon([stack], lr=1.0).step()
+    values = torch.linalg.svdvals(stack / (0.2 * 20**0.5))
+    assert values.min() > 0.5 and values.max() < 1.3
+    assert (stack * gradient).sum() < 0
+    alone = torch.nn.Parameter(torch.zeros(20, 8))
+    alone.grad = gradient[1].T.clone()
+    Muon([alone], lr=1.0).step()
+    assert torch.allclose(alone.T, stack[1], atol=1e-4)
