@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from v2l.io.manifest import group_by_clip
+from v2l.models.checkpoint import load_hypernetwork
 from v2l.models.hypernetwork import Hypernetwork
 from v2l.tiny.recipe import layer_stage
 from v2l.tiny.recipe.layer_stage import SIZES, LayerBatch, LayerObjective, LayerStage, LayerTrainer
 from v2l.tiny.recipe.layer_targets import TargetFiles, clip_targets
-from v2l.tiny.recipe.muon import Muon
 from v2l.training.data import NO_END, SampleReader, SamplingConfig, read_sample
 from v2l.training.packing import PackedRows, packed_forward
 from v2l.training.trainer import STATE, sizes_for
@@ -46,15 +46,13 @@ def test_the_change_makes_each_layer_return_what_it_returns_in_context(vlm, samp
     for sample, target in zip(samples, targets, strict=True):
         rows = PackedRows.stack([sample.sequence], vlm.device)
         context = PackedRows.stack([sample.in_context], vlm.device)
-        images = vlm.encode_images(sample.parts[0].images)
-        opening = vlm.embed(context.opening[0], images)[None]
-        embedded = model.embed(context.ids), context.positions, context.question
-        shown = packed_forward(model, opening, context.there, *embedded)
-        without = packed_forward(
-            model, model.embed(rows.opening), rows.there, model.embed(rows.ids), rows.positions, rows.question
-        )
+        opening = vlm.embed(context.opening[0], vlm.encode_images(sample.parts[0].images))[None]
+        embedded = model.embed(rows.ids)  # as without a video, where a space precedes the first word
+        positions = rows.positions + context.opening.shape[1] - rows.opening.shape[1]
+        shown = packed_forward(model, opening, context.there, embedded, positions, rows.question)
+        without = packed_forward(model, model.embed(rows.opening), rows.there, embedded, rows.positions, rows.question)
         changed = rows.in_order(without.asked[1]) + target.change[0].float()
-        assert torch.allclose(changed, context.in_order(shown.asked[1]), atol=2e-2)
+        assert torch.allclose(changed, rows.in_order(shown.asked[1]), atol=2e-2)
         assert (target.change[0].float().square().mean(-1) / target.scale[0]).mean() > 0.05
         assert torch.equal(target.ends, sample.parts[0].ends)
 
@@ -85,7 +83,7 @@ def test_an_adapter_with_the_wanted_change_has_no_loss(vlm, targets):
 def test_the_finders_find_what_a_linear_map_keeps(vlm, targets):
     objective = LayerObjective(vlm, hypernetwork(vlm), STAGE, targets)
     batch = LayerBatch.draw(targets, STAGE, torch.Generator().manual_seed(0))
-    optimizer = torch.optim.Adam([objective.finders], lr=1e-2)
+    optimizer = torch.optim.Adam([objective.finders], lr=1e-3)
     kept = []
     for _ in range(12):
         optimizer.zero_grad()
@@ -111,10 +109,10 @@ def test_a_run_resumes_exactly_and_lowers_its_loss(vlm, world_examples, tmp_path
     files = TargetFiles(vlm, world_examples, SAMPLING, tmp_path / "targets")
     assert list(files.write()) == [(1, 1)] == list(files.write())
     clips = files.read()
-    stage = replace(STAGE, steps=8, learning_rate=1e-2)
+    stage = replace(STAGE, steps=8, learning_rate=3e-3)
     whole = LayerTrainer(vlm, clips, stage, SAMPLING, tmp_path / "whole")
     progress = list(whole.train())
-    assert progress[-1]["change"] < progress[0]["change"] and progress[-1]["steer"] < progress[0]["steer"]
+    assert progress[-1]["change"] < progress[0]["change"]
     for _ in range(2):
         run = LayerTrainer(vlm, clips, stage, SAMPLING, tmp_path / "again").train()
         next(run), next(run)
@@ -139,18 +137,5 @@ def test_the_command_asks_the_frozen_model_itself(world_examples, tmp_path, monk
     said = [json.loads(line)["text"] for line in manifest.with_suffix(".teacher.jsonl").read_text().splitlines()[1:]]
     assert len(said) == len(rows) and "?" not in said
     assert "targets: 1 of 1 files" in capsys.readouterr().out
-    assert (tmp_path / "run" / "hypernetwork.safetensors").exists()
-
-
-def test_muon_orthogonalises_each_matrix_of_a_stack():
-    stack = torch.nn.Parameter(torch.zeros(3, 8, 20))
-    gradient = torch.randn(3, 8, 20) * torch.logspace(0, -2, 8)[:, None]
-    stack.grad = gradient.clone()
-    Muon([stack], lr=1.0).step()
-    values = torch.linalg.svdvals(stack / (0.2 * 20**0.5))
-    assert values.min() > 0.5 and values.max() < 1.3
-    assert (stack * gradient).sum() < 0
-    alone = torch.nn.Parameter(torch.zeros(20, 8))
-    alone.grad = gradient[1].T.clone()
-    Muon([alone], lr=1.0).step()
-    assert torch.allclose(alone.T, stack[1], atol=1e-4)
+    made = load_hypernetwork(tmp_path / "run" / "hypernetwork.safetensors")
+    assert (made.config.num_latents, made.config.rank) == (16, 32) and made.provenance.trained_with.frames == 16

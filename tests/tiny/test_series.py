@@ -64,9 +64,8 @@ def test_a_series_without_labels_is_another_one(tmp_path, capsys):
     done = [{"stage": stage.name, "minutes": 1.5, "done": True} for stage in planned]
     (folder / DONE).write_text("".join(json.dumps(each) + "\n" for each in [header, *done]))
     run(folder, SHARE, label_free=True)
-    assert (
-        capsys.readouterr().out.strip().endswith(f"use the hypernetwork with --hypernetwork {folder / 'hypernetwork'}")
-    )
+    trained = folder / "hypernetwork" / "hypernetwork.safetensors"
+    assert capsys.readouterr().out.strip().endswith(f"use the result with --hypernetwork {trained}")
     with pytest.raises(V2LError, match="other settings"):
         run(folder, SHARE)
 

@@ -43,7 +43,6 @@ from v2l.models.hypernetwork_file import FILE_NAME, TrainedWith
 from v2l.models.loading import load_vlm
 from v2l.models.smolvlm import FrozenVLM
 from v2l.tiny.recipe.layer_targets import ClipTargets, TargetFiles, keys_and_values
-from v2l.tiny.recipe.muon import Muon
 from v2l.training.common import append_metrics, restore, save_state
 from v2l.training.data import NO_END, SamplingConfig
 from v2l.training.losses import AttentionGuidance, resampler
@@ -61,7 +60,7 @@ FINDER_SCALE = 10.0
 CLIPS_OF_SIZES = 256
 """Clips from which the sizes of changes, keys and values are measured."""
 SIZES: dict[str, int | float] = {
-    "lora_alpha": 45,
+    "lora_alpha": 45.0,
     "latent_size": 128,
     "num_blocks": 4,
     "num_heads": 4,
@@ -82,7 +81,7 @@ class LayerStage:
     steer_weight: of attention guidance
     """
 
-    steps: int = 4000
+    steps: int = 2000
     latents: int = 16
     batch: int = 16
     tokens: int = 128
@@ -269,16 +268,6 @@ def _whitening(frames: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return mean, directions / variance.sqrt()[..., None, :]
 
 
-def _matrices(hypernetwork: Hypernetwork) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """Split the parameters into the matrices that map activations, and the others."""
-    matrices: list[nn.Parameter] = []
-    others: list[nn.Parameter] = []
-    for name, parameter in hypernetwork.named_parameters():
-        maps = (parameter.ndim == 2 and not name.endswith("latents_q")) or name == "head.weight"
-        (matrices if maps else others).append(parameter)
-    return matrices, others
-
-
 class LayerTrainer:
     """A run of the stage in its folder, new or resumed."""
 
@@ -293,14 +282,10 @@ class LayerTrainer:
         self.hypernetwork = Hypernetwork(sizes_for(vlm, sizes))
         self.objective = LayerObjective(vlm, self.hypernetwork, stage, self.clips[:CLIPS_OF_SIZES])
         self.finders = nn.ParameterList([self.objective.finders])
-        matrices, others = _matrices(self.hypernetwork)
-        self.muon = Muon(matrices, stage.learning_rate)
-        self.adam = torch.optim.AdamW([*others, *self.finders], lr=stage.learning_rate, betas=(0.9, 0.98))
-        warmup = max(1, round(stage.warmup * stage.steps))
-        self.muon_schedule, self.adam_schedule = (
-            warm_cosine(each, stage.steps, warmup) for each in (self.muon, self.adam)
-        )
-        names = "hypernetwork", "finders", "muon", "adam", "muon_schedule", "adam_schedule"
+        trained = [*self.hypernetwork.parameters(), *self.finders]
+        self.optimizer = torch.optim.AdamW(trained, lr=stage.learning_rate, betas=(0.9, 0.98))
+        self.schedule = warm_cosine(self.optimizer, stage.steps, max(1, round(stage.warmup * stage.steps)))
+        names = "hypernetwork", "finders", "optimizer", "schedule"
         self.parts = {name: getattr(self, name) for name in names}
         make_folder(run)
         self.step = restore(self.parts, run / STATE)
@@ -313,12 +298,11 @@ class LayerTrainer:
             random = torch.Generator().manual_seed(stage.seed + 1000 * step)
             chosen = torch.randperm(len(self.clips), generator=random)[: stage.batch].tolist()
             losses = self.objective.losses(LayerBatch.draw([self.clips[i] for i in chosen], stage, random))
-            self.hypernetwork.zero_grad()
-            self.finders.zero_grad()
+            self.optimizer.zero_grad()
             torch.stack(list(losses.values())).sum().backward()
             torch.nn.utils.clip_grad_norm_(self.hypernetwork.parameters(), 1.0)
-            for each in (self.muon, self.adam, self.muon_schedule, self.adam_schedule):
-                each.step()
+            self.optimizer.step()
+            self.schedule.step()
             for name, value in losses.items():
                 sums[name] = sums.get(name, 0.0) + value.item()
             self.step = step + 1

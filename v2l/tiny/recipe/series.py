@@ -117,7 +117,7 @@ def label_free_stages(share: float = 1.0) -> Iterator[Stage]:
     yield Stage(
         "manifest", "v2l.tiny.world.mixture train.jsonl train-varied.jsonl train-two.jsonl --captions 4 --ends 3"
     )
-    yield Stage("layers", f"v2l.tiny.recipe.layer_stage train.jsonl tiny layers --steps {of(4000)}")
+    yield Stage("layers", f"v2l.tiny.recipe.layer_stage train.jsonl tiny layers --steps {of(2000)}")
     yield Stage(
         "hypernetwork",
         "v2l train train.jsonl --teacher --validation validation-varied.jsonl --model tiny -o hypernetwork --frames 16 "
