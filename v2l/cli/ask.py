@@ -38,7 +38,7 @@ from v2l.cli.options import (
 from v2l.cli.sources import AnswerSource, AskRequest, batches, encode_source, load_sources, sort_words
 from v2l.errors import UsageError, V2LError
 from v2l.inference.limits import MAX_NEW_TOKENS
-from v2l.io.text import clock, inert, printable, tab_separated
+from v2l.io.text import clock, escape, inert, printable, tab_separated
 
 if TYPE_CHECKING:
     from v2l.inference.ask import Answer, Evidence, Stream
@@ -59,8 +59,8 @@ def ask(
         list[str] | None,
         typer.Argument(
             metavar="ADAPTER|QUESTION",
-            help="Adapters, videos or folders of adapters, and questions about them; - reads questions from standard "
-            "input, one per line.",
+            help="Adapters, videos or folders of adapters, and questions about them. Without a question, and with -, "
+            "questions are read from standard input, one per line.",
             rich_help_panel=READ,
         ),
     ] = None,
@@ -143,9 +143,9 @@ def ask(
     answers are printed as tab-separated lines of adapter, question and answer. Control characters are escaped. A
     question about a time ("at 12:30", "in the first minute") is answered by the segments that show it, "first" and
     "last" by the first and the last segment, rare words by the segment whose description has them, anything else by
-    the overview; on a terminal a line says which part answered. Without a question, a chat starts on a terminal:
-    Ctrl-D ends it, and each question is answered independently. --frames, --fps, --start, --end and --resolution
-    apply to videos: those named, which are encoded first if needed, and those in context.
+    the overview; on a terminal a line says which part answered. Without a question, a chat starts on a terminal, in
+    which each question is answered independently; /help there lists its commands. --frames, --fps, --start, --end and
+    --resolution apply to videos: those named, which are encoded first if needed, and those in context.
     """
     with command(as_json, quiet, debug) as display:
         check_above_zero("--fps", fps)
@@ -180,10 +180,11 @@ def ask_all(
     if not (request.adapters or request.videos or in_context):
         raise UsageError(f"name an adapter (*{ADAPTER_SUFFIX}), a video or a folder of adapters to ask")
     interactive = sys.stdin.isatty() and sys.stdout.isatty() and not display.as_json
-    if not (asked or request.read_stdin or interactive):
-        raise UsageError("ask a question: after the adapter, with -q, or - for questions on standard input")
-    if request.read_stdin:
+    read_stdin = request.read_stdin or not (asked or sys.stdin.isatty())
+    if read_stdin:
         asked += [line.strip() for line in sys.stdin if line.strip()]
+    if not (asked or request.read_stdin or interactive):
+        raise UsageError("ask a question: after the adapter, with -q, or on standard input")
     encoded = [encode_source(video, Destination(), options.reading, loader, display) for video in request.videos]
     adapters = [*request.adapters, *(adapter for adapter in encoded if adapter)]
     sources = [*load_sources(adapters, loader), *(AnswerSource(video, loader) for video in in_context)]
@@ -191,13 +192,28 @@ def ask_all(
         return answer_each_segment(sources, asked, options, display) and None not in encoded
     ready = [source for source in sources if _is_ready(source, display)]
     ok = None not in encoded and len(ready) == len(sources)
-    if not (asked or request.read_stdin):
-        return chat(ready, lambda source, text: _answer(source, text, options, display), display) and ok
+    if not (asked or read_stdin):
+        return _chat(ready, options, display) and ok
     if len(sources) * len(asked) == 1:
         failed = sum(not _answer(source, asked[0], options, display) for source in ready)
     else:
         failed = sum(not _answer_batch(batch, options, display) for batch in batches(ready, asked))
     return ok and not failed
+
+
+def _chat(sources: Sequence[AnswerSource], options: AnswerOptions, display: Display) -> bool:
+    def answer_each(question: str) -> bool:
+        if any(source.file is None for source in sources):
+            raise UsageError("a video in context has no segments; /each asks adapters")
+        return answer_each_segment(sources, [question], options, display)
+
+    return chat(
+        sources,
+        lambda source, question: _answer(source, question, options, display),
+        answer_each,
+        lambda source: escape(source.summary()),
+        display,
+    )
 
 
 def _is_ready(source: AnswerSource, display: Display) -> bool:

@@ -38,7 +38,7 @@ def answer_each_segment(
     Raises UsageError if there is no question, or if there are several for one file of subtitles.
     """
     if not questions:
-        raise UsageError("--each needs a question: after the adapter, with -q, or - for questions on standard input")
+        raise UsageError("--each needs a question: after the adapter, with -q, or on standard input")
     if options.format in (AnswerFormat.srt, AnswerFormat.vtt) and len(sources) * len(questions) != 1:
         raise UsageError(f"--format {options.format} takes one adapter and one question")
     several = len(sources) * len(questions) > 1

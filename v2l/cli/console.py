@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import typer
 
 from v2l.errors import StdoutClosed, UsageError, V2LError, V2LWarning, reason
-from v2l.io.text import escape, printable
+from v2l.io.text import escape, printable, stated_columns
 
 if TYPE_CHECKING:
     from v2l.inference.model_loader import ModelLoader
@@ -177,7 +177,7 @@ class Display:
             return
         with self._lock, contextlib.suppress(OSError):
             self._clear_status()
-            columns = os.get_terminal_size(sys.stderr.fileno()).columns or 80
+            columns = stated_columns() or os.get_terminal_size(sys.stderr.fileno()).columns or 80
             print(text[: columns - 1], end="", file=sys.stderr, flush=True)
             self._has_status = True
 
@@ -196,13 +196,15 @@ class Display:
 
         # without the count, which is a fraction while one of several videos is being encoded
         count = " {n_fmt}/{total_fmt}" if unit == "B" else ""
+        columns = stated_columns()
         form = "{percentage:3.0f}%|{bar}|" + count + " {elapsed}<{remaining}, {rate_fmt}{postfix}"
         self._bar = tqdm(
             total=total,
             unit=unit,
             unit_scale=unit == "B",
             bar_format=form,
-            dynamic_ncols=True,
+            ncols=columns,
+            dynamic_ncols=not columns,
             leave=False,
             mininterval=0.1,
         )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from v2l.cli.encode import encode_with_progress, note_reason
 from v2l.errors import UsageError, V2LError
-from v2l.io.text import printable
+from v2l.io.text import clock, printable
 
 if TYPE_CHECKING:
     from v2l.adapters.adapter import Adapter
@@ -102,6 +102,15 @@ class AnswerSource:
         if self.file is None:
             return None
         return Adapter.from_file(self.file) if isinstance(self.file, AdapterFile) else self._timeline
+
+    def summary(self) -> str:
+        """Describe the source on one line: `"a.v2l.safetensors: 0:00-1:00, 5 segments, SmolVLM2"`."""
+        if self.file is None:
+            return f"{printable(self.path)}: in context"
+        made = self.file.description
+        count, first, last = len(made.segments), made.segments[0], made.segments[-1]
+        segments = f"{count} segments" if count > 1 else f"{len(first.timestamps)} frames"
+        return f"{printable(self.path)}: {clock(first.start)}-{clock(last.end)}, {segments}, {made.base_model.id}"
 
     @cached_property
     def _timeline(self) -> Timeline:

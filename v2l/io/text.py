@@ -1,7 +1,8 @@
-"""Escaping of untrusted text, and formatting of sizes and times."""
+"""Escaping of untrusted text, formatting of sizes and times, and the width that text may take."""
 
 from __future__ import annotations
 
+import os
 import unicodedata
 
 MAX_SHOWN = 200
@@ -70,3 +71,9 @@ def clock(seconds: float) -> str:
     hours, minutes = divmod(minutes, 60)
     rest = f"{tenths // 10:02d}" + (f".{tenths % 10}" if tenths % 10 else "")
     return f"{hours}:{minutes:02d}:{rest}" if hours else f"{minutes}:{rest}"
+
+
+def stated_columns() -> int | None:
+    """Return the width of the terminal that the environment variable COLUMNS states; None if it states none."""
+    text = os.environ.get("COLUMNS", "")
+    return int(text) or None if text.isascii() and text.isdigit() else None

@@ -61,6 +61,10 @@ function __v2l_images
     __v2l_paths .pdf .png .svg
 end
 
+function __v2l_commands
+    printf '%s\n' encode ask find frames demo compose info verify export pull import bench eval train completion help
+end
+
 function __v2l_controls
     printf '%s\n' in_context nothing bias other_clip
 end
@@ -84,6 +88,10 @@ end
 
 function __v2l_safetensors
     __v2l_paths .safetensors
+end
+
+function __v2l_shells
+    printf '%s\n' bash zsh fish
 end
 
 function __v2l_tables
@@ -117,8 +125,10 @@ complete -c v2l -n '__v2l_in' -a import -d 'Convert a published checkpoint to a 
 complete -c v2l -n '__v2l_in' -a bench -d 'Measure the cost of an answer'
 complete -c v2l -n '__v2l_in' -a eval -d 'Compare adapters with the video in context'
 complete -c v2l -n '__v2l_in' -a train -d 'Train a hypernetwork for a frozen model'
+complete -c v2l -n '__v2l_in' -a completion -d 'Print the file by which a shell completes the command line of v2l'
+complete -c v2l -n '__v2l_in' -a help -d 'Print the help of v2l, or of a command'
 
-complete -c v2l -n '__v2l_in' -l version -d 'Print the versions of v2l and of the libraries that it uses'
+complete -c v2l -n '__v2l_in' -l version -s V -d 'Print the versions of v2l and of the libraries that it uses'
 complete -c v2l -n '__v2l_in' -l json -d 'Print the versions as JSON'
 complete -c v2l -n '__v2l_in' -l help -s h -d 'Show this message and exit'
 
@@ -336,3 +346,9 @@ complete -c v2l -n '__v2l_in train' -l json -d 'Print one JSON object per line i
 complete -c v2l -n '__v2l_in train' -l quiet -d 'Print no notes and no progress'
 complete -c v2l -n '__v2l_in train' -l debug -d 'Print the traceback of an error'
 complete -c v2l -n '__v2l_in train' -l help -s h -d 'Show this message and exit'
+
+complete -c v2l -n '__v2l_in completion' -a '(__v2l_shells)'
+complete -c v2l -n '__v2l_in completion' -l help -s h -d 'Show this message and exit'
+
+complete -c v2l -n '__v2l_in help' -a '(__v2l_commands)'
+complete -c v2l -n '__v2l_in help' -l help -s h -d 'Show this message and exit'
