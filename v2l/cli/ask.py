@@ -38,7 +38,7 @@ from v2l.cli.options import (
 from v2l.cli.sources import AnswerSource, AskRequest, batches, encode_source, load_sources, sort_words
 from v2l.errors import UsageError, V2LError
 from v2l.inference.limits import MAX_NEW_TOKENS
-from v2l.io.text import clock, escape, inert, printable, tab_separated
+from v2l.io.text import clock, duration, escape, inert, printable, tab_separated
 
 if TYPE_CHECKING:
     from v2l.inference.ask import Answer, Evidence, Stream
@@ -249,6 +249,7 @@ def _answer(source: AnswerSource, question: str, options: AnswerOptions, display
             display.aside(describe_evidence(answer.evidence))
     else:
         display.result(_escaped(text, options), _record(source, question, text, answer, answer.visual_tokens))
+    _detail(answer, display)
     return True
 
 
@@ -276,7 +277,15 @@ def _answer_batch(batch: Sequence[tuple[AnswerSource, str]], options: AnswerOpti
         asked = tab_separated(os.fspath(source.path), question)
         line = (inert(asked) if sys.stdout.isatty() else asked) + "\t" + _escaped(tab_separated(text), options)
         display.result(line, _record(source, question, text, answer, visual_tokens))
+        _detail(answer, display)
     return True
+
+
+def _detail(answer: Answer | Stream, display: Display) -> None:
+    first, rate = answer.time_to_first_token, answer.tokens_per_second
+    text = f"{answer.prompt_tokens} prompt tokens, {answer.tokens} new ones"
+    text += "" if first is None else f", the first after {duration(first)}"
+    display.detail(text + ("" if rate is None else f", then {rate:.3g} a second"))
 
 
 def _stream(source: AnswerSource, question: str, options: AnswerOptions) -> Stream:

@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -34,10 +35,12 @@ class Display:
     """The output of a command.
 
     as_json: print every result as a JSON object on a line; quiet: print no notes and no progress
+    verbose: print details, even if quiet
     """
 
-    def __init__(self, as_json: bool = False, quiet: bool = False):
-        self.as_json, self.quiet = as_json, quiet
+    def __init__(self, as_json: bool = False, quiet: bool = False, verbose: bool = False):
+        self.as_json, self.quiet, self.verbose = as_json, quiet, verbose
+        self._started = time.monotonic()
         self._bar: Any = None
         self._has_status = False
         self._lock = threading.RLock()  # models are loaded in a thread, which sets the status
@@ -125,6 +128,11 @@ class Display:
             with contextlib.suppress(OSError):
                 text = f"({escape(text)})"
                 print(f"\x1b[2m{text}\x1b[0m" if dim else text, file=sys.stderr, flush=True)
+
+    def detail(self, text: str) -> None:
+        """Print a line with the seconds since the start, if --verbose is given."""
+        if self.verbose:
+            self._say(f"[{time.monotonic() - self._started:.2f} s] {text}")
 
     def warn(self, text: str) -> None:
         """Print a warning, even with --quiet."""
@@ -260,18 +268,25 @@ def announce_fallback(loader: ModelLoader, display: Display, chosen_by: str | No
 
     chosen_by: how it was chosen, if not as the loader states
     """
-    if (chosen_by or loader.chosen_by) == "fallback" and loader.folder:
+    chosen_by = chosen_by or loader.chosen_by
+    display.detail(f"model {printable(loader.model)}, chosen by: {chosen_by}")
+    if chosen_by == "fallback" and loader.folder:
         display.warn(DEMONSTRATION)
 
 
 @contextlib.contextmanager
 def command(as_json: bool, quiet: bool, debug: bool) -> Iterator[Display]:
-    """Run the body of a command: an error becomes one line and an exit code, a warning a note, SIGTERM a clean exit."""
-    display = Display(as_json, quiet)
+    """Run the body of a command: an error becomes one line and an exit code, a warning a note, SIGTERM a clean exit.
+
+    debug: print details, and the traceback of an error
+    """
+    display = Display(as_json, quiet, verbose=debug)
     signal.signal(signal.SIGTERM, _terminate)
     if hasattr(signal, "SIGCHLD"):
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # if ignored, the decoder's exit code is lost
     warnings.showwarning = _warn_through(display)
+    if debug:
+        _print_log(display)
     try:
         _check_working_folder()
         yield display
@@ -289,6 +304,28 @@ def command(as_json: bool, quiet: bool, debug: bool) -> Iterator[Display]:
         _fail(display, error, debug, code=1)
     finally:
         display.end_progress()
+
+
+def _print_log(display: Display) -> None:
+    """Print what v2l's modules log, after the versions of everything that is involved."""
+    import logging
+    import platform
+    from importlib.metadata import PackageNotFoundError, version
+
+    from v2l import __version__
+
+    class DetailHandler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            display.detail(record.getMessage())
+
+    logger = logging.getLogger("v2l")
+    logger.setLevel(logging.DEBUG)
+    logger.handlers = [DetailHandler()]
+    versions = {"v2l": __version__, "Python": platform.python_version(), platform.system(): platform.machine()}
+    for name in ("torch", "av"):
+        with contextlib.suppress(PackageNotFoundError):
+            versions[name] = version(name)
+    display.detail(", ".join(map(" ".join, versions.items())))
 
 
 def _check_working_folder() -> None:
@@ -316,10 +353,12 @@ def _terminate(_signal: int, _frame: FrameType | None) -> None:
 
 
 def _warn_through(display: Display) -> Callable[..., None]:
-    """Return a `warnings.showwarning` that prints V2LWarnings and drops the warnings of other libraries."""
+    """Return a `warnings.showwarning` that prints V2LWarnings, and those of other libraries as details."""
 
     def show(message: Warning | str, category: type[Warning], *_: object) -> None:
         if issubclass(category, V2LWarning):
             display.warn(f"warning: {message}")
+        else:
+            display.detail(f"{category.__name__}: {message}")
 
     return show

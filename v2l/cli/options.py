@@ -299,4 +299,13 @@ Json = Annotated[
     bool, typer.Option("--json", help="Print one JSON object per line instead of text.", rich_help_panel=OUTPUT)
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print no notes and no progress.", rich_help_panel=OUTPUT)]
-Debug = Annotated[bool, typer.Option("--debug", help="Print the traceback of an error.", rich_help_panel=OUTPUT)]
+Debug = Annotated[
+    bool,
+    typer.Option(
+        "--verbose",
+        "-v",
+        "--debug",
+        help="Print what is loaded and done, with the seconds since the start, and the traceback of an error.",
+        rich_help_panel=OUTPUT,
+    ),
+]

@@ -5,7 +5,9 @@ Training, evaluation and benchmarks call its parts. `ask.py` answers from the ad
 
 from __future__ import annotations
 
+import logging
 import os
+import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -28,6 +30,8 @@ from v2l.models.hypernetwork_file import HypernetworkConfig, Provenance
 from v2l.models.smolvlm import FrozenVLM, Window
 from v2l.video.client import decoder_version, probe
 from v2l.video.sampling import Reading, Video, decoded_by, frame_range
+
+logger = logging.getLogger(__name__)
 
 GROUP_BYTES = 32 << 20
 """Memory that the hypernetwork may take on the CPU to resample several layers together: the number of operations
@@ -136,15 +140,18 @@ def finish_encode(
 ) -> Adapter:
     """Run the model on a started encode and return the adapter."""
     path, reading, provenance = pending.opened.path, pending.reading, pending.provenance
-    trained_with, layers = provenance.trained_with, vlm.num_layers
+    trained_with, layers, started = provenance.trained_with, vlm.num_layers, time.perf_counter()
 
     # Encode the frames and read their hidden states
     with memory_errors(f"encoding {printable(path)}", vlm.device, vlm.dtype, fix=FEWER_FRAMES):
         encoded = encode_images(pending.plan, vlm, lambda done, frames: progress(done, frames + layers))
+        seen = time.perf_counter()
         windows = cut_windows(encoded, vlm, trained_with)
         frames = len(encoded.frames)
         factors = generate_factors(windows, vlm, hypernetwork, lambda done, _: progress(frames + done, frames + layers))
     a, b = (factor.to(ADAPTER_TYPE) for factor in factors)
+    seconds = seen - started, time.perf_counter() - seen
+    logger.debug("%s: %d frames, vision tower %.2f s, language model and hypernetwork %.2f s", path, frames, *seconds)
 
     # Check the factors and that the file did not change meanwhile
     if not (torch.isfinite(a).all() and torch.isfinite(b).all()):
