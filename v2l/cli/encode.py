@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from v2l.cli.console import Display, announce_fallback, command, shown
+from v2l.cli.dry_run import preview_all
 from v2l.cli.help import GroupedCommand
 from v2l.cli.options import (
     READ,
@@ -158,6 +159,12 @@ def encode(
     fail_fast: Annotated[
         bool, typer.Option("--fail-fast", help="Stop at the first video that fails.", rich_help_panel=WRITE)
     ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run", help="Encode nothing; print what would be encoded, why, and its cost.", rich_help_panel=WRITE
+        ),
+    ] = False,
     model: Model = None,
     hypernetwork: HypernetworkFile = None,
     device: Device = None,
@@ -208,6 +215,7 @@ def encode(
             recursive=recursive,
             fail_fast=fail_fast,
             shard=read_shard(shard) if shard else None,
+            dry_run=dry_run,
         )
         raise typer.Exit(0 if ok else 1)
 
@@ -241,12 +249,18 @@ def encode_all(
     recursive: bool = False,
     fail_fast: bool = False,
     shard: Shard | None = None,
+    dry_run: bool = False,
 ) -> bool:
-    """Encode all inputs, or a shard of them, and print the path of each adapter; True if none failed."""
+    """Encode all inputs, or a shard of them, and print the path of each adapter; True if none failed.
+
+    dry_run: print what would be done instead
+    """
     from v2l.inference.targets import find_targets
 
     targets = find_targets(inputs, destination, options.reading, recursive)
     targets = shard.of(targets) if shard else targets
+    if dry_run:
+        return preview_all(targets, options, loader, display)
     counts = dict.fromkeys(("encoded", "current", "kept", "failed"), 0)
     has_reader = True
     for outcome in _outcomes(targets, options, loader, display):

@@ -45,7 +45,9 @@ class Staleness:
     reason: str = ""
 
 
-def check_staleness(output: Path, wanted: Wanted, check_hash: bool = False, any_reading: bool = False) -> Staleness:
+def check_staleness(
+    output: Path, wanted: Wanted, check_hash: bool = False, any_reading: bool = False, touch: bool = True
+) -> Staleness:
     """Compare the adapter at `output` with what is wanted.
 
     The video is hashed only with `check_hash`, or if its size and times leave doubt: a modification or status change
@@ -53,10 +55,12 @@ def check_staleness(output: Path, wanted: Wanted, check_hash: bool = False, any_
     touched, so that the next comparison needs no hash.
 
     any_reading: accept an adapter of the same video regardless of how the video was read, composed ones included
+    touch: False leaves the adapter as it is in any case
     Raises V2LError if the video cannot be read.
     """
     if not os.path.lexists(output):
         return Staleness("missing")
+    checked = time_of_check()
     try:
         adapter = read_adapter_file(output)
     except V2LError as error:
@@ -70,7 +74,11 @@ def check_staleness(output: Path, wanted: Wanted, check_hash: bool = False, any_
         changed = _changed_timeline(adapter, wanted) if isinstance(adapter, TimelineFile) else _changed(adapter, wanted)
         if changed:
             return Staleness("stale", ", ".join(changed))
-    return _compare_source(output, adapter, wanted.video, check_hash, _remark(adapter, wanted))
+    found, unsure = _compare_source(adapter, wanted.video, check_hash, _remark(adapter, wanted))
+    if unsure and touch:
+        with contextlib.suppress(OSError):  # another user's file: the next comparison hashes again
+            os.utime(output, ns=(checked, checked))
+    return found
 
 
 def _changed(adapter: AdapterFile, wanted: Wanted) -> list[str]:
@@ -121,9 +129,10 @@ def _remark(adapter: AdapterFile | TimelineFile, wanted: Wanted) -> str:
 
 
 def _compare_source(
-    output: Path, made: AdapterFile | TimelineFile, video: Path, check_hash: bool, remark: str
-) -> Staleness:
-    now, checked = time.time_ns(), time_of_check()
+    made: AdapterFile | TimelineFile, video: Path, check_hash: bool, remark: str
+) -> tuple[Staleness, bool]:
+    """Return the state, and whether the video had to be hashed and is unchanged."""
+    now = time.time_ns()
     try:
         status, link = os.stat(video), os.lstat(video)
     except OSError as error:
@@ -131,17 +140,13 @@ def _compare_source(
     source = _segments(made)[0].source
     # include status change times: a file that replaces the video may have an older modification time
     video_ns = max(status.st_mtime_ns, status.st_ctime_ns, link.st_ctime_ns)
-    checked_ns = made.checked_ns
-    trusted = video_ns <= checked_ns <= now and not check_hash
+    trusted = video_ns <= made.checked_ns <= now and not check_hash
     unchanged = status.st_size == source.size and trusted
     if not unchanged and (status.st_size != source.size or identify(video).sha256 != source.sha256):
-        return Staleness("stale", "the video's content changed")
+        return Staleness("stale", "the video's content changed"), False
     if why := _misread(made, video):
-        return Staleness("stale", why)
-    if not unchanged:
-        with contextlib.suppress(OSError):  # another user's file: the next comparison hashes again
-            os.utime(output, ns=(checked, checked))
-    return Staleness("current", remark)
+        return Staleness("stale", why), False
+    return Staleness("current", remark), not unchanged
 
 
 def _segments(made: AdapterFile | TimelineFile) -> list[Segment]:

@@ -151,13 +151,14 @@ complete -c v2l -n '__v2l_in encode' -l output-dir -x -a '(__v2l_folders)' -d 'W
 complete -c v2l -n '__v2l_in encode' -l check-hash -d 'Compare the contents of videos, not their sizes and times, to find adapters that are out of date'
 complete -c v2l -n '__v2l_in encode' -l overwrite -d 'Encode again, even if an adapter is up to date'
 complete -c v2l -n '__v2l_in encode' -l fail-fast -d 'Stop at the first video that fails'
+complete -c v2l -n '__v2l_in encode' -l dry-run -d 'Encode nothing; print what would be encoded, why, and its cost'
 complete -c v2l -n '__v2l_in encode' -l model -s m -x -a '(__v2l_models)' -d 'Use this preset or model folder'
 complete -c v2l -n '__v2l_in encode' -l hypernetwork -x -a '(__v2l_weights)' -d 'Use this hypernetwork'
 complete -c v2l -n '__v2l_in encode' -l device -x -a '(__v2l_devices)' -d 'Run on this device, such as cpu, cuda, cuda:1 or mps'
 complete -c v2l -n '__v2l_in encode' -l dtype -x -a '(__v2l_dtypes)' -d 'Load the model in float32, bfloat16 or float16'
 complete -c v2l -n '__v2l_in encode' -l json -d 'Print one JSON object per line instead of text'
 complete -c v2l -n '__v2l_in encode' -l quiet -d 'Print no notes and no progress'
-complete -c v2l -n '__v2l_in encode' -l debug -d 'Print the traceback of an error'
+complete -c v2l -n '__v2l_in encode' -l verbose -l debug -s v -d 'Print what is loaded and done, with the seconds since the start, and the traceback of an error'
 complete -c v2l -n '__v2l_in encode' -l help -s h -d 'Show this message and exit'
 
 complete -c v2l -n '__v2l_in ask' -a '(__v2l_subjects)'
@@ -180,7 +181,7 @@ complete -c v2l -n '__v2l_in ask' -l device -x -a '(__v2l_devices)' -d 'Run on t
 complete -c v2l -n '__v2l_in ask' -l dtype -x -a '(__v2l_dtypes)' -d 'Load the model in float32, bfloat16 or float16'
 complete -c v2l -n '__v2l_in ask' -l json -d 'Print one JSON object per line instead of text'
 complete -c v2l -n '__v2l_in ask' -l quiet -d 'Print no notes and no progress'
-complete -c v2l -n '__v2l_in ask' -l debug -d 'Print the traceback of an error'
+complete -c v2l -n '__v2l_in ask' -l verbose -l debug -s v -d 'Print what is loaded and done, with the seconds since the start, and the traceback of an error'
 complete -c v2l -n '__v2l_in ask' -l help -s h -d 'Show this message and exit'
 
 complete -c v2l -n '__v2l_in find' -a '(__v2l_adapters)'
@@ -193,7 +194,7 @@ complete -c v2l -n '__v2l_in find' -l device -x -a '(__v2l_devices)' -d 'Run on 
 complete -c v2l -n '__v2l_in find' -l dtype -x -a '(__v2l_dtypes)' -d 'Load the model in float32, bfloat16 or float16'
 complete -c v2l -n '__v2l_in find' -l json -d 'Print one JSON object per line instead of text'
 complete -c v2l -n '__v2l_in find' -l quiet -d 'Print no notes and no progress'
-complete -c v2l -n '__v2l_in find' -l debug -d 'Print the traceback of an error'
+complete -c v2l -n '__v2l_in find' -l verbose -l debug -s v -d 'Print what is loaded and done, with the seconds since the start, and the traceback of an error'
 complete -c v2l -n '__v2l_in find' -l help -s h -d 'Show this message and exit'
 
 complete -c v2l -n '__v2l_in frames' -a '(__v2l_adapters)'
@@ -205,7 +206,7 @@ complete -c v2l -n '__v2l_in frames' -l strip -x -a '(__v2l_images)' -d 'Write o
 complete -c v2l -n '__v2l_in frames' -l overwrite -d 'Replace a file that exists already'
 complete -c v2l -n '__v2l_in frames' -l json -d 'Print one JSON object per line instead of text'
 complete -c v2l -n '__v2l_in frames' -l quiet -d 'Print no notes and no progress'
-complete -c v2l -n '__v2l_in frames' -l debug -d 'Print the traceback of an error'
+complete -c v2l -n '__v2l_in frames' -l verbose -l debug -s v -d 'Print what is loaded and done, with the seconds since the start, and the traceback of an error'
 complete -c v2l -n '__v2l_in frames' -l help -s h -d 'Show this message and exit'
 
 complete -c v2l -n '__v2l_in demo' -a '(__v2l_videos)'
@@ -217,7 +218,7 @@ complete -c v2l -n '__v2l_in demo' -l device -x -a '(__v2l_devices)' -d 'Run on 
 complete -c v2l -n '__v2l_in demo' -l dtype -x -a '(__v2l_dtypes)' -d 'Load the model in float32, bfloat16 or float16'
 complete -c v2l -n '__v2l_in demo' -l json -d 'Print one JSON object per line instead of text'
 complete -c v2l -n '__v2l_in demo' -l quiet -d 'Print no notes and no progress'
-complete -c v2l -n '__v2l_in demo' -l debug -d 'Print the traceback of an error'
+complete -c v2l -n '__v2l_in demo' -l verbose -l debug -s v -d 'Print what is loaded and done, with the seconds since the start, and the traceback of an error'
 complete -c v2l -n '__v2l_in demo' -l help -s h -d 'Show this message and exit'
 
 complete -c v2l -n '__v2l_in compose' -a '(__v2l_adapters)'
@@ -226,14 +227,14 @@ complete -c v2l -n '__v2l_in compose' -l rank -x -d 'Reduce the generated ranks 
 complete -c v2l -n '__v2l_in compose' -l overwrite -d 'Replace a file that exists already'
 complete -c v2l -n '__v2l_in compose' -l json -d 'Print one JSON object per line instead of text'
 complete -c v2l -n '__v2l_in compose' -l quiet -d 'Print no notes and no progress'
-complete -c v2l -n '__v2l_in compose' -l debug -d 'Print the traceback of an error'
+complete -c v2l -n '__v2l_in compose' -l verbose -l debug -s v -d 'Print what is loaded and done, with the seconds since the start, and the traceback of an error'
 complete -c v2l -n '__v2l_in compose' -l help -s h -d 'Show this message and exit'
 
 complete -c v2l -n '__v2l_in info' -a '(__v2l_weights)'
 complete -c v2l -n '__v2l_in info' -l timeline -d 'List the segments of timelines and the answers of their index'
 complete -c v2l -n '__v2l_in info' -l json -d 'Print one JSON object per line instead of text'
 complete -c v2l -n '__v2l_in info' -l quiet -d 'Print no notes and no progress'
-complete -c v2l -n '__v2l_in info' -l debug -d 'Print the traceback of an error'
+complete -c v2l -n '__v2l_in info' -l verbose -l debug -s v -d 'Print what is loaded and done, with the seconds since the start, and the traceback of an error'
 complete -c v2l -n '__v2l_in info' -l help -s h -d 'Show this message and exit'
 
 complete -c v2l -n '__v2l_in verify' -a '(__v2l_adapters)'
@@ -244,7 +245,7 @@ complete -c v2l -n '__v2l_in verify' -l device -x -a '(__v2l_devices)' -d 'Run o
 complete -c v2l -n '__v2l_in verify' -l dtype -x -a '(__v2l_dtypes)' -d 'Load the model in float32, bfloat16 or float16'
 complete -c v2l -n '__v2l_in verify' -l json -d 'Print one JSON object per line instead of text'
 complete -c v2l -n '__v2l_in verify' -l quiet -d 'Print no notes and no progress'
-complete -c v2l -n '__v2l_in verify' -l debug -d 'Print the traceback of an error'
+complete -c v2l -n '__v2l_in verify' -l verbose -l debug -s v -d 'Print what is loaded and done, with the seconds since the start, and the traceback of an error'
 complete -c v2l -n '__v2l_in verify' -l help -s h -d 'Show this message and exit'
 
 complete -c v2l -n '__v2l_in export' -a '(__v2l_adapters)'
@@ -255,7 +256,7 @@ complete -c v2l -n '__v2l_in export' -l segment -x -d 'Export segment N of a tim
 complete -c v2l -n '__v2l_in export' -l overwrite -d 'Replace a file that exists already'
 complete -c v2l -n '__v2l_in export' -l json -d 'Print one JSON object per line instead of text'
 complete -c v2l -n '__v2l_in export' -l quiet -d 'Print no notes and no progress'
-complete -c v2l -n '__v2l_in export' -l debug -d 'Print the traceback of an error'
+complete -c v2l -n '__v2l_in export' -l verbose -l debug -s v -d 'Print what is loaded and done, with the seconds since the start, and the traceback of an error'
 complete -c v2l -n '__v2l_in export' -l help -s h -d 'Show this message and exit'
 
 complete -c v2l -n '__v2l_in pull' -a '(__v2l_architectures)'
@@ -265,7 +266,7 @@ complete -c v2l -n '__v2l_in pull' -l default -d 'Use the preset if no model is 
 complete -c v2l -n '__v2l_in pull' -l yes -s y -d 'Download without asking on a terminal'
 complete -c v2l -n '__v2l_in pull' -l json -d 'Print one JSON object per line instead of text'
 complete -c v2l -n '__v2l_in pull' -l quiet -d 'Print no notes and no progress'
-complete -c v2l -n '__v2l_in pull' -l debug -d 'Print the traceback of an error'
+complete -c v2l -n '__v2l_in pull' -l verbose -l debug -s v -d 'Print what is loaded and done, with the seconds since the start, and the traceback of an error'
 complete -c v2l -n '__v2l_in pull' -l help -s h -d 'Show this message and exit'
 
 complete -c v2l -n '__v2l_in import' -a '(__v2l_checkpoints)'
@@ -273,7 +274,7 @@ complete -c v2l -n '__v2l_in import' -l output -s o -x -a '(__v2l_safetensors)' 
 complete -c v2l -n '__v2l_in import' -l overwrite -d 'Replace a file that exists already'
 complete -c v2l -n '__v2l_in import' -l json -d 'Print one JSON object per line instead of text'
 complete -c v2l -n '__v2l_in import' -l quiet -d 'Print no notes and no progress'
-complete -c v2l -n '__v2l_in import' -l debug -d 'Print the traceback of an error'
+complete -c v2l -n '__v2l_in import' -l verbose -l debug -s v -d 'Print what is loaded and done, with the seconds since the start, and the traceback of an error'
 complete -c v2l -n '__v2l_in import' -l help -s h -d 'Show this message and exit'
 
 complete -c v2l -n '__v2l_in bench' -a '(__v2l_videos)'
@@ -295,7 +296,7 @@ complete -c v2l -n '__v2l_in bench' -l device -x -a '(__v2l_devices)' -d 'Run on
 complete -c v2l -n '__v2l_in bench' -l dtype -x -a '(__v2l_dtypes)' -d 'Load the model in float32, bfloat16 or float16'
 complete -c v2l -n '__v2l_in bench' -l json -d 'Print one JSON object per line instead of text'
 complete -c v2l -n '__v2l_in bench' -l quiet -d 'Print no notes and no progress'
-complete -c v2l -n '__v2l_in bench' -l debug -d 'Print the traceback of an error'
+complete -c v2l -n '__v2l_in bench' -l verbose -l debug -s v -d 'Print what is loaded and done, with the seconds since the start, and the traceback of an error'
 complete -c v2l -n '__v2l_in bench' -l help -s h -d 'Show this message and exit'
 
 complete -c v2l -n '__v2l_in eval' -a '(__v2l_manifests)'
@@ -322,7 +323,7 @@ complete -c v2l -n '__v2l_in eval' -l device -x -a '(__v2l_devices)' -d 'Run on 
 complete -c v2l -n '__v2l_in eval' -l dtype -x -a '(__v2l_dtypes)' -d 'Load the model in float32, bfloat16 or float16'
 complete -c v2l -n '__v2l_in eval' -l json -d 'Print one JSON object per line instead of text'
 complete -c v2l -n '__v2l_in eval' -l quiet -d 'Print no notes and no progress'
-complete -c v2l -n '__v2l_in eval' -l debug -d 'Print the traceback of an error'
+complete -c v2l -n '__v2l_in eval' -l verbose -l debug -s v -d 'Print what is loaded and done, with the seconds since the start, and the traceback of an error'
 complete -c v2l -n '__v2l_in eval' -l help -s h -d 'Show this message and exit'
 
 complete -c v2l -n '__v2l_in train' -a '(__v2l_manifests)'
@@ -344,7 +345,7 @@ complete -c v2l -n '__v2l_in train' -l device -x -a '(__v2l_devices)' -d 'Run on
 complete -c v2l -n '__v2l_in train' -l dtype -x -a '(__v2l_dtypes)' -d 'Load the model in float32, bfloat16 or float16'
 complete -c v2l -n '__v2l_in train' -l json -d 'Print one JSON object per line instead of text'
 complete -c v2l -n '__v2l_in train' -l quiet -d 'Print no notes and no progress'
-complete -c v2l -n '__v2l_in train' -l debug -d 'Print the traceback of an error'
+complete -c v2l -n '__v2l_in train' -l verbose -l debug -s v -d 'Print what is loaded and done, with the seconds since the start, and the traceback of an error'
 complete -c v2l -n '__v2l_in train' -l help -s h -d 'Show this message and exit'
 
 complete -c v2l -n '__v2l_in completion' -a '(__v2l_shells)'
