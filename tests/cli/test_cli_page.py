@@ -44,8 +44,9 @@ def test_the_pages_have_every_option_and_every_variable_that_is_read():
     plain = re.sub(r"\\f.|\\(?=-)", "", manual.read_text())
     for name, command in typer.main.get_command(app).commands.items():
         assert f".SS v2l {name}\n" in plain
-        for parameter in command.params:
-            assert getattr(parameter, "hidden", False) or parameter.opts[0] in plain.partition(f".SS v2l {name}\n")[2]
+        below = plain.partition(f".SS v2l {name}\n")[2].partition("\n.SS ")[0]
+        options = [each for each in command.params if each.param_type_name == "option" and not each.hidden]
+        assert [flag for option in options for flag in option.opts if flag not in below] == []
     sources = "".join(path.read_text() for path in (ROOT / "v2l").rglob("*.py"))
     for variable in {*re.findall(r'"(V2L_[A-Z_]+)"', sources), "COLUMNS", "NO_COLOR"}:
         assert f"| `{variable}` |" in page.read_text() and variable in plain
@@ -65,6 +66,6 @@ def test_what_the_table_of_habits_says_of_v2l_is_true():
         words = said.split()
         name = words[words.index("v2l") + 1] if "v2l" in words else ""
         known = [commands[name]] if name else [typer.main.get_command(app), *commands.values()]
-        flags = {flag for command in known for parameter in command.params for flag in parameter.opts}
+        flags = {flag for command in known for parameter in command.params for flag in parameter.opts} | {"--help"}
         assert {word for word in words if re.match("--?[a-zA-Z]", word)} <= flags, said
         assert name or words[0].startswith("-") or words[0] in ("V2L_MODEL", "exit", "quit", "man")

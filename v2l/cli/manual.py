@@ -62,7 +62,7 @@ def show_help(
 class CompletionCommand(GroupedCommand):
     """`v2l completion --help` with an example."""
 
-    example = 'eval "$(v2l completion bash)"'
+    example = "v2l completion fish > ~/.config/fish/completions/v2l.fish"
 
 
 def completion(
@@ -78,8 +78,9 @@ def completion(
 ) -> None:
     """Print the file by which a shell completes the command line of v2l.
 
-    In ~/.bashrc: eval "$(v2l completion bash)". In ~/.zshrc, after compinit: eval "$(v2l completion zsh)". Once for
-    fish: v2l completion fish > ~/.config/fish/completions/v2l.fish. Completion itself starts no Python.
+    In ~/.bashrc: eval "$(v2l completion bash)". In ~/.zshrc, after compinit: eval "$(v2l completion zsh)". For fish,
+    and for a faster start of the others, keep the file where the shell looks for it. Completion itself starts no
+    Python.
     """
     with command(as_json=False, quiet=False, debug=False) as display:
         display.write(shell.file.read_text(encoding="utf-8"))
