@@ -75,7 +75,19 @@ def library(tmp_path_factory, videos, vlm, hypernetwork, made):
 
 
 @pytest.fixture(scope="module")
-def first_round(library, model_folder):
+def planned(library, model_folder):
+    """A dry run of all of it, and whether it left every file as it was."""
+
+    def files():
+        return {name: (library / name).stat().st_mtime_ns for name in tree(library)}
+
+    before = files()
+    done = run("encode", ".", "--dry-run", "--json", cwd=library, model=model_folder)
+    return done, files() == before
+
+
+@pytest.fixture(scope="module")
+def first_round(library, model_folder, planned):
     foreign = library / f"foreign{SUFFIX}"
     before, dates = foreign.read_bytes(), times(library)
     done = run("encode", ".", "--json", cwd=library, model=model_folder)
@@ -147,6 +159,22 @@ def test_an_adapter_for_another_model_is_kept_with_a_line(first_round):
 
 def test_the_last_line_on_stderr_counts(first_round):
     assert counts(first_round[0].notes[-1]) == {"encoded": 6, "current": 3, "kept": 1}
+
+
+def test_a_dry_run_says_what_the_run_will_do_and_touches_nothing(planned, first_round, made):
+    done, untouched = planned
+    assert (done.code, untouched) == (0, True)
+    for plan, record in zip(done.records, first_round[0].records, strict=True):
+        to_do = plan["status"] in ("missing", "stale")
+        assert (plan["dry_run"], plan["adapter"]) == (True, record["adapter"])
+        assert ("encoded" if to_do else plan["status"]) == record["status"]
+        assert plan["note"] == record.get("note", "")
+        assert plan["frames"] == record.get("frames", 0)
+        assert plan["bytes"] == (made.a.nbytes + made.b.nbytes if to_do else 0)
+        assert to_do == (plan["seconds"] > 0)
+    assert [plan["adapter"] for plan in done.records if plan["status"] == "missing"] == [f"new{SUFFIX}"]
+    assert done.notes[-1].startswith("6 to encode in about ")
+    assert done.notes[-1].endswith(", 3 current, 1 kept")
 
 
 def test_check_hash_looks_at_content_and_model_replaces_what_was_made_for_another(
