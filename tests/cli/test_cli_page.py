@@ -64,7 +64,7 @@ def test_what_the_table_of_habits_says_of_v2l_is_true():
     assert len(lines) > 20
     for said in (code for line in lines for code in re.findall("`([^`]+)`", line.rpartition(" | ")[2])):
         words = said.split()
-        name = words[words.index("v2l") + 1] if "v2l" in words else ""
+        name = "".join(re.findall(r"\bv2l (\w+)", said))
         known = [commands[name]] if name else [typer.main.get_command(app), *commands.values()]
         flags = {flag for command in known for parameter in command.params for flag in parameter.opts} | {"--help"}
         assert {word for word in words if re.match("--?[a-zA-Z]", word)} <= flags, said
