@@ -306,12 +306,12 @@ def test_a_chat_has_commands_and_a_history_and_a_table_comes_whole(shelf, speake
     whole = Terminal(*words, cwd=folder, model=speaker[0], columns=40)
     begun = terminal.read_until("> ")
     assert "loading " in begun and "/help" in begun and "Ctrl-D" in begun
-    text = inert(answer(ONE, QUESTION))
-    said = text + "\n(0:00-0:04, frames at 0:00 0:01.2 0:02.5 0:03.9)\n"
+    text = answer(ONE, QUESTION)
+    said = inert(text) + "\n(0:00-0:04, frames at 0:00 0:01.2 0:02.5 0:03.9)\n"
     terminal.type("\x1b[A\n")  # arrow up
     assert plain(terminal.read_until("> ")).endswith(said + "> ")
     terminal.type("/each\n")  # the last question again, this time to all segments
-    assert plain(terminal.read_until("> ")).endswith(f"0:00-0:04\t{tab_separated(text)}\n> ")
+    assert plain(terminal.read_until("> ")).endswith(f"0:00-0:04\t{inert(tab_separated(text))}\n> ")
     for typed, expected in {"/help": "/adapters", "/adapters": "0:00-0:04", "/nosuch": "no command /nosuch"}.items():
         terminal.type(f"{typed}\n")
         assert expected in plain(terminal.read_until("> ")).removeprefix(typed)
