@@ -80,7 +80,7 @@ class Training:
         0.0, "The weight of attention guidance, which draws each latent to the ends of frames.", least=0
     )
     recompute: bool = setting(
-        True, "Compute the hypernetwork's activations again in the backward pass, for a tenth of the memory."
+        True, "Compute the hypernetwork's activations again in the backward pass instead of keeping them."
     )
     validate_every: int = setting(1000, "Steps between validations.")
     validation_clips: int = setting(128, "The maximum number of clips in a validation.")
