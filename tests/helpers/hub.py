@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import mmap
 import re
 import threading
 from collections.abc import Callable, Iterator
@@ -18,9 +19,9 @@ LISTING = "/"
 
 @dataclass
 class Repo:
-    """A repository. files: contents by name; weights are served from LFS, as on the hub."""
+    """A repository. files: contents by name, as bytes or mapped; weights are served from LFS, as on the hub."""
 
-    files: dict[str, bytes]
+    files: dict[str, bytes | mmap.mmap]
     commit: str = "a" * 40
     licence: str | None = "apache-2.0"
     branches: tuple[str, ...] = ("main",)
@@ -28,6 +29,11 @@ class Repo:
     @classmethod
     def of(cls, folder: Path, **values: object) -> Repo:
         return cls({path.name: path.read_bytes() for path in folder.iterdir()}, **values)
+
+    @classmethod
+    def mapped(cls, folder: Path, **values: object) -> Repo:
+        """Return the repository of a folder with files of any size, which must stay there."""
+        return cls({path.name: map_file(path) for path in folder.iterdir()}, **values)
 
     def siblings(self) -> list[dict]:
         listed = []
@@ -39,8 +45,15 @@ class Repo:
         return listed
 
 
-def git_blob(data: bytes) -> str:
-    return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+def map_file(path: Path) -> mmap.mmap:
+    with open(path, "rb") as file:
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+
+def git_blob(data: bytes | mmap.mmap) -> str:
+    digest = hashlib.sha1(b"blob %d\0" % len(data))
+    digest.update(data)
+    return digest.hexdigest()
 
 
 def in_lfs(name: str) -> bool:
@@ -138,7 +151,9 @@ class Hub:
             request.send_header(header, value)
         request.end_headers()
 
-    def give(self, request: BaseHTTPRequestHandler, data: bytes, headers: dict[str, str], name: str = "") -> None:
+    def give(
+        self, request: BaseHTTPRequestHandler, data: bytes | mmap.mmap, headers: dict[str, str], name: str = ""
+    ) -> None:
         start = int(re.search(r"\d+", request.headers.get("Range") or "0")[0])
         request.send_response(206 if start else 200)
         if start:
@@ -155,7 +170,7 @@ class Hub:
             request.close_connection = True
             request.connection.close()
             return
-        request.wfile.write(data[start:])
+        request.wfile.write(memoryview(data)[start:])
 
     def refuse(self, request: BaseHTTPRequestHandler, code: str, status: int = 404) -> None:
         request.send_response(status)

@@ -135,14 +135,25 @@ def finish_encode(
     pending: PendingEncode, vlm: FrozenVLM, hypernetwork: Hypernetwork, progress: Progress = lambda done, total: None
 ) -> Adapter:
     """Run the model on a started encode and return the adapter."""
-    path, reading, provenance = pending.opened.path, pending.reading, pending.provenance
-    trained_with, layers = provenance.trained_with, vlm.num_layers
+    with memory_errors(f"encoding {printable(pending.opened.path)}", vlm.device, vlm.dtype, fix=FEWER_FRAMES):
+        encoded = encode_images(pending.plan, vlm, lambda done, frames: progress(done, frames + vlm.num_layers))
+    return adapter_from_frames(pending, encoded, vlm, hypernetwork, progress)
 
-    # Encode the frames and read their hidden states
+
+def adapter_from_frames(
+    pending: PendingEncode,
+    encoded: EncodedFrames,
+    vlm: FrozenVLM,
+    hypernetwork: Hypernetwork,
+    progress: Progress = lambda done, total: None,
+) -> Adapter:
+    """Return the adapter of a started encode whose frames the vision tower has encoded."""
+    path, reading, provenance = pending.opened.path, pending.reading, pending.provenance
+    trained_with, frames, layers = provenance.trained_with, len(encoded.frames), vlm.num_layers
+
+    # Read the hidden states
     with memory_errors(f"encoding {printable(path)}", vlm.device, vlm.dtype, fix=FEWER_FRAMES):
-        encoded = encode_images(pending.plan, vlm, lambda done, frames: progress(done, frames + layers))
         windows = cut_windows(encoded, vlm, trained_with)
-        frames = len(encoded.frames)
         factors = generate_factors(windows, vlm, hypernetwork, lambda done, _: progress(frames + done, frames + layers))
     a, b = (factor.to(ADAPTER_TYPE) for factor in factors)
 
