@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+_KNOWN: dict[tuple[mmap.mmap, str], str] = {}
 LISTING = "/"
 """Key in `Hub.lies` for listings of repositories, instead of a file name."""
 
@@ -35,12 +36,15 @@ class Repo:
         """Return the repository of a folder with files of any size, which must stay there."""
         return cls({path.name: map_file(path) for path in folder.iterdir()}, **values)
 
+    def __post_init__(self) -> None:
+        self.siblings()  # hashes what is mapped before a client waits for it
+
     def siblings(self) -> list[dict]:
         listed = []
         for name, data in self.files.items():
             one = {"rfilename": name, "size": len(data), "blobId": git_blob(data)}
             if in_lfs(name):
-                one["lfs"] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest(), "pointerSize": 130}
+                one["lfs"] = {"size": len(data), "sha256": sha256(data), "pointerSize": 130}
             listed.append(one)
         return listed
 
@@ -51,8 +55,22 @@ def map_file(path: Path) -> mmap.mmap:
 
 
 def git_blob(data: bytes | mmap.mmap) -> str:
-    digest = hashlib.sha1(b"blob %d\0" % len(data))
+    return _hashed(data, "sha1", b"blob %d\0" % len(data))
+
+
+def sha256(data: bytes | mmap.mmap) -> str:
+    return _hashed(data, "sha256", b"")
+
+
+def _hashed(data: bytes | mmap.mmap, algorithm: str, start: bytes) -> str:
+    """Return the hash of a file's content after `start`; that of a mapped file, which is large, is kept."""
+    known = (data, algorithm)
+    if isinstance(data, mmap.mmap) and known in _KNOWN:
+        return _KNOWN[known]
+    digest = hashlib.new(algorithm, start)
     digest.update(data)
+    if isinstance(data, mmap.mmap):
+        _KNOWN[known] = digest.hexdigest()
     return digest.hexdigest()
 
 
@@ -131,7 +149,7 @@ class Hub:
         if file[3] not in repo.files:
             return self.refuse(request, "EntryNotFound")
         stated, data = repo.files[file[3]], self.served.get(file[3], repo.files[file[3]])
-        tag = hashlib.sha256(stated).hexdigest() if in_lfs(file[3]) else git_blob(stated)
+        tag = sha256(stated) if in_lfs(file[3]) else git_blob(stated)
         if self.cdn and not at_cdn and in_lfs(file[3]):
             linked = {"X-Linked-ETag": f'"{tag}"', "X-Linked-Size": str(len(stated))}
             return self.redirect(request, path, {"X-Repo-Commit": repo.commit, **linked})
