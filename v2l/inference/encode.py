@@ -139,19 +139,32 @@ def finish_encode(
     pending: PendingEncode, vlm: FrozenVLM, hypernetwork: Hypernetwork, progress: Progress = lambda done, total: None
 ) -> Adapter:
     """Run the model on a started encode and return the adapter."""
-    path, reading, provenance = pending.opened.path, pending.reading, pending.provenance
-    trained_with, layers, started = provenance.trained_with, vlm.num_layers, time.perf_counter()
-
-    # Encode the frames and read their hidden states
+    path, started = pending.opened.path, time.perf_counter()
     with memory_errors(f"encoding {printable(path)}", vlm.device, vlm.dtype, fix=FEWER_FRAMES):
-        encoded = encode_images(pending.plan, vlm, lambda done, frames: progress(done, frames + layers))
-        seen = time.perf_counter()
+        encoded = encode_images(pending.plan, vlm, lambda done, frames: progress(done, frames + vlm.num_layers))
+    seconds = time.perf_counter() - started
+    logger.debug("%s: %d frames, vision tower %.2f s", path, len(encoded.frames), seconds)
+    return adapter_from_frames(pending, encoded, vlm, hypernetwork, progress)
+
+
+def adapter_from_frames(
+    pending: PendingEncode,
+    encoded: EncodedFrames,
+    vlm: FrozenVLM,
+    hypernetwork: Hypernetwork,
+    progress: Progress = lambda done, total: None,
+) -> Adapter:
+    """Return the adapter of a started encode whose frames the vision tower has encoded."""
+    path, reading, provenance = pending.opened.path, pending.reading, pending.provenance
+    trained_with, frames, layers = provenance.trained_with, len(encoded.frames), vlm.num_layers
+    started = time.perf_counter()
+
+    # Read the hidden states
+    with memory_errors(f"encoding {printable(path)}", vlm.device, vlm.dtype, fix=FEWER_FRAMES):
         windows = cut_windows(encoded, vlm, trained_with)
-        frames = len(encoded.frames)
         factors = generate_factors(windows, vlm, hypernetwork, lambda done, _: progress(frames + done, frames + layers))
     a, b = (factor.to(ADAPTER_TYPE) for factor in factors)
-    seconds = seen - started, time.perf_counter() - seen
-    logger.debug("%s: %d frames, vision tower %.2f s, language model and hypernetwork %.2f s", path, frames, *seconds)
+    logger.debug("%s: language model and hypernetwork %.2f s", path, time.perf_counter() - started)
 
     # Check the factors and that the file did not change meanwhile
     if not (torch.isfinite(a).all() and torch.isfinite(b).all()):

@@ -105,7 +105,7 @@ _v2l() {
         'info') words='weights' options='--timeline --json --quiet --verbose --debug -v --help -h' ;;
         'verify') words='adapters' options='--video --model -m --hypernetwork --device --dtype --json --quiet --verbose --debug -v --help -h' ;;
         'export') words='adapters' options='--format --output -o --at --segment --overwrite --json --quiet --verbose --debug -v --help -h' ;;
-        'pull') words='architectures' options='--revision --dtype --default --yes -y --json --quiet --verbose --debug -v --help -h' ;;
+        'pull') words='architectures' options='--revision --dtype --default --yes -y --no-proof --json --quiet --verbose --debug -v --help -h' ;;
         'import') words='checkpoints' options='--output -o --overwrite --json --quiet --verbose --debug -v --help -h' ;;
         'bench') words='videos' options='--frames --resolution --segments --questions --repeats --new-tokens --budget --output -o --csv --plot --arch --random-weights --model -m --hypernetwork --device --dtype --json --quiet --verbose --debug -v --help -h' ;;
         'eval') words='manifests' options='--benchmark --root --frames --resolution --segments --timeline --segment-seconds --output -o --plot --without --ablate --max-new-tokens --metric --paper --judge --judge-model --set --model -m --hypernetwork --device --dtype --json --quiet --verbose --debug -v --help -h' ;;

@@ -264,6 +264,7 @@ complete -c v2l -n '__v2l_in pull' -l revision -x -d 'Fetch this branch, tag or 
 complete -c v2l -n '__v2l_in pull' -l dtype -x -a '(__v2l_dtypes)' -d 'Store the model in bfloat16 or float16, half the size, instead of float32 as published'
 complete -c v2l -n '__v2l_in pull' -l default -d 'Use the preset if no model is named'
 complete -c v2l -n '__v2l_in pull' -l yes -s y -d 'Download without asking on a terminal'
+complete -c v2l -n '__v2l_in pull' -l no-proof -d 'Leave out the proof, which takes minutes on a CPU'
 complete -c v2l -n '__v2l_in pull' -l json -d 'Print one JSON object per line instead of text'
 complete -c v2l -n '__v2l_in pull' -l quiet -d 'Print no notes and no progress'
 complete -c v2l -n '__v2l_in pull' -l verbose -l debug -s v -d 'Print what is loaded and done, with the seconds since the start, and the traceback of an error'
