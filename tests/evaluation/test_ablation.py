@@ -125,7 +125,7 @@ def test_a_sweep_lists_its_settings(runs):
 @pytest.mark.parametrize(("form", "magic"), [("png", b"\x89PNG"), ("svg", b"<?xml"), ("pdf", b"%PDF")])
 def test_every_question_has_a_picture(runs, form, magic, tmp_path):
     pictures = plot_eval([each for each, _ in runs], "title", form)
-    assert list(pictures) == ["sweep", "segments", "in-context-frames", "kinds"]
+    assert list(pictures)[:3] == ["sweep", "segments", "in-context-frames"]
     assert all(image.startswith(magic) for image in pictures.values())
     ablated = plot_eval([runs[0][0]], "title", form)
     assert list(ablated) == ["ranks", "layers", "kinds"]
