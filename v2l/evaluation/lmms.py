@@ -47,14 +47,15 @@ class AdapterModel(lmms):
         frames: int | None = None,
         fps: float | None = None,
         resolution: int | None = None,
-        batch_size: int = 1,
-        max_batch_size: int | None = None,
+        **batching: object,
     ):
         """Load a model. The arguments are those of `--model_args`; None as in `v2l eval`.
 
-        batch_size, max_batch_size: ignored; the questions about one video are a batch
-        Raises V2LError if the model or its hypernetwork cannot be loaded.
+        batching: `batch_size` and `max_batch_size`, which have no effect: the questions about one video are a batch
+        Raises V2LError for any other argument, or if the model or its hypernetwork cannot be loaded.
         """
+        if unknown := set(batching) - {"batch_size", "max_batch_size"}:
+            raise V2LError(f"--model_args: v2l has no {printable(', '.join(sorted(unknown)))}")
         super().__init__()
         self.vlm, self.hypernetwork = ModelLoader(*choose_model(model), hypernetwork, device, dtype).load()
         reading = Reading(
