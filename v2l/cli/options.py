@@ -233,7 +233,10 @@ Root = Annotated[
 Plot = Annotated[
     Path | None,
     typer.Option(
-        readable=False, metavar="FILE", help="Draw the tables as a .png, .svg or .pdf.", rich_help_panel=WRITE
+        readable=False,
+        metavar="FILE",
+        help="Draw pictures of the tables, further ones beside FILE (.png, .svg or .pdf).",
+        rich_help_panel=WRITE,
     ),
 ]
 Overwrite = Annotated[
