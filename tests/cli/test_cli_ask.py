@@ -23,8 +23,8 @@ QUESTION = "what?"
 TOKENS = ["--max-new-tokens", "12"]
 ENDLESS = 100_000
 KEYS = (
-    "v2l command question answer model model_chosen_by prompt_tokens visual_tokens new_tokens time_to_first_token "
-    "tokens_per_second together"
+    "v2l command question answer model model_chosen_by demonstration prompt_tokens visual_tokens new_tokens "
+    "time_to_first_token tokens_per_second together"
 ).split()
 
 

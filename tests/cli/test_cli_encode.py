@@ -8,10 +8,11 @@ from terminal import SUFFIX, Running, counts, fill, run, tree
 
 import v2l
 from v2l.adapters.description import BaseModel
+from v2l.models.presets import find_model
 from v2l.video.sampling import Reading
 
 LONG_AGO = 1_700_000_000
-ADAPTER_KEYS = {"v2l", "command", "video", "adapter", "status", "model", "model_chosen_by"}
+ADAPTER_KEYS = {"v2l", "command", "video", "adapter", "status", "model", "model_chosen_by", "demonstration"}
 MADE_KEYS = ADAPTER_KEYS | {"bytes", "frames", "rank", "seconds"}
 
 
@@ -36,6 +37,7 @@ STALE = {  # video -> what its line must say
     "rehypered": "another hypernetwork",
     "segmented": "2 segments",
     "settings": "frames was 2 and is 8",
+    "tiny": "made for tiny-5 (041f52e5871f), the demonstration model",
 }
 CURRENT = ["hidden", "quiet", "touched"]
 LIBRARY = sorted([*STALE, *CURRENT, "foreign", "new"])
@@ -56,6 +58,7 @@ def library(tmp_path_factory, videos, vlm, hypernetwork, made):
     existing["changed"] = v2l.encode(videos[1], vlm, hypernetwork)
     existing["settings"] = v2l.encode(videos[0], vlm, hypernetwork, frames=2)
     existing["foreign"] = changed(made, base_model=BaseModel("someone/else", None, "f" * 64))
+    existing["tiny"] = changed(made, base_model=BaseModel("tiny-5", None, find_model("tiny").fingerprint))
     maker = dataclasses.replace(made.description.hypernetwork, sha256="e" * 64)
     existing["rehypered"] = changed(made, hypernetwork=maker)
     existing["segmented"] = v2l.compose([made, made])
@@ -146,7 +149,7 @@ def test_an_adapter_for_another_model_is_kept_with_a_line(first_round):
 
 
 def test_the_last_line_on_stderr_counts(first_round):
-    assert counts(first_round[0].notes[-1]) == {"encoded": 6, "current": 3, "kept": 1}
+    assert counts(first_round[0].notes[-1]) == {"encoded": 7, "current": 3, "kept": 1}
 
 
 def test_check_hash_looks_at_content_and_model_replaces_what_was_made_for_another(
@@ -155,7 +158,7 @@ def test_check_hash_looks_at_content_and_model_replaces_what_was_made_for_anothe
     done = run("encode", library, "--check-hash", "--model", model_folder, model="/nowhere")
     assert done.code == 0
     assert done.lines == [str(library / f"{name}{SUFFIX}") for name in LIBRARY]
-    assert counts(done.notes[-1]) == {"encoded": 2, "current": 8}
+    assert counts(done.notes[-1]) == {"encoded": 2, "current": 9}
     foreign, hidden = done.notes[:-1]
     assert foreign.startswith(str(library / f"foreign{SUFFIX}"))
     assert "someone/else" in foreign

@@ -14,7 +14,7 @@ import typer
 from v2l.cli.answers import AnswerFormat, AnswerOptions
 from v2l.cli.ask_each import answer_each_segment, check_each
 from v2l.cli.chat import chat
-from v2l.cli.console import Display, announce_fallback, command
+from v2l.cli.console import Display, announce_tiny, command, model_record
 from v2l.cli.help import GroupedCommand
 from v2l.cli.options import (
     READ,
@@ -206,7 +206,7 @@ def _is_ready(source: AnswerSource, display: Display) -> bool:
         display.error(str(source.error))
         return False
     try:
-        announce_fallback(source.loader, display, source.chosen_by)
+        announce_tiny(source.loader, display)
         _ = source.loader.language_model if source.file else source.loader.vlm
     except V2LError as error:
         display.error(f"{printable(source.path)}: {error}")
@@ -310,8 +310,7 @@ def _record(
         "adapter" if source.file else "video": source.path,
         "question": question,
         "answer": text,
-        "model": source.loader.folder.id,
-        "model_chosen_by": source.chosen_by,
+        **model_record(source.loader, source.chosen_by),
         "prompt_tokens": answer.prompt_tokens,
         "new_tokens": answer.tokens,
         "time_to_first_token": answer.time_to_first_token,

@@ -76,10 +76,14 @@ def compose_adapters(paths: Sequence[Path], output: Path, rank: int | None, over
     from v2l.adapters.description import MAX_RANK
     from v2l.adapters.timeline import Timeline, open_adapter
     from v2l.inference.targets import ADAPTER_SUFFIX
+    from v2l.models.presets import is_tiny
 
     if not output.name.endswith(ADAPTER_SUFFIX):
         raise UsageError(f"-o {printable(output)} must end in {ADAPTER_SUFFIX}, by which `v2l ask` knows an adapter")
     inputs = [open_adapter(path) for path in paths]
+    demonstration = is_tiny(inputs[0].description.base_model.fingerprint)
+    if demonstration:
+        display.announce_tiny()
     adapters = [each for each in inputs if not isinstance(each, Timeline)]
     bias = inputs[0].description.bias_rank
     total = sum(each.rank - bias for each in adapters) + bias
@@ -99,6 +103,7 @@ def compose_adapters(paths: Sequence[Path], output: Path, rank: int | None, over
         "rank": made,
         "relative_error": error,
         "bytes": size,
+        "demonstration": demonstration,
     }
     text = shown(output)
     if sys.stdout.isatty():

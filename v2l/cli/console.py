@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from v2l.inference.model_loader import ModelLoader
 
 JSON_VERSION = 1
-DEMONSTRATION = (
-    "note: using tiny, the demonstration model, which knows synthetic clips only; name a real model with --model or "
-    "V2L_MODEL (v2l pull smolvlm2-500m fetches one)"
+TINY = (
+    "note: this is tiny, the demonstration model, which knows drawn clips only; for real videos: v2l pull "
+    "smolvlm2-500m, then v2l encode VIDEO"
 )
 
 
@@ -39,7 +39,7 @@ class Display:
     def __init__(self, as_json: bool = False, quiet: bool = False):
         self.as_json, self.quiet = as_json, quiet
         self._bar: Any = None
-        self._has_status = False
+        self._has_status = self._has_announced_tiny = False
         self._lock = threading.RLock()  # models are loaded in a thread, which sets the status
         # a file name need not be UTF-8 and passes through a pipe byte for byte
         _reconfigure(sys.stdin, "surrogateescape")
@@ -129,6 +129,12 @@ class Display:
     def warn(self, text: str) -> None:
         """Print a warning, even with --quiet."""
         self._say(f"v2l: {text}")
+
+    def announce_tiny(self) -> None:
+        """Print once that the model is the demonstration model, even with --quiet."""
+        if not self._has_announced_tiny:
+            self._has_announced_tiny = True
+            self.warn(TINY)
 
     def error(self, text: str) -> None:
         """Print an error, one line."""
@@ -253,13 +259,19 @@ def _jsonable(value: Any) -> Any:
     raise TypeError(f"{type(value)} is not JSON-serializable")
 
 
-def announce_fallback(loader: ModelLoader, display: Display, chosen_by: str | None = None) -> None:
-    """Warn that the demonstration model is used because no model was chosen, once its folder is found.
+def announce_tiny(loader: ModelLoader, display: Display) -> None:
+    """Say that the model is the demonstration model, if it is. Raises V2LError if the model is missing."""
+    if loader.is_tiny:
+        display.announce_tiny()
 
-    chosen_by: how it was chosen, if not as the loader states
-    """
-    if (chosen_by or loader.chosen_by) == "fallback" and loader.folder:
-        display.warn(DEMONSTRATION)
+
+def model_record(loader: ModelLoader, chosen_by: str | None = None) -> dict[str, Any]:
+    """Return the fields about the model of a record. chosen_by: how it was chosen, if not as the loader states"""
+    return {
+        "model": loader.folder.id,
+        "model_chosen_by": chosen_by or loader.chosen_by,
+        "demonstration": loader.is_tiny,
+    }
 
 
 @contextlib.contextmanager

@@ -18,6 +18,7 @@ from v2l.inference.targets import ADAPTER_SUFFIX
 from v2l.io.records import to_json
 from v2l.io.text import amount, clock, printable
 from v2l.models.hypernetwork_file import HypernetworkConfig, HypernetworkFile, Provenance, locate, weight_shapes
+from v2l.models.presets import is_tiny
 
 Rows = list[tuple[str, str]]
 """Names and values."""
@@ -53,6 +54,7 @@ def describe(path: Path) -> tuple[str, Rows, dict[str, Any]]:
         ("sha256", provenance.sha256),
     ]
     record = {"kind": "hypernetwork", "file": path, "bytes": size, "parameters": parameters}
+    record["demonstration"] = is_tiny(provenance.base_fingerprint)
     return "hypernetwork", rows, {**record, "config": to_json(config), **to_json(provenance)}
 
 
@@ -93,6 +95,7 @@ def _record(kind: str, file: AdapterFile | TimelineFile, path: Path) -> dict[str
         "rank": file.description.rank,
         "dtype": file.dtype,
         "not_validated": file.description.not_validated,
+        "demonstration": is_tiny(file.description.base_model.fingerprint),
         **to_json(file.description),
     }
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from v2l.cli.console import Display, announce_fallback, command, shown
+from v2l.cli.console import Display, announce_tiny, command, model_record, shown
 from v2l.cli.help import GroupedCommand
 from v2l.cli.options import (
     READ,
@@ -272,7 +272,7 @@ def _outcomes(
     videos = [target for target in targets if not target.error]
     if not videos:
         return
-    announce_fallback(loader, display)
+    announce_tiny(loader, display)
     loader.check()
     if len(videos) > 1 and display.shows_progress:
         display.note(_plan(videos, options))
@@ -340,8 +340,7 @@ def _record(outcome: Outcome, loader: ModelLoader) -> dict[str, Any]:
         "video": outcome.target.video,
         "adapter": outcome.target.output,
         "status": outcome.status,
-        "model": loader.folder.id,
-        "model_chosen_by": loader.chosen_by,
+        **model_record(loader),
     }
     if outcome.note:
         record["error" if outcome.status == "failed" else "note"] = outcome.note

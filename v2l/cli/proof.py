@@ -46,6 +46,7 @@ def _print_proof(proof: Proof, is_drawn: bool, loader: ModelLoader, display: Dis
             **dataclasses.asdict(proof),
             "video": None if is_drawn else proof.video,
             "model": loader.folder.id,
+            "demonstration": loader.is_tiny,
             "hypernetwork": loader.provenance.id,
             "sound": proof.trouble is None,
             "error": proof.trouble,
