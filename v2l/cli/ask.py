@@ -177,6 +177,8 @@ def ask_all(
     from v2l.inference.targets import ADAPTER_SUFFIX, Destination
 
     asked = [*request.questions, *questions]
+    if request.is_joined:
+        display.note(f'asked as one question: "{printable(asked[0])}"; quote each to ask several')
     if not (request.adapters or request.videos or in_context):
         raise UsageError(f"name an adapter (*{ADAPTER_SUFFIX}), a video or a folder of adapters to ask")
     interactive = sys.stdin.isatty() and sys.stdout.isatty() and not display.as_json

@@ -102,6 +102,10 @@ def find_words(text: str, inputs: Sequence[Path], recursive: bool, limit: int, d
 
     if os.path.exists(text) and (inputs == [Path()] or not any(map(os.path.exists, inputs))):
         raise UsageError(f'say what to find, before the files: v2l find "a red ring" {printable(text)}')
+    unquoted = [word for word in map(os.fspath, inputs) if not os.path.exists(word) and word.isalnum()]
+    if unquoted and text.isalnum():
+        whole = printable(" ".join([text, *unquoted]))
+        raise UsageError(f'{printable(unquoted[0])} is no adapter or folder; quote a text of several words: "{whole}"')
     if not search_words(text):
         raise UsageError(f"{printable(text)!r} has no word to search for; name a thing, a colour or a written word")
     index = SearchIndex()
