@@ -50,6 +50,11 @@ def reason(error: Exception) -> str:
     return f"{type(error).__name__}: {first_line}"
 
 
+def missing_extra(what: str, package: str, extra: str) -> V2LError:
+    """Return the error for a package of an extra that is not installed."""
+    return V2LError(f"{what} needs {package}, which is not installed: pip install 'v2l[{extra}]'")
+
+
 @contextmanager
 def errors_in_one_line() -> Iterator[None]:
     """Exit with code 1 and a one-line message on a V2LError. For modules that are run with `python -m`."""

@@ -5,9 +5,11 @@ import os
 
 import pytest
 from terminal import SUFFIX, Running, counts, fill, run, tree
+from typer.testing import CliRunner
 
 import v2l
 from v2l.adapters.description import BaseModel
+from v2l.cli.app import app
 from v2l.models.presets import find_model
 from v2l.video.sampling import Reading
 
@@ -218,6 +220,31 @@ def test_a_list_of_lines_and_a_video_outside_of_any_suffix(places):
     assert (done.code, done.lines) == (0, [f"a b{SUFFIX}", f"c'd{SUFFIX}"])
     only = v2l.Adapter.load(there / f"a b{SUFFIX}").description.segments[0]
     assert only.reading == Reading(frames=2, fps=1.0, resolution=32)
+
+
+def test_adapters_and_other_sidecars_beside_videos_are_passed_over(tmp_path, videos, made, model_folder):
+    """As `v2l encode FOLDER/*` names them on its second run."""
+    folder = fill(tmp_path, talk=videos[0])
+    made.save(folder / f"talk{SUFFIX}")
+    for name in ("talk.jpg", "talk.en.vtt", "notes.txt", f"other{SUFFIX}", "talk.peft/x", "more/other.srt"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).touch()
+    (folder / "more" / "odd").write_bytes(b"no video")
+
+    def encode(*names):
+        return CliRunner().invoke(
+            app, ["encode", *(str(folder / name) for name in names), "--model", str(model_folder)]
+        )
+
+    done = encode(*sorted({name.partition("/")[0] for name in tree(folder)} - {"more"}))
+    assert (done.exit_code, done.stdout) == (0, f"{folder}/talk{SUFFIX}\n"), done
+    assert done.stderr == "1 current, 6 passed over\n"
+    done = encode("talk.mp4", "more/odd", "missing.txt")
+    assert (done.exit_code, done.stderr.splitlines()[-1]) == (1, "1 current, 2 failed")
+    done = encode(f"talk{SUFFIX}")
+    error, summary = done.stderr.splitlines()
+    assert error == f"v2l: error: {folder}/talk{SUFFIX} is an adapter; name the video to encode"
+    assert (done.exit_code, summary) == (1, "1 failed")
 
 
 # Segments -----------------------------------------------------------------------------------------------------------

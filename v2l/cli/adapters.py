@@ -69,7 +69,10 @@ def info(
     files: Annotated[
         list[Path],
         typer.Argument(
-            readable=False, metavar="FILE", help="Describe these adapters and hypernetworks.", rich_help_panel=READ
+            readable=False,
+            metavar="FILE",
+            help="Describe these adapters, hypernetworks and videos.",
+            rich_help_panel=READ,
         ),
     ],
     timeline: Annotated[
@@ -84,9 +87,10 @@ def info(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Describe adapters and hypernetworks.
+    """Describe adapters, hypernetworks and videos.
 
-    For an adapter: its model, ranks, segments with their times, size and hashes.
+    For an adapter: its model, ranks, segments with their times, size and hashes. For a video: its size and length, and
+    whether its adapter is up to date.
     """
     with command(as_json, quiet, debug) as display:
         raise typer.Exit(0 if describe_all(files, timeline, display) else 1)

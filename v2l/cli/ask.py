@@ -46,6 +46,8 @@ if TYPE_CHECKING:
     from v2l.video.sampling import Reading
 
 ANSWER = "Answer"
+MAX_STRENGTH = 4
+"""The greatest strength without a warning."""
 
 
 class AskCommand(GroupedCommand):
@@ -152,6 +154,8 @@ def ask(
         check_range(start, end)
         if strength is not None and not math.isfinite(strength):
             raise UsageError(f"--strength is {strength}; give a finite number; 1 leaves the adapter as encoded")
+        if strength is not None and not 0 <= strength <= MAX_STRENGTH:
+            display.note(f"warning: --strength {strength:g} is outside 0 to {MAX_STRENGTH}, where answers make sense")
         from v2l.video.sampling import Reading
 
         check_each(each, form, whole, in_context or [], display)
@@ -187,7 +191,7 @@ def ask_all(
     if request.read_stdin:
         asked += [line.strip() for line in sys.stdin if line.strip()]
     encoded = [encode_source(video, Destination(), options.reading, loader, display) for video in request.videos]
-    adapters = [*request.adapters, *(adapter for adapter in encoded if adapter)]
+    adapters = [*request.adapters, *(made for made in encoded if made and made not in request.adapters)]
     sources = [*load_sources(adapters, loader), *(AnswerSource(video, loader) for video in in_context)]
     if options.each:
         return answer_each_segment(sources, asked, options, display) and None not in encoded

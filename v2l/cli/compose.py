@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from v2l.adapters.description import Segment
     from v2l.adapters.timeline import Timeline
 
+SHOWN_VIDEOS = 3
+"""Videos that are named if there are several."""
+
 
 class ComposeCommand(GroupedCommand):
     """`v2l compose --help` with an example."""
@@ -91,6 +94,11 @@ def compose_adapters(paths: Sequence[Path], output: Path, rank: int | None, over
         made, segments, error = _join(inputs, output, rank, overwrite)
     else:
         made, segments, error = _compose(adapters, output, rank, overwrite)
+    names = {segment.source.sha256: printable(segment.source.name) for segment in segments}
+    if len(names) > 1:
+        shown_names = [*names.values()][:SHOWN_VIDEOS]
+        more = ", ..." if len(names) > SHOWN_VIDEOS else ""
+        display.note(f"the parts are of {len(names)} different videos: {', '.join(shown_names)}{more}")
     for note in timeline_notes(segments):
         display.note(f"warning: {note}")
     size = os.stat(output).st_size

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import typer
 
 from v2l.errors import StdoutClosed, UsageError, V2LError, V2LWarning, reason
-from v2l.io.text import escape, printable
+from v2l.io.text import escape, printable, whole
 
 if TYPE_CHECKING:
     from v2l.inference.model_loader import ModelLoader
@@ -255,7 +255,7 @@ def _finite(value: Any) -> Any:
 
 def _jsonable(value: Any) -> Any:
     if isinstance(value, Path):
-        return os.fspath(value)
+        return whole(value)
     raise TypeError(f"{type(value)} is not JSON-serializable")
 
 

@@ -243,9 +243,10 @@ def encode_all(
     shard: Shard | None = None,
 ) -> bool:
     """Encode all inputs, or a shard of them, and print the path of each adapter; True if none failed."""
-    from v2l.inference.targets import find_targets
+    from v2l.inference.targets import find_targets, split_sidecars
 
-    targets = find_targets(inputs, destination, options.reading, recursive)
+    videos, passed_over = split_sidecars(inputs)
+    targets = find_targets(videos, destination, options.reading, recursive)
     targets = shard.of(targets) if shard else targets
     counts = dict.fromkeys(("encoded", "current", "kept", "failed"), 0)
     has_reader = True
@@ -258,6 +259,7 @@ def encode_all(
         if outcome.status == "failed" and fail_fast:
             break
     display.end_progress()
+    counts["passed over"] = len(passed_over)
     display.note(", ".join(f"{number} {status}" for status, number in counts.items() if number) or "nothing to encode")
     return not counts["failed"]
 

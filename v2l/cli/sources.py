@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from v2l.cli.encode import encode_with_progress, note_reason
 from v2l.errors import UsageError, V2LError
+from v2l.io.files import unreadable
 from v2l.io.text import printable
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ def sort_words(words: Sequence[str]) -> AskRequest:
 
     Raises V2LError for an adapter, or a name that can only be a video's, that is missing.
     """
+    from v2l.adapters.timeline_description import is_adapter_file
     from v2l.inference.targets import ADAPTER_SUFFIX, VIDEO_SUFFIXES, adapters_in
 
     adapters: list[Path] = []
@@ -69,9 +71,14 @@ def sort_words(words: Sequence[str]) -> AskRequest:
             adapters += adapters_in(path)
         elif path.suffix.lower() in VIDEO_SUFFIXES and os.path.isfile(path):
             videos.append(path)
-        elif plain and (path.suffix.lower() in VIDEO_SUFFIXES or "://" in word):
-            raise V2LError(f"no video {printable(word)}; only local files are read, check the name")
+        elif plain and "://" in word:
+            raise unreadable(path, FileNotFoundError())
+        elif plain and path.suffix.lower() in VIDEO_SUFFIXES:
+            raise V2LError(f"no video {printable(word)}; check the name")
         elif os.path.exists(path):
+            if is_adapter_file(path):  # under another name
+                adapters.append(path)
+                continue
             raise V2LError(
                 f"{printable(word)} is a file but neither an adapter nor a video; put a question in quotes, or after -q"
             )

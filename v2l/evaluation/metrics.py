@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from v2l.errors import V2LError
+from v2l.errors import V2LError, missing_extra
 
 RESAMPLES = 10_000
 CONFIDENCE = 0.95
@@ -165,7 +165,7 @@ def _rouge_scorer() -> Any:
     try:
         from rouge_score.rouge_scorer import RougeScorer
     except ImportError as error:
-        raise _missing("rouge-score") from error
+        raise missing_extra("evaluation", "rouge-score", "eval") from error
     return RougeScorer(["rougeL"], use_stemmer=False)
 
 
@@ -173,9 +173,5 @@ def _scipy_stats() -> Any:
     try:
         from scipy import stats
     except ImportError as error:
-        raise _missing("scipy") from error
+        raise missing_extra("evaluation", "scipy", "eval") from error
     return stats
-
-
-def _missing(package: str) -> V2LError:
-    return V2LError(f"evaluation needs {package}; install it with: pip install 'v2l[eval]'")

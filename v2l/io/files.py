@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from v2l.errors import V2LError
-from v2l.io.text import printable
+from v2l.io.text import is_address, printable
 
 try:
     import fcntl
@@ -77,6 +77,8 @@ def open_regular(path: str | os.PathLike) -> io.BufferedReader:
 
 def unreadable(path: str | os.PathLike, error: OSError) -> V2LError:
     """Return the error for a file that cannot be opened or read."""
+    if is_address(path) and isinstance(error, FileNotFoundError):
+        return V2LError(f"{printable(path)} is an address; v2l reads local files, fetch it first")
     return V2LError(f"cannot read {printable(path)}: {error.strerror or error}; check the name and its permissions")
 
 
