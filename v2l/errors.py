@@ -39,7 +39,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     return any(text in str(error).lower() for text in _OUT_OF_MEMORY)
 
 
-def reason(error: Exception) -> str:
+def reason(error: BaseException) -> str:
     """Describe an unexpected error by its class and the first line of its message.
 
     The text may contain foreign characters: escape it before printing. Running out of memory is described with a fix.

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import typer
 
@@ -127,14 +127,14 @@ class Display:
                 print(f"\x1b[2m{text}\x1b[0m" if dim else text, file=sys.stderr, flush=True)
 
     def warn(self, text: str) -> None:
-        """Print a warning, even with --quiet."""
-        self._say(f"v2l: {text}")
+        """Print a warning unless --quiet is given."""
+        self.note(f"v2l: {text}")
 
     def announce_tiny(self) -> None:
         """Print once that the model is the demonstration model, even with --quiet."""
         if not self._has_announced_tiny:
             self._has_announced_tiny = True
-            self.warn(TINY)
+            self._say(f"v2l: {TINY}")
 
     def error(self, text: str) -> None:
         """Print an error, one line."""
@@ -160,6 +160,12 @@ class Display:
             print(f"{escape(question)} [Y/n] ", end="", file=sys.stderr, flush=True)
         answer = sys.stdin.readline()  # empty at its end
         return bool(answer) and answer.strip().lower() in ("", "y", "yes")
+
+    def end_line(self) -> None:
+        """Move to a new line on a terminal, where the text of a prompt and the echo of Ctrl-C may stand."""
+        if sys.stdin.isatty() and sys.stderr.isatty():
+            with contextlib.suppress(OSError):
+                print(file=sys.stderr, flush=True)
 
     # Progress --------------------------------------------------------------------------------------------------
 
@@ -287,18 +293,29 @@ def command(as_json: bool, quiet: bool, debug: bool) -> Iterator[Display]:
         yield display
     except typer.Exit:  # a subclass of RuntimeError
         raise
-    except V2LError as error:
-        _fail(display, error, debug, code=2 if isinstance(error, UsageError) else 1)
     except StdoutClosed:
         raise typer.Exit(0) from None
-    except KeyboardInterrupt:
-        display.end_progress()
-        display.note("interrupted; what was finished is kept")
-        raise typer.Exit(130) from None
-    except Exception as error:
-        _fail(display, error, debug, code=1)
+    except (Exception, KeyboardInterrupt) as error:
+        if _is_interrupt(error):
+            _end_interrupted(display)
+        _fail(display, error, debug)
     finally:
         display.end_progress()
+
+
+def _is_interrupt(error: BaseException | None) -> bool:
+    """Return whether an error stems from an interrupt, which an import in C turns into an error of its own."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
+
+
+def _end_interrupted(display: Display) -> NoReturn:
+    """Say so, on a line of its own, and exit."""
+    display.end_progress()
+    display.end_line()
+    display.note("interrupted; what was finished is kept")
+    raise typer.Exit(130) from None
 
 
 def _check_working_folder() -> None:
@@ -309,7 +326,7 @@ def _check_working_folder() -> None:
         raise V2LError("the working directory no longer exists; change to one that does") from error
 
 
-def _fail(display: Display, error: Exception, debug: bool, code: int) -> None:
+def _fail(display: Display, error: Exception | KeyboardInterrupt, debug: bool) -> NoReturn:
     display.end_progress()
     if debug:
         import traceback
@@ -318,7 +335,7 @@ def _fail(display: Display, error: Exception, debug: bool, code: int) -> None:
 
     expected = isinstance(error, V2LError)
     display.error(str(error) if expected else f"{printable(reason(error))}; --debug shows where")
-    raise typer.Exit(code) from None
+    raise typer.Exit(2 if isinstance(error, UsageError) else 1) from None
 
 
 def _terminate(_signal: int, _frame: FrameType | None) -> None:
