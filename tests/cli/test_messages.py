@@ -1,5 +1,6 @@
 """Messages that name a thing as it was given, the fix, and no more: addresses, extras, JSON, videos, interrupts."""
 
+import io
 import json
 import os
 import sys
@@ -29,6 +30,11 @@ def v2l_command(tmp_path, model_folder, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("V2L_MODEL", str(model_folder))
     return lambda *words: CliRunner().invoke(app, [*map(str, words)])
+
+
+@pytest.fixture
+def empty_input(monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO()))
 
 
 @pytest.mark.parametrize("words", NAMED)
@@ -101,7 +107,7 @@ def test_parts_of_different_videos_are_named(v2l_command, tmp_path, adapters):
     assert "the parts are of 2 different videos: clip 0.mp4, clip 1.mp4" in done.stderr.splitlines()
 
 
-def test_quiet_prints_errors_and_no_warnings(capsys):
+def test_quiet_prints_errors_and_no_warnings(capsys, empty_input):
     display = Display(quiet=True)
     display.warn("warning: odd")
     display.note("done")
@@ -118,7 +124,7 @@ def test_an_interrupt_during_the_first_imports_leaves_no_traceback(tmp_path):
     assert (done.code, done.out, done.err) == (130, "", "")
 
 
-def test_an_interrupt_that_an_import_turned_into_an_error_is_an_interrupt(capsys):
+def test_an_interrupt_that_an_import_turned_into_an_error_is_an_interrupt(capsys, empty_input):
     """As libraries in C do."""
     with pytest.raises(typer.Exit) as caught, command(False, False, False):
         try:

@@ -75,11 +75,12 @@ def open_regular(path: str | os.PathLike) -> io.BufferedReader:
     return file
 
 
-def unreadable(path: str | os.PathLike, error: OSError) -> V2LError:
+def unreadable(path: str | os.PathLike, error: OSError | ValueError) -> V2LError:
     """Return the error for a file that cannot be opened or read."""
     if is_address(path) and isinstance(error, FileNotFoundError):
         return V2LError(f"{printable(path)} is an address; v2l reads local files, fetch it first")
-    return V2LError(f"cannot read {printable(path)}: {error.strerror or error}; check the name and its permissions")
+    why = getattr(error, "strerror", None) or error  # a ValueError: a name that no file can have
+    return V2LError(f"cannot read {printable(path)}: {why}; check the name and its permissions")
 
 
 # Writing -----------------------------------------------------------------------------------------------------------

@@ -97,10 +97,8 @@ def read_published(path: str | os.PathLike[str]) -> PublishedCheckpoint:
         status = os.stat(name)
         _need(stat.S_ISREG(status.st_mode), f"{shown} is not a regular file: give a checkpoint (.pt)")
         file = _BoundedReader(io.FileIO(name))
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise unreadable(path, error) from error
-    except ValueError as error:
-        raise V2LError(f"cannot read {shown}: {error}; check the name") from error
     with file:
         try:
             return _checkpoint(_Archive(file, status.st_size))
