@@ -12,13 +12,15 @@ import pytest
 import small
 import torch
 from terminal import LIBGL_MISSING, SUFFIX, Running, Terminal, fill, nobody_reads, plain, run, run_each, tree
+from typer.testing import CliRunner
 
 import v2l
 from v2l.adapters.description import AdapterFile, BaseModel
 from v2l.cli import sources
+from v2l.cli.app import app
 from v2l.cli.chat import chat, history_file
 from v2l.cli.console import Display
-from v2l.cli.sources import AnswerSource, batches
+from v2l.cli.sources import AnswerSource, batches, sort_words
 from v2l.inference.model_loader import ModelLoader
 from v2l.io.text import inert, tab_separated
 from v2l.models.presets import PRESETS, RELEASE
@@ -27,8 +29,8 @@ QUESTION = "what?"
 TOKENS = ["--max-new-tokens", "12"]
 ENDLESS = 100_000
 KEYS = (
-    "v2l command question answer model model_chosen_by prompt_tokens visual_tokens new_tokens time_to_first_token "
-    "tokens_per_second together"
+    "v2l command question answer model model_chosen_by demonstration prompt_tokens visual_tokens new_tokens "
+    "time_to_first_token tokens_per_second together"
 ).split()
 
 
@@ -278,6 +280,32 @@ def test_words_that_name_nothing_are_errors_that_say_so(shelf, speaker):
         assert line.startswith("v2l: error: ")
         assert word in line
     assert tree(folder) == before
+
+
+@pytest.mark.parametrize(
+    ("words", "questions"),
+    [
+        ("A what is on the whiteboard?", ["what is on the whiteboard?"]),
+        ("what is it A -", ["what is it"]),
+        ("A why", ["why"]),
+        ("A who? where?", ["who?", "where?"]),
+        ("A who A where", ["who", "where"]),
+        ("A|what is it?|why", ["what is it?", "why"]),
+        ("A これは何ですか 何色", ["これは何ですか", "何色"]),
+    ],
+)
+def test_a_question_without_quotes_is_one_question(shelf, words, questions):
+    given = words.split("|" if "|" in words else " ")
+    request = sort_words([str(shelf[0] / ONE) if word == "A" else word for word in given])
+    assert request.questions == tuple(questions)
+    assert request.is_joined == (len(given) - given.count("A") - given.count("-") > len(questions))
+
+
+def test_joined_words_are_said(shelf, speaker):
+    folder, answer = shelf
+    done = CliRunner().invoke(app, ["ask", str(folder / ONE), "is", "it?", *TOKENS, "--model", str(speaker[0])])
+    assert done.stdout == inert(answer(ONE, "is it?")) + "\n"
+    assert done.stderr == 'asked as one question: "is it?"; quote each to ask several\n'
 
 
 def test_bytes_that_are_no_text_are_one_line(shelf, speaker):

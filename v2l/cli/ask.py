@@ -14,7 +14,7 @@ import typer
 from v2l.cli.answers import AnswerFormat, AnswerOptions
 from v2l.cli.ask_each import answer_each_segment, check_each
 from v2l.cli.chat import chat
-from v2l.cli.console import Display, announce_fallback, command
+from v2l.cli.console import Display, announce_model, command, model_record
 from v2l.cli.help import GroupedCommand
 from v2l.cli.options import (
     READ,
@@ -46,6 +46,8 @@ if TYPE_CHECKING:
     from v2l.video.sampling import Reading
 
 ANSWER = "Answer"
+MAX_STRENGTH = 4
+"""The greatest strength without a warning."""
 
 
 class AskCommand(GroupedCommand):
@@ -152,6 +154,8 @@ def ask(
         check_range(start, end)
         if strength is not None and not math.isfinite(strength):
             raise UsageError(f"--strength is {strength}; give a finite number; 1 leaves the adapter as encoded")
+        if strength is not None and not 0 <= strength <= MAX_STRENGTH:
+            display.note(f"warning: --strength {strength:g} is outside 0 to {MAX_STRENGTH}, where answers make sense")
         from v2l.video.sampling import Reading
 
         check_each(each, form, whole, in_context or [], display)
@@ -177,6 +181,8 @@ def ask_all(
     from v2l.inference.targets import ADAPTER_SUFFIX, Destination
 
     asked = [*request.questions, *questions]
+    if request.is_joined:
+        display.note(f'asked as one question: "{printable(asked[0])}"; quote each to ask several')
     if not (request.adapters or request.videos or in_context):
         raise UsageError(f"name an adapter (*{ADAPTER_SUFFIX}), a video or a folder of adapters to ask")
     interactive = sys.stdin.isatty() and sys.stdout.isatty() and not display.as_json
@@ -186,7 +192,7 @@ def ask_all(
     if not (asked or request.read_stdin or interactive):
         raise UsageError("ask a question: after the adapter, with -q, or on standard input")
     encoded = [encode_source(video, Destination(), options.reading, loader, display) for video in request.videos]
-    adapters = [*request.adapters, *(adapter for adapter in encoded if adapter)]
+    adapters = [*request.adapters, *(made for made in encoded if made and made not in request.adapters)]
     sources = [*load_sources(adapters, loader), *(AnswerSource(video, loader) for video in in_context)]
     if options.each:
         return answer_each_segment(sources, asked, options, display) and None not in encoded
@@ -222,7 +228,7 @@ def _is_ready(source: AnswerSource, display: Display) -> bool:
         display.error(str(source.error))
         return False
     try:
-        announce_fallback(source.loader, display, source.chosen_by)
+        announce_model(source.loader, display)
         _ = source.loader.language_model if source.file else source.loader.vlm
     except V2LError as error:
         display.error(f"{printable(source.path)}: {error}")
@@ -335,8 +341,7 @@ def _record(
         "adapter" if source.file else "video": source.path,
         "question": question,
         "answer": text,
-        "model": source.loader.folder.id,
-        "model_chosen_by": source.chosen_by,
+        **model_record(source.loader, source.chosen_by),
         "prompt_tokens": answer.prompt_tokens,
         "new_tokens": answer.tokens,
         "time_to_first_token": answer.time_to_first_token,

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from v2l.cli.answers import AnswerFormat, AnswerOptions
-from v2l.cli.console import Display, announce_fallback
+from v2l.cli.console import Display, announce_model, model_record
 from v2l.cli.sources import AnswerSource
 from v2l.errors import UsageError, V2LError
 from v2l.io.text import clock, inert, printable, tab_separated
@@ -50,7 +50,7 @@ def _answer(source: AnswerSource, question: str, several: bool, options: AnswerO
     from v2l.inference.each import ask_segments
 
     def load() -> FrozenVLM:
-        announce_fallback(source.loader, display, source.chosen_by)
+        announce_model(source.loader, display)
         return source.loader.language_model
 
     def progress(done: int, total: int) -> None:
@@ -101,7 +101,6 @@ def _print(
             "start": each.start,
             "end": each.end,
             "answer": each.text,
-            "model": source.loader.folder.id,
-            "model_chosen_by": source.chosen_by,
+            **model_record(source.loader, source.chosen_by),
         }
         display.result(escaped(tab_separated(*asked, *times, each.text)), record)

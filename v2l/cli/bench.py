@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from v2l.bench.plan import AMORTIZED_QUESTIONS, Plan
-from v2l.cli.console import Display, announce_fallback, command, shown
+from v2l.cli.console import Display, announce_model, command, shown
 from v2l.cli.help import GroupedCommand
 from v2l.cli.options import (
     MODEL,
@@ -186,8 +186,8 @@ def bench(
             "budget": budget,
         }
         loader = model_loader(model, hypernetwork, device, dtype, display)
-        if not arch:
-            announce_fallback(loader, display)
+        if not arch and (video or loader.chosen_by == "fallback"):
+            announce_model(loader, display)
         run(
             Plan(**{name: value for name, value in given.items() if value is not None}),
             loader,

@@ -14,20 +14,20 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import typer
 
 from v2l.errors import StdoutClosed, UsageError, V2LError, V2LWarning, reason
-from v2l.io.text import escape, printable, stated_columns
+from v2l.io.text import escape, printable, stated_columns, whole
 
 if TYPE_CHECKING:
     from v2l.inference.model_loader import ModelLoader
 
 JSON_VERSION = 1
-DEMONSTRATION = (
-    "note: using tiny, the demonstration model, which knows synthetic clips only; name a real model with --model or "
-    "V2L_MODEL (v2l pull smolvlm2-500m fetches one)"
+TINY = (
+    "note: this is tiny, the demonstration model, which knows drawn clips only; for real videos: v2l pull "
+    "smolvlm2-500m, then v2l encode VIDEO"
 )
 
 
@@ -42,7 +42,7 @@ class Display:
         self.as_json, self.quiet, self.verbose = as_json, quiet, verbose
         self._started = time.monotonic()
         self._bar: Any = None
-        self._has_status = False
+        self._has_status = self._has_announced_tiny = False
         self._lock = threading.RLock()  # models are loaded in a thread, which sets the status
         # a file name need not be UTF-8 and passes through a pipe byte for byte
         _reconfigure(sys.stdin, "surrogateescape")
@@ -135,8 +135,14 @@ class Display:
             self._say(f"[{time.monotonic() - self._started:.2f} s] {text}")
 
     def warn(self, text: str) -> None:
-        """Print a warning, even with --quiet."""
-        self._say(f"v2l: {text}")
+        """Print a warning unless --quiet is given."""
+        self.note(f"v2l: {text}")
+
+    def announce_tiny(self) -> None:
+        """Print once that the model is the demonstration model, even with --quiet."""
+        if not self._has_announced_tiny:
+            self._has_announced_tiny = True
+            self._say(f"v2l: {TINY}")
 
     def error(self, text: str) -> None:
         """Print an error, one line."""
@@ -162,6 +168,12 @@ class Display:
             print(f"{escape(question)} [Y/n] ", end="", file=sys.stderr, flush=True)
         answer = sys.stdin.readline()  # empty at its end
         return bool(answer) and answer.strip().lower() in ("", "y", "yes")
+
+    def end_line(self) -> None:
+        """Move to a new line on a terminal, where the text of a prompt and the echo of Ctrl-C may stand."""
+        if sys.stdin.isatty() and sys.stderr.isatty():
+            with contextlib.suppress(OSError):
+                print(file=sys.stderr, flush=True)
 
     # Progress --------------------------------------------------------------------------------------------------
 
@@ -259,19 +271,25 @@ def _finite(value: Any) -> Any:
 
 def _jsonable(value: Any) -> Any:
     if isinstance(value, Path):
-        return os.fspath(value)
+        return whole(value)
     raise TypeError(f"{type(value)} is not JSON-serializable")
 
 
-def announce_fallback(loader: ModelLoader, display: Display, chosen_by: str | None = None) -> None:
-    """Warn that the demonstration model is used because no model was chosen, once its folder is found.
+def announce_model(loader: ModelLoader, display: Display) -> None:
+    """Say that the model is the demonstration model, if it is; with --verbose, how it was chosen. Raises V2LError if
+    the model is missing."""
+    display.detail(f"model {printable(loader.model)}, chosen by: {loader.chosen_by}")
+    if loader.is_tiny:
+        display.announce_tiny()
 
-    chosen_by: how it was chosen, if not as the loader states
-    """
-    chosen_by = chosen_by or loader.chosen_by
-    display.detail(f"model {printable(loader.model)}, chosen by: {chosen_by}")
-    if chosen_by == "fallback" and loader.folder:
-        display.warn(DEMONSTRATION)
+
+def model_record(loader: ModelLoader, chosen_by: str | None = None) -> dict[str, Any]:
+    """Return the fields about the model of a record. chosen_by: how it was chosen, if not as the loader states"""
+    return {
+        "model": loader.folder.id,
+        "model_chosen_by": chosen_by or loader.chosen_by,
+        "demonstration": loader.is_tiny,
+    }
 
 
 @contextlib.contextmanager
@@ -292,18 +310,29 @@ def command(as_json: bool, quiet: bool, debug: bool) -> Iterator[Display]:
         yield display
     except typer.Exit:  # a subclass of RuntimeError
         raise
-    except V2LError as error:
-        _fail(display, error, debug, code=2 if isinstance(error, UsageError) else 1)
     except StdoutClosed:
         raise typer.Exit(0) from None
-    except KeyboardInterrupt:
-        display.end_progress()
-        display.note("interrupted; what was finished is kept")
-        raise typer.Exit(130) from None
-    except Exception as error:
-        _fail(display, error, debug, code=1)
+    except (Exception, KeyboardInterrupt) as error:
+        if _is_interrupt(error):
+            _end_interrupted(display)
+        _fail(display, error, debug)
     finally:
         display.end_progress()
+
+
+def _is_interrupt(error: BaseException | None) -> bool:
+    """Return whether an error stems from an interrupt, which an import in C turns into an error of its own."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
+
+
+def _end_interrupted(display: Display) -> NoReturn:
+    """Say so, on a line of its own, and exit."""
+    display.end_progress()
+    display.end_line()
+    display.note("interrupted; what was finished is kept")
+    raise typer.Exit(130) from None
 
 
 def _print_log(display: Display) -> None:
@@ -336,7 +365,7 @@ def _check_working_folder() -> None:
         raise V2LError("the working directory no longer exists; change to one that does") from error
 
 
-def _fail(display: Display, error: Exception, debug: bool, code: int) -> None:
+def _fail(display: Display, error: Exception | KeyboardInterrupt, debug: bool) -> NoReturn:
     display.end_progress()
     if debug:
         import traceback
@@ -345,7 +374,7 @@ def _fail(display: Display, error: Exception, debug: bool, code: int) -> None:
 
     expected = isinstance(error, V2LError)
     display.error(str(error) if expected else f"{printable(reason(error))}; --debug shows where")
-    raise typer.Exit(code) from None
+    raise typer.Exit(2 if isinstance(error, UsageError) else 1) from None
 
 
 def _terminate(_signal: int, _frame: FrameType | None) -> None:

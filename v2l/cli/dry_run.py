@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from v2l.cli.console import Display, announce_fallback, shown
+from v2l.cli.console import Display, announce_model, shown
 from v2l.io.text import amount, printable, span
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def preview_all(targets: Sequence[Target], options: EncodeOptions, loader: Model
         display.error(target.error)
     videos = [target for target in targets if not target.error]
     if videos:
-        announce_fallback(loader, display)
+        announce_model(loader, display)
         loader.check()
     found = []
     display.start_progress(len(videos), "video")

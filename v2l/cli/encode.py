@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from v2l.cli.console import Display, announce_fallback, command, shown
+from v2l.cli.console import Display, announce_model, command, model_record, shown
 from v2l.cli.dry_run import preview_all
 from v2l.cli.help import GroupedCommand
 from v2l.cli.options import (
@@ -255,9 +255,10 @@ def encode_all(
 
     dry_run: print what would be done instead
     """
-    from v2l.inference.targets import find_targets
+    from v2l.inference.targets import find_targets, split_sidecars
 
-    targets = find_targets(inputs, destination, options.reading, recursive)
+    videos, passed_over = split_sidecars(inputs)
+    targets = find_targets(videos, destination, options.reading, recursive)
     targets = shard.of(targets) if shard else targets
     if dry_run:
         return preview_all(targets, options, loader, display)
@@ -272,6 +273,7 @@ def encode_all(
         if outcome.status == "failed" and fail_fast:
             break
     display.end_progress()
+    counts["passed over"] = len(passed_over)
     display.note(", ".join(f"{number} {status}" for status, number in counts.items() if number) or "nothing to encode")
     return not counts["failed"]
 
@@ -286,7 +288,7 @@ def _outcomes(
     videos = [target for target in targets if not target.error]
     if not videos:
         return
-    announce_fallback(loader, display)
+    announce_model(loader, display)
     loader.check()
     if len(videos) > 1 and display.shows_progress:
         display.note(_plan(videos, options))
@@ -354,8 +356,7 @@ def _record(outcome: Outcome, loader: ModelLoader) -> dict[str, Any]:
         "video": outcome.target.video,
         "adapter": outcome.target.output,
         "status": outcome.status,
-        "model": loader.folder.id,
-        "model_chosen_by": loader.chosen_by,
+        **model_record(loader),
     }
     if outcome.note:
         record["error" if outcome.status == "failed" else "note"] = outcome.note

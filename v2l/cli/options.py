@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from v2l.errors import UsageError, V2LError
+from v2l.errors import UsageError, V2LError, missing_extra
 from v2l.io.text import printable
 from v2l.video.limits import LEAST_RESOLUTION
 
@@ -129,7 +129,8 @@ def model_loader(
 
 
 def check_plot(path: Path | None) -> None:
-    """Raise UsageError if the suffix of an image file is not a format that can be drawn, or matplotlib is missing."""
+    """Raise UsageError if the suffix of an image file is not a format that can be drawn, V2LError if matplotlib is
+    missing."""
     if path is None:
         return
     if path.suffix not in (".png", ".svg", ".pdf"):
@@ -137,7 +138,7 @@ def check_plot(path: Path | None) -> None:
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
-        raise UsageError("--plot draws with matplotlib, which is not installed: pip install 'v2l[plot]'") from error
+        raise missing_extra("--plot", "matplotlib", "plot") from error
 
 
 def check_above_zero(name: str, value: float | None) -> None:

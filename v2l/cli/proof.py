@@ -73,6 +73,7 @@ def _print_proof(proof: Proof, name: str, is_drawn: bool, loader: ModelLoader, d
             **dataclasses.asdict(proof),
             "video": None if is_drawn else proof.video,
             "model": loader.folder.id,
+            "demonstration": loader.is_tiny,
             "hypernetwork": loader.provenance.id,
             "sound": proof.trouble is None,
             "error": proof.trouble,

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from v2l.errors import V2LError
+from v2l.errors import V2LError, missing_extra
 
 RESAMPLES = 10_000
 CONFIDENCE = 0.95
@@ -179,5 +179,5 @@ def _rouge_scorer() -> Any:
     try:
         from rouge_score.rouge_scorer import RougeScorer
     except ImportError as error:
-        raise V2LError("evaluation needs rouge-score; install it with: pip install 'v2l[eval]'") from error
+        raise missing_extra("evaluation", "rouge-score", "eval") from error
     return RougeScorer(["rougeL"], use_stemmer=False)

@@ -17,7 +17,7 @@ from v2l.errors import ModelError, V2LError, reason
 from v2l.io.text import printable
 from v2l.models.hypernetwork_file import HypernetworkConfig, Provenance, locate, read_header
 from v2l.models.lock_file import lock_path, read_lock
-from v2l.models.presets import PRESETS, RELEASE, ModelFolder, find_model
+from v2l.models.presets import PRESETS, RELEASE, ModelFolder, find_model, is_tiny
 
 if TYPE_CHECKING:
     import torch
@@ -54,6 +54,11 @@ class ModelLoader:
     def fingerprint(self) -> str:
         """Fingerprint of the frozen model, computed from its files."""
         return self.folder.fingerprint
+
+    @property
+    def is_tiny(self) -> bool:
+        """Whether the frozen model is the embedded one, which knows drawn clips only."""
+        return is_tiny(self.fingerprint)
 
     @property
     def provenance(self) -> Provenance:

@@ -18,6 +18,7 @@ from v2l.inference.readings import is_long
 from v2l.io.files import identify, time_of_check, unreadable
 from v2l.io.text import clock, printable
 from v2l.models.hypernetwork_file import Provenance
+from v2l.models.presets import is_tiny
 from v2l.video.client import probe, read_frames
 from v2l.video.sampling import READING_REVISION, Reading, choose_frames, revision_of
 
@@ -37,7 +38,7 @@ class Wanted:
 class Staleness:
     """The state of an adapter.
 
-    state: "missing", "stale", "current" or "foreign" (made for another model)
+    state: "missing", "stale", "current" or "foreign" (made for another model; one made for tiny is stale)
     reason: why it is stale, the model of a foreign adapter, or a remark about a current one
     """
 
@@ -67,7 +68,10 @@ def check_staleness(
         return Staleness("stale", str(error))
     made = adapter.description
     if made.base_model.fingerprint != wanted.fingerprint:
-        return Staleness("foreign", f"{printable(made.base_model.id)} ({made.base_model.fingerprint[:12]})")
+        model = f"{printable(made.base_model.id)} ({made.base_model.fingerprint[:12]})"
+        if is_tiny(made.base_model.fingerprint):  # a demonstration does not outlive the choice of a real model
+            return Staleness("stale", f"it was made for {model}, the demonstration model")
+        return Staleness("foreign", model)
     if made.hypernetwork.sha256 != wanted.provenance.sha256:
         return Staleness("stale", "it was made by another hypernetwork")
     if not any_reading:

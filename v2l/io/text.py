@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import unicodedata
 
 MAX_SHOWN = 200
@@ -28,9 +29,26 @@ def inert(text: str) -> str:
     return escape(text, keep="\n\t")
 
 
+_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+:/", re.IGNORECASE)
+
+
+def is_address(path: str | os.PathLike[str]) -> bool:
+    """Return whether a name has the form of a URL, which a Path holds with a single slash after its scheme."""
+    return _ADDRESS.match(os.fspath(path)) is not None
+
+
+def whole(path: str | os.PathLike[str]) -> str:
+    """Return a path as text, a URL as it was given."""
+    text = os.fspath(path)
+    scheme, _, rest = text.partition(":/")
+    if not is_address(text) or rest.startswith("/"):
+        return text
+    return f"{scheme}://{'/' if scheme.lower() == 'file' else ''}{rest}"
+
+
 def printable(value: object) -> str:
     """Escape a file name or an untrusted string for a message, cut to `MAX_SHOWN` characters."""
-    shown = escape(str(value))
+    shown = escape(whole(value) if isinstance(value, os.PathLike) else str(value))
     return shown if len(shown) <= MAX_SHOWN else shown[: MAX_SHOWN - 3] + "..."
 
 

@@ -117,7 +117,7 @@ complete -c v2l -n '__v2l_in' -a find -d 'Find the segments of videos that match
 complete -c v2l -n '__v2l_in' -a frames -d 'Write the pictures that an adapter was made from'
 complete -c v2l -n '__v2l_in' -a demo -d 'Show how it works, with nothing but what is installed'
 complete -c v2l -n '__v2l_in' -a compose -d 'Compose several adapters into one'
-complete -c v2l -n '__v2l_in' -a info -d 'Describe adapters and hypernetworks'
+complete -c v2l -n '__v2l_in' -a info -d 'Describe adapters, hypernetworks and videos'
 complete -c v2l -n '__v2l_in' -a verify -d 'Check that adapters, or a model and its hypernetwork, are sound and have an effect'
 complete -c v2l -n '__v2l_in' -a export -d 'Convert an adapter to the format of another engine'
 complete -c v2l -n '__v2l_in' -a pull -d 'Fetch a frozen model and its hypernetwork'
