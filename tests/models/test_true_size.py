@@ -1,6 +1,5 @@
 """The real architectures at their true size, with random weights."""
 
-import dataclasses
 import json
 import math
 import os
@@ -11,16 +10,21 @@ import sys
 import pytest
 import small
 import torch
+from kept import counting_kept
 from peers import transformers_model
 from places import ROOT
-from transformers import SmolVLMConfig
+from true_size import SMOLVLM2_256M, fill_vocabulary, write_published_hypernetwork, write_true_size
 
-from v2l.bench.random_model import ARCHITECTURES, random_model
+from v2l.bench.random_model import random_model
 from v2l.evaluation.conditions import CONDITIONS
 from v2l.evaluation.report import TITLES
+from v2l.io.manifest import Example
 from v2l.models.hypernetwork_file import TrainedWith
+from v2l.models.loading import published_weights
 from v2l.models.presets import find_model
 from v2l.models.smolvlm import Window
+from v2l.training.data import SampleReader, SamplingConfig, read_sample
+from v2l.training.losses import CACHE_BYTES, TrainingObjective
 
 ENCODE = """
 import re, sys, time
@@ -86,54 +90,10 @@ finally:
 """
 
 
-SMOLVLM2_256M = dataclasses.replace(
-    ARCHITECTURES["smolvlm2-500m"],
-    text=ARCHITECTURES["smolvlm2-500m"].text
-    | {
-        "hidden_size": 576,
-        "intermediate_size": 1536,
-        "num_hidden_layers": 30,
-        "num_attention_heads": 9,
-        "num_key_value_heads": 3,
-    },
-)
-"""SmolVLM2-256M, for which no hypernetwork is published: the decoder of SmolLM2-135M, all else as at 500M."""
-
-
-def write_500m(folder, sizes=ARCHITECTURES["smolvlm2-500m"]):
-    """True dimensions, random weights in a bfloat16 file."""
-    config = SmolVLMConfig(
-        text_config=sizes.text,
-        vision_config=sizes.vision,
-        scale_factor=sizes.scale_factor,
-        image_token_id=small.IMAGE_TOKEN_ID,
-        pad_token_id=2,
-        tie_word_embeddings=False,
-    )
-    return small.write_model(folder, config=config, dtype=torch.bfloat16)
-
-
-def write_published_hypernetwork(folder):
-    """A random hypernetwork of the published sizes, in the model folder."""
-    sizes = {"rank": 16, "lora_alpha": 128.0, "latent_size": 512, "num_blocks": 9}
-    heads = {"num_heads": 16, "num_kv_heads": 4, "head_dim": 128}
-    small.write_hypernetwork(folder, trained_with=TrainedWith(resolution=384), **sizes, **heads)
-
-
-def fill_vocabulary(folder):
-    """A tokenizer with a name for each of the model's 49,280 tokens, so that random answers are not empty."""
-    path = folder / "tokenizer.json"
-    tokenizer = json.loads(path.read_text())
-    vocabulary = tokenizer["model"]["vocab"]
-    taken = {*vocabulary.values(), *(added["id"] for added in tokenizer["added_tokens"])}
-    vocabulary |= {f"<{id}>": id for id in range(ARCHITECTURES["smolvlm2-500m"].text["vocab_size"]) if id not in taken}
-    path.write_text(json.dumps(tokenizer))
-
-
 @pytest.mark.slow
 def test_500m_takes_an_optimisation_step_on_the_cpu(tmp_path):
     """Train a new hypernetwork of the published size on a 12-frame clip, in float32; print the peak memory."""
-    folder = write_500m(tmp_path / "500m")
+    folder = write_true_size(tmp_path / "500m")
     video = small.write_video(tmp_path / "clip.mp4", frames=15 * 8, width=320, height=180)
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     run = [sys.executable, "-c", TRAIN, str(folder), str(video)]
@@ -145,10 +105,40 @@ def test_500m_takes_an_optimisation_step_on_the_cpu(tmp_path):
     assert float(re.search(r"loaded, ([\d.]+) GiB at", printed)[1]) < 16
 
 
+def count_kept(folder, name, clips=2):
+    """The bytes that a training step of the documented recipe keeps for its backward pass, a clip, by part: 12 frames
+    and an answer of about 50 tokens, in bfloat16."""
+    vlm, hypernetwork = random_model(name, folder / "model", "cpu", torch.bfloat16)
+    hypernetwork.train().requires_grad_(True)
+    video = small.write_video(folder / "clip.mp4", frames=15 * 8, width=320, height=180)
+    prompt, answer = "Describe what is happening in this scene.", "a square moves to the right and then to the left. "
+    reader = SampleReader(vlm.tokenizer, vlm.geometry, vlm.max_positions)
+    sampling = SamplingConfig(resolutions=(384,), windows=1, segments=1, denser=1, questions=1)
+    example = Example("a", video, "caption", "caption", prompt, answer * 2, None, None)
+    samples = [read_sample([example], reader, sampling, None)] * clips
+    objective = TrainingObjective(vlm, hypernetwork, recompute=True)
+    frozen = [part for _, part in published_weights(vlm.language_model, vlm.vision)]
+    with counting_kept([*frozen, *hypernetwork.parameters()]) as kept:
+        loss = objective.loss(samples)
+    assert torch.isfinite(loss)
+    return {part: size / clips for part, size in kept.most_common()}
+
+
+@pytest.mark.slow
+def test_a_training_step_keeps_little_of_a_clip_at_500m(tmp_path):
+    kept = count_kept(tmp_path, "smolvlm2-500m")
+    kept["together"] = sum(kept.values())
+    print("\n" + "\n".join(f"{size / 2**20:7.1f} MiB a clip  {part}" for part, size in kept.items()))
+    assert kept["together"] < 0.25 * 2**30
+    # 48 clips, gradients and AdamW's state beside all weights, and the cache of images, in 24 GB
+    weights = 4 * 4 * 128_626_176 + 2 * 508_000_000
+    assert 48 * kept["together"] + weights + CACHE_BYTES < 20e9
+
+
 @pytest.mark.slow
 def test_256m_is_trained_for_and_answers_in_context(tmp_path):
     """Train a hypernetwork for a model that has none, encode and ask with it, and ask the model itself, by commands."""
-    folder = write_500m(tmp_path / "256m", SMOLVLM2_256M)
+    folder = write_true_size(tmp_path / "256m", SMOLVLM2_256M)
     fill_vocabulary(folder)
     weights = find_model(folder).tensors.values()
     assert sum(math.prod(tensor.shape) for tensor in weights) == 256_484_928  # as published
@@ -191,7 +181,7 @@ def test_256m_is_trained_for_and_answers_in_context(tmp_path):
 @pytest.mark.slow
 def test_500m_encodes_a_12_frame_clip_on_the_cpu(tmp_path):
     """True dimensions, random weights in a bfloat16 file, float32 on the CPU; prints its peak memory."""
-    folder = write_500m(tmp_path / "500m")
+    folder = write_true_size(tmp_path / "500m")
     write_published_hypernetwork(folder)
     video = small.write_video(tmp_path / "clip.mp4", frames=15 * 8, width=320, height=180)
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -206,7 +196,7 @@ def test_500m_encodes_a_12_frame_clip_on_the_cpu(tmp_path):
 @pytest.mark.slow
 def test_500m_is_evaluated_on_two_clips_on_the_cpu(tmp_path):
     """Run `v2l eval` as with the published weights, but with random ones; print memory and time."""
-    folder = write_500m(tmp_path / "500m")
+    folder = write_true_size(tmp_path / "500m")
     write_published_hypernetwork(folder)
     fill_vocabulary(folder)
     rows = []

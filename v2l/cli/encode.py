@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from v2l.cli.console import Display, announce_fallback, command, shown
+from v2l.cli.console import Display, announce_model, command, model_record, shown
+from v2l.cli.dry_run import preview_all
 from v2l.cli.help import GroupedCommand
 from v2l.cli.options import (
     READ,
@@ -158,6 +159,12 @@ def encode(
     fail_fast: Annotated[
         bool, typer.Option("--fail-fast", help="Stop at the first video that fails.", rich_help_panel=WRITE)
     ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run", help="Encode nothing; print what would be encoded, why, and its cost.", rich_help_panel=WRITE
+        ),
+    ] = False,
     model: Model = None,
     hypernetwork: HypernetworkFile = None,
     device: Device = None,
@@ -208,6 +215,7 @@ def encode(
             recursive=recursive,
             fail_fast=fail_fast,
             shard=read_shard(shard) if shard else None,
+            dry_run=dry_run,
         )
         raise typer.Exit(0 if ok else 1)
 
@@ -241,12 +249,19 @@ def encode_all(
     recursive: bool = False,
     fail_fast: bool = False,
     shard: Shard | None = None,
+    dry_run: bool = False,
 ) -> bool:
-    """Encode all inputs, or a shard of them, and print the path of each adapter; True if none failed."""
-    from v2l.inference.targets import find_targets
+    """Encode all inputs, or a shard of them, and print the path of each adapter; True if none failed.
 
-    targets = find_targets(inputs, destination, options.reading, recursive)
+    dry_run: print what would be done instead
+    """
+    from v2l.inference.targets import find_targets, split_sidecars
+
+    videos, passed_over = split_sidecars(inputs)
+    targets = find_targets(videos, destination, options.reading, recursive)
     targets = shard.of(targets) if shard else targets
+    if dry_run:
+        return preview_all(targets, options, loader, display)
     counts = dict.fromkeys(("encoded", "current", "kept", "failed"), 0)
     has_reader = True
     for outcome in _outcomes(targets, options, loader, display):
@@ -258,6 +273,7 @@ def encode_all(
         if outcome.status == "failed" and fail_fast:
             break
     display.end_progress()
+    counts["passed over"] = len(passed_over)
     display.note(", ".join(f"{number} {status}" for status, number in counts.items() if number) or "nothing to encode")
     return not counts["failed"]
 
@@ -272,7 +288,7 @@ def _outcomes(
     videos = [target for target in targets if not target.error]
     if not videos:
         return
-    announce_fallback(loader, display)
+    announce_model(loader, display)
     loader.check()
     if len(videos) > 1 and display.shows_progress:
         display.note(_plan(videos, options))
@@ -340,8 +356,7 @@ def _record(outcome: Outcome, loader: ModelLoader) -> dict[str, Any]:
         "video": outcome.target.video,
         "adapter": outcome.target.output,
         "status": outcome.status,
-        "model": loader.folder.id,
-        "model_chosen_by": loader.chosen_by,
+        **model_record(loader),
     }
     if outcome.note:
         record["error" if outcome.status == "failed" else "note"] = outcome.note

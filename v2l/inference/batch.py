@@ -16,7 +16,7 @@ from v2l.adapters.timeline_description import NO_WISH, Segmentation
 from v2l.errors import ModelError, V2LError, reason
 from v2l.inference.model_loader import ModelLoader
 from v2l.inference.readings import fill_reading, plan_segments, plan_timeline
-from v2l.inference.staleness import Wanted, check_staleness
+from v2l.inference.staleness import Staleness, Wanted, check_staleness
 from v2l.inference.targets import Target
 from v2l.io.files import check_name, make_folder
 from v2l.io.text import printable
@@ -101,17 +101,21 @@ def _encode_split(target: Target, options: EncodeOptions, loader: ModelLoader, w
         yield Outcome(target, "failed", target.error)
         return
     try:
-        _check_output(target.segment(0))
-        trained_with = loader.provenance.trained_with
-        reading = fill_reading(options.reading, trained_with, loader.folder.geometry)
-        video = probe(target.video)
-        parts = plan_segments(video, reading, trained_with, options.segmentation)
+        jobs = split_jobs(target, options, loader)
     except V2LError as error:
         yield Outcome(target, "failed", str(error))
         return
-    alone = replace(options, split=False, segmentation=Segmentation(segments=1))
-    jobs = [(target.segment(index), replace(alone, reading=part)) for index, part in enumerate(parts)]
     yield from _encode_in_turn(jobs, loader, watch)
+
+
+def split_jobs(target: Target, options: EncodeOptions, loader: ModelLoader) -> list[tuple[Target, EncodeOptions]]:
+    """Return the encodings of a video with an adapter for each segment. Raises V2LError if it cannot be read."""
+    _check_output(target.segment(0))
+    trained_with = loader.provenance.trained_with
+    reading = fill_reading(options.reading, trained_with, loader.folder.geometry)
+    parts = plan_segments(probe(target.video), reading, trained_with, options.segmentation)
+    alone = replace(options, split=False, segmentation=Segmentation(segments=1))
+    return [(target.segment(index), replace(alone, reading=part)) for index, part in enumerate(parts)]
 
 
 @dataclass(frozen=True)
@@ -151,18 +155,32 @@ def _prepare(target: Target, options: EncodeOptions, loader: ModelLoader) -> _Pr
 
 
 def _compare_and_start(target: Target, options: EncodeOptions, loader: ModelLoader) -> _Prepared:
+    reading, found = compare(target, options, loader)
+    if found.state in ("current", "kept"):
+        return _Prepared(target, Outcome(target, found.state, found.reason))
+    return _Prepared(target, pending=_start(target, options, loader, reading), reason=found.reason)
+
+
+def compare(
+    target: Target, options: EncodeOptions, loader: ModelLoader, touch: bool = True
+) -> tuple[Reading, Staleness]:
+    """Return the filled reading of a target, and the state of its adapter: "missing" or "stale" if it is to be encoded,
+    "current" or "kept" if not. Raises V2LError.
+
+    touch: as for `check_staleness`
+    """
     _check_output(target)
     reading = fill_reading(options.reading, loader.provenance.trained_with, loader.folder.geometry)
-    why = ""
-    if not options.overwrite:
-        wanted = Wanted(target.video, reading, loader.fingerprint, loader.provenance, options.segmentation)
-        found = check_staleness(target.output, wanted, options.check_hash, options.any_reading)
-        if found.state == "current":
-            return _Prepared(target, Outcome(target, "current", found.reason))
-        if found.state == "foreign" and not options.replace_foreign:
-            return _Prepared(target, _kept(target, found.reason))
-        why = f"it was made for {found.reason}" if found.state == "foreign" else found.reason
-    return _Prepared(target, pending=_start(target, options, loader, reading), reason=why)
+    if options.overwrite:
+        return reading, Staleness("stale" if os.path.lexists(target.output) else "missing")
+    wanted = Wanted(target.video, reading, loader.fingerprint, loader.provenance, options.segmentation)
+    found = check_staleness(target.output, wanted, options.check_hash, options.any_reading, touch)
+    if found.state == "foreign":
+        made = f"it was made for {found.reason}"
+        found = (
+            Staleness("stale", made) if options.replace_foreign else Staleness("kept", f"{made}; --model replaces it")
+        )
+    return reading, found
 
 
 def _start(
@@ -215,10 +233,6 @@ def _failed(target: Target, error: Exception) -> Outcome:
     if isinstance(error, ModelError):
         raise error
     return Outcome(target, "failed", str(error) if isinstance(error, V2LError) else printable(reason(error)))
-
-
-def _kept(target: Target, model: str) -> Outcome:
-    return Outcome(target, "kept", f"it was made for {model}; --model replaces it")
 
 
 def _check_output(target: Target) -> None:

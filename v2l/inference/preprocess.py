@@ -5,6 +5,7 @@ Encoding and in-context inference both start here, so that they use the same pix
 
 from __future__ import annotations
 
+import math
 import os
 import queue
 import threading
@@ -34,12 +35,14 @@ class EncodedFrames:
 
     frames: time and tiles of each frame, in order
     images: (N, tokens, D) embeddings of all images, frame by frame; N is the number of frames if none is tiled
+    span: start and end, in seconds of the video, of what the prompt presents as a video
     notes: remarks about the pictures for the user; damaged: whether any picture is damaged
     """
 
     video: Video
     frames: tuple[PromptFrame, ...]
     images: torch.Tensor
+    span: tuple[float, float]
     notes: tuple[str, ...] = ()
     damaged: bool = False
 
@@ -49,6 +52,7 @@ class FramePlan:
     """The frames of a video that the vision tower will encode.
 
     frames: time and tiles of each frame; images: micro-batches (n, 3, S, S) uint8, decoded on demand
+    span: as in `EncodedFrames`
     notes: remarks about the pictures for the user; damage: descriptions of damaged pictures; both are complete once all
         images are consumed
     """
@@ -56,6 +60,7 @@ class FramePlan:
     video: Video
     frames: tuple[PromptFrame, ...]
     images: Iterator[torch.Tensor]
+    span: tuple[float, float]
     notes: list[str]
     damage: list[str]
 
@@ -80,8 +85,18 @@ def plan_frames(video: Video, vlm: FrozenVLM, reading: Reading) -> FramePlan:
             damage.extend([frame.damage] if frame.damage else [])
             yield from frame_images(frame.pixels, vlm.geometry, resolution, grid)
 
-    frames = tuple(prompt_frames(video, chosen, reading.end, grid))
-    return FramePlan(video, frames, _batches(images()), notes, damage)
+    end = None if reading.own_times else reading.end  # a part read as a video of its own ends with its last frame
+    frames = tuple(prompt_frames(video, chosen, end, grid))
+    return FramePlan(video, frames, _batches(images()), presented_span(video, reading), notes, damage)
+
+
+def presented_span(video: Video, reading: Reading) -> tuple[float, float]:
+    """Return the start and the end, in seconds, of what the prompt presents as a video: the whole video, or with
+    `own_times` the range of the reading, from a whole second."""
+    if not reading.own_times:
+        return 0.0, video.duration
+    end = video.duration if reading.end is None else min(reading.end, video.duration)
+    return float(math.floor(reading.start or 0.0)), end
 
 
 def encode_video_images(
@@ -106,7 +121,8 @@ def encode_images(
     for batch in plan.images:
         embeddings.append(vlm.encode_images(batch))
         progress(sum(map(len, embeddings)) // images_per_frame, len(plan.frames))
-    return EncodedFrames(plan.video, plan.frames, torch.cat(embeddings), tuple(plan.notes), bool(plan.damage))
+    notes, damaged = tuple(plan.notes), bool(plan.damage)
+    return EncodedFrames(plan.video, plan.frames, torch.cat(embeddings), plan.span, notes, damaged)
 
 
 def _check_tiles(rows: int, cols: int, vlm: FrozenVLM, resolution: int) -> None:
@@ -180,28 +196,41 @@ def cut_windows(encoded: EncodedFrames, vlm: FrozenVLM, trained_with: TrainedWit
     """Split a video into prompts that fit the model's positions.
 
     A video that fits is one window, as published. A longer one is split into windows of `window_frames` frames, or
-    fewer if those do not fit. Each window is a complete prompt with its own intro line, absolute timestamps and
-    positions from zero. Raises V2LError if a single frame does not fit.
+    fewer if those do not fit. Each window is a complete prompt with its own intro line, the times of its
+    frames and positions from zero. Raises V2LError if a single frame does not fit.
     """
+
+    def ids(start: int, stop: int) -> torch.Tensor:
+        return video_ids(encoded, vlm, trained_with.prompt, start, stop, marks_end=trained_with.marks_end)
+
     count = len(encoded.frames)
-    size = count
-    while True:
-        spans = [(start, min(start + size, count)) for start in range(0, count, size)]
-        ids = [video_ids(encoded, vlm, trained_with.prompt, *span, marks_end=trained_with.marks_end) for span in spans]
-        longest = max(len(window) for window in ids)
-        if longest <= vlm.max_positions:
-            break
-        if size == 1:
-            raise V2LError(
-                f"one frame takes {longest:,} tokens and the model has {vlm.max_positions:,} positions; use a lower "
-                "resolution"
-            )
-        size = min(trained_with.window_frames, size - 1, max(1, size * vlm.max_positions // longest))
+    spans = fitting_windows(count, ids, vlm.max_positions, trained_with.window_frames)
     per_frame = len(encoded.images) // count
     return [
         Window(stop - start, window, encoded.images[start * per_frame : stop * per_frame])
-        for (start, stop), window in zip(spans, ids, strict=True)
+        for start, stop, window in spans
     ]
+
+
+def fitting_windows(
+    frames: int, ids: Callable[[int, int], torch.Tensor], positions: int, window_frames: int
+) -> list[tuple[int, int, torch.Tensor]]:
+    """Return the windows of `cut_windows`: their first frame, the frame after their last, and their ids, (T,).
+
+    ids: the prompt with frames start .. stop - 1; positions: the most tokens of a prompt
+    """
+    size = frames
+    while True:
+        spans = [(start, min(start + size, frames)) for start in range(0, frames, size)]
+        windows = [(*span, ids(*span)) for span in spans]
+        longest = max(len(window) for _, _, window in windows)
+        if longest <= positions:
+            return windows
+        if size == 1:
+            raise V2LError(
+                f"one frame takes {longest:,} tokens and the model has {positions:,} positions; use a lower resolution"
+            )
+        size = min(window_frames, size - 1, max(1, size * positions // longest))
 
 
 def video_ids(
@@ -215,5 +244,6 @@ def video_ids(
 ) -> torch.Tensor:
     """Tokenize the prompt with frames start .. stop - 1 and the text `prompt`: ids, (T,). `answer` adds the generation
     prompt; `marks_end` as for `video_text`."""
-    frames, duration = encoded.frames[start:stop], encoded.video.duration
-    return vlm.tokenize(video_text(frames, duration, prompt, vlm.geometry, answer, marks_end))
+    first, last = encoded.span
+    frames = [replace(frame, seconds=max(0.0, frame.seconds - first)) for frame in encoded.frames[start:stop]]
+    return vlm.tokenize(video_text(frames, last - first, prompt, vlm.geometry, answer, marks_end))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +18,11 @@ from v2l.video.sampling import Reading
 ADAPTER_SUFFIX = ".v2l.safetensors"
 VIDEO_SUFFIXES = frozenset(".3gp .avi .flv .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .webm .wmv".split())
 """Suffixes of the videos in a folder. A file given by name may have any suffix."""
-_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+:/", re.IGNORECASE)  # Path collapses the double slash
+_SIDECAR_SUFFIXES = frozenset(
+    ".ass .csv .description .gguf .html .json .jsonl .log .lrc .md .md5 .nfo .pdf .peft .pt .safetensors .sbv .sha256 "
+    ".srt .ssa .torrent .tsv .txt .vtt .xml .ytdl".split()
+)
+"""Suffixes of files beside videos that are none, and of the folder that `v2l export` writes."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +65,8 @@ def find_targets(
     """
     found: list[Target] = []
     for given in inputs:
-        if _ADDRESS.match(os.fspath(given)) and not os.path.exists(given):
-            found.append(_missing(given, f"{printable(given)} is an address; v2l reads local files, fetch it first"))
+        if _is_adapter(given.name) and os.path.isfile(given):
+            found.append(_missing(given, f"{printable(given)} is an adapter; name the video to encode"))
         elif not os.path.isdir(given):  # False also for a name that no file can have
             found.append(Target(given, _output_path(given, Path(given.name), destination, reading)))
         else:
@@ -81,6 +84,29 @@ def find_targets(
                 "encode them apart, with -o or --output-dir"
             )
     return [_if_there(target) for target in found]
+
+
+def split_sidecars(inputs: Sequence[Path]) -> tuple[list[Path], list[Path]]:
+    """Return the inputs to encode and those to pass over, as in `v2l encode talks/*`.
+
+    Adapters, subtitles, other text, and every file with the name of a video among the inputs and another suffix are
+    passed over if there is a video or a folder beside them.
+    """
+    named = {(path.parent, path.stem) for path in inputs if _is_video(path.name)}
+
+    def is_sidecar(path: Path) -> bool:
+        name = path.name
+        if _is_video(name) or not os.path.exists(path):
+            return False
+        stems = (name[:place] for place, char in enumerate(name) if char == ".")
+        return path.suffix.lower() in _SIDECAR_SUFFIXES or any((path.parent, stem) in named for stem in stems)
+
+    passed = [path for path in inputs if is_sidecar(path)]
+    apart = set(passed)
+    encoded = [path for path in inputs if path not in apart]
+    if any(_is_video(path.name) or os.path.isdir(path) for path in encoded):
+        return encoded, passed
+    return list(inputs), []
 
 
 def read_names(file: BinaryIO) -> list[Path]:

@@ -7,6 +7,8 @@ A row is a JSON object with `id`, `video_path`, and either `prompt` and `target_
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import json
 import math
 import os
@@ -18,6 +20,7 @@ from typing import Any
 from v2l.errors import V2LError
 from v2l.io.files import unreadable
 from v2l.io.text import printable
+from v2l.io.untrusted import json_error
 
 MAX_LINE = 1_000_000
 """Limit of characters per row."""
@@ -88,6 +91,20 @@ def group_by_clip(examples: Sequence[Example]) -> list[list[Example]]:
     return list(clips.values())
 
 
+def manifest_hash(examples: Sequence[Example]) -> str:
+    """Return the SHA-256 of the examples in their order. Videos count by their path below the folder that all of them
+    share, so that the hash stays if that folder moves."""
+    paths = [Path(os.path.abspath(example.video)).parts for example in examples]
+    shared = 0
+    while len({path[: shared + 1] for path in paths}) == 1 and all(len(path) > shared + 1 for path in paths):
+        shared += 1
+    digest = hashlib.sha256()
+    for example, path in zip(examples, paths, strict=True):
+        row = {**dataclasses.asdict(example), "video": "/".join(path[shared:])}
+        digest.update(json.dumps(row, sort_keys=True).encode() + b"\n")
+    return digest.hexdigest()
+
+
 def _example(line: str, folder: Path) -> Example:
     if len(line) > MAX_LINE:
         raise ValueError("it is too long")
@@ -95,6 +112,8 @@ def _example(line: str, folder: Path) -> Example:
         row = json.loads(line)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
+    except json.JSONDecodeError as error:
+        raise ValueError(f"it is not JSON: {json_error(error)}") from error
     if not isinstance(row, dict):
         raise ValueError("it is not a JSON object")
     metadata = row.get("metadata") or {}
