@@ -16,7 +16,7 @@ from terminal import PATIENCE
 
 from v2l.cli.app import app
 from v2l.cli.options import Dtype
-from v2l.inference.targets import VIDEO_SUFFIXES
+from v2l.inference.naming import VIDEO_SUFFIXES
 from v2l.models.presets import PRESETS
 
 FOLDER = ROOT / "completions"

@@ -305,7 +305,7 @@ def choose_part(path: Path, at: float | None, segment: int | None) -> tuple[Adap
     """
     from v2l.adapters.routing import segments_between
     from v2l.adapters.timeline import Timeline, open_adapter
-    from v2l.inference.targets import ADAPTER_SUFFIX
+    from v2l.inference.naming import ADAPTER_SUFFIX
 
     opened, name = open_adapter(path), path.name.removesuffix(ADAPTER_SUFFIX)
     if not isinstance(opened, Timeline):

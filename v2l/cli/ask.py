@@ -30,6 +30,7 @@ from v2l.cli.options import (
     Quiet,
     Resolution,
     Start,
+    cache_destination,
     check_above_zero,
     check_range,
     model_loader,
@@ -174,7 +175,7 @@ def ask_all(
 
     questions: those given with -q
     """
-    from v2l.inference.targets import ADAPTER_SUFFIX, Destination
+    from v2l.inference.naming import ADAPTER_SUFFIX
 
     asked = [*request.questions, *questions]
     if not (request.adapters or request.videos or in_context):
@@ -184,7 +185,7 @@ def ask_all(
         raise UsageError("ask a question: after the adapter, with -q, or - for questions on standard input")
     if request.read_stdin:
         asked += [line.strip() for line in sys.stdin if line.strip()]
-    encoded = [encode_source(video, Destination(), options.reading, loader, display) for video in request.videos]
+    encoded = [encode_source(video, cache_destination(), options.reading, loader, display) for video in request.videos]
     adapters = [*request.adapters, *(adapter for adapter in encoded if adapter)]
     sources = [*load_sources(adapters, loader), *(AnswerSource(video, loader) for video in in_context)]
     if options.each:

@@ -75,7 +75,7 @@ def compose_adapters(paths: Sequence[Path], output: Path, rank: int | None, over
     """Write the composed adapter or timeline and warn about gaps and overlaps of its segments."""
     from v2l.adapters.description import MAX_RANK
     from v2l.adapters.timeline import Timeline, open_adapter
-    from v2l.inference.targets import ADAPTER_SUFFIX
+    from v2l.inference.naming import ADAPTER_SUFFIX
 
     if not output.name.endswith(ADAPTER_SUFFIX):
         raise UsageError(f"-o {printable(output)} must end in {ADAPTER_SUFFIX}, by which `v2l ask` knows an adapter")

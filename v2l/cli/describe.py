@@ -14,7 +14,7 @@ import v2l
 from v2l.adapters.description import AdapterFile, Description, Segment
 from v2l.adapters.timeline_description import TimelineDescription, TimelineFile, read_adapter_file
 from v2l.errors import V2LError
-from v2l.inference.targets import ADAPTER_SUFFIX
+from v2l.inference.naming import ADAPTER_SUFFIX
 from v2l.io.records import to_json
 from v2l.io.text import amount, clock, printable
 from v2l.models.hypernetwork_file import HypernetworkConfig, HypernetworkFile, Provenance, locate, weight_shapes

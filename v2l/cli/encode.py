@@ -15,6 +15,7 @@ from v2l.cli.help import GroupedCommand
 from v2l.cli.options import (
     READ,
     WRITE,
+    Cache,
     Debug,
     Device,
     End,
@@ -27,6 +28,7 @@ from v2l.cli.options import (
     Quiet,
     Resolution,
     Start,
+    cache_destination,
     check_above_zero,
     check_range,
     model_loader,
@@ -138,11 +140,12 @@ def encode(
         typer.Option(
             readable=False,
             metavar="FOLDER",
-            help="Write all adapters into FOLDER.",
+            help="Write all adapters into FOLDER, with the subfolders of the videos.",
             show_default="beside the videos",
             rich_help_panel=WRITE,
         ),
     ] = None,
+    cache: Cache = False,
     check_hash: Annotated[
         bool,
         typer.Option(
@@ -171,7 +174,8 @@ def encode(
     The adapter of lecture.mp4 is lecture.v2l.safetensors. A long video becomes a timeline: one file with an overview
     and segments, and each question is answered by the part that it is about. --frames and --fps are those of a
     segment; more frames than in training make a single encoding. An interrupted timeline is continued by the same
-    command. Adapters that are up to date are not encoded again. The path of every adapter is printed.
+    command. Adapters that are up to date are not encoded again. Where two videos differ in their suffix only, one
+    adapter has the full name: lecture.avi.v2l.safetensors. The path of every adapter is printed.
     """
     with command(as_json, quiet, debug) as display:
         if segments and segment_seconds:
@@ -182,6 +186,8 @@ def encode(
             )
         if output and output_dir:
             raise UsageError("-o and --output-dir exclude each other; give one of them")
+        if cache and (output or output_dir or split):
+            raise UsageError("--cache excludes -o, --output-dir and --split, which name files of your own")
         check_above_zero("--fps", fps)
         check_above_zero("--segment-seconds", segment_seconds)
         check_range(start, end)
@@ -201,7 +207,7 @@ def encode(
         )
         ok = encode_all(
             list_inputs(inputs or [], files_from),
-            Destination(output, output_dir),
+            Destination(output, output_dir) if output or output_dir or split else _beside(cache),
             options,
             model_loader(model, hypernetwork, device, dtype, display),
             display,
@@ -210,6 +216,14 @@ def encode(
             shard=read_shard(shard) if shard else None,
         )
         raise typer.Exit(0 if ok else 1)
+
+
+def _beside(cache: bool) -> Destination:
+    """Return the destination beside the videos, or the cache if that is asked for."""
+    from v2l.inference.targets import Destination
+
+    destination = cache_destination(cache)
+    return destination if destination.prefers_cache else Destination()
 
 
 def list_inputs(inputs: Sequence[str], files_from: str | None) -> list[Path]:
@@ -315,7 +329,10 @@ def encode_with_progress(
     def planned(target: Target, estimate: TimelineEstimate) -> None:
         display.note(f"{printable(target.video)}: {estimate}")
 
-    yield from encode_targets(videos, options, loader, Watch(step, planned))
+    def waiting(target: Target) -> None:
+        display.note(f"{printable(target.video)}: another process encodes it; waiting for it")
+
+    yield from encode_targets(videos, options, loader, Watch(step, planned, waiting))
 
 
 def note_reason(outcome: Outcome, display: Display) -> None:

@@ -43,7 +43,8 @@ def sort_words(words: Sequence[str]) -> AskRequest:
     An adapter is known by its suffix, a video by its suffix and its presence, a folder is replaced by its adapters, and
     any other word is a question. Raises V2LError for an adapter, or a name that can only be a video's, that is missing.
     """
-    from v2l.inference.targets import ADAPTER_SUFFIX, VIDEO_SUFFIXES, adapters_in
+    from v2l.inference.naming import ADAPTER_SUFFIX, VIDEO_SUFFIXES
+    from v2l.inference.targets import adapters_in
 
     adapters: list[Path] = []
     videos, questions = [], []
