@@ -28,6 +28,12 @@ def is_video(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in VIDEO_SUFFIXES
 
 
+def part_name(adapter: str, index: int, count: int) -> str:
+    """Return the name of the file of a segment, by the name of the adapter of the whole."""
+    digits = max(3, len(str(count - 1)))
+    return f"{adapter.removesuffix(ADAPTER_SUFFIX)}.{index:0{digits}d}{ADAPTER_SUFFIX}"
+
+
 class OutputNames:
     """The paths of the adapters of a run.
 

@@ -13,7 +13,7 @@ from typing import BinaryIO
 
 from v2l.errors import UsageError, V2LError
 from v2l.inference.cache import CachePlace
-from v2l.inference.naming import ADAPTER_SUFFIX, OutputNames, is_adapter, is_video
+from v2l.inference.naming import ADAPTER_SUFFIX, OutputNames, is_adapter, is_video, part_name
 from v2l.io.files import unreadable
 from v2l.io.text import printable
 from v2l.video.sampling import Reading
@@ -44,12 +44,6 @@ class Target:
         """Return the target in the cache; hashes the video. Raises V2LError if it cannot be read."""
         assert self.cache is not None, "a target without a cache has one place"
         return replace(self, output=self.cache.path(self.video, self.output.name), cache=None)
-
-
-def part_name(adapter: str, index: int, count: int) -> str:
-    """Return the name of the file of a segment, by the name of the adapter of the whole."""
-    digits = max(3, len(str(count - 1)))
-    return f"{adapter.removesuffix(ADAPTER_SUFFIX)}.{index:0{digits}d}{ADAPTER_SUFFIX}"
 
 
 @dataclass(frozen=True)
@@ -135,17 +129,6 @@ def read_names(file: BinaryIO) -> list[Path]:
     content = file.read()
     names = content.split(b"\0") if b"\0" in content else content.splitlines()
     return [Path(os.fsdecode(name)) for name in names if name]
-
-
-def adapters_in(folder: Path) -> list[Path]:
-    """Return the adapters of a folder, sorted by name. Raises V2LError if it has none or cannot be listed."""
-    try:
-        found = sorted(path for path in folder.iterdir() if path.name.endswith(ADAPTER_SUFFIX))
-    except OSError as error:
-        raise V2LError(_listing_error(folder, error)) from error
-    if not found:
-        raise V2LError(f"the folder {printable(folder)} holds no adapters (*{ADAPTER_SUFFIX}); encode its videos first")
-    return found
 
 
 def _if_there(target: Target) -> Target:
