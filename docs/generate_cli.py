@@ -23,7 +23,7 @@ Written by `python docs/generate_cli.py` from the definition of the commands; `v
 
 Results are printed to standard output, notes, progress and errors to standard error. Exit codes: 0 if everything was
 done, 1 if something failed, 2 if the command line is wrong, 130 after Ctrl-C, 143 after SIGTERM. Environment variables:
-`V2L_MODEL` names the model, `V2L_JUDGE_KEY` holds the key of the judge.
+`V2L_MODEL` names the model, `V2L_CACHE` a folder to keep adapters in, `V2L_JUDGE_KEY` holds the key of the judge.
 """
 
 

@@ -221,7 +221,7 @@ def test_the_verdict_names_what_changed(target, loader):
 
 
 def test_two_encodes_of_a_folder_at_once_do_the_work_once(tmp_path, videos, loader, model_folder):
-    folder = fill(tmp_path, **{name: videos[0] for name in "abc"})
+    folder = fill(tmp_path, **dict.fromkeys("abc", videos[0]))
     targets = find_targets([folder], Destination(), Reading())
     is_waiting, outcomes = threading.Event(), []
 
