@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 
 import pytest
@@ -9,11 +10,15 @@ import small
 import torch
 
 import v2l
-from v2l.adapters.timeline import Timeline
+from v2l.adapters.own_times import in_own_times
+from v2l.adapters.timeline import PartSource, Timeline, write_timeline
 from v2l.adapters.timeline_description import NO_WISH, Segmentation, TimelineDescription, check_timeline
 from v2l.inference import timeline as encoding
+from v2l.inference.ask import question_ids
 from v2l.inference.each import SegmentAnswer, ask_segments, to_srt, to_vtt
+from v2l.inference.preprocess import cut_windows, encode_video_images
 from v2l.inference.readings import fill_reading, plan_timeline
+from v2l.inference.staleness import Wanted, check_staleness
 from v2l.io.records import from_json, to_json
 from v2l.models.hypernetwork_file import TrainedWith
 from v2l.video.sampling import Reading, choose_frames
@@ -90,7 +95,7 @@ def timeline(video, vlm, hypernetwork, tmp_path_factory):
 def test_a_segment_is_what_encoding_its_range_gives(timeline, video, vlm, hypernetwork):
     made = timeline.description
     assert [(part.start, part.end) for part in made.segments] == [(0, 5), (5, 10), (10, 15), (15, 20)]
-    reading = Reading(start=5.0, end=10.0, skip_ends=False)
+    reading = Reading(start=5.0, end=10.0, skip_ends=False, own_times=True)
     alone = encoding.finish_encode(
         encoding.start_encode(encoding.open_video(video), vlm, hypernetwork, reading), vlm, hypernetwork
     )
@@ -98,6 +103,31 @@ def test_a_segment_is_what_encoding_its_range_gives(timeline, video, vlm, hypern
     assert timeline.select([1]).description.segments == alone.description.segments
     whole = v2l.encode(video, vlm, hypernetwork)
     assert torch.equal(timeline.overview().b, whole.b)
+
+
+def test_a_segment_is_read_as_a_video_of_its_own(video, vlm, hypernetwork):
+    """Its prompt states its own length and times; questions about frames in context are asked in them."""
+    trained_with = TrainedWith(prompt="Watch.", frames=12)
+    reading = fill_reading(Reading(start=5.5, end=10.0, skip_ends=False, own_times=True), trained_with, vlm.geometry)
+    encoded = encode_video_images(video, vlm, reading)
+    (window,) = cut_windows(encoded, vlm, trained_with)
+    text = vlm.tokenizer.decode(window.input_ids.tolist(), skip_special_tokens=False)
+    assert "0:00:05 [H:MM:SS] video" in text  # from second 5 on
+    assert re.findall(r"Frame from (\S+):", text)[:2] == ["00:00", "00:01"]
+    assert "0:02" not in text.replace("00:02", "")
+    asked = vlm.tokenizer.decode(question_ids(encoded, vlm, "what is shown at 0:07?").tolist())
+    assert "what is shown at 00:02?" in asked
+
+
+def test_a_timeline_in_the_times_of_the_whole_video_is_stale(timeline, video, vlm, hypernetwork, tmp_path):
+    made, output = timeline.description, tmp_path / "earlier.v2l.safetensors"
+    parts = [_as_one_video(timeline.select([number])) for number in range(len(made.segments))]
+    sources = [PartSource(lambda part=part: part, made.segments[0].answers) for part in parts]
+    wanted = Wanted(video, made.request.reading, vlm.fingerprint, hypernetwork.provenance, made.request.segmentation)
+    assert check_staleness(timeline.path, wanted).state == "current"
+    write_timeline(output, sources, PartSource(timeline.overview), made.questions, made.request)
+    found = check_staleness(output, wanted)
+    assert (found.state, found.reason) == ("stale", "its segments were read with the times of the whole video")
 
 
 @pytest.mark.parametrize("change", [lambda s: s.reverse(), lambda s: s[1].update(start=4.0), lambda s: s.pop(1)])
@@ -197,11 +227,23 @@ def test_a_video_that_changes_meanwhile_is_not_written(video, vlm, hypernetwork,
     assert not output.exists()
 
 
+def _as_one_video(adapter):
+    """Return an adapter whose questions are asked as they are."""
+    made = adapter.description
+    segments = [
+        dataclasses.replace(each, reading=dataclasses.replace(each.reading, own_times=False)) for each in made.segments
+    ]
+    return dataclasses.replace(adapter, description=dataclasses.replace(made, segments=tuple(segments)))
+
+
 @pytest.mark.parametrize(
     ("question", "by", "stretches"),
     [
         ("what is shown at 0:07?", "time", [(5, 10)]),
         ("compare 0:02 and at 0:17", "time", [(0, 5), (15, 20)]),
+        ("what happens after 0:07?", "time", [(5, 10)]),
+        ("what happens after 0:09?", "time", [(10, 15)]),
+        ("what happens before 0:05?", "time", [(0, 5)]),
         ("what comes first?", "order", [(0, 5)]),
         ("which thing is last?", "order", [(15, 20)]),
         ("describe the video", "overview", [(0, 20)]),
@@ -212,7 +254,8 @@ def test_a_question_is_answered_by_the_part_that_it_is_about(timeline, vlm, ques
     assert answer.evidence.routed_by == by
     assert [(segment.start, segment.end) for segment in answer.evidence.segments] == stretches
     picked = timeline.overview() if by == "overview" else timeline.select([int(start // 5) for start, _ in stretches])
-    assert "".join(answer) == v2l.ask(picked, question, vlm, max_new_tokens=2, whole=True)
+    asked = in_own_times(question, stretches, 20.0) if by == "time" else question
+    assert "".join(answer) == v2l.ask(_as_one_video(picked), asked, vlm, max_new_tokens=2, whole=True)
 
 
 def test_a_long_stretch_is_answered_one_segment_at_a_time(timeline, vlm):
@@ -241,9 +284,11 @@ def test_the_rarest_words_of_the_index_choose_a_segment(timeline, vlm, tmp_path)
     indexed = Timeline(dataclasses.replace(timeline.file, description=described))
     routes = {
         "where is the ladder?": (1,),
-        "what comes after the ladder?": (1, 2),
-        "what comes before the ladder?": (0, 1),
+        "what comes after the ladder?": (2,),  # nothing follows it in its segment
+        "what comes before the ladder?": (1,),
+        "what comes after the left one?": (1,),
         "what comes before the left one?": (0,),
+        "what comes after the drum?": (3,),  # nothing follows its segment
         "is anything red?": (),  # in half of the segments
         "where is the elephant?": (),
     }

@@ -9,8 +9,6 @@ segments (the same file under 1,000 names), in processor seconds of the whole co
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import resource
 import subprocess
@@ -18,6 +16,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+from figures import print_figures
 
 import v2l
 from v2l.adapters.search import SearchIndex
@@ -61,9 +60,8 @@ def thousand_files(folder: Path, source: Path) -> dict[str, float]:
     return {"files": FILES, "processor seconds": after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime}
 
 
-def main(folder: Path, clips: int, first: int) -> dict[str, float]:
+def main(folder: Path, clips: int, first: int) -> dict[str, object]:
     """Return all figures."""
-    folder.mkdir(parents=True, exist_ok=True)
     vlm, hypernetwork = v2l.load_vlm("tiny"), v2l.load_hypernetwork("tiny")
     source = folder / "hour.v2l.safetensors"
     if not source.exists():
@@ -75,13 +73,4 @@ def main(folder: Path, clips: int, first: int) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Measure v2l find.")
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--clips", type=int, default=200)
-    parser.add_argument("--from", dest="first", type=int, default=9000)
-    parser.add_argument("--json", type=Path)
-    given = parser.parse_args()
-    figures = main(given.folder, given.clips, given.first)
-    print(json.dumps(figures, indent=1))
-    if given.json:
-        given.json.write_text(json.dumps(figures, indent=1) + "\n")
+    print_figures("Measure v2l find.", main, clips=200, first=9000)

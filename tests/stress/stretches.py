@@ -8,10 +8,10 @@ names a time with 1 to 6 consecutive segments attached, among them the one that 
 
 from __future__ import annotations
 
-import argparse
-import json
 from collections import defaultdict
 from pathlib import Path
+
+from figures import print_figures
 
 import v2l
 from v2l.adapters.asked_time import asked_time
@@ -23,7 +23,7 @@ from v2l.tiny.world.dataset import length, write_dataset
 MOST = 6
 
 
-def main(folder: Path, clips: int, first: int) -> dict[str, float]:
+def main(folder: Path, clips: int, first: int) -> dict[str, object]:
     """Return the accuracy by number of attached segments, and the number of questions."""
     vlm, hypernetwork = v2l.load_vlm("tiny"), v2l.load_hypernetwork("tiny")
     manifest = write_dataset(folder, "test", clips, length(256), "test-length-256", "scenes", first)
@@ -48,13 +48,4 @@ def main(folder: Path, clips: int, first: int) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Measure how many segments may answer together.")
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--clips", type=int, default=6)
-    parser.add_argument("--from", dest="first", type=int, default=7000)
-    parser.add_argument("--json", type=Path)
-    given = parser.parse_args()
-    figures = main(given.folder, given.clips, given.first)
-    print(json.dumps(figures, indent=1))
-    if given.json:
-        given.json.write_text(json.dumps(figures, indent=1) + "\n")
+    print_figures("Measure how many segments may answer together.", main, clips=6, first=7000)

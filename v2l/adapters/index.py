@@ -56,19 +56,24 @@ class TextIndex:
         words = search_words(query)
         if not words:
             return []
-        found = self._database.execute("SELECT rowid, rank FROM texts WHERE texts MATCH ?", (" OR ".join(words),))
+        found = self._database.execute("SELECT rowid, rank FROM texts WHERE texts MATCH ?", (_any_of(words),))
         return sorted(((row - 1, -score) for row, score in found), key=lambda each: (-each[1], each[0]))
 
     def matched_words(self, query: str) -> dict[int, set[str]]:
         """Return the words of the query that each text has, by the text's number; texts without one are left out."""
         matched: dict[int, set[str]] = {}
         for word in search_words(query):
-            for (row,) in self._database.execute("SELECT rowid FROM texts WHERE texts MATCH ?", (word,)):
+            for (row,) in self._database.execute("SELECT rowid FROM texts WHERE texts MATCH ?", (_any_of([word]),)):
                 matched.setdefault(row - 1, set()).add(word)
         return matched
 
 
 def search_words(query: str) -> list[str]:
-    """Return the different words of a query that are searched for, quoted for SQLite; without function words."""
+    """Return the different words of a query that are searched for, in lower case; without function words."""
     words = dict.fromkeys(re.findall(r"\w+", query.casefold()))
-    return [f'"{word}"' for word in words if word not in STOP_WORDS][:MAX_TERMS]
+    return [word for word in words if word not in STOP_WORDS][:MAX_TERMS]
+
+
+def _any_of(words: Iterable[str]) -> str:
+    """Return the query of SQLite for texts with any of the words."""
+    return " OR ".join(f'"{word}"' for word in words)

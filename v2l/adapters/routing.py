@@ -5,6 +5,7 @@ Only the text of the question and the description of the file are involved, not 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -12,7 +13,7 @@ from functools import cached_property
 
 from v2l.adapters.asked_time import Asked, asked_time
 from v2l.adapters.description import Segment
-from v2l.adapters.index import TextIndex
+from v2l.adapters.index import TextIndex, search_words
 from v2l.adapters.timeline_description import TimelineDescription, TimelinePart
 from v2l.errors import V2LError
 from v2l.io.text import clock
@@ -62,7 +63,8 @@ class Router:
 
         A time or a stretch selects the segments that show it, "first" and "last" the first and the last segment, and
         otherwise the rarest words that the question shares with the answers of the index select one segment. "After"
-        and "before" add the neighbour. Anything else is answered by the overview.
+        and "before" select the neighbour if the time or the words are at the end or the beginning of their segment.
+        Anything else is answered by the overview.
 
         Raises V2LError if the question asks about a position outside of the video.
         """
@@ -73,7 +75,7 @@ class Router:
         if asked.relation in ("first", "last"):
             return Route(RoutedBy.order, (0 if asked.relation == "first" else len(segments) - 1,))
         if (best := self._by_words(question)) is not None:
-            return Route(RoutedBy.words, _with_neighbour(best, asked.relation, len(segments)))
+            return Route(RoutedBy.words, (self._beside_words(best, question, asked.relation),))
         return Route(RoutedBy.overview)
 
     def _at(self, asked: Asked, segments: Sequence[TimelinePart]) -> Route:
@@ -86,12 +88,23 @@ class Router:
                     f"the question asks about {clock(start)}, and the video is encoded from {clock(first)} to "
                     f"{clock(last)}; ask about a time in it"
                 )
-            for number in shown:
-                found |= dict.fromkeys(_with_neighbour(number, asked.relation, len(segments)))
+            found |= dict.fromkeys(_beside_time(shown, segments, asked.relation, start, end))
         if not found:
             return Route(RoutedBy.overview)
         is_stretch = asked.relation == "at" and any(start < end for start, end in asked.stretches)
         return Route(RoutedBy.time, tuple(sorted(found)), is_stretch and len(found) > MOST_TOGETHER)
+
+    def _beside_words(self, number: int, question: str, relation: str) -> int:
+        """Return the segment that shows what is after or before the words that a question shares with a segment: the
+        neighbour if they end or begin the shortest answer that has them, else the segment itself."""
+        segments = self.description.segments
+        words = [re.findall(r"\w+", answer.casefold()) for answer in segments[number].answers]
+        asked = set(search_words(question))
+        sharing = [answer for answer in words if not asked.isdisjoint(answer)]
+        neighbour, edge = {"after": (number + 1, -1), "before": (number - 1, 0)}.get(relation, (number, 0))
+        if sharing and min(sharing, key=len)[edge] in asked and 0 <= neighbour < len(segments):
+            return neighbour
+        return number
 
     def _by_words(self, question: str) -> int | None:
         """Return the segment that alone has the best match; None if there is no index or no such segment."""
@@ -115,7 +128,9 @@ def segments_between(segments: Sequence[TimelinePart | Segment], start: float, e
     ]
 
 
-def _with_neighbour(number: int, relation: str, count: int) -> tuple[int, ...]:
-    """Return a segment and, for "after" and "before", the one that follows or precedes it."""
-    other = {"after": number + 1, "before": number - 1}.get(relation, number)
-    return tuple(sorted({number, min(max(other, 0), count - 1)}))
+def _beside_time(
+    shown: Sequence[int], segments: Sequence[TimelinePart], relation: str, start: float, end: float
+) -> Sequence[int]:
+    """Return the segments that show a stretch, or the one that shows the second after or before it."""
+    beside = {"after": end + 1, "before": start - 1}.get(relation)
+    return shown if beside is None else segments_between(segments, beside, beside) or shown

@@ -19,6 +19,7 @@ import torch
 from v2l import __version__
 from v2l.adapters.adapter import Adapter
 from v2l.adapters.description import MAX_RANK, MAX_TIMELINE_HEADER_BYTES, TIMELINE_VERSION, check_rank
+from v2l.adapters.own_times import for_segments
 from v2l.adapters.routing import RoutedBy, Router
 from v2l.adapters.segments import Factors, check_alike, select_segments, split_bias
 from v2l.adapters.timeline_description import (
@@ -145,9 +146,11 @@ class Attachment:
 
     adapters: one; or several, one for each segment of a long stretch, which answer one by one. Their descriptions have
         the segments
+    questions: the question to each of them, in the times that its segments were read with
     """
 
     adapters: tuple[Adapter, ...]
+    questions: tuple[str, ...]
     routed_by: RoutedBy
 
 
@@ -159,19 +162,26 @@ def attach(source: Adapter | Timeline, question: str, whole: bool = False) -> At
     Raises V2LError if the question asks about a position outside of the video, if the part is damaged, or if all
     segments of a timeline exceed the limit of the engines.
     """
+    adapters, routed_by = _choose(source, question, whole)
+    duration = max(segment.end for segment in source.description.segments)
+    questions = (for_segments(question, adapter.description.segments, duration) for adapter in adapters)
+    return Attachment(adapters, tuple(questions), routed_by)
+
+
+def _choose(source: Adapter | Timeline, question: str, whole: bool) -> tuple[tuple[Adapter, ...], RoutedBy]:
     if isinstance(source, Adapter):
         selected = source if whole else select_segments(source, question)
-        return Attachment((selected,), RoutedBy.whole if selected is source else RoutedBy.time)
+        return (selected,), RoutedBy.whole if selected is source else RoutedBy.time
     if whole:
-        return Attachment((source.whole(),), RoutedBy.whole)
+        return (source.whole(),), RoutedBy.whole
     route = source.router.route(question)
     if route.one_by_one:
-        return Attachment(tuple(source.select([number]) for number in route.segments), route.routed_by)
+        return tuple(source.select([number]) for number in route.segments), route.routed_by
     if route.segments:
-        return Attachment((source.select(route.segments),), route.routed_by)
+        return (source.select(route.segments),), route.routed_by
     if source.description.overview is None:
-        return Attachment((source.whole(),), RoutedBy.whole)
-    return Attachment((source.overview(),), route.routed_by)
+        return (source.whole(),), RoutedBy.whole
+    return (source.overview(),), route.routed_by
 
 
 def open_adapter(path: str | os.PathLike) -> Adapter | Timeline:

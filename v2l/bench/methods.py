@@ -120,7 +120,9 @@ def decoded(subject: Subject) -> PreparedMethod:
     images = torch.cat(list(plan.images)).to(subject.vlm.device)
 
     def answer(question: str) -> Tokens:
-        return _in_context(subject, EncodedFrames(plan.video, plan.frames, subject.vlm.encode_images(images)), question)
+        return _in_context(
+            subject, EncodedFrames(plan.video, plan.frames, subject.vlm.encode_images(images), plan.span), question
+        )
 
     return PreparedMethod(answer, images.nbytes)
 
@@ -210,7 +212,8 @@ def timeline_on_disk(subject: Subject) -> PreparedMethod:
 
     def answer(question: str) -> Tokens:
         question = about_moment(question, next(starts))
-        (adapter,) = attach(Timeline.load(path), question).adapters
+        attached = attach(Timeline.load(path), question)
+        ((adapter,), (question,)) = attached.adapters, attached.questions
         with applied(vlm, adapter, merged=False):
             yield from _without_video(subject, question)
 

@@ -13,6 +13,7 @@ import torch
 from v2l.adapters.adapter import Adapter
 from v2l.adapters.description import Segment
 from v2l.adapters.lora import applied, check_fits
+from v2l.adapters.own_times import in_own_times
 from v2l.adapters.timeline import Attachment, Timeline, attach
 from v2l.errors import V2LError
 from v2l.inference.limits import MAX_NEW_TOKENS
@@ -122,12 +123,12 @@ def stream(
         finite.
     """
     timing = _Timing(started=time.perf_counter())
-    prompt = question_embeddings(question, vlm, max_new_tokens)
     attachment = attach(adapter, question, whole)
     if len(attachment.adapters) > 1:
-        (found,) = answer_each([adapter], [question], vlm, max_new_tokens, strength)
-        return Stream(_stream_lines(found, timing), timing, len(prompt), 0, found.evidence)
+        (found,) = _answer_attached([attachment], vlm, max_new_tokens, strength, timing.started)
+        return Stream(_stream_lines(found, timing), timing, found.prompt_tokens, 0, found.evidence)
     (selected,) = attachment.adapters
+    prompt = question_embeddings(attachment.questions[0], vlm, max_new_tokens)
     check_fits(selected, vlm)
     session = applied(vlm, selected, strength, merged=False)  # merging does not pay for a single question
     pieces = _generate_text(prompt, vlm, max_new_tokens, timing, session)
@@ -168,7 +169,7 @@ def stream_in_context(
     timing = _Timing(started=time.perf_counter())
     question = vlm.check_user_text(question)
     encoded = encode_video_images(path, vlm, fill_reading(reading or Reading(), TrainedWith(), vlm.geometry))
-    ids = video_ids(encoded, vlm, question, answer=True)
+    ids = question_ids(encoded, vlm, question)
     vlm.check_length(len(ids), max_new_tokens)
     prompt = vlm.embed(ids, encoded.images)
     pieces = _generate_text(prompt, vlm, max_new_tokens, timing, vlm.exclusively("answering in context"))
@@ -239,24 +240,41 @@ def answer_each(
 ) -> list[Answer]:
     """`ask_each` with token counts, times and evidence. strength: scale of the adapters, 1 as encoded"""
     started = time.perf_counter()
-    prompts = [question_embeddings(question, vlm, max_new_tokens) for question in questions]
     if adapters is None:
+        prompts = [question_embeddings(question, vlm, max_new_tokens) for question in questions]
         if not prompts:
             return []
         with vlm.exclusively("answering without a video"):
             return _generate_answers(prompts, vlm, max_new_tokens, started)
-    if len(adapters) != len(prompts):
-        raise V2LError(f"{len(adapters)} adapters and {len(prompts)} questions were given; give one question for each")
-    # One row for each adapter that answers: several of them for a long stretch of a timeline
+    if len(adapters) != len(questions):
+        raise V2LError(
+            f"{len(adapters)} adapters and {len(questions)} questions were given; give one question for each"
+        )
     attachments = [attach(adapter, question, whole) for adapter, question in zip(adapters, questions, strict=True)]
-    rows = [(place, adapter) for place, attachment in enumerate(attachments) for adapter in attachment.adapters]
+    return _answer_attached(attachments, vlm, max_new_tokens, strength, started)
+
+
+def _answer_attached(
+    attachments: Sequence[Attachment],
+    vlm: FrozenVLM,
+    max_new_tokens: int,
+    strength: float,
+    started: float,
+) -> list[Answer]:
+    """Answer the question of each attachment, in rows: one for each adapter, several for a long stretch of a timeline.
+    started: `time.perf_counter`"""
+    rows = [
+        (question_embeddings(question, vlm, max_new_tokens), adapter)
+        for attachment in attachments
+        for question, adapter in zip(attachment.questions, attachment.adapters, strict=True)
+    ]
     answers: list[Answer] = []
     for start in range(0, len(rows), ROWS_AT_ONCE):
         batch = rows[start : start + ROWS_AT_ONCE]
         factors = [adapter for _, adapter in batch]
         shared = all(adapter is factors[0] for adapter in factors)  # applied once, not once per row
         with applied(vlm, factors[0] if shared else factors, strength, merged=False):
-            answers += _generate_answers([prompts[place] for place, _ in batch], vlm, max_new_tokens, started)
+            answers += _generate_answers([prompt for prompt, _ in batch], vlm, max_new_tokens, started)
     found = iter(answers)
     return [_combine(attachment, [next(found) for _ in attachment.adapters]) for attachment in attachments]
 
@@ -294,13 +312,20 @@ def ask_each_about_frames(
     texts: list[str] = []
     for start in range(0, len(questions), QUESTIONS_AT_ONCE):
         batch = questions[start : start + QUESTIONS_AT_ONCE]
-        ids = [video_ids(encoded, vlm, question, answer=True) for question in batch]
+        ids = [question_ids(encoded, vlm, question) for question in batch]
         vlm.check_length(max(map(len, ids)), max_new_tokens)
         prompts = [vlm.embed(each, encoded.images) for each in ids]
         with vlm.exclusively("answering in context"):
             answers = _generate_answers(prompts, vlm, max_new_tokens, started=time.perf_counter())
         texts += [answer.text for answer in answers]
     return texts
+
+
+def question_ids(encoded: EncodedFrames, vlm: FrozenVLM, question: str) -> torch.Tensor:
+    """Tokenize a question with the video in the prompt, in the times of the frames: ids, (T,)."""
+    if encoded.span != (0.0, encoded.video.duration):
+        question = in_own_times(question, [encoded.span], encoded.video.duration)
+    return video_ids(encoded, vlm, question, answer=True)
 
 
 def question_embeddings(question: str, vlm: FrozenVLM, max_new_tokens: int = 0) -> torch.Tensor:

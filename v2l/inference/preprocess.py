@@ -5,6 +5,7 @@ Encoding and in-context inference both start here, so that they use the same pix
 
 from __future__ import annotations
 
+import math
 import os
 import queue
 import threading
@@ -34,12 +35,14 @@ class EncodedFrames:
 
     frames: time and tiles of each frame, in order
     images: (N, tokens, D) embeddings of all images, frame by frame; N is the number of frames if none is tiled
+    span: start and end, in seconds of the video, of what the prompt presents as a video
     notes: remarks about the pictures for the user; damaged: whether any picture is damaged
     """
 
     video: Video
     frames: tuple[PromptFrame, ...]
     images: torch.Tensor
+    span: tuple[float, float]
     notes: tuple[str, ...] = ()
     damaged: bool = False
 
@@ -49,6 +52,7 @@ class FramePlan:
     """The frames of a video that the vision tower will encode.
 
     frames: time and tiles of each frame; images: micro-batches (n, 3, S, S) uint8, decoded on demand
+    span: as in `EncodedFrames`
     notes: remarks about the pictures for the user; damage: descriptions of damaged pictures; both are complete once all
         images are consumed
     """
@@ -56,6 +60,7 @@ class FramePlan:
     video: Video
     frames: tuple[PromptFrame, ...]
     images: Iterator[torch.Tensor]
+    span: tuple[float, float]
     notes: list[str]
     damage: list[str]
 
@@ -80,8 +85,18 @@ def plan_frames(video: Video, vlm: FrozenVLM, reading: Reading) -> FramePlan:
             damage.extend([frame.damage] if frame.damage else [])
             yield from frame_images(frame.pixels, vlm.geometry, resolution, grid)
 
-    frames = tuple(prompt_frames(video, chosen, reading.end, grid))
-    return FramePlan(video, frames, _batches(images()), notes, damage)
+    end = None if reading.own_times else reading.end  # a part read as a video of its own ends with its last frame
+    frames = tuple(prompt_frames(video, chosen, end, grid))
+    return FramePlan(video, frames, _batches(images()), presented_span(video, reading), notes, damage)
+
+
+def presented_span(video: Video, reading: Reading) -> tuple[float, float]:
+    """Return the start and the end, in seconds, of what the prompt presents as a video: the whole video, or with
+    `own_times` the range of the reading, from a whole second."""
+    if not reading.own_times:
+        return 0.0, video.duration
+    end = video.duration if reading.end is None else min(reading.end, video.duration)
+    return float(math.floor(reading.start or 0.0)), end
 
 
 def encode_video_images(
@@ -106,7 +121,8 @@ def encode_images(
     for batch in plan.images:
         embeddings.append(vlm.encode_images(batch))
         progress(sum(map(len, embeddings)) // images_per_frame, len(plan.frames))
-    return EncodedFrames(plan.video, plan.frames, torch.cat(embeddings), tuple(plan.notes), bool(plan.damage))
+    notes, damaged = tuple(plan.notes), bool(plan.damage)
+    return EncodedFrames(plan.video, plan.frames, torch.cat(embeddings), plan.span, notes, damaged)
 
 
 def _check_tiles(rows: int, cols: int, vlm: FrozenVLM, resolution: int) -> None:
@@ -180,8 +196,8 @@ def cut_windows(encoded: EncodedFrames, vlm: FrozenVLM, trained_with: TrainedWit
     """Split a video into prompts that fit the model's positions.
 
     A video that fits is one window, as published. A longer one is split into windows of `window_frames` frames, or
-    fewer if those do not fit. Each window is a complete prompt with its own intro line, absolute timestamps and
-    positions from zero. Raises V2LError if a single frame does not fit.
+    fewer if those do not fit. Each window is a complete prompt with its own intro line, the times of its
+    frames and positions from zero. Raises V2LError if a single frame does not fit.
     """
     count = len(encoded.frames)
     size = count
@@ -215,5 +231,6 @@ def video_ids(
 ) -> torch.Tensor:
     """Tokenize the prompt with frames start .. stop - 1 and the text `prompt`: ids, (T,). `answer` adds the generation
     prompt; `marks_end` as for `video_text`."""
-    frames, duration = encoded.frames[start:stop], encoded.video.duration
-    return vlm.tokenize(video_text(frames, duration, prompt, vlm.geometry, answer, marks_end))
+    first, last = encoded.span
+    frames = [replace(frame, seconds=max(0.0, frame.seconds - first)) for frame in encoded.frames[start:stop]]
+    return vlm.tokenize(video_text(frames, last - first, prompt, vlm.geometry, answer, marks_end))

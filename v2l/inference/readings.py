@@ -18,6 +18,8 @@ SINGLE_SPANS = 1.0
 one encoding (docs/long-video.md)."""
 MOST_SEGMENTS = 64
 """Number of segments up to which the default length is the trained span; longer videos get longer segments."""
+OF_TIMELINE = {"skip_ends": False, "own_times": True}
+"""Settings of `Reading` for the segments of a timeline."""
 
 
 def fill_reading(reading: Reading, trained_with: TrainedWith, geometry: VisionGeometry) -> Reading:
@@ -73,13 +75,13 @@ def plan_timeline(video: Video, reading: Reading, trained_with: TrainedWith, wis
             return []
         span = trained_with.frames / trained_with.fps
         wish = replace(wish, seconds=max(span, math.ceil(round((end - start) / MOST_SEGMENTS, 6))))
-    parts = cut(video, replace(reading, skip_ends=False), wish.segments, wish.seconds)
+    parts = cut(video, replace(reading, **OF_TIMELINE), wish.segments, wish.seconds)
     return parts if len(parts) > 1 else []
 
 
 def plan_segments(video: Video, reading: Reading, trained_with: TrainedWith, wish: Segmentation) -> list[Reading]:
     """`plan_timeline` where segments are wanted in any case: one segment if one encoding would do."""
-    return plan_timeline(video, reading, trained_with, wish) or cut(video, replace(reading, skip_ends=False), 1)
+    return plan_timeline(video, reading, trained_with, wish) or cut(video, replace(reading, **OF_TIMELINE), 1)
 
 
 def is_long(seconds: float, reading: Reading, trained_with: TrainedWith) -> bool:

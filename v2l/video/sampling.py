@@ -70,6 +70,8 @@ class Reading:
     keep_damaged: accept damaged frames as a player shows them; in an adapter's file, True if it was made from any
     skip_ends: leave out the first and the last second of a long range, as published; False for the consecutive
         segments of a timeline
+    own_times: count the times in the prompt from the whole second in which the range starts, as in a video of its own,
+        which the hypernetwork was trained to read; True for the segments of a timeline
     """
 
     frames: int | None = None
@@ -79,6 +81,7 @@ class Reading:
     resolution: int | None = None
     keep_damaged: bool = added_later(False)
     skip_ends: bool = added_later(True)
+    own_times: bool = added_later(False)
 
 
 def decoded_by(version: str, notes: Sequence[str]) -> str:
