@@ -64,11 +64,10 @@ class OutputNames:
 
     def _check(self, video: Path, output: Path, owners: dict[str, Path]) -> Path | V2LError:
         """Return the output, or the error if it is also that of another video."""
-        other = owners.setdefault(os.path.abspath(output), video)
-        if output == self._full(output.parent, video) and output != self._plain(output.parent, video):
-            others = self._named(video, video.name)  # a.avi.mp4 beside a.avi
-            other = video.with_name(min(others)) if others else other
-        if other == video:
+        is_full = output == self._full(output.parent, video) != self._plain(output.parent, video)
+        if others := self._named(video, video.name) if is_full else set():  # a.avi.mp4 beside a.avi
+            other = video.with_name(min(others))
+        elif (other := owners.setdefault(os.path.abspath(output), video)) == video:
             return output
         both = f"{printable(video)} and {printable(other)} would both write {printable(output)}"
         return V2LError(f"{both}; encode them apart, with -o")
