@@ -208,7 +208,8 @@ def choose_in_folders(
         else:
             asked.append(source)
     for whole, count in left_out.items():
-        display.note(f"{printable(whole)}: asked instead of its {count} segments, which are files beside it")
+        segments = f"{count} segment{'s' * (count > 1)}"
+        display.note(f"{printable(whole)}: asked instead of its {segments}, which are files of their own")
     for source in asked:
         gone = [name for name in names.get(source.path, ()) if not os.path.exists(source.path.parent / name)]
         if gone and source.path in from_folders and _holds_videos(source.path.parent):
