@@ -5,7 +5,7 @@ import json
 import pytest
 
 from v2l.errors import V2LError
-from v2l.io.manifest import Example, read_manifest
+from v2l.io.manifest import Example, manifest_hash, read_manifest
 
 ROW = {"id": "a", "video_path": "clips/a.mp4", "prompt": "What is it?", "target_text": "a cat"}
 
@@ -30,6 +30,21 @@ def test_a_row_and_its_aliases(tmp_path):
     ]
     assert read_manifest(path, root="/videos")[0].video.as_posix() == "/videos/clips/a.mp4"
     assert read_manifest(path)[0].clip == (folder / "clips/a.mp4", 2.0, 4.5)
+
+
+def test_the_hash_is_of_the_rows_wherever_their_folder_is(tmp_path):
+    rows = [ROW, {**ROW, "id": "b", "video_path": "clips/b.mp4"}]
+    here = manifest_hash(read_manifest(write_manifest(tmp_path, *rows)))
+    assert manifest_hash(read_manifest(tmp_path / "m.jsonl", root="/elsewhere")) == here
+    others = [
+        rows[:1],
+        rows[::-1],
+        [rows[0], {**rows[1], "target_text": "a dog"}],
+        [rows[0], {**rows[1], "video_path": "other/b.mp4"}],
+        [rows[0], {**rows[1], "clip_start_sec": 1}],
+    ]
+    hashes = {manifest_hash(read_manifest(write_manifest(tmp_path, *each))) for each in others}
+    assert len(hashes | {here}) == 6
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from kept import counting_kept
 from torch.nn import functional as F
 
 from v2l.errors import V2LError
@@ -148,7 +149,7 @@ def test_products_are_in_the_type_of_the_hidden_states_whatever_autocast_returns
 def test_absorbed_attention_is_plain_attention():
     """Compare with keys and values computed explicitly: context first, latents last, one softmax over both."""
     torch.manual_seed(3)
-    attention = ResamplerAttention(width=24, heads=4, kv_heads=2, head_dim=8).requires_grad_(False)
+    attention = ResamplerAttention(width=24, heads=4, kv_heads=2, head_dim=8)
     latents, context, gain = torch.randn(2, 5, 24), torch.randn(2, 7, 24), torch.rand(24)
     mask = torch.tensor([[True] * 7, [True] * 3 + [False] * 4])
     both = torch.cat([unit_rms(context) * gain, latents], dim=1)
@@ -161,8 +162,11 @@ def test_absorbed_attention_is_plain_attention():
     values = split(attention.v_proj(both), 2).repeat_interleave(2, dim=1)
     seen = torch.cat([mask, torch.ones(2, 5, dtype=torch.bool)], dim=1)[:, None, None]
     expected = F.scaled_dot_product_attention(queries, keys, values, attn_mask=seen).transpose(1, 2).flatten(2)
-    actual = attention(latents, unit_rms(context), gain, mask)
-    assert torch.allclose(actual, attention.o_proj(expected), atol=1e-6)
+    actual, expected = attention(latents, unit_rms(context), gain, mask), attention.o_proj(expected)
+    assert torch.allclose(actual, expected, atol=1e-6)
+    weights = list(attention.parameters())
+    pairs = zip(*(torch.autograd.grad(each.square().sum(), weights) for each in (actual, expected)), strict=True)
+    assert all(found.any() and torch.allclose(found, wanted, atol=1e-5) for found, wanted in pairs)
 
 
 def test_gradients_reach_every_parameter():
@@ -171,6 +175,29 @@ def test_gradients_reach_every_parameter():
     torch.nn.init.ones_(network.scaler_B[TARGET])
     sum((a.square().sum() + (b - 1).square().sum()) for a, b in network.generate(hidden(1, 6))).backward()
     assert [name for name, p in network.named_parameters() if p.grad is None or not p.grad.any()] == []
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_recomputing_changes_neither_factors_nor_gradients(monkeypatch, dtype):
+    """Two rows at a time, with padding, against all rows at once; and only the hidden states and latents are kept."""
+    monkeypatch.setattr("v2l.models.hypernetwork.RECOMPUTED_AT_ONCE", 18)
+    torch.manual_seed(0)
+    network = Hypernetwork(SIZES)
+    torch.nn.init.ones_(network.scaler_B[TARGET])
+    states, mask = hidden(2, 9).to(dtype), torch.arange(9) < torch.tensor([[9], [5]])
+    results, kept = [], []
+    for recompute in (False, True):
+        with counting_kept(network.parameters()) as parts:
+            factors = network.generate(states, mask, recompute=recompute)
+        kept.append(sum(parts.values()))
+        loss = sum(a.square().sum() + (b - 1).square().sum() for a, b in factors)
+        results.append((factors, torch.autograd.grad(loss, list(network.parameters()))))
+    (plain, gradients), (again, regained) = results
+    tolerance = 1e-5 if dtype == torch.float32 else 1e-2
+    close(again, plain, tolerance)
+    for found, wanted in zip(regained, gradients, strict=True):
+        assert (found - wanted).abs().max() <= tolerance * wanted.abs().max()
+    assert kept[1] < kept[0] / 5
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import sys
 import pytest
 import small
 import torch
+from kept import counting_kept
 from peers import transformers_model
 from places import ROOT
 from transformers import SmolVLMConfig
@@ -18,9 +19,13 @@ from transformers import SmolVLMConfig
 from v2l.bench.random_model import ARCHITECTURES, random_model
 from v2l.evaluation.conditions import CONDITIONS
 from v2l.evaluation.report import TITLES
+from v2l.io.manifest import Example
 from v2l.models.hypernetwork_file import TrainedWith
+from v2l.models.loading import published_weights
 from v2l.models.presets import find_model
 from v2l.models.smolvlm import Window
+from v2l.training.data import SampleReader, SamplingConfig, read_sample
+from v2l.training.losses import CACHE_BYTES, TrainingObjective
 
 ENCODE = """
 import re, sys, time
@@ -143,6 +148,36 @@ def test_500m_takes_an_optimisation_step_on_the_cpu(tmp_path):
     # while the scaler of B is zero no gradient reaches what stands before it
     assert 0 < moved <= of
     assert float(re.search(r"loaded, ([\d.]+) GiB at", printed)[1]) < 16
+
+
+def count_kept(folder, name, clips=2):
+    """The bytes that a training step of the documented recipe keeps for its backward pass, a clip, by part: 12 frames
+    and an answer of about 50 tokens, in bfloat16."""
+    vlm, hypernetwork = random_model(name, folder / "model", "cpu", torch.bfloat16)
+    hypernetwork.train().requires_grad_(True)
+    video = small.write_video(folder / "clip.mp4", frames=15 * 8, width=320, height=180)
+    prompt, answer = "Describe what is happening in this scene.", "a square moves to the right and then to the left. "
+    reader = SampleReader(vlm.tokenizer, vlm.geometry, vlm.max_positions)
+    sampling = SamplingConfig(resolutions=(384,), windows=1, segments=1, denser=1, questions=1)
+    example = Example("a", video, "caption", "caption", prompt, answer * 2, None, None)
+    samples = [read_sample([example], reader, sampling, None)] * clips
+    objective = TrainingObjective(vlm, hypernetwork, recompute=True)
+    frozen = [part for _, part in published_weights(vlm.language_model, vlm.vision)]
+    with counting_kept([*frozen, *hypernetwork.parameters()]) as kept:
+        loss = objective.loss(samples)
+    assert torch.isfinite(loss)
+    return {part: size / clips for part, size in kept.most_common()}
+
+
+@pytest.mark.slow
+def test_a_training_step_keeps_little_of_a_clip_at_500m(tmp_path):
+    kept = count_kept(tmp_path, "smolvlm2-500m")
+    kept["together"] = sum(kept.values())
+    print("\n" + "\n".join(f"{size / 2**20:7.1f} MiB a clip  {part}" for part, size in kept.items()))
+    assert kept["together"] < 0.25 * 2**30
+    # 48 clips, gradients and AdamW's state beside all weights, and the cache of images, in 24 GB
+    weights = 4 * 4 * 128_626_176 + 2 * 508_000_000
+    assert 48 * kept["together"] + weights + CACHE_BYTES < 20e9
 
 
 @pytest.mark.slow

@@ -88,4 +88,5 @@ def test_guided_latents_learn_where_to_attend(examples, vlm, tmp_path):
 
     before = distance()
     list(run.run())
+    assert not run.objective.guidance.encoder_calls  # nothing was read again in a backward pass
     assert distance() < 0.8 * before

@@ -20,12 +20,15 @@ from v2l.errors import V2LError
 from v2l.inference.encode import generate_factors
 from v2l.inference.readings import fill_reading
 from v2l.io.manifest import Example, read_manifest
+from v2l.models.checkpoint import with_provenance
 from v2l.models.hypernetwork_file import TrainedWith
 from v2l.models.processor import question_text
 from v2l.models.smolvlm import Window
 from v2l.tiny.world.dataset import varied, write_dataset
 from v2l.tiny.world.scene import COLOURS, KINDS, WORDS, is_held_out
 from v2l.training.data import MicroBatches, SampleReader, TrainingSample, UnreadableClip, read_sample, validation_split
+from v2l.training.losses import TrainingObjective
+from v2l.training.packing import IGNORED
 from v2l.training.resize import widened
 from v2l.training.teacher import EMPTY_ANSWER, with_teacher_answers
 from v2l.training.trainer import METRICS, SETTINGS, STATE, Trainer, sizes_for
@@ -97,16 +100,43 @@ def test_without_randomness_a_clip_is_read_as_encoding_reads_it(examples, reader
 
 
 def test_what_does_not_fit_is_cut_as_encoding_cuts_it(examples, reader, vlm, videos):
-    curriculum = dataclasses.replace(CURRICULUM, fps=8.0, longest=63)
+    curriculum = dataclasses.replace(CURRICULUM, fps=8.0, frames=63, segments=1)
     seen = v2l.inference.preprocess.encode_video_images(
         videos[2], vlm, v2l.Reading(63, 8.0, None, None, vlm.geometry.longest_edge)
     )
-    windows = v2l.inference.preprocess.cut_windows(seen, vlm, TrainedWith(window_frames=CURRICULUM.frames))
-    assert len(windows) == 16
+    windows = v2l.inference.preprocess.cut_windows(seen, vlm, TrainedWith(window_frames=63))
+    assert len(windows) > 1
     sample = read_sample(examples[6:9], reader, curriculum, None)
     assert all(torch.equal(part.ids, window.input_ids) for part, window in zip(sample.parts, windows, strict=True))
+    curriculum = dataclasses.replace(CURRICULUM, fps=8.0, longest=63)
     modes = [read_sample(examples[6:9], reader, curriculum, np.random.default_rng(seed)) for seed in range(8)]
     assert {(sample.composed, len(sample.parts)) for sample in modes} == {(False, 16), (True, 3)}
+
+
+@pytest.mark.parametrize(("most", "segments"), [(1, 1), (3, 2)])
+def test_validation_reads_a_clip_as_it_is_encoded(vlm, examples, reader, videos, most, segments):
+    """A clip of twice the length that is read whole: one adapter of the same number of frames, or composed ones."""
+    hypernetwork = with_provenance(lively(vlm), "test", vlm.id, vlm.fingerprint, TrainedWith(frames=4, window_frames=4))
+    curriculum = dataclasses.replace(CURRICULUM, segments=most)
+    sample = read_sample(examples[6:9], reader, curriculum, None)
+    assert (sample.composed, [part.frames for part in sample.parts]) == (segments > 1, [4] * segments)
+    adapter = v2l.inference.encode.encode_segments(videos[2], vlm, hypernetwork, v2l.Reading(), segments)
+    objective = TrainingObjective(vlm, hypernetwork)
+    with torch.no_grad():
+        factors = objective.factors([sample], objective.encode_images([sample]))
+    for layer, pair in enumerate(factors):
+        for found, encoded in zip(pair, (adapter.a, adapter.b), strict=True):
+            assert torch.allclose(found[0], encoded[layer].float(), rtol=0.01, atol=1e-4)
+
+
+def test_the_line_break_after_an_answer_counts_if_requested(examples, reader):
+    """As published; by default the loss ends with the end of the answer."""
+    for newline, end in ((False, "<end_of_utterance>"), (True, "<end_of_utterance>\n")):
+        sample = read_sample(examples[:1], reader, dataclasses.replace(CURRICULUM, newline=newline), None)
+        for sequence in (sample.sequence, sample.in_context):
+            counted = sequence.labels[sequence.labels != IGNORED].tolist()
+            text = reader.tokenizer.decode(counted, skip_special_tokens=False)
+            assert text == f" {examples[0].target}{end}"
 
 
 def test_the_end_of_the_video_is_marked_in_its_last_part_alone(examples, reader):
@@ -326,6 +356,24 @@ def test_a_run_with_other_settings_is_not_resumed(finished, vlm, examples):
     folder, _ = finished
     with pytest.raises(V2LError, match="other settings"):
         trainer(vlm, examples, folder, dataclasses.replace(TRAINING, learning_rate=1e-4))
+
+
+def test_a_run_is_not_resumed_on_another_manifest(finished, vlm, examples, tmp_path):
+    """One of the same length, in either place; a run from before manifests were recorded is resumed."""
+    folder = tmp_path / "run"
+    shutil.copytree(finished[0], folder)
+    changed = [*examples[:-1], dataclasses.replace(examples[-1], target="something else")]
+    for manifests in ((changed, examples[:6]), (examples, [*examples[:5], changed[-1]])):
+        with pytest.raises(V2LError, match=r"other settings \(manifests\)"):
+            Trainer(vlm, fresh(vlm), manifests, TRAINING, folder)
+    recorded = json.loads((folder / SETTINGS).read_text())
+    del recorded["manifests"], recorded["curriculum"]["newline"]
+    (folder / SETTINGS).write_text(json.dumps(recorded))
+    assert trainer(vlm, examples, folder, dataclasses.replace(TRAINING, recompute=False)).step == 4
+    assert json.loads((folder / SETTINGS).read_text())["manifests"]
+    (folder / SETTINGS).write_text("{")
+    with pytest.raises(V2LError, match="cannot be read"):
+        trainer(vlm, examples, folder)
 
 
 def test_clips_that_cannot_be_read_are_skipped(vlm, examples, reader, tmp_path):

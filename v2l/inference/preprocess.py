@@ -199,25 +199,38 @@ def cut_windows(encoded: EncodedFrames, vlm: FrozenVLM, trained_with: TrainedWit
     fewer if those do not fit. Each window is a complete prompt with its own intro line, the times of its
     frames and positions from zero. Raises V2LError if a single frame does not fit.
     """
+
+    def ids(start: int, stop: int) -> torch.Tensor:
+        return video_ids(encoded, vlm, trained_with.prompt, start, stop, marks_end=trained_with.marks_end)
+
     count = len(encoded.frames)
-    size = count
-    while True:
-        spans = [(start, min(start + size, count)) for start in range(0, count, size)]
-        ids = [video_ids(encoded, vlm, trained_with.prompt, *span, marks_end=trained_with.marks_end) for span in spans]
-        longest = max(len(window) for window in ids)
-        if longest <= vlm.max_positions:
-            break
-        if size == 1:
-            raise V2LError(
-                f"one frame takes {longest:,} tokens and the model has {vlm.max_positions:,} positions; use a lower "
-                "resolution"
-            )
-        size = min(trained_with.window_frames, size - 1, max(1, size * vlm.max_positions // longest))
+    spans = fitting_windows(count, ids, vlm.max_positions, trained_with.window_frames)
     per_frame = len(encoded.images) // count
     return [
         Window(stop - start, window, encoded.images[start * per_frame : stop * per_frame])
-        for (start, stop), window in zip(spans, ids, strict=True)
+        for start, stop, window in spans
     ]
+
+
+def fitting_windows(
+    frames: int, ids: Callable[[int, int], torch.Tensor], positions: int, window_frames: int
+) -> list[tuple[int, int, torch.Tensor]]:
+    """Return the windows of `cut_windows`: their first frame, the frame after their last, and their ids, (T,).
+
+    ids: the prompt with frames start .. stop - 1; positions: the most tokens of a prompt
+    """
+    size = frames
+    while True:
+        spans = [(start, min(start + size, frames)) for start in range(0, frames, size)]
+        windows = [(*span, ids(*span)) for span in spans]
+        longest = max(len(window) for _, _, window in windows)
+        if longest <= positions:
+            return windows
+        if size == 1:
+            raise V2LError(
+                f"one frame takes {longest:,} tokens and the model has {positions:,} positions; use a lower resolution"
+            )
+        size = min(window_frames, size - 1, max(1, size * positions // longest))
 
 
 def video_ids(

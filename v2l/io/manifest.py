@@ -7,6 +7,8 @@ A row is a JSON object with `id`, `video_path`, and either `prompt` and `target_
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import json
 import math
 import os
@@ -86,6 +88,20 @@ def group_by_clip(examples: Sequence[Example]) -> list[list[Example]]:
     for example in examples:
         clips.setdefault(example.clip, []).append(example)
     return list(clips.values())
+
+
+def manifest_hash(examples: Sequence[Example]) -> str:
+    """Return the SHA-256 of the examples in their order. Videos count by their path below the folder that all of them
+    share, so that the hash stays if that folder moves."""
+    paths = [Path(os.path.abspath(example.video)).parts for example in examples]
+    shared = 0
+    while len({path[: shared + 1] for path in paths}) == 1 and all(len(path) > shared + 1 for path in paths):
+        shared += 1
+    digest = hashlib.sha256()
+    for example, path in zip(examples, paths, strict=True):
+        row = {**dataclasses.asdict(example), "video": "/".join(path[shared:])}
+        digest.update(json.dumps(row, sort_keys=True).encode() + b"\n")
+    return digest.hexdigest()
 
 
 def _example(line: str, folder: Path) -> Example:

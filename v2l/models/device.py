@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from v2l.errors import ModelError, V2LError, is_out_of_memory
 from v2l.io.text import amount, printable
@@ -18,6 +19,14 @@ from v2l.models.config import TextConfig
 LARGE = 100_000_000
 """Weights in the decoder layers from which the CPU may run a model in bfloat16. That of the 500M (315 million) gains in
 every phase on a processor that prefers bfloat16. The time of smaller models is that of operations, not of numbers."""
+
+
+def run_checkpointed(recompute: bool, function: Callable, *inputs: torch.Tensor | None) -> Any:
+    """Call a function. With `recompute`, keep only its inputs for the backward pass, which calls it again: activation
+    checkpointing."""
+    if not recompute:
+        return function(*inputs)
+    return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)  # nothing here is random
 
 
 def choose_device(name: str | torch.device | None) -> torch.device:

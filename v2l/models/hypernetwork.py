@@ -18,11 +18,16 @@ from torch import nn
 from torch.nn import functional as F
 
 from v2l.errors import V2LError
+from v2l.models.device import run_checkpointed
 from v2l.models.hypernetwork_file import TARGET, HypernetworkConfig, Provenance
 from v2l.models.perceiver import GatedMLP, Resampler, draw_weights, unit_rms
 
 TOKENS_AT_ONCE = 1024
 """Tokens that are projected together; the inner width of the projection is four times that of the model."""
+
+RECOMPUTED_AT_ONCE = 32768
+"""Tokens of all layers and videos that are read together if they are read again in the backward pass. The memory of a
+pass is theirs, however many videos there are."""
 
 LayerInput = torch.Tensor | Iterable[torch.Tensor]
 """The input of one decoder layer: (B, T, D), or pieces of it along T, in order."""
@@ -57,6 +62,7 @@ class Hypernetwork(nn.Module):
         hidden_states: torch.Tensor | Iterable[LayerInput],
         attention_mask: torch.Tensor | None = None,
         layers_at_once: int = 1,
+        recompute: bool = False,
     ) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Generate the LoRA factors of every layer: the generated ranks, then those of the learned bias.
 
@@ -66,6 +72,8 @@ class Hypernetwork(nn.Module):
         layers_at_once: size of the groups of an iterable, whose projections are resampled together
         attention_mask: (B, T), non-zero for tokens that count; None if all do. Masked hidden states are never used,
             even if they are not finite.
+        recompute: read a (B, L, T, D) tensor a few rows at a time, and again in the backward pass, for which only the
+            hidden states and the latents of the ranks are kept
 
         Returns L pairs: A (B, 2R, d_in) and B (B, 2R, d_out), float32, with `lora_alpha` folded into B, so that
         a layer's output changes by (x A^T) B.
@@ -73,7 +81,7 @@ class Hypernetwork(nn.Module):
         """
         mask = None if attention_mask is None else attention_mask.bool()
         if isinstance(hidden_states, torch.Tensor):
-            latents: Iterable[torch.Tensor] = self._read_together(hidden_states, mask)
+            latents: Iterable[torch.Tensor] = self._read_together(hidden_states, mask, recompute)
         else:
             latents = self._read_in_groups(hidden_states, mask, layers_at_once)
         factors = [self._layer_factors(index, latent) for index, latent in enumerate(latents)]
@@ -103,15 +111,24 @@ class Hypernetwork(nn.Module):
         context = torch.cat(contexts) if count > 1 else contexts[0]  # (n * B, T, W)
         return self._resample(context, None if mask is None else mask.repeat(count, 1)).chunk(count)
 
-    def _read_together(self, hidden_states: torch.Tensor, mask: torch.Tensor | None) -> Sequence[torch.Tensor]:
+    def _read_together(
+        self, hidden_states: torch.Tensor, mask: torch.Tensor | None, recompute: bool
+    ) -> Sequence[torch.Tensor]:
         """Return the rank latents of all layers, from (B, L, T, D): the layers become rows of one batch."""
         layers = hidden_states.shape[1]
         tokens = torch.Size((hidden_states.shape[0], hidden_states.shape[2]))
         if mask is not None and mask.shape != tokens:
             raise _mask_misfit(mask, tokens)
-        repeated = None if mask is None else mask.repeat_interleave(layers, 0)
-        context = self._reader.project([hidden_states.flatten(0, 1)], repeated)
-        return self._resample(context, repeated).unflatten(0, (-1, layers)).unbind(1)
+        rows = hidden_states.flatten(0, 1)
+        at_once = max(1, RECOMPUTED_AT_ONCE // rows.shape[1]) if recompute else len(rows)
+        parts = rows.split(at_once)
+        masks = [None] * len(parts) if mask is None else mask.repeat_interleave(layers, 0).split(at_once)
+        latents = [run_checkpointed(recompute, self._read, *each) for each in zip(parts, masks, strict=True)]
+        return torch.cat(latents).unflatten(0, (-1, layers)).unbind(1)
+
+    def _read(self, rows: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        """Return the rank latents, (B, R, W), of the tokens of B layers, (B, T, D). mask: (B, T) bool or None"""
+        return self._resample(self._reader.project([rows], mask), mask)
 
     def _resample(self, context: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         """Return the rank latents, of unit length, (B, R, W), of projected tokens, (B, T, W)."""

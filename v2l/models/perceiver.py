@@ -84,7 +84,7 @@ class ResamplerAttention(nn.Module):
         weights = self.weights(latents, context, gain, mask).to(context.dtype)
         # Average the context tokens, then project the averages to values
         pooled = (weights[..., :length] @ context).view(batch, self.kv_heads, -1, width)
-        values = pooled @ self._per_head(self.v_proj, gain).transpose(-1, -2)  # (B, K, H/K*N, E)
+        values = torch.einsum("bkmw,kew->bkme", pooled, self._per_head(self.v_proj, gain))  # (B, K, H/K*N, E)
         # Add the values of the latents
         own_values = self._split(self.v_proj(latents), self.kv_heads)  # (B, K, N, E)
         values = values + weights[..., length:].reshape(batch, self.kv_heads, -1, count) @ own_values
@@ -99,9 +99,10 @@ class ResamplerAttention(nn.Module):
         # Queries, grouped by the key head that they share
         queries = self._split(self.q_proj(latents), self.heads)  # (B, H, N, E)
         queries = queries.reshape(len(latents), self.kv_heads, -1, self.head_dim)  # (B, K, H/K*N, E)
-        # Keys of the latents; for the context the key projection is applied to the queries
+        # Keys of the latents; for the context the key projection is applied to the queries, (B, K, H/K*N, W), by an
+        # einsum: a broadcast product would copy the projection for every row of the batch
         own_keys = self._split(self.k_proj(latents), self.kv_heads)  # (B, K, N, E)
-        context_queries = queries @ self._per_head(self.k_proj, gain)  # (B, K, H/K*N, W)
+        context_queries = torch.einsum("bkme,kew->bkmw", queries, self._per_head(self.k_proj, gain))
         # Scores, with masked context tokens at minus infinity
         scores = torch.cat(
             [

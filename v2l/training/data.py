@@ -8,6 +8,7 @@ the hypernetwork generalises over length and composition.
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,14 +19,26 @@ import torch
 from tokenizers import Tokenizer
 
 from v2l.errors import V2LError
+from v2l.inference.preprocess import fitting_windows
+from v2l.inference.readings import covered, segment_readings
 from v2l.io.manifest import Example, group_by_clip
+from v2l.io.text import printable
 from v2l.models.config import VisionGeometry
-from v2l.models.processor import IMAGE, PromptFrame, frame_images, prompt_frames, question_text, tile_grid, video_text
+from v2l.models.processor import (
+    END_OF_TURN,
+    IMAGE,
+    PromptFrame,
+    frame_images,
+    prompt_frames,
+    question_text,
+    tile_grid,
+    video_text,
+)
 from v2l.training.common import Steps
 from v2l.training.packing import PLACE, PackedSequence, pack_questions
 from v2l.training.settings import SamplingConfig
 from v2l.video.client import probe, read_frames
-from v2l.video.sampling import Video, choose_frames
+from v2l.video.sampling import Reading, Video, choose_frames
 
 VALIDATION_INTERVAL = 100
 """One clip in every VALIDATION_INTERVAL is kept for validation."""
@@ -158,14 +171,16 @@ def read_sample(
 ) -> TrainingSample:
     """Read one clip as a sample.
 
-    random: None reads the clip as encoding does, whole if it fits, with its first questions
+    random: None reads the clip as encoding does, with its first questions: at most `frames` frames of it, or, where
+        training composes and the clip is longer than that, of each of its segments
     cached: `TrainingSample.shows` of the samples whose images need not be decoded
 
     Raises V2LError if the video cannot be read or a part of it exceeds the model's positions.
     """
     # Frames and their images
     video = _probe(str(clip[0].video))
-    chosen = _frames(video, clip[0], sampling, random)
+    segments = _segments(video, clip[0], sampling) if random is None else [_frames(video, clip[0], sampling, random)]
+    chosen = [frame for segment in segments for frame in segment]
     resolution = _resolution(video, len(chosen), reader.geometry, sampling, random)
     rows, cols = tile_grid(video.width, video.height, reader.geometry, resolution)
     shows = str(video.path), tuple(int(frame) for frame in chosen), resolution
@@ -174,52 +189,101 @@ def read_sample(
     if shows not in cached:
         pixels = (frame.pixels for frame in read_frames(video, chosen))
         images = [torch.from_numpy(frame_images(each, reader.geometry, resolution)) for each in pixels]
+    shown = _ShownClip(video, frames, images, rows * cols + 1, reader, sampling)
 
     # Questions, and the same after the video
     order = np.arange(len(clip)) if random is None else random.permutation(len(clip))
     questions = [(clip[place].prompt, clip[place].target) for place in order[: sampling.questions]]
     text = video_text(frames, video.duration, PLACE, reader.geometry, generation_prompt=True)
-    in_context = pack_questions(text, questions, reader.tokenizer)
+    end = f"{END_OF_TURN}\n" if sampling.newline else END_OF_TURN
+    in_context = pack_questions(text, questions, reader.tokenizer, end)
 
-    def prompt_ids(part: Sequence[PromptFrame]) -> torch.Tensor:
-        text = video_text(part, video.duration, sampling.prompt, reader.geometry, marks_end=sampling.marks_end)
-        return reader.ids(text)
-
-    whole = prompt_ids(frames)
-
-    def read_in(count: int) -> list[Part]:
-        parts = []
-        for places in np.array_split(np.arange(len(frames)), count):
-            ids = whole if count == 1 else prompt_ids([frames[place] for place in places])
-            own = None if images is None else torch.cat([images[place] for place in places])
-            ends = reader.ends(ids, [frames[place].seconds for place in places])
-            parts.append(Part(ids, ends, own, len(places) * (rows * cols + 1), len(places)))
-        return parts
-
-    # Parts, more of them if the prompt of one is too long
-    fewest = 1 if len(whole) <= reader.positions else math.ceil(len(frames) / sampling.frames)
-    composed, count = _cut(len(frames), fewest, sampling, random)
-    parts = read_in(count)
-    while max(len(part.ids) for part in parts) > reader.positions:  # each part repeats the prompt's text
-        count += 1
-        if count > len(frames):
-            raise V2LError(f"{video.path}: one frame does not fit the model's {reader.positions:,} positions")
-        parts = read_in(count)
+    composed, parts = shown.parts(segments) if random is None else shown.drawn_parts(random)
     return TrainingSample(
         tuple(parts),
         composed,
         (int(chosen[0]) == 0, frames[-1].last),
         shows,
-        pack_questions(question_text(PLACE), questions, reader.tokenizer),
+        pack_questions(question_text(PLACE), questions, reader.tokenizer, end),
         in_context if int(in_context.positions.max()) < reader.positions else None,
     )
 
 
-def _frames(video: Video, clip: Example, sampling: SamplingConfig, random: np.random.Generator | None) -> list[int]:
-    """Choose the frames of all parts together."""
+@dataclass(frozen=True)
+class _ShownClip:
+    """The chosen frames of a clip, and their images unless these are cached.
+
+    per_frame: the number of images of a frame
+    """
+
+    video: Video
+    frames: Sequence[PromptFrame]
+    images: Sequence[torch.Tensor] | None
+    per_frame: int
+    reader: SampleReader
+    sampling: SamplingConfig
+
+    def ids(self, start: int, stop: int) -> torch.Tensor:
+        """The ids of the prompt with frames start .. stop - 1, (T,)."""
+        frames, geometry = self.frames[start:stop], self.reader.geometry
+        text = video_text(
+            frames, self.video.duration, self.sampling.prompt, geometry, marks_end=self.sampling.marks_end
+        )
+        return self.reader.ids(text)
+
+    def part(self, start: int, stop: int, ids: torch.Tensor | None = None) -> Part:
+        """The part with frames start .. stop - 1. ids: of its prompt, if known"""
+        ids = self.ids(start, stop) if ids is None else ids
+        ends = self.reader.ends(ids, [frame.seconds for frame in self.frames[start:stop]])
+        images = None if self.images is None else torch.cat(list(self.images[start:stop]))
+        return Part(ids, ends, images, (stop - start) * self.per_frame, stop - start)
+
+    def parts(self, segments: Sequence[Sequence[int]]) -> tuple[bool, list[Part]]:
+        """Return whether the parts are composed, and the parts, as encoding reads these segments. A prompt that is too
+        long is cut into windows, or, of a composed clip, into more segments."""
+        stops = list(itertools.accumulate(map(len, segments)))
+        if len(stops) == 1:
+            windows = fitting_windows(len(self.frames), self.ids, self.reader.positions, self.sampling.frames)
+            return False, [self.part(*window) for window in windows]
+        return True, self._fitting([self.part(*span) for span in itertools.pairwise([0, *stops])])
+
+    def drawn_parts(self, random: np.random.Generator) -> tuple[bool, list[Part]]:
+        """Draw whether the parts are composed, and their number."""
+        count = len(self.frames)
+        ids = self.ids(0, count)
+        fewest = 1 if len(ids) <= self.reader.positions else math.ceil(count / self.sampling.frames)
+        composed, number = _cut(count, fewest, self.sampling, random)
+        return composed, self._fitting([self.part(0, count, ids)] if number == 1 else self._even(number))
+
+    def _even(self, number: int) -> list[Part]:
+        places = np.array_split(np.arange(len(self.frames)), number)
+        return [self.part(int(each[0]), int(each[-1]) + 1) for each in places]
+
+    def _fitting(self, parts: list[Part]) -> list[Part]:
+        """Return the parts, more of them if a prompt is too long: each repeats the text."""
+        while max(len(part.ids) for part in parts) > self.reader.positions:
+            if len(parts) == len(self.frames):
+                path, most = printable(self.video.path), self.reader.positions
+                raise V2LError(f"{path}: one frame does not fit the model's {most:,} positions")
+            parts = self._even(len(parts) + 1)
+        return parts
+
+
+def _segments(video: Video, clip: Example, sampling: SamplingConfig) -> list[list[int]]:
+    """Choose the frames of each segment as encoding does: of the whole clip, or, where training composes, of as many
+    equal segments as have the length of a clip that is read whole."""
+    reading = Reading(sampling.frames, sampling.fps, clip.start, clip.end)
+    start, end = covered(video, reading)
+    wanted = math.ceil(round((end - start) * sampling.fps / sampling.frames, 6))
+    readings = segment_readings(video, reading, max(1, min(wanted, sampling.segments)))
+    return [
+        choose_frames(video, sampling.frames, sampling.fps, each.start, each.end, each.skip_ends) for each in readings
+    ]
+
+
+def _frames(video: Video, clip: Example, sampling: SamplingConfig, random: np.random.Generator) -> list[int]:
+    """Draw the frames of all parts together."""
     most = sampling.longest or sampling.frames * max(sampling.windows, sampling.segments)
-    if random is None:
-        return choose_frames(video, most, sampling.fps, clip.start, clip.end)
     denser = float(random.uniform(1, sampling.denser))
     rate = sampling.fps * denser
     start, end = clip.start or 0.0, min(clip.end or math.inf, video.duration)
@@ -242,14 +306,12 @@ def _resolution(
     return drawn if frames * (rows * cols + 1) <= (sampling.longest or math.inf) else first
 
 
-def _cut(frames: int, fewest: int, sampling: SamplingConfig, random: np.random.Generator | None) -> tuple[bool, int]:
-    """Choose whether the parts are composed, and their number.
+def _cut(frames: int, fewest: int, sampling: SamplingConfig, random: np.random.Generator) -> tuple[bool, int]:
+    """Draw whether the parts are composed, and their number.
 
     A third of the clips stays whole if that fits, a third is read in joint windows, and a third is composed. Few
     segments are more frequent than many: no user cuts videos into segments of a second or two.
     """
-    if random is None:
-        return False, fewest
     method = random.choice(["whole", "windows", "segments"])
     least = max(fewest, math.ceil(frames / (sampling.frames * sampling.denser)))
     most = min(frames, sampling.segments)

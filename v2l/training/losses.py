@@ -13,7 +13,7 @@ rank to a different latent.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import cast
 
 import torch
@@ -50,6 +50,8 @@ class TrainingObjective:
         model with the video in context
     steer_weight: weight of the attention guidance
     auxiliary: further terms
+    recompute: read hidden states again in the backward pass (see `Hypernetwork.generate`). Guidance and auxiliary terms
+        use activations of the hypernetwork, which are then kept
     modules: everything that is trained, by name
     image_cache: image embeddings, (N, tokens, D), by `TrainingSample.shows`
     """
@@ -62,8 +64,10 @@ class TrainingObjective:
         hidden_weight: float = 0.0,
         steer_weight: float = 0.0,
         auxiliary: AuxiliaryLoss | None = None,
+        recompute: bool = False,
     ):
         self.vlm, self.hypernetwork = vlm, hypernetwork
+        self.recompute = recompute and not steer_weight and auxiliary is None
         self.kl_weight, self.hidden_weight, self.steer_weight = kl_weight, hidden_weight, steer_weight
         self.auxiliary = auxiliary or AuxiliaryLoss()
         self.modules: dict[str, nn.Module] = {"hypernetwork": hypernetwork, **self.auxiliary.modules}
@@ -106,48 +110,47 @@ class TrainingObjective:
     ) -> tuple[Factors, torch.Tensor]:
         """Generate `factors`, and sum the guidance and auxiliary terms for them over all adapters. Auxiliary terms need
         gradients and are left out without."""
-        # Read every part with the frozen model
+        # Read every part with the frozen model, layer by layer
         parts = [part for sample in samples for part in sample.parts]
         windows = [
             Window(part.frames, part.ids.to(self.vlm.device), embeddings)
             for part, embeddings in zip(parts, images, strict=True)
         ]
-        rows = [by_row(samples, layer) for layer in self._read(windows)]
         ends = by_row(samples, [part.ends for part in parts])
+        layers = (by_row(samples, layer) for layer in self._read(windows))
 
         # Generate the factors of every row, then compose those of one sample
-        generated, loss = self._generate(rows, ends)
+        generated, loss = self._generate(layers, ends)
         if torch.is_grad_enabled():
             loss = loss + self.auxiliary.factors_loss(generated, ends)
         adapters = [len(_row_sizes(sample)) for sample in samples]
         return [(_composed(a, adapters), _composed(b, adapters)) for a, b in generated], loss
 
-    def _read(self, windows: Sequence[Window]) -> list[list[torch.Tensor]]:
-        """The inputs of every decoder layer, (T, D) for each window."""
+    def _read(self, windows: Sequence[Window]) -> Iterator[list[torch.Tensor]]:
+        """Yield the inputs of each decoder layer, (T, D) for each window."""
         order = sorted(range(len(windows)), key=lambda index: len(windows[index].input_ids))  # little padding
         lengths = [len(windows[index].input_ids) for index in order]
-        layers: list[list[torch.Tensor]] = []
         for pieces in self.vlm.read_layers([windows[index] for index in order]):
             tokens = dict(zip(order, torch.cat(list(pieces), dim=1)[0].split(lengths), strict=True))
-            layers.append([tokens[index] for index in range(len(windows))])
-        return layers
+            yield [tokens[index] for index in range(len(windows))]
 
     def _generate(
-        self, layers: Sequence[Sequence[torch.Tensor]], ends: Sequence[torch.Tensor]
+        self, layers: Iterable[Sequence[torch.Tensor]], ends: Sequence[torch.Tensor]
     ) -> tuple[Factors, torch.Tensor]:
         """Factors of U rows, (U, 2r, d), from their (T, D) tokens in every layer, and the terms for them.
 
         ends: `Part.ends` of each row, (T,)
         """
-        # Pad and generate rows of similar length together
-        lengths = [len(tokens) for tokens in layers[0]]
-        groups = group_by_length(lengths)
+        # Pad rows of similar length together
+        groups = group_by_length([len(row) for row in ends])
+        stacks = self._stacks(layers, groups)
+
+        # Generate the factors of each group
         generated, loss = [], torch.zeros((), device=self.vlm.device)
-        for group in groups:
-            ones = [torch.ones(lengths[index], dtype=torch.bool, device=self.vlm.device) for index in group]
+        for group, hidden in zip(groups, stacks, strict=True):
+            ones = [torch.ones(len(ends[index]), dtype=torch.bool, device=self.vlm.device) for index in group]
             mask = pad_sequence(ones, batch_first=True)
-            padded = [pad_sequence([tokens[index] for index in group], batch_first=True) for tokens in layers]
-            generated.append(self.hypernetwork.generate(torch.stack(padded, dim=1), mask))
+            generated.append(self.hypernetwork.generate(hidden, mask, recompute=self.recompute))
             own = pad_sequence([ends[index] for index in group], batch_first=True, padding_value=NO_END)
             own = own.to(self.vlm.device)
             if self.guidance is not None:
@@ -162,6 +165,18 @@ class TrainingObjective:
             for layer in zip(*generated, strict=True)
         ]
         return factors, loss
+
+    def _stacks(self, layers: Iterable[Sequence[torch.Tensor]], groups: Sequence[Sequence[int]]) -> list[torch.Tensor]:
+        """The tokens of the rows of each group in all layers, (U, L, T, D), padded with zeros. Each layer is copied
+        before the next one is computed, so that every hidden state is in memory once."""
+        stacks: list[torch.Tensor] = []
+        for number, rows in enumerate(layers):
+            padded = [pad_sequence([rows[index] for index in group], batch_first=True) for group in groups]
+            if not stacks:
+                stacks = [each.new_empty(len(each), self.vlm.num_layers, *each.shape[1:]) for each in padded]
+            for stack, each in zip(stacks, padded, strict=True):
+                stack[:, number] = each
+        return stacks
 
     def encode_images(self, samples: Sequence[TrainingSample]) -> list[torch.Tensor]:
         """Image embeddings, (N, tokens, D), of each part of each sample, cached up to `CACHE_BYTES`."""

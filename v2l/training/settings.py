@@ -42,6 +42,7 @@ class SamplingConfig:
     segments: int = setting(8, "Compose at most this many adapters of segments of a clip; 1 for no composition.")
     questions: int = setting(4, "Use at most this many questions of a clip at a time.")
     prompt: str = field(default_factory=_prompt)
+    newline: bool = setting(False, "Count the line break after the end of an answer in the loss, as published.")
     marks_end: bool = setting(False, "Announce the last frame of a video as its last.")
     longest: int | None = setting(
         None,
@@ -77,6 +78,9 @@ class Training:
     )
     steer_weight: float = setting(
         0.0, "The weight of attention guidance, which draws each latent to the ends of frames.", least=0
+    )
+    recompute: bool = setting(
+        True, "Compute the hypernetwork's activations again in the backward pass instead of keeping them."
     )
     validate_every: int = setting(1000, "Steps between validations.")
     validation_clips: int = setting(128, "The maximum number of clips in a validation.")

@@ -7,6 +7,7 @@ frozen model with these factors applied is asked about the clip without seeing i
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +19,7 @@ import torch
 
 from v2l.errors import V2LError
 from v2l.io.files import make_folder, write_atomically
-from v2l.io.manifest import Example, group_by_clip
+from v2l.io.manifest import Example, group_by_clip, manifest_hash
 from v2l.io.records import to_json
 from v2l.io.safetensors_file import canonical_json
 from v2l.io.text import printable
@@ -35,6 +36,8 @@ from v2l.training.settings import Training
 
 STATE, METRICS, SETTINGS = "state.pt", "metrics.jsonl", "training.json"
 """The files in the output folder beside the best hypernetwork."""
+FREE = ("workers", "recompute")
+"""The settings with which a run may be resumed that it was not started with."""
 REPORT_INTERVAL = 10
 """Steps between reports of the loss."""
 VALIDATION_QUESTIONS = 16
@@ -124,9 +127,10 @@ class Trainer:
             (self.processes.index, self.processes.count),
         )
         self.validation_clips = group_by_clip(examples[1])[: training.validation_clips]
+        self.manifests = [manifest_hash(each) for each in examples]
         self.hypernetwork.train().requires_grad_(True)
         weights = training.kl_weight, training.hidden_weight, training.steer_weight
-        self.objective = TrainingObjective(vlm, hypernetwork, *weights, auxiliary)
+        self.objective = TrainingObjective(vlm, hypernetwork, *weights, auxiliary, training.recompute)
         self.parameters = [each for module in self.objective.modules.values() for each in module.parameters()]
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=training.learning_rate, weight_decay=training.weight_decay
@@ -145,18 +149,22 @@ class Trainer:
         self.step = self._start_or_resume()
 
     def _start_or_resume(self) -> int:
+        chosen = {name: value for name, value in dataclasses.asdict(self.training).items() if name not in FREE}
         settings = {
             "v2l": 1,
             "model": self.vlm.fingerprint,
             "sizes": to_json(self.hypernetwork.config),
             "clips": [len(self.samples.clips), len(self.validation_clips)],
-            **{name: value for name, value in dataclasses.asdict(self.training).items() if name != "workers"},
+            "manifests": self.manifests,
+            **chosen,
         }
         make_folder(self.folder)
         text = canonical_json(settings) + "\n"
         path = self.folder / SETTINGS
-        if path.exists() and path.read_text(encoding="utf-8") != text:
-            raise V2LError(f"{printable(self.folder)} holds a run with other settings; name another folder")
+        different = _differences(path, json.loads(text)) if path.exists() else []
+        if different:
+            names = ", ".join(different)
+            raise V2LError(f"{printable(self.folder)} holds a run with other settings ({names}); name another folder")
         if self.processes.first:
             write_atomically(path, text.encode())
         return restore(self.parts, self.folder / STATE)
@@ -255,6 +263,20 @@ class Trainer:
             name = os.path.basename(os.path.abspath(self.folder))
             with_provenance(self.hypernetwork, name, self.vlm.id, self.vlm.fingerprint, trained_with)
             save_hypernetwork(self.hypernetwork, self.folder / FILE_NAME)
+
+
+def _differences(path: Path, settings: dict[str, Any]) -> list[str]:
+    """Return the names of the settings in which a run, recorded at `path`, differs from `settings`."""
+    try:
+        run = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise V2LError(f"{printable(path)} cannot be read; name another folder") from error
+    if not isinstance(run, dict) or not isinstance(run.get("curriculum"), dict):
+        return [SETTINGS]
+    # Added later: earlier runs do not state these
+    run.setdefault("manifests", settings["manifests"])
+    run["curriculum"].setdefault("newline", False)
+    return [name for name in sorted(run.keys() | settings.keys()) if run.get(name) != settings.get(name)]
 
 
 class Best:
