@@ -39,7 +39,7 @@ def is_chosen(environment: Mapping[str, str] = os.environ) -> bool:
 
 
 @dataclass(frozen=True)
-class CachePlace:
+class AdapterCache:
     """Where the cache keeps the adapter of a video: `FOLDER/SHA256/NAME`, with the range that was read.
 
     range_name: of the range; is_preferred: keep the adapter here even where its own folder can be written

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from v2l.errors import UsageError, V2LError
-from v2l.inference.cache import CachePlace
+from v2l.inference.cache import AdapterCache
 from v2l.inference.naming import ADAPTER_SUFFIX, OutputNames, is_adapter, is_video, part_name
 from v2l.io.files import unreadable
 from v2l.io.text import printable
@@ -33,7 +33,7 @@ class Target:
     video: Path
     output: Path
     error: str = ""
-    cache: CachePlace | None = None
+    cache: AdapterCache | None = None
 
     def segment(self, index: int, count: int = 1) -> Target:
         """Return the target of segment `index`, counted from 0, of `count`: lecture.000.v2l.safetensors for
@@ -103,7 +103,7 @@ def _target(video: Path, output: Path | V2LError, destination: Destination, read
         return _if_there(Target(video, video, str(output)))
     cache = None
     if destination.cache:
-        cache = CachePlace(destination.cache, _range_name(reading), destination.prefers_cache)
+        cache = AdapterCache(destination.cache, _range_name(reading), destination.prefers_cache)
     return _if_there(Target(video, output, cache=cache))
 
 
