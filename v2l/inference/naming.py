@@ -89,7 +89,7 @@ class OutputNames:
         # Whose adapter is there
         family, recorded = {video.name, *rivals}, _sources(plain)
         owners = {source.name for source in recorded} & family
-        if recorded and not owners:  # renamed together with its video
+        if recorded and not owners and not has_full:  # renamed together with its video
             alike = {name for name in family if _size(video.with_name(name)) == recorded[0].size}
             owners = alike if len(alike) == 1 else set()
         if video.name in owners:
