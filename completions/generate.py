@@ -1,4 +1,4 @@
-"""Write the completion files of bash, zsh and fish beside this script, from the definition of the command line.
+"""Write the completion files of bash, zsh and fish into v2l/cli/completions, from the definition of the command line.
 
 The files are static, so that completion starts no Python. `python completions/generate.py` writes them; with `--check`
 it only reports whether they are current.
@@ -15,6 +15,7 @@ from pathlib import Path
 import typer
 
 from v2l.cli.app import app
+from v2l.cli.manual import Shell
 from v2l.cli.options import Arch, Dtype, ExportFormat, Metric, PaperModel
 from v2l.evaluation.conditions import Ablation, Control
 from v2l.evaluation.datasets.registry import BENCHMARKS
@@ -52,12 +53,14 @@ KINDS = {
     "formats": Kind(words=tuple(ExportFormat), paths=False),
     "folders": Kind(),
     "images": Kind(suffixes=(".pdf", ".png", ".svg")),
+    "commands": Kind(words=tuple(registered.name for registered in app.registered_commands), paths=False),
     "controls": Kind(words=tuple(Control), paths=False),
     "manifests": Kind(suffixes=(".jsonl",)),
     "metrics": Kind(words=tuple(Metric), paths=False),
     "models": Kind(words=("tiny", *PRESETS)),
     "papers": Kind(words=tuple(PaperModel), paths=False),
     "safetensors": Kind(suffixes=(".safetensors",)),
+    "shells": Kind(words=tuple(Shell), paths=False),
     "tables": Kind(suffixes=(".csv",)),
     "subjects": Kind(suffixes=(ADAPTER_SUFFIX, *VIDEOS)),
     "videos": Kind(suffixes=VIDEOS),
@@ -109,6 +112,8 @@ PARAMETERS = {
     **dict.fromkeys("judge judge_model".split(), FREE),
     "ablate": "ablations",
     "benchmark": "benchmarks",
+    "shell": "shells",
+    "topic": "commands",
 }
 """The kind of the values of each parameter; `command parameter` overrides the parameter alone."""
 
@@ -326,7 +331,11 @@ _v2l() {
     esac
 }
 
-_v2l "$@"
+if [[ $funcstack[1] == _v2l ]]; then # loaded from $fpath: this file is the body of the function
+    _v2l "$@"
+else # read by source or eval
+    compdef _v2l v2l
+fi
 """
 
 
@@ -473,12 +482,9 @@ def _filled(template: str, parts: Mapping[str, str]) -> str:
 
 def generate() -> dict[Path, str]:
     """Return the path and the text of each completion file."""
-    folder, commands = Path(__file__).parent, read_commands()
-    return {
-        folder / "v2l.bash": bash_file(commands),
-        folder / "_v2l": zsh_file(commands),
-        folder / "v2l.fish": fish_file(commands),
-    }
+    folder, commands = Path(__file__).parent.parent / "v2l" / "cli" / "completions", read_commands()
+    texts = {Shell.bash: bash_file(commands), Shell.zsh: zsh_file(commands), Shell.fish: fish_file(commands)}
+    return {folder / shell.file.name: text for shell, text in texts.items()}
 
 
 def main() -> None:

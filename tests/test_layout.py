@@ -145,6 +145,7 @@ def test_dependencies_are_those_imported():
         *project["optional-dependencies"]["train"],
         *project["optional-dependencies"]["plot"],
         *project["optional-dependencies"]["export"],
+        *project["optional-dependencies"]["lmms"],
     ]
     declared = {re.split(r"[<>=!~ \[]", line)[0].replace("_", "-") for line in lines}
     names = {name.split(".")[0] for tree in TREES.values() for name in imported(tree)}

@@ -1,5 +1,21 @@
-"""Run the `v2l` command with `python -m v2l`."""
+"""Start the `v2l` command: the console script, and `python -m v2l`."""
 
-from v2l.cli.app import main
+import signal
+import sys
 
-main()
+
+def main() -> None:
+    """Import and run the command line. An interrupt during the imports or at exit leaves no traceback."""
+    try:
+        from v2l.cli.app import main as run
+
+        run()
+    except KeyboardInterrupt:
+        sys.exit(130)
+    finally:
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+if __name__ == "__main__":
+    main()

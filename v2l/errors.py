@@ -39,7 +39,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     return any(text in str(error).lower() for text in _OUT_OF_MEMORY)
 
 
-def reason(error: Exception) -> str:
+def reason(error: BaseException) -> str:
     """Describe an unexpected error by its class and the first line of its message.
 
     The text may contain foreign characters: escape it before printing. Running out of memory is described with a fix.
@@ -48,6 +48,11 @@ def reason(error: Exception) -> str:
         return "out of memory; close other programs, raise the limit (ulimit -v), or use another --device or --dtype"
     first_line = (str(error).splitlines() or [""])[0]
     return f"{type(error).__name__}: {first_line}"
+
+
+def missing_extra(what: str, package: str, extra: str) -> V2LError:
+    """Return the error for a package of an extra that is not installed."""
+    return V2LError(f"{what} needs {package}, which is not installed: pip install 'v2l[{extra}]'")
 
 
 @contextmanager

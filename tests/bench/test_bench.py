@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import re
 
 import pytest
 import small
@@ -11,10 +12,20 @@ import v2l
 from v2l.bench import methods, runner
 from v2l.bench.methods import METHODS, Method, Subject, distinct_methods, prompt_size
 from v2l.bench.random_model import Architecture, random_model
-from v2l.bench.report import BenchSetting, amortization, compare, first_token, question_counts, sweep, token_load
+from v2l.bench.report import (
+    BenchSetting,
+    amortization,
+    compare,
+    first_token,
+    question_counts,
+    sweep,
+    token_load,
+    unsteady_line,
+)
 from v2l.bench.resources import prefill_bytes, prefill_work, vision_work
 from v2l.bench.results import Cell, Encoding
 from v2l.bench.runner import Bench, Plan, drawn_video
+from v2l.cli.plots import plot_bench
 from v2l.inference.encode import ADAPTER_TYPE
 from v2l.inference.readings import fill_reading
 from v2l.io.journal import Journal
@@ -306,3 +317,18 @@ def test_bench_prints_three_tables_and_writes_files(model_folder, vlm, tmp_path)
 def test_bench_refuses_what_it_cannot_do(words, message):
     done = run("bench", *words)
     assert done.code == 2 and message in done.err
+
+
+def test_repeats_that_differ_by_more_than_twice_are_marked():
+    steady = Cell(8, 64, "in context, cold", True, "measured", first_token=(1.0, 1.5), prepare=0.0)
+    busy = dataclasses.replace(steady, way="adapter, attached", in_context=False, first_token=(0.1, 0.25))
+    (setting,) = compare([steady, busy])
+    assert [row[1].endswith("*") for row in first_token(setting)[1]] == [False, True]
+    assert "2.5 x" in unsteady_line([setting])
+    assert unsteady_line(compare([steady])) is None
+    pictures = plot_bench([setting], 20, "title", "svg")
+    assert list(pictures) == ["first-token", "questions"]
+    bars = pictures["first-token"].decode()
+    assert "<!--  1.25 s -->" in bars and "<!--  175 ms * -->" in bars
+    ends = re.findall(r"<!-- (in context, cold|adapter, attached) -->", pictures["questions"].decode())
+    assert sorted(ends) == ["adapter, attached", "in context, cold"]

@@ -3,18 +3,24 @@
 import dataclasses
 import json
 import os
+import re
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 import small
 import torch
 from terminal import LIBGL_MISSING, SUFFIX, Running, Terminal, fill, nobody_reads, plain, run, run_each, tree
+from typer.testing import CliRunner
 
 import v2l
 from v2l.adapters.description import AdapterFile, BaseModel
 from v2l.cli import sources
-from v2l.cli.sources import AnswerSource, batches
+from v2l.cli.app import app
+from v2l.cli.chat import chat, history_file
+from v2l.cli.console import Display
+from v2l.cli.sources import AnswerSource, batches, sort_words
 from v2l.inference.model_loader import ModelLoader
 from v2l.io.text import inert, tab_separated
 from v2l.models.presets import PRESETS, RELEASE
@@ -23,8 +29,8 @@ QUESTION = "what?"
 TOKENS = ["--max-new-tokens", "12"]
 ENDLESS = 100_000
 KEYS = (
-    "v2l command question answer model model_chosen_by prompt_tokens visual_tokens new_tokens time_to_first_token "
-    "tokens_per_second together"
+    "v2l command question answer model model_chosen_by demonstration prompt_tokens visual_tokens new_tokens "
+    "time_to_first_token tokens_per_second together"
 ).split()
 
 
@@ -92,6 +98,25 @@ def test_one_answer_is_printed_with_its_line_ends_and_needs_no_opencv(plain_answ
     done, _ = plain_answers
     assert (done.code, done.err) == (0, "")
     assert done.out == inert(shelf[1](ONE, QUESTION)) + "\n"
+
+
+def test_questions_come_from_a_pipe_if_none_is_given(shelf, speaker):
+    where = {"cwd": shelf[0], "model": speaker[0]}
+    piped = run("ask", ONE, *TOKENS, **where, stdin=f"{QUESTION}\n\nwho?\n".encode())
+    named = run("ask", ONE, QUESTION, "who?", *TOKENS, **where, stdin=b"never read\n")
+    assert (piped.code, piped.out, piped.err) == (0, named.out, "")
+    assert len(piped.lines) == 2
+
+
+def test_verbose_says_what_is_loaded_and_how_long_it_takes_even_with_quiet(shelf, speaker):
+    done = run("ask", ONE, QUESTION, "-v", "--quiet", *TOKENS, cwd=shelf[0], model=speaker[0])
+    assert (done.code, done.out) == (0, inert(shelf[1](ONE, QUESTION)) + "\n")
+    versions, chosen, loaded, answered = done.notes
+    assert all(re.match(r"\[\d+\.\d\d s\] ", line) for line in done.notes)
+    assert f"v2l {v2l.__version__}, Python 3" in versions and "torch 2" in versions
+    assert chosen.endswith(f"model {speaker[0]}, chosen by: environment")
+    assert f"from {speaker[0]} in " in loaded and loaded.endswith("s: cpu, torch.float32")
+    assert "prompt tokens, 12 new ones, the first after " in answered
 
 
 def test_raw_answers_keep_their_control_characters(shelf, speaker):
@@ -278,6 +303,32 @@ def test_words_that_name_nothing_are_errors_that_say_so(shelf, speaker):
     assert tree(folder) == before
 
 
+@pytest.mark.parametrize(
+    ("words", "questions"),
+    [
+        ("A what is on the whiteboard?", ["what is on the whiteboard?"]),
+        ("what is it A -", ["what is it"]),
+        ("A why", ["why"]),
+        ("A who? where?", ["who?", "where?"]),
+        ("A who A where", ["who", "where"]),
+        ("A|what is it?|why", ["what is it?", "why"]),
+        ("A これは何ですか 何色", ["これは何ですか", "何色"]),
+    ],
+)
+def test_a_question_without_quotes_is_one_question(shelf, words, questions):
+    given = words.split("|" if "|" in words else " ")
+    request = sort_words([str(shelf[0] / ONE) if word == "A" else word for word in given])
+    assert request.questions == tuple(questions)
+    assert request.is_joined == (len(given) - given.count("A") - given.count("-") > len(questions))
+
+
+def test_joined_words_are_said(shelf, speaker):
+    folder, answer = shelf
+    done = CliRunner().invoke(app, ["ask", str(folder / ONE), "is", "it?", *TOKENS, "--model", str(speaker[0])])
+    assert done.stdout == inert(answer(ONE, "is it?")) + "\n"
+    assert done.stderr == 'asked as one question: "is it?"; quote each to ask several\n'
+
+
 def test_bytes_that_are_no_text_are_one_line(shelf, speaker):
     folder, _ = shelf
     strict = {"LC_ALL": "C.UTF-8", "PYTHONUTF8": "0"}
@@ -293,28 +344,69 @@ def test_bytes_that_are_no_text_are_one_line(shelf, speaker):
 # At a terminal ------------------------------------------------------------------------------------------------------
 
 
-def test_a_chat_remembers_its_lines_and_ends_with_ctrl_d_and_a_table_comes_whole(shelf, speaker):
+def test_a_chat_has_commands_and_a_history_and_a_table_comes_whole(shelf, speaker, tmp_path):
     folder, answer = shelf
-    terminal = Terminal("ask", ONE, *TOKENS, cwd=folder, model=speaker[0], columns=200, env={"NO_COLOR": "1"})
+    history = tmp_path / "state" / "history"
+    environment = {"NO_COLOR": "1", "V2L_HISTORY": str(history)}
+    history.parent.mkdir()
+    history.write_text(QUESTION + "\n")  # of an earlier chat
+    terminal = Terminal("ask", ONE, *TOKENS, cwd=folder, model=speaker[0], columns=200, env=environment)
     words = ["ask", "more", QUESTION, *TOKENS]
     whole = Terminal(*words, cwd=folder, model=speaker[0], columns=40)
-    assert "Ctrl-D" in terminal.read_until("> ")
-    said = inert(answer(ONE, QUESTION)) + "\n(0:00-0:04, frames at 0:00 0:01.2 0:02.5 0:03.9)\n"
-    terminal.type(QUESTION + "\n")
-    assert plain(terminal.read_until("> ")).removeprefix(QUESTION + "\n") == said + "> "
-    terminal.type("\x1b[A\n")  # arrow up: the same again
+    begun = terminal.read_until("> ")
+    assert "loading " in begun and "/help" in begun and "Ctrl-D" in begun
+    text = answer(ONE, QUESTION)
+    said = inert(text) + "\n(0:00-0:04, frames at 0:00 0:01.2 0:02.5 0:03.9)\n"
+    terminal.type("\x1b[A\n")  # arrow up
     assert plain(terminal.read_until("> ")).endswith(said + "> ")
-    terminal.type("\n")
+    terminal.type("/each\n")  # the last question again, this time to all segments
+    assert plain(terminal.read_until("> ")).endswith(f"0:00-0:04\t{inert(tab_separated(text))}\n> ")
+    for typed, expected in {"/help": "/adapters", "/adapters": "0:00-0:04", "/nosuch": "no command /nosuch"}.items():
+        terminal.type(f"{typed}\n")
+        assert expected in plain(terminal.read_until("> ")).removeprefix(typed)
+    terminal.type("half a question\x03")
+    assert "Ctrl-C again ends the chat" in terminal.read_until("> ")
+    terminal.type("\n")  # the line was cleared, and this one counts as none
     terminal.read_until("> ")
-    terminal.type("\x04")
+    terminal.type("\x03")
+    terminal.read_until("> ")
+    terminal.type("\x03")
     code, rest = terminal.end()
     assert code == 0
     assert plain(rest).strip() == ""
+    assert history.read_text().splitlines() == [QUESTION, "/each", "/help", "/adapters", "/nosuch"]
 
     code, screen = whole.end()  # a table is printed whole, and nothing in it can move the cursor
     assert code == 0
     rows = (tab_separated(name, QUESTION, answer(name, QUESTION)) for name in (B, C))
     assert plain(screen).rpartition("\r")[2] == "".join(inert(row) + "\n" for row in rows)
+
+
+def test_the_history_is_kept_in_the_state_folder_unless_it_is_turned_off(monkeypatch):
+    def file(**variables):
+        for name in ("V2L_HISTORY", "XDG_STATE_HOME", "HOME"):
+            monkeypatch.delenv(name, raising=False)
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        return history_file()
+
+    assert file(HOME="/h") == Path("/h/.local/state/v2l/history")
+    assert file(HOME="/h", XDG_STATE_HOME="/s") == Path("/s/v2l/history")
+    assert file(HOME="/h", XDG_STATE_HOME="relative") == file(HOME="/h")
+    assert file(HOME="/h", V2L_HISTORY="/own") == Path("/own")
+    assert [file(HOME="/h", V2L_HISTORY=value) for value in ("", "0", "off", "OFF")] == [None] * 4
+
+
+@pytest.mark.parametrize("leave", ["exit", "quit", "/exit", "/quit"])
+def test_a_word_ends_a_chat(leave, monkeypatch, tmp_path):
+    keys, asked = tmp_path / "keys", []
+    keys.write_text(f"why?\n\n{leave}\nnever read\n")
+    monkeypatch.setenv("V2L_HISTORY", "off")
+    with keys.open() as typed:
+        monkeypatch.setattr(sys, "stdin", typed)
+        source = AnswerSource(Path(ONE), ModelLoader("tiny", "option"))
+        ok = chat([source], lambda _, question: asked.append(question) or True, asked.append, str, Display())
+        assert (ok, asked, typed.read()) == (True, ["why?"], "never read\n")
 
 
 def test_an_answer_streams_to_a_terminal_and_ctrl_c_ends_it_with_130(shelf, speaker):

@@ -5,13 +5,16 @@ import os
 
 import pytest
 from terminal import SUFFIX, Running, counts, fill, run, tree
+from typer.testing import CliRunner
 
 import v2l
 from v2l.adapters.description import BaseModel
+from v2l.cli.app import app
+from v2l.models.presets import find_model
 from v2l.video.sampling import Reading
 
 LONG_AGO = 1_700_000_000
-ADAPTER_KEYS = {"v2l", "command", "video", "adapter", "status", "model", "model_chosen_by"}
+ADAPTER_KEYS = {"v2l", "command", "video", "adapter", "status", "model", "model_chosen_by", "demonstration"}
 MADE_KEYS = ADAPTER_KEYS | {"bytes", "frames", "rank", "seconds"}
 
 
@@ -36,6 +39,7 @@ STALE = {  # video -> what its line must say
     "rehypered": "another hypernetwork",
     "segmented": "2 segments",
     "settings": "frames was 2 and is 8",
+    "tiny": "made for tiny-5 (041f52e5871f), the demonstration model",
 }
 CURRENT = ["hidden", "quiet", "touched"]
 LIBRARY = sorted([*STALE, *CURRENT, "foreign", "new"])
@@ -56,6 +60,7 @@ def library(tmp_path_factory, videos, vlm, hypernetwork, made):
     existing["changed"] = v2l.encode(videos[1], vlm, hypernetwork)
     existing["settings"] = v2l.encode(videos[0], vlm, hypernetwork, frames=2)
     existing["foreign"] = changed(made, base_model=BaseModel("someone/else", None, "f" * 64))
+    existing["tiny"] = changed(made, base_model=BaseModel("tiny-5", None, find_model("tiny").fingerprint))
     maker = dataclasses.replace(made.description.hypernetwork, sha256="e" * 64)
     existing["rehypered"] = changed(made, hypernetwork=maker)
     existing["segmented"] = v2l.compose([made, made])
@@ -75,7 +80,19 @@ def library(tmp_path_factory, videos, vlm, hypernetwork, made):
 
 
 @pytest.fixture(scope="module")
-def first_round(library, model_folder):
+def planned(library, model_folder):
+    """A dry run of all of it, and whether it left every file as it was."""
+
+    def files():
+        return {name: (library / name).stat().st_mtime_ns for name in tree(library)}
+
+    before = files()
+    done = run("encode", ".", "--dry-run", "--json", cwd=library, model=model_folder)
+    return done, files() == before
+
+
+@pytest.fixture(scope="module")
+def first_round(library, model_folder, planned):
     foreign = library / f"foreign{SUFFIX}"
     before, dates = foreign.read_bytes(), times(library)
     done = run("encode", ".", "--json", cwd=library, model=model_folder)
@@ -146,7 +163,23 @@ def test_an_adapter_for_another_model_is_kept_with_a_line(first_round):
 
 
 def test_the_last_line_on_stderr_counts(first_round):
-    assert counts(first_round[0].notes[-1]) == {"encoded": 6, "current": 3, "kept": 1}
+    assert counts(first_round[0].notes[-1]) == {"encoded": 7, "current": 3, "kept": 1}
+
+
+def test_a_dry_run_says_what_the_run_will_do_and_touches_nothing(planned, first_round, made):
+    done, untouched = planned
+    assert (done.code, untouched) == (0, True)
+    for plan, record in zip(done.records, first_round[0].records, strict=True):
+        to_do = plan["status"] in ("missing", "stale")
+        assert (plan["dry_run"], plan["adapter"]) == (True, record["adapter"])
+        assert ("encoded" if to_do else plan["status"]) == record["status"]
+        assert plan["note"] == record.get("note", "")
+        assert plan["frames"] == record.get("frames", 0)
+        assert plan["bytes"] == (made.a.nbytes + made.b.nbytes if to_do else 0)
+        assert to_do == (plan["seconds"] > 0)
+    assert [plan["adapter"] for plan in done.records if plan["status"] == "missing"] == [f"new{SUFFIX}"]
+    assert done.notes[-1].startswith("6 to encode in about ")
+    assert done.notes[-1].endswith(", 3 current, 1 kept")
 
 
 def test_check_hash_looks_at_content_and_model_replaces_what_was_made_for_another(
@@ -155,7 +188,7 @@ def test_check_hash_looks_at_content_and_model_replaces_what_was_made_for_anothe
     done = run("encode", library, "--check-hash", "--model", model_folder, model="/nowhere")
     assert done.code == 0
     assert done.lines == [str(library / f"{name}{SUFFIX}") for name in LIBRARY]
-    assert counts(done.notes[-1]) == {"encoded": 2, "current": 8}
+    assert counts(done.notes[-1]) == {"encoded": 2, "current": 9}
     foreign, hidden = done.notes[:-1]
     assert foreign.startswith(str(library / f"foreign{SUFFIX}"))
     assert "someone/else" in foreign
@@ -215,6 +248,31 @@ def test_a_list_of_lines_and_a_video_outside_of_any_suffix(places):
     assert (done.code, done.lines) == (0, [f"a b{SUFFIX}", f"c'd{SUFFIX}"])
     only = v2l.Adapter.load(there / f"a b{SUFFIX}").description.segments[0]
     assert only.reading == Reading(frames=2, fps=1.0, resolution=32)
+
+
+def test_adapters_and_other_sidecars_beside_videos_are_passed_over(tmp_path, videos, made, model_folder):
+    """As `v2l encode FOLDER/*` names them on its second run."""
+    folder = fill(tmp_path, talk=videos[0])
+    made.save(folder / f"talk{SUFFIX}")
+    for name in ("talk.jpg", "talk.en.vtt", "notes.txt", f"other{SUFFIX}", "talk.peft/x", "more/other.srt"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).touch()
+    (folder / "more" / "odd").write_bytes(b"no video")
+
+    def encode(*names):
+        return CliRunner().invoke(
+            app, ["encode", *(str(folder / name) for name in names), "--model", str(model_folder)]
+        )
+
+    done = encode(*sorted({name.partition("/")[0] for name in tree(folder)} - {"more"}))
+    assert (done.exit_code, done.stdout) == (0, f"{folder}/talk{SUFFIX}\n"), done
+    assert done.stderr == "1 current, 6 passed over\n"
+    done = encode("talk.mp4", "more/odd", "missing.txt")
+    assert (done.exit_code, done.stderr.splitlines()[-1]) == (1, "1 current, 2 failed")
+    done = encode(f"talk{SUFFIX}")
+    error, summary = done.stderr.splitlines()
+    assert error == f"v2l: error: {folder}/talk{SUFFIX} is an adapter; name the video to encode"
+    assert (done.exit_code, summary) == (1, "1 failed")
 
 
 # Segments -----------------------------------------------------------------------------------------------------------

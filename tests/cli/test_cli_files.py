@@ -7,9 +7,12 @@ import pytest
 import small
 from places import DATA
 from terminal import LIBGL_MISSING, SUFFIX, Terminal, plain, run, run_each, tree
+from typer.testing import CliRunner
 
 import v2l
-from v2l.models.presets import RELEASE
+from v2l.cli.app import app
+from v2l.cli.console import TINY
+from v2l.models.presets import EMBEDDED, find_model, is_tiny
 
 PARTS = [f"part.{index}{SUFFIX}" for index in range(3)]
 SPANS = [(0.0, 2.0), (2.0, 4.5), (5.5, 8.0)]
@@ -56,6 +59,7 @@ def test_compose_keeps_the_order_and_warns_of_gaps_and_overlaps(desk, no_opencv)
         "rank": 3 * 4 + 4,
         "relative_error": 0.0,
         "bytes": (desk / f"whole{SUFFIX}").stat().st_size,
+        "demonstration": False,
     }
     (whole,) = loaded(desk, f"whole{SUFFIX}")
     assert [(segment.start, segment.end) for segment in whole.description.segments] == SPANS
@@ -239,17 +243,35 @@ def test_a_model_that_is_not_there_is_one_line_with_what_to_do(tmp_path, desk, v
     assert all(word in line for word in ("small", "--model", "V2L_MODEL"))
 
 
-def test_without_any_model_named_tiny_stands_in_and_says_so(tmp_path, videos):
-    done = run("encode", videos[0], "--output-dir", tmp_path, "--quiet")
-    assert done.code == 0
-    (line,) = done.notes
-    assert "demonstration model" in line
-    assert "--model" in line
-    (name,) = tree(tmp_path)
-    asked = run("ask", tmp_path / name, "what is on the whiteboard?", "--json")
-    record = json.loads(asked.out)
-    assert (record["model"], record["model_chosen_by"]) == (RELEASE, "adapter")
-    assert asked.notes == []
+def test_tiny_says_what_it_is_in_every_command(tmp_path, videos, monkeypatch):
+    """One line on stderr, also with --quiet and however it was chosen, and a field of every record."""
+    monkeypatch.delenv("V2L_MODEL", raising=False)
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    adapter = tmp_path / f"clip 0{SUFFIX}"
+    encode = ["encode", videos[0], "-o", adapter, "--frames", "2"]
+    commands = [
+        ("fallback", encode),
+        ("option", [*encode, "--model", EMBEDDED]),
+        ("adapter", ["ask", adapter, "what is on the whiteboard?"]),
+        ("environment", ["ask", adapter, "-q", "why?", "--max-new-tokens", "1"]),
+        ("verify", ["verify", adapter]),
+        ("info", ["info", adapter, EMBEDDED / "hypernetwork.safetensors"]),
+        ("compose", ["compose", adapter, "-o", tmp_path / f"other{SUFFIX}"]),
+        ("export", ["export", adapter, "--format", "peft"]),
+    ]
+    for chosen_by, words in commands:
+        environment = {"V2L_MODEL": "tiny"} if chosen_by == "environment" else {}
+        done = CliRunner().invoke(app, [*map(str, words), "--quiet", "--json"], env=environment)
+        assert (done.exit_code, done.stderr) == (0, f"v2l: {TINY}\n"), (words, done)
+        for record in map(json.loads, done.stdout.splitlines()):
+            assert record["demonstration"] is True, record
+            assert record.get("model_chosen_by") in (chosen_by, None), record
+    assert "demonstration model" in TINY and "v2l pull smolvlm2-500m" in TINY
+
+
+def test_the_fingerprint_by_which_tiny_is_known_is_that_of_its_weights(model_folder):
+    assert is_tiny(find_model("tiny").fingerprint)
+    assert not is_tiny(find_model(model_folder).fingerprint)
 
 
 def test_keys_of_every_json_record_survive_json(desk):

@@ -1,5 +1,6 @@
 """The help, the versions, and wrong command lines, which end with exit code 2 before any work."""
 
+import re
 import shlex
 import sys
 
@@ -8,7 +9,7 @@ from terminal import SUFFIX, V2L, Terminal, fill, nobody_reads, plain, run, run_
 
 import v2l
 
-COMMANDS = "encode ask find frames demo compose info verify export pull import bench eval train".split()
+COMMANDS = "encode ask find frames demo compose info verify export pull import bench eval train completion help".split()
 
 
 def test_help_and_completion_import_nothing_heavy():
@@ -30,6 +31,29 @@ def test_help_lists_the_commands():
     done = run("--help")
     assert (done.code, done.err) == (0, "")
     assert all(f" {command} " in done.out for command in COMMANDS)
+
+
+def test_help_is_a_command_too():
+    for words in ([], ["encode"], ["help"]):
+        helped, asked = run("help", *words), run(*words, "--help")
+        assert (helped.code, helped.out, helped.err) == (0, asked.out, "")
+    unknown = run("help", "nosuch")
+    assert (unknown.code, unknown.out) == (2, "")
+    assert "nosuch" in unknown.err
+
+
+@pytest.mark.parametrize("columns", [60, 100, 200])
+def test_columns_sets_the_width_of_the_help(columns):
+    widths = map(len, run("encode", "--help", env={"COLUMNS": str(columns)}).lines)
+    assert columns - 20 < max(widths) <= columns
+
+
+def test_columns_sets_the_width_of_progress(tmp_path, videos, model_folder):
+    folder, environment = fill(tmp_path, talk=videos[0]), {"COLUMNS": "30"}
+    _, screen = Terminal("encode", "talk.mp4", columns=120, cwd=folder, model=model_folder, env=environment).end()
+    drawn = [line for line in re.split(r"[\r\n]|\x1b\[.", screen) if line.startswith("loading") or "%|" in line]
+    assert len(drawn) > 1
+    assert max(map(len, drawn)) <= 30
 
 
 def test_python_m_v2l_is_the_command():

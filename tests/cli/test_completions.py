@@ -12,15 +12,16 @@ import time
 import pytest
 import typer
 from places import ROOT
-from terminal import PATIENCE
+from terminal import PATIENCE, run
 
 from v2l.cli.app import app
+from v2l.cli.manual import Shell
 from v2l.cli.options import Dtype
 from v2l.inference.naming import VIDEO_SUFFIXES
 from v2l.models.presets import PRESETS
 
-FOLDER = ROOT / "completions"
-FILES = {"bash": FOLDER / "v2l.bash", "zsh": FOLDER / "_v2l", "fish": FOLDER / "v2l.fish"}
+GENERATOR = ROOT / "completions" / "generate.py"
+FILES = {str(shell): shell.file for shell in Shell}
 COMMANDS = typer.main.get_command(app).commands
 ENVIRONMENT = {"PATH": "", "LC_ALL": "C.UTF-8", "TERM": "dumb", "INPUTRC": os.devnull}
 """With an empty PATH, no shell can start a program."""
@@ -40,7 +41,7 @@ FOLDERS = ["Clips ü", "like-a-video.mp4"]
 
 @pytest.fixture(scope="module")
 def generator():
-    spec = importlib.util.spec_from_file_location("generate_completions", FOLDER / "generate.py")
+    spec = importlib.util.spec_from_file_location("generate_completions", GENERATOR)
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
@@ -68,10 +69,12 @@ def test_the_files_are_what_the_generator_writes(generator):
 
 
 def test_check_finds_what_is_not_current_and_a_plain_run_mends_it(tmp_path):
-    copy = shutil.copytree(FOLDER, tmp_path / "completions", ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "completions").mkdir()
+    program = shutil.copy(GENERATOR, tmp_path / "completions")
+    copy = shutil.copytree(FILES["bash"].parent, tmp_path / "v2l" / "cli" / "completions")
 
     def run(*arguments):
-        return subprocess.run([sys.executable, copy / "generate.py", *arguments], capture_output=True, text=True)
+        return subprocess.run([sys.executable, program, *arguments], capture_output=True, text=True)
 
     (copy / "_v2l").unlink()
     (copy / "v2l.fish").write_text("complete -c v2l\n")
@@ -105,6 +108,13 @@ def test_every_command_and_option_stands_in_every_file_and_each_shell_that_is_he
             assert (checked.returncode, checked.stderr) == (0, ""), shell
 
 
+def test_the_command_prints_each_file():
+    for shell, path in FILES.items():
+        done = run("completion", shell)
+        assert (done.code, done.out, done.err) == (0, path.read_text(encoding="utf-8"), "")
+    assert run("completion", "ksh").code == 2
+
+
 # bash, by its completion function ----------------------------------------------------------------------------------
 
 CALL = """
@@ -136,7 +146,9 @@ def offered(home, *words, as_files=False):
 def test_commands_and_the_options_of_v2l_itself(home):
     assert offered(home, "") == set(COMMANDS)
     assert offered(home, "en") == {"encode"}
-    assert offered(home, "-") == {"--version", "--json", "--help", "-h"}
+    assert offered(home, "-") == {"--version", "-V", "--json", "--help", "-h"}
+    assert offered(home, "help", "en") == {"encode"}
+    assert offered(home, "completion", "") == set(FILES)
     assert offered(home, "--json", "inf") == {"info"}
     assert offered(home, "unheard", "") == set()
 
@@ -146,7 +158,7 @@ def test_a_command_offers_exactly_its_options(home, name):
     options = [option for option in COMMANDS[name].params if option.param_type_name == "option" and not option.hidden]
     flags = {flag for option in options for flag in (*option.opts, *option.secondary_opts)}
     assert offered(home, name, "-") == flags | {"-h", "--help"}
-    assert offered(home, name, "--js") == {"--json"}
+    assert offered(home, name, "--js") == {"--json"} & flags
     begun = {flag for flag in flags if flag.startswith("--de")}
     assert offered(home, name, "some", "thing", "--json", "--de") <= begun
 
@@ -214,6 +226,7 @@ def test_all_video_suffixes_in_either_case(tmp_path):
 START = {
     "bash": (["--norc", "--noprofile", "-i"], "source {file}"),
     "zsh": (["-f", "-i"], "fpath=({file.parent} $fpath); autoload -U compinit; compinit -D -u"),
+    "zsh by eval": (["-f", "-i"], 'autoload -U compinit; compinit -D -u; eval "$(<{file})"'),
 }
 TYPED = {
     "enc\t": ["encode"],
@@ -239,7 +252,7 @@ TYPED = {
 """Keys typed after `v2l `, and the words that the command receives."""
 
 
-@pytest.mark.parametrize("shell", [shell for shell in START if shell == "bash" or shutil.which(shell)])
+@pytest.mark.parametrize("shell", [shell for shell in START if shell == "bash" or shutil.which(shell.split()[0])])
 def test_pressing_tab(shell, home, tmp_path):
     got = press(shell, TYPED, home, tmp_path / "words")
     assert got == {keys: [word.format(home=home) for word in words] for keys, words in TYPED.items()}
@@ -248,10 +261,11 @@ def test_pressing_tab(shell, home, tmp_path):
 def press(shell, lines, home, record):
     """Type lines after `v2l ` into a shell on a pseudo-terminal, where v2l is a function that records its words."""
     arguments, setup = START[shell]
-    setup = setup.format(file=FILES[shell])
+    program = shell.split()[0]
+    setup = setup.format(file=FILES[program])
     master, slave = pty.openpty()
     process = subprocess.Popen(
-        [shutil.which(shell), *arguments],
+        [shutil.which(program), *arguments],
         stdin=slave,
         stdout=slave,
         stderr=slave,

@@ -70,7 +70,8 @@ def test_the_current_folder_is_searched_without_torch_and_nothing_found_is_no_er
 
 
 def test_a_search_that_cannot_be_meant_is_a_usage_error(shelf):
-    for words, says in (["the"], "no word to search for"), (["more"], "what to find"):
+    unquoted = (["red", "ring", "more"], 'quote a text of several words: "red ring"')
+    for words, says in (["the"], "no word to search for"), (["more"], "what to find"), unquoted:
         done = run("find", *words, cwd=shelf)
         assert done.code == 2 and says in done.err
 

@@ -7,7 +7,7 @@ import torch
 from terminal import run
 
 import v2l
-from v2l.cli.plots import plot_eval
+from v2l.cli.plots import plot_eval, write_pictures
 from v2l.evaluation.ablation import ablated, rank_order
 from v2l.evaluation.conditions import (
     ADAPTER,
@@ -123,13 +123,19 @@ def test_a_sweep_lists_its_settings(runs):
 
 
 @pytest.mark.parametrize(("form", "magic"), [("png", b"\x89PNG"), ("svg", b"<?xml"), ("pdf", b"%PDF")])
-def test_the_figure_has_a_panel_for_everything(runs, form, magic):
-    image = plot_eval([each for each, _ in runs], "title", form)
-    assert image.startswith(magic)
+def test_every_question_has_a_picture(runs, form, magic, tmp_path):
+    pictures = plot_eval([each for each, _ in runs], "title", form)
+    assert list(pictures)[:3] == ["sweep", "segments", "in-context-frames"]
+    assert all(image.startswith(magic) for image in pictures.values())
+    ablated = plot_eval([runs[0][0]], "title", form)
+    assert list(ablated) == ["ranks", "layers", "kinds"]
     if form == "svg":
-        drawn = image.decode()
-        for title in ("by kind of question", "adapter minus in context", "layer left out", "segments"):
-            assert f"<!-- {title} -->" in drawn
+        titles = ["score by rank", "score without one layer", "score by kind of question"]
+        for title, image in zip(titles, ablated.values(), strict=True):
+            assert f"<!-- {title}" in image.decode()
+    written = write_pictures(tmp_path / f"a.{form}", ablated)
+    assert [path.name for path in written] == [f"a.{form}", f"a.layers.{form}", f"a.kinds.{form}"]
+    assert all(path.read_bytes() == image for path, image in zip(written, ablated.values(), strict=True))
 
 
 def test_a_setting_that_cannot_be_answered_does_not_end_a_sweep(videos, model_folder, tmp_path):

@@ -127,17 +127,20 @@ def test_the_report_is_the_means_and_their_differences(finished):
     assert report.macro["adapter"] == 0.5
     assert report.against["in_context"].difference == -0.5
     assert not report.against["in_context"].non_inferior
-    assert report.against["bias"].equivalent
+    assert report.against["bias"].too_few and not report.against["bias"].equivalent
     _, kinds = report.kinds_table()
     assert [row[:5] for row in kinds] == [
         ["kind 0", "6", "1.000", "1.000", "+0.000"],
         ["kind 1", "6", "1.000", "0.000", "-1.000"],
         ["all kinds", "12", "1.000", "0.500", "-0.500"],
     ]
-    assert [row[-3:] for row in kinds] == [["yes", "yes", "100.0%"], ["no", "no", "0.0%"], ["no", "no", "50.0%"]]
-    assert report.summary() == "adapter and video in context are equivalent on 1 of 2 kinds at a margin of 0.05"
+    few = "too few"
+    assert [row[-3:] for row in kinds] == [[few, few, "100.0%"], [few, few, "0.0%"], [few, few, "50.0%"]]
+    equivalent = "adapter and video in context are equivalent on"
+    assert report.summary() == f"{equivalent} 0 of 2 kinds at a margin of 0.05 (2 with too few clips)"
+    assert summarise(scored, "exact", margin=0.99).summary() == f"{equivalent} 1 of 2 kinds at a margin of 0.99"
     record = json.loads(json.dumps(report.record()))
-    assert record["against"]["bias"]["equivalent"] is True
+    assert record["against"]["bias"]["too_few"] is True
     header, rows = report.means_table()
     assert header[:4] == ["question", "n", "in context", "adapter"]
     assert rows[-1][:4] == ["all kinds", "12", "1.000", "0.500"]
@@ -146,7 +149,7 @@ def test_the_report_is_the_means_and_their_differences(finished):
 def test_kinds_without_score_in_context_are_counted(finished):
     nothing = [dataclasses.replace(each, scores={name: {"exact": 0.0} for name in NAMES}) for each in finished[1]]
     summary = summarise(nothing, "exact", margin=0.05).summary()
-    assert "on 2 of 2 kinds at a margin of 0.05; 2 of them score 0 in context, where this has no meaning" in summary
+    assert "on 0 of 2 kinds at a margin of 0.05 (2 with too few clips); 2 of them score 0 in context, where" in summary
 
 
 def test_a_kind_about_one_clip_has_no_interval(finished):

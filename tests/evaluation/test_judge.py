@@ -318,13 +318,15 @@ def test_eval_asks_the_judge_and_resumes_after_a_failure(stand_in, evaluate, tmp
     header, *rows = [line.split("\t") for line in lines if line.count("\t") == 10]
     verdicts = ["equivalent, 0.15", "non-inferior, 0.15", "equivalent, 0.02", "non-inferior, 0.02"]
     assert header[5:] == ["95% interval", *verdicts, "recovered"]
+    two_clips = ["[-0.847, +0.847]", "too few", "too few", "too few", "too few"]
     assert rows == [
-        ["short", "2", "0.800", "0.800", "+0.000", "[+0.000, +0.000]", "yes", "yes", "yes", "yes", "100.0%"],
+        ["short", "2", "0.800", "0.800", "+0.000", *two_clips, "100.0%"],
         ["  the paper", "", "0.556", "0.579", "+0.023", "-", "-", "-", "-", "-", "104.1%"],
-        ["all kinds", "2", "0.800", "0.800", "+0.000", "[+0.000, +0.000]", "yes", "yes", "yes", "yes", "100.0%"],
+        ["all kinds", "2", "0.800", "0.800", "+0.000", *two_clips, "100.0%"],
     ]
-    equivalent = "adapter and video in context are equivalent on 1 of 1 kinds at a margin of "
-    assert lines[-1] == f"{equivalent}0.15, 1 of 1 kinds at a margin of 0.02"
+    equivalent = "adapter and video in context are equivalent on 0 of 1 kinds at a margin of "
+    few = "(1 with too few clips)"
+    assert lines[-1] == f"{equivalent}0.15 {few}, 0 of 1 kinds at a margin of 0.02 {few}"
 
     stand_in.requests.clear()
     stand_in.answer = lambda text, number: completion('{"extracted_answer": "", "score": 1}')

@@ -1,4 +1,4 @@
-"""Scores of examples computed by hand, and coverage of the intervals."""
+"""Scores of examples computed by hand, and intervals and tests of known cases."""
 
 import numpy as np
 import pytest
@@ -39,13 +39,42 @@ def questions(clips: int, each: int):
 
 
 def test_equal_answers_are_equivalent():
-    kinds, clips = questions(20, 4)
-    same = compare([1.0] * 80, [1.0] * 80, kinds, clips)
-    assert (same.difference, same.low, same.high, same.tost_p) == (0.0, 0.0, 0.0, 0.0)
-    assert same.equivalent
-    worse = compare([0.0] * 80, [1.0] * 80, kinds, clips)
-    assert (worse.difference, worse.low, worse.high, worse.tost_p) == (-1.0, -1.0, -1.0, 1.0)
-    assert not worse.non_inferior
+    kinds, clips = questions(200, 4)
+    same = compare([1.0] * 800, [1.0] * 800, kinds, clips, 0.05, stricter=[0.02])
+    assert same.difference == 0.0
+    assert same.equivalent and same.stricter[0].equivalent
+    worse = compare([0.0] * 800, [1.0] * 800, kinds, clips)
+    assert (worse.difference, worse.low, worse.tost_p) == (-1.0, -1.0, 1.0)
+    assert not worse.non_inferior and not worse.too_few
+
+
+@pytest.mark.parametrize(
+    ("clips", "margin", "enough"),
+    [(2, 0.5, False), (60, 0.05, False), (80, 0.05, True), (170, 0.02, False), (200, 0.02, True)],
+)
+def test_few_clips_are_not_equivalent_although_no_answer_differs(clips, margin, enough):
+    kinds, of = questions(clips, 4)
+    same = compare([1.0] * len(kinds), [1.0] * len(kinds), kinds, of, margin)
+    assert (same.equivalent, same.too_few) == (enough, not enough)
+    assert (same.tost_p < 0.025) == enough
+
+
+@pytest.mark.parametrize(("lost", "low"), [(0, 0.0362), (5, 0.1128), (50, 0.6017)])
+def test_one_question_per_clip_has_the_exact_interval_of_clopper_and_pearson(lost, low):
+    compared = compare([0.0] * lost + [1.0] * (100 - lost), [1.0] * 100, ["a"] * 100, range(100))
+    assert compared.low == pytest.approx(-low, abs=0.002)
+
+
+def test_p_is_below_its_level_where_the_interval_is_inside_the_margin():
+    random = np.random.default_rng(2)
+    kinds, clips = questions(300, 2)
+    verdicts = set()
+    for lost in (0.0, 0.01, 0.02, 0.03, 0.05, 0.1):
+        scores = (random.random(600) >= lost).astype(float)
+        for each in compare(scores, np.ones(600), kinds, clips, 0.05, stricter=[0.03, 0.02]).at_margins:
+            assert each.equivalent == (each.tost_p < 0.025)
+            verdicts.add(each.equivalent)
+    assert verdicts == {True, False}
 
 
 def test_better_is_non_inferior_and_not_equivalent():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import mmap
 import re
 import threading
 from collections.abc import Callable, Iterator
@@ -12,15 +13,16 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+_KNOWN: dict[tuple[mmap.mmap, str], str] = {}
 LISTING = "/"
 """Key in `Hub.lies` for listings of repositories, instead of a file name."""
 
 
 @dataclass
 class Repo:
-    """A repository. files: contents by name; weights are served from LFS, as on the hub."""
+    """A repository. files: contents by name, as bytes or mapped; weights are served from LFS, as on the hub."""
 
-    files: dict[str, bytes]
+    files: dict[str, bytes | mmap.mmap]
     commit: str = "a" * 40
     licence: str | None = "apache-2.0"
     branches: tuple[str, ...] = ("main",)
@@ -29,18 +31,47 @@ class Repo:
     def of(cls, folder: Path, **values: object) -> Repo:
         return cls({path.name: path.read_bytes() for path in folder.iterdir()}, **values)
 
+    @classmethod
+    def mapped(cls, folder: Path, **values: object) -> Repo:
+        """Return the repository of a folder with files of any size, which must stay there."""
+        return cls({path.name: map_file(path) for path in folder.iterdir()}, **values)
+
+    def __post_init__(self) -> None:
+        self.siblings()  # hashes what is mapped before a client waits for it
+
     def siblings(self) -> list[dict]:
         listed = []
         for name, data in self.files.items():
             one = {"rfilename": name, "size": len(data), "blobId": git_blob(data)}
             if in_lfs(name):
-                one["lfs"] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest(), "pointerSize": 130}
+                one["lfs"] = {"size": len(data), "sha256": sha256(data), "pointerSize": 130}
             listed.append(one)
         return listed
 
 
-def git_blob(data: bytes) -> str:
-    return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+def map_file(path: Path) -> mmap.mmap:
+    with open(path, "rb") as file:
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+
+def git_blob(data: bytes | mmap.mmap) -> str:
+    return _hashed(data, "sha1", b"blob %d\0" % len(data))
+
+
+def sha256(data: bytes | mmap.mmap) -> str:
+    return _hashed(data, "sha256", b"")
+
+
+def _hashed(data: bytes | mmap.mmap, algorithm: str, start: bytes) -> str:
+    """Return the hash of a file's content after `start`; that of a mapped file, which is large, is kept."""
+    known = (data, algorithm)
+    if isinstance(data, mmap.mmap) and known in _KNOWN:
+        return _KNOWN[known]
+    digest = hashlib.new(algorithm, start)
+    digest.update(data)
+    if isinstance(data, mmap.mmap):
+        _KNOWN[known] = digest.hexdigest()
+    return digest.hexdigest()
 
 
 def in_lfs(name: str) -> bool:
@@ -118,7 +149,7 @@ class Hub:
         if file[3] not in repo.files:
             return self.refuse(request, "EntryNotFound")
         stated, data = repo.files[file[3]], self.served.get(file[3], repo.files[file[3]])
-        tag = hashlib.sha256(stated).hexdigest() if in_lfs(file[3]) else git_blob(stated)
+        tag = sha256(stated) if in_lfs(file[3]) else git_blob(stated)
         if self.cdn and not at_cdn and in_lfs(file[3]):
             linked = {"X-Linked-ETag": f'"{tag}"', "X-Linked-Size": str(len(stated))}
             return self.redirect(request, path, {"X-Repo-Commit": repo.commit, **linked})
@@ -138,7 +169,9 @@ class Hub:
             request.send_header(header, value)
         request.end_headers()
 
-    def give(self, request: BaseHTTPRequestHandler, data: bytes, headers: dict[str, str], name: str = "") -> None:
+    def give(
+        self, request: BaseHTTPRequestHandler, data: bytes | mmap.mmap, headers: dict[str, str], name: str = ""
+    ) -> None:
         start = int(re.search(r"\d+", request.headers.get("Range") or "0")[0])
         request.send_response(206 if start else 200)
         if start:
@@ -155,7 +188,7 @@ class Hub:
             request.close_connection = True
             request.connection.close()
             return
-        request.wfile.write(data[start:])
+        request.wfile.write(memoryview(data)[start:])
 
     def refuse(self, request: BaseHTTPRequestHandler, code: str, status: int = 404) -> None:
         request.send_response(status)

@@ -64,7 +64,7 @@ def surroundings(model: Path | str | None = None, **changes: str) -> dict[str, s
     kept = {name: value for name, value in os.environ.items() if not name.startswith(_LEFT_OUT)}
     chosen = {} if model is None else {"V2L_MODEL": str(model)}
     offline = {"PYTHONPATH": str(OFFLINE)}
-    return {**kept, "TERM": "xterm-256color", **offline, **chosen, **changes}
+    return {**kept, "TERM": "xterm-256color", "V2L_HISTORY": "off", **offline, **chosen, **changes}
 
 
 class Patience:

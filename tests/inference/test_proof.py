@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 import v2l
 from v2l.cli.app import app
+from v2l.cli.console import TINY
 from v2l.errors import V2LError
 from v2l.inference.proof import LEAST_SHARE, prove
 from v2l.inference.timeline import CAPTION_QUESTIONS
@@ -70,7 +71,7 @@ def test_verify_proves_a_model_on_a_video_and_a_drawn_clip(clips, own_adapters, 
     saved = tmp_path / "clip.v2l.safetensors"
     own_adapters[1].save(saved)
     done = CliRunner().invoke(app, ["verify", str(saved), "--video", str(clips[1]), "--json"])
-    assert (done.exit_code, done.stderr) == (0, "")  # the adapter names its model
+    assert (done.exit_code, done.stderr) == (0, f"v2l: {TINY}\n")  # the adapter names its model
     adapter, own, drawn = map(json.loads, done.stdout.splitlines())
     assert (adapter["adapter"], own["video"], drawn["video"]) == (str(saved), str(clips[1]), None)
     assert adapter["sound"] and own["sound"] and own["own"] > max(own["other"], own["bias"])
@@ -82,5 +83,5 @@ def test_verify_says_which_likelihood_is_too_low(clips, trained, tmp_path):
     words = ["--video", clips[1], "--model", "tiny", "--hypernetwork", path]
     done = CliRunner().invoke(app, ["verify", *map(str, words)])
     assert done.exit_code == 1
-    assert "no more of it than the learned bias alone" in done.stderr.splitlines()[0]
+    assert "no more of it than the learned bias alone" in done.stderr.splitlines()[1]
     assert "nats per token" in done.stdout

@@ -1,8 +1,6 @@
 """The reader of published checkpoints: it reads official files, and no file executes code or exhausts memory."""
 
-import copyreg
 import dataclasses
-import enum
 import io
 import json
 import os
@@ -16,54 +14,26 @@ import tracemalloc
 import types
 import zipfile
 from collections import OrderedDict
+from collections.abc import Iterator
 
 import pytest
 import torch
 from places import DATA
+from published import ENCODER, HYPERNET, TASK, stand_ins
 
 import v2l
 from v2l.errors import V2LError
 from v2l.models.published import PublishedCheckpoint, read_published
 
 OFFICIAL = DATA / "official-a" / "hypernet.pt"
-HYPERNET = ("ctx_to_lora.modeling.hypernet", "HypernetConfig")
-ENCODER = ("ctx_to_lora.configs", "CtxEncoderArguments")
-TASK = ("peft.utils.peft_types", "TaskType")
-CLASSES = [
-    HYPERNET,
-    ENCODER,
-    ("ctx_to_lora.modeling.aggregator", "AggregatorConfig"),
-    ("peft.tuners.lora.config", "LoraConfig"),
-    ("peft.tuners.lora.config", "LoraRuntimeConfig"),
-]
-
-
 # --- files made by torch.save, with stand-ins for the classes that the official code pickles ---------------------
 
 
 @pytest.fixture
-def classes(monkeypatch: pytest.MonkeyPatch) -> types.SimpleNamespace:
+def classes() -> Iterator[types.SimpleNamespace]:
     """The seven classes, importable under their official names during one test."""
-    made = {}
-    for module_name, name in CLASSES:
-        made[name] = type(name, (types.SimpleNamespace,), {"__module__": module_name, "__reduce_ex__": _plain_reduce})
-    for name, member in (("PeftType", "LORA"), ("TaskType", "CAUSAL_LM")):
-        made[name] = enum.Enum(name, {member: member}, type=str, module="peft.utils.peft_types")
-    for cls in made.values():
-        parts = cls.__module__.split(".")
-        for length in range(1, len(parts) + 1):  # every parent package, as an import needs it
-            module_name = ".".join(parts[:length])
-            if not getattr(sys.modules.get(module_name), "made_here", False):
-                module = types.ModuleType(module_name)
-                module.made_here = True
-                monkeypatch.setitem(sys.modules, module_name, module)
-        monkeypatch.setattr(sys.modules[cls.__module__], cls.__name__, cls, raising=False)
-    return types.SimpleNamespace(**made)
-
-
-def _plain_reduce(self: object, protocol: int) -> tuple:
-    """Pickle like a dataclass instance: an empty new object, then its attributes."""
-    return copyreg.__newobj__, (type(self),), self.__dict__
+    with stand_ins() as made:
+        yield made
 
 
 def state(classes: types.SimpleNamespace, prefix: str = "") -> OrderedDict:

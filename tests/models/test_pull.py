@@ -20,25 +20,35 @@ from pathlib import Path
 
 import pytest
 import small
+from broken import BROKEN
 from faults import Disk
 from hub import LISTING, Hub, Repo, git_blob
 from huggingface_hub import constants, hf_hub_download, scan_cache_dir, try_to_load_from_cache
 from places import DATA
 from terminal import PATIENCE, SUFFIX, Running, run
+from typer.testing import CliRunner
 
 import v2l.cli.models
 import v2l.models.hub_cache
 import v2l.models.pull
+from v2l.cli.app import app
 from v2l.cli.console import Display
 from v2l.cli.models import pull_preset
 from v2l.errors import V2LError
 from v2l.inference.model_loader import ModelLoader, choose_model
 from v2l.io.text import amount
-from v2l.models.checkpoint import load_hypernetwork
+from v2l.models.checkpoint import load_hypernetwork, save_hypernetwork
 from v2l.models.hub import list_files
-from v2l.models.hypernetwork_file import locate
+from v2l.models.hypernetwork_file import FILE_NAME, locate
 from v2l.models.lock_file import lock_path, read_lock, write_lock
-from v2l.models.presets import PRESETS, cached_file, find_model, recorded_hypernetwork
+from v2l.models.presets import (
+    EMBEDDED,
+    PRESETS,
+    cached_file,
+    find_model,
+    imported_hypernetwork,
+    recorded_hypernetwork,
+)
 from v2l.models.pull import MODEL_FILES, PullOptions, PullWatch
 
 MODEL, (PUBLISHED, OLDER, OLDEST) = PRESETS["smolvlm2-500m"].model, PRESETS["smolvlm2-500m"].hypernetworks
@@ -68,7 +78,7 @@ def hub(folder):
 def pull(hub, tmp_path):
     def command(*words, **changes):
         where = {"HF_ENDPOINT": hub.address, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0", **changes}
-        return run("pull", "smolvlm2-500m", *words, env=where, cwd=tmp_path)
+        return run("pull", "smolvlm2-500m", *words, "--no-proof", env=where, cwd=tmp_path)
 
     return command
 
@@ -100,6 +110,19 @@ def victim(tmp_path):
     path = tmp_path / "precious.txt"
     path.write_text("the user's")
     return path
+
+
+@pytest.fixture
+def embedded(hub, fetch, monkeypatch):
+    """The embedded model in place of the preset's, with its hypernetwork as if it had been imported."""
+    preset, trained = PRESETS["smolvlm2-500m"], load_hypernetwork("tiny", device="cpu")
+    tokens = find_model("tiny").geometry.tokens_per_image
+    monkeypatch.setitem(PRESETS, "smolvlm2-500m", dataclasses.replace(preset, tokens_per_image=tokens))
+    hub.repos[MODEL] = Repo({path.name: path.read_bytes() for path in EMBEDDED.iterdir() if path.name != FILE_NAME})
+    imported = imported_hypernetwork(hashlib.sha256(hub.repos[PUBLISHED].files[HYPERNETWORK]).hexdigest())
+    imported.parent.mkdir(parents=True)
+    save_hypernetwork(trained, imported)
+    return imported, trained
 
 
 def lock(tmp_path):
@@ -139,6 +162,29 @@ def test_a_preset_is_fetched_proven_recorded_and_used(hub, pull, tmp_path):
     hub.requests.clear()
     assert pull("--json").records[0]["commit"] == "a" * 40
     assert downloads(hub) == []
+
+
+def test_a_download_is_proven_on_drawn_clips(embedded, tmp_path):
+    imported, trained = embedded
+    command = ["pull", "smolvlm2-500m", "--json"]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0 and "warning" not in done.stderr
+    *repos, first, second = map(json.loads, done.stdout.splitlines())
+    assert [record["repo"] for record in repos] == [MODEL, PUBLISHED]
+    for proof in (first, second):
+        assert proof["sound"] and proof["own"] > max(proof["other"], proof["bias"]) and proof["model"] == MODEL
+    again = CliRunner().invoke(app, command)
+    assert len(again.stdout.splitlines()) == 2  # nothing was downloaded
+
+    # one that fails is told, and the preset stays
+    shutil.rmtree(tmp_path / "home" / "hub")
+    save_hypernetwork(BROKEN["silent"](trained, 0), imported)
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0 and "no more of it than the learned bias alone" in done.stderr
+    assert done.stderr.splitlines()[-1].endswith(
+        "prove it on a clip of yours: v2l verify --video CLIP --model smolvlm2-500m"
+    )
+    assert read_lock().default == "smolvlm2-500m" and find_model("smolvlm2-500m").fingerprint
 
 
 def test_a_broken_connection_is_taken_up_again(hub, pull):
@@ -389,7 +435,7 @@ def test_a_full_disk_is_one_line(hub, tmp_path):
 
     done = run("pull", "smolvlm2-500m", env=where, prepare=small_files_only)
     assert done.code == 1 and sum(line.startswith("v2l: error:") for line in done.notes) == 1
-    assert run("pull", "smolvlm2-500m", env=where).code == 0
+    assert run("pull", "smolvlm2-500m", "--no-proof", env=where).code == 0
     assert os.path.exists(tmp_path / "home" / "v2l.lock.json")
 
 
@@ -559,7 +605,7 @@ def test_what_sigterm_leaves_is_not_trusted_but_completed(hub, fetch, tmp_path):
     hub.lies["model.safetensors"] = stall
     home = tmp_path / "home"
     where = {"HF_ENDPOINT": hub.address, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0", "HF_HUB_DOWNLOAD_TIMEOUT": "999"}
-    command = Running("pull", "smolvlm2-500m", env=where, cwd=tmp_path)
+    command = Running("pull", "smolvlm2-500m", "--no-proof", env=where, cwd=tmp_path)
     until = time.monotonic() + PATIENCE
     while not any(path.stat().st_size == half for path in home.rglob("*.incomplete")):
         assert time.monotonic() < until and command.process.poll() is None

@@ -1,6 +1,5 @@
 """The real architectures at their true size, with random weights."""
 
-import dataclasses
 import json
 import math
 import os
@@ -14,9 +13,9 @@ import torch
 from kept import counting_kept
 from peers import transformers_model
 from places import ROOT
-from transformers import SmolVLMConfig
+from true_size import SMOLVLM2_256M, fill_vocabulary, write_published_hypernetwork, write_true_size
 
-from v2l.bench.random_model import ARCHITECTURES, random_model
+from v2l.bench.random_model import random_model
 from v2l.evaluation.conditions import CONDITIONS
 from v2l.evaluation.report import TITLES
 from v2l.io.manifest import Example
@@ -91,54 +90,10 @@ finally:
 """
 
 
-SMOLVLM2_256M = dataclasses.replace(
-    ARCHITECTURES["smolvlm2-500m"],
-    text=ARCHITECTURES["smolvlm2-500m"].text
-    | {
-        "hidden_size": 576,
-        "intermediate_size": 1536,
-        "num_hidden_layers": 30,
-        "num_attention_heads": 9,
-        "num_key_value_heads": 3,
-    },
-)
-"""SmolVLM2-256M, for which no hypernetwork is published: the decoder of SmolLM2-135M, all else as at 500M."""
-
-
-def write_500m(folder, sizes=ARCHITECTURES["smolvlm2-500m"]):
-    """True dimensions, random weights in a bfloat16 file."""
-    config = SmolVLMConfig(
-        text_config=sizes.text,
-        vision_config=sizes.vision,
-        scale_factor=sizes.scale_factor,
-        image_token_id=small.IMAGE_TOKEN_ID,
-        pad_token_id=2,
-        tie_word_embeddings=False,
-    )
-    return small.write_model(folder, config=config, dtype=torch.bfloat16)
-
-
-def write_published_hypernetwork(folder):
-    """A random hypernetwork of the published sizes, in the model folder."""
-    sizes = {"rank": 16, "lora_alpha": 128.0, "latent_size": 512, "num_blocks": 9}
-    heads = {"num_heads": 16, "num_kv_heads": 4, "head_dim": 128}
-    small.write_hypernetwork(folder, trained_with=TrainedWith(resolution=384), **sizes, **heads)
-
-
-def fill_vocabulary(folder):
-    """A tokenizer with a name for each of the model's 49,280 tokens, so that random answers are not empty."""
-    path = folder / "tokenizer.json"
-    tokenizer = json.loads(path.read_text())
-    vocabulary = tokenizer["model"]["vocab"]
-    taken = {*vocabulary.values(), *(added["id"] for added in tokenizer["added_tokens"])}
-    vocabulary |= {f"<{id}>": id for id in range(ARCHITECTURES["smolvlm2-500m"].text["vocab_size"]) if id not in taken}
-    path.write_text(json.dumps(tokenizer))
-
-
 @pytest.mark.slow
 def test_500m_takes_an_optimisation_step_on_the_cpu(tmp_path):
     """Train a new hypernetwork of the published size on a 12-frame clip, in float32; print the peak memory."""
-    folder = write_500m(tmp_path / "500m")
+    folder = write_true_size(tmp_path / "500m")
     video = small.write_video(tmp_path / "clip.mp4", frames=15 * 8, width=320, height=180)
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     run = [sys.executable, "-c", TRAIN, str(folder), str(video)]
@@ -183,7 +138,7 @@ def test_a_training_step_keeps_little_of_a_clip_at_500m(tmp_path):
 @pytest.mark.slow
 def test_256m_is_trained_for_and_answers_in_context(tmp_path):
     """Train a hypernetwork for a model that has none, encode and ask with it, and ask the model itself, by commands."""
-    folder = write_500m(tmp_path / "256m", SMOLVLM2_256M)
+    folder = write_true_size(tmp_path / "256m", SMOLVLM2_256M)
     fill_vocabulary(folder)
     weights = find_model(folder).tensors.values()
     assert sum(math.prod(tensor.shape) for tensor in weights) == 256_484_928  # as published
@@ -226,7 +181,7 @@ def test_256m_is_trained_for_and_answers_in_context(tmp_path):
 @pytest.mark.slow
 def test_500m_encodes_a_12_frame_clip_on_the_cpu(tmp_path):
     """True dimensions, random weights in a bfloat16 file, float32 on the CPU; prints its peak memory."""
-    folder = write_500m(tmp_path / "500m")
+    folder = write_true_size(tmp_path / "500m")
     write_published_hypernetwork(folder)
     video = small.write_video(tmp_path / "clip.mp4", frames=15 * 8, width=320, height=180)
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -241,7 +196,7 @@ def test_500m_encodes_a_12_frame_clip_on_the_cpu(tmp_path):
 @pytest.mark.slow
 def test_500m_is_evaluated_on_two_clips_on_the_cpu(tmp_path):
     """Run `v2l eval` as with the published weights, but with random ones; print memory and time."""
-    folder = write_500m(tmp_path / "500m")
+    folder = write_true_size(tmp_path / "500m")
     write_published_hypernetwork(folder)
     fill_vocabulary(folder)
     rows = []

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 from v2l.adapters.time_rules import (
     ANOTHER_MOMENT,
@@ -46,6 +47,7 @@ class Asked:
         return late[0] if late and self.is_position else None
 
 
+@lru_cache(maxsize=64)  # a question is routed and put in the times of its segments
 def asked_time(question: str, duration: float) -> Asked:
     """Return the times of a video that a question asks about.
 

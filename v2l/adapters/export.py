@@ -18,7 +18,7 @@ import numpy as np
 from safetensors.torch import save
 
 from v2l.adapters.adapter import Adapter
-from v2l.errors import UsageError, V2LError
+from v2l.errors import V2LError, missing_extra
 from v2l.io.files import unwritable, write_atomically, write_folder
 from v2l.io.text import printable
 from v2l.models.presets import EMBEDDED, RELEASE
@@ -80,12 +80,12 @@ def peft_config(adapter: Adapter) -> dict[str, Any]:
 
 
 def export_gguf(adapter: Adapter, path: Path) -> None:
-    """Write an adapter as a GGUF file in float32, atomically. Raises UsageError if the `gguf` package is not installed,
-    and V2LError if the file cannot be written."""
+    """Write an adapter as a GGUF file in float32, atomically. Raises V2LError if the `gguf` package is not installed or
+    the file cannot be written."""
     try:
         from gguf import GGUFReader, GGUFWriter
     except ImportError as error:
-        raise UsageError("GGUF needs the gguf package, which is not installed: pip install 'v2l[export]'") from error
+        raise missing_extra("GGUF", "gguf", "export") from error
     tensors = {}
     for layer, (a, b) in enumerate(zip(adapter.a.float(), adapter.b.float(), strict=True)):
         tensors[f"blk.{layer}.ffn_down.weight.lora_a"] = a.contiguous().numpy()  # (R, d_in)

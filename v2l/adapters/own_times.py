@@ -48,7 +48,8 @@ def in_own_times(question: str, spans: Sequence[Stretch], duration: float) -> st
     length = max(end - math.floor(start) for start, end in spans)
     moments = {seconds for stretch in asked for seconds in stretch}
     in_place = _TIMES.sub(lambda found: _rewrite(found, moments, spans), question)
-    if _agree(in_place, wanted, length) or len(asked) > 1:
+    is_clock = moments <= {_seconds(found) for found in re.finditer(_CLOCK, question)}
+    if is_clock or len(asked) > 1 or _agree(in_place, wanted, length):
         return in_place
     return _relocate(question, asked[0], wanted[0], duration) or in_place
 
@@ -75,9 +76,8 @@ def _agree(question: str, wanted: Sequence[tuple[int, int]], length: float) -> b
 
 def _rewrite(found: re.Match, moments: set[float], spans: Sequence[Stretch]) -> str:
     """Write the time of a match in its own form, if it is one of the moments that the question asks about."""
-    hours, minutes, more, seconds = found.groups()[:4]
-    if seconds is not None:
-        value = 3600.0 * int(hours or 0) + 60 * int(minutes or more) + int(seconds)
+    if found[4] is not None:
+        value = _seconds(found)
         return _clock(_own(value, spans)) if _is_in(value, moments) else found[0]
     amounts = re.findall(_AMOUNT, found[0], re.IGNORECASE)
     value = sum(_UNIT_SECONDS[unit.lower()] * float(number) for number, unit in amounts)
@@ -87,6 +87,12 @@ def _rewrite(found: re.Match, moments: set[float], spans: Sequence[Stretch]) -> 
     space = " " if f"{number} {unit}" in found[0] else ""
     own = _own(value, spans)
     return f"{own}{space}{unit}" if _UNIT_SECONDS[unit.lower()] == 1 else f"{own} seconds"
+
+
+def _seconds(found: re.Match) -> float:
+    """Return the time of a match of `_CLOCK`."""
+    hours, minutes, more, seconds = found.groups()[:4]
+    return 3600.0 * int(hours or 0) + 60 * int(minutes or more) + int(seconds)
 
 
 def _is_in(value: float, moments: set[float]) -> bool:

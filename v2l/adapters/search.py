@@ -48,11 +48,13 @@ class SearchIndex:
     """The answers of the segments of many files. Add files, then search them all.
 
     without_index: number of sound adapter files that hold no index
+    fingerprints: of the frozen models that answered
     """
 
     def __init__(self) -> None:
         self._segments: list[_IndexedSegment] = []
         self.without_index = 0
+        self.fingerprints: set[str] = set()
 
     def __len__(self) -> int:
         """Number of segments."""
@@ -70,6 +72,7 @@ class SearchIndex:
         if not made.questions:
             self.without_index += 1
             return
+        self.fingerprints.add(made.base_model.fingerprint)
         videos = [recipe.source.name for recipe in made.recipes]
         self._segments += [
             _IndexedSegment(path, videos[part.recipe], part.start, part.end, made.questions, part.answers)

@@ -240,6 +240,11 @@ class TimelineFile:
         return stated_version(path, "adapter", MAX_TIMELINE_HEADER_BYTES) == TIMELINE_VERSION
 
 
+def is_adapter_file(path: str | os.PathLike) -> bool:
+    """Return whether a file states that it is an adapter or a timeline, of any version and under any name."""
+    return stated_version(path, "adapter", MAX_TIMELINE_HEADER_BYTES) is not None
+
+
 def read_adapter_file(path: str | os.PathLike) -> AdapterFile | TimelineFile:
     """Read an adapter file of either version, a timeline by its header only. Raises V2LError as their `read` do."""
     return TimelineFile.read(path) if TimelineFile.is_at(path) else AdapterFile.read(path)

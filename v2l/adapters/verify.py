@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -81,25 +82,40 @@ def verify(adapter: Adapter, vlm: FrozenVLM) -> Verification:
     """Compare the model's outputs under the adapter with those without it and with those under its learned bias alone.
     Raises V2LError, with both names, if the adapter was made for another model."""
     check_fits(adapter, vlm)
-    plain = _logits(vlm)
+    on_model, over_bias = zip(*(_changes(adapter, probe, vlm) for probe in PROBES), strict=True)
+    return Verification(_effect(on_model), _effect(over_bias), weights_sha256(vlm))
+
+
+def _changes(adapter: Adapter, probe: str, vlm: FrozenVLM) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the changes of a probe's next-token distributions against the model alone and against the bias alone. The
+    logits, which are many, exist for one probe at a time."""
+    plain = _logits(probe, vlm)
     with applied(vlm, adapter, merged=False):
-        adapted = _logits(vlm)
+        adapted = _logits(probe, vlm)
     with applied(vlm, adapter.bias_alone(), merged=False):
-        bias = _logits(vlm)
-    return Verification(_effect(plain, adapted), _effect(bias, adapted), weights_sha256(vlm))
+        bias = _logits(probe, vlm)
+    return _change(plain, adapted), _change(bias, adapted)
 
 
-def _logits(vlm: FrozenVLM) -> torch.Tensor:
-    """Return the logits of all probes, (tokens, vocabulary), float32; NaN for a token whose logits are all equal
-    because its hidden state overflowed in the last norm."""
-    logits = torch.cat([vlm.logits(vlm.tokenize(question_text(probe))).float() for probe in PROBES])
+def _logits(probe: str, vlm: FrozenVLM) -> torch.Tensor:
+    """Return the logits of a probe, (tokens, vocabulary), float32; NaN for a token whose logits are all equal because
+    its hidden state overflowed in the last norm."""
+    logits = vlm.logits(vlm.tokenize(question_text(probe))).float()
     return logits.masked_fill((logits == logits[:, :1]).all(-1, keepdim=True), math.nan)
 
 
-def _effect(before: torch.Tensor, after: torch.Tensor) -> Effect:
+def _change(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
+    """Return the change of each token's distribution, (3, tokens): divergence, largest change of a logit, and whether
+    the most likely token changes."""
     divergence = F.kl_div(before.log_softmax(-1), after.log_softmax(-1), log_target=True, reduction="none").sum(-1)
     moved = (before.argmax(-1) != after.argmax(-1)).float()
-    return Effect(divergence.mean().item(), (after - before).abs().max().item(), moved.mean().item())
+    return torch.stack([divergence, (after - before).abs().amax(-1), moved])
+
+
+def _effect(changes: Sequence[torch.Tensor]) -> Effect:
+    """Return the effect over the tokens of all probes."""
+    divergence, largest, moved = torch.cat(list(changes), dim=1)
+    return Effect(divergence.mean().item(), largest.max().item(), moved.mean().item())
 
 
 def weights_sha256(vlm: FrozenVLM) -> str:

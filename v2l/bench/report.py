@@ -15,6 +15,8 @@ from v2l.io.text import amount, duration
 Table = tuple[list[str], list[list[str]]]
 HEADLINE, FLOOR, COLD = "adapter, attached", METHODS[-1].name, METHODS[0].name
 UNKNOWN, NOT_MEASURED = "-", "not measured"
+UNSTEADY, MARK = 2.0, " *"
+"""The spread of repeats from which a median is marked, and its mark."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,11 @@ class BenchSetting:
     def record(self, cell: Cell) -> dict[str, Any]:
         """Return a cell as plain values, with the values derived from it."""
         derived = {"median": cell.median, "p95": cell.p95, "adapter_is_faster": self.speedup(cell)}
-        derived |= {"adapter_has_fewer_tokens": self.fewer_tokens(cell), "adapter_pays_from": self.break_even(cell)}
+        derived |= {
+            "spread": cell.spread,
+            "adapter_has_fewer_tokens": self.fewer_tokens(cell),
+            "adapter_pays_from": self.break_even(cell),
+        }
         return dataclasses.asdict(cell) | derived
 
 
@@ -94,7 +100,7 @@ def token_load(setting: BenchSetting) -> Table:
     rows = []
     for cell in setting.cells:
         kept = UNKNOWN if cell.kept_bytes is None else amount(cell.kept_bytes) if cell.kept_bytes else "nothing"
-        fewer = _times(setting.fewer_tokens(cell)) if cell.in_context else ""
+        fewer = times(setting.fewer_tokens(cell)) if cell.in_context else ""
         rows.append([cell.way, f"{cell.visual_tokens:,}", f"{cell.prompt_tokens:,}", fewer, kept])
     return header, rows
 
@@ -110,16 +116,32 @@ def first_token(setting: BenchSetting) -> Table:
         rows.append(
             [
                 cell.way,
-                UNKNOWN if cell.median is None else about + duration(cell.median),
+                UNKNOWN if cell.median is None else about + duration(cell.median) + (MARK if unsteady(cell) else ""),
                 UNKNOWN if cell.p95 is None or not measured else duration(cell.p95),
                 str(len(cell.first_token)) if measured else UNKNOWN,
-                "" if cell.way == HEADLINE else _times(speedup),
+                "" if cell.way == HEADLINE else times(speedup),
                 UNKNOWN if cell.tokens_per_second is None else f"{cell.tokens_per_second:.1f}",
                 UNKNOWN if cell.peak_memory is None else amount(cell.peak_memory),
                 _remark(cell),
             ]
         )
     return header, rows
+
+
+def unsteady(cell: Cell) -> bool:
+    """Whether the repeats differ so much that the median says little."""
+    return cell.spread is not None and cell.spread > UNSTEADY
+
+
+def unsteady_line(settings: Sequence[BenchSetting]) -> str | None:
+    """Explain the marked medians; None without any."""
+    spreads = [cell.spread for each in settings for cell in each.cells if cell.spread is not None and unsteady(cell)]
+    if not spreads:
+        return None
+    return (
+        f"{MARK.strip()} repeats differ by more than {UNSTEADY:g} x (up to {times(max(spreads))}): the machine was "
+        "busy, measure again when it is idle"
+    )
 
 
 def amortization(setting: BenchSetting, questions: int) -> Table:
@@ -152,7 +174,7 @@ def sweep(settings: Sequence[BenchSetting]) -> list[Table]:
     tables = []
     for title, value in (("faster than cold", BenchSetting.speedup), ("fewer tokens", BenchSetting.fewer_tokens)):
         found = grid(settings, value)
-        rows = [[str(count), *map(_times, line)] for count, line in zip(frames, found, strict=True)]
+        rows = [[str(count), *map(times, line)] for count, line in zip(frames, found, strict=True)]
         tables.append(([f"adapter, {title}", *(f"{resolution} px" for resolution in resolutions)], rows))
     return tables
 
@@ -211,7 +233,8 @@ def _median(cell: Cell) -> float:
     return cell.median
 
 
-def _times(factor: float | None) -> str:
+def times(factor: float | None) -> str:
+    """Format a factor; UNKNOWN for None."""
     if factor is None:
         return UNKNOWN
     return f"{factor:,.0f} x" if factor >= 100 else f"{factor:.3g} x"

@@ -50,6 +50,12 @@ class Cell:
         ordered = sorted(self.first_token)
         return ordered[math.ceil(0.95 * len(ordered)) - 1] if ordered else None
 
+    @property
+    def spread(self) -> float | None:
+        """The longest repeat relative to the shortest, 1 or more."""
+        ordered = sorted(self.first_token)
+        return ordered[-1] / ordered[0] if ordered and ordered[0] else None
+
 
 @dataclass(frozen=True)
 class Encoding:

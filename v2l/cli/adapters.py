@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from v2l.cli.console import Display, announce_fallback, command, shown
+from v2l.cli.console import Display, announce_model, command, shown
 from v2l.cli.help import GroupedCommand
 from v2l.cli.options import (
     READ,
@@ -33,6 +33,7 @@ from v2l.cli.sources import AnswerSource, load_sources
 from v2l.errors import UsageError, V2LError
 from v2l.io.files import make_folder
 from v2l.io.text import amount, clock, printable
+from v2l.models.presets import is_tiny
 
 if TYPE_CHECKING:
     from v2l.adapters.adapter import Adapter
@@ -68,7 +69,10 @@ def info(
     files: Annotated[
         list[Path],
         typer.Argument(
-            readable=False, metavar="FILE", help="Describe these adapters and hypernetworks.", rich_help_panel=READ
+            readable=False,
+            metavar="FILE",
+            help="Describe these adapters, hypernetworks and videos.",
+            rich_help_panel=READ,
         ),
     ],
     timeline: Annotated[
@@ -83,9 +87,10 @@ def info(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Describe adapters and hypernetworks.
+    """Describe adapters, hypernetworks and videos.
 
-    For an adapter: its model, ranks, segments with their times, size and hashes.
+    For an adapter: its model, ranks, segments with their times, size and hashes. For a video: its size and length, and
+    whether its adapter is up to date.
     """
     with command(as_json, quiet, debug) as display:
         raise typer.Exit(0 if describe_all(files, timeline, display) else 1)
@@ -99,6 +104,8 @@ def describe_all(files: Sequence[Path], timeline: bool, display: Display) -> boo
     for path in files:
         try:
             kind, rows, record = describe(path)
+            if record["demonstration"]:
+                display.announce_tiny()
         except V2LError as error:
             display.error(str(error))
             ok = False
@@ -158,11 +165,11 @@ def verify_all(paths: Sequence[Path], videos: Sequence[Path], loader: ModelLoade
     sources = list(load_sources(paths, loader))
     sound = [_verify(source, display) for source in sources]
     if videos:
-        chosen_by, named = loader.chosen_by, [source for source in sources if source.file]
-        if named and chosen_by not in ("option", "environment"):
+        named = [source for source in sources if source.file]
+        if named and loader.chosen_by not in ("option", "environment"):
             named[0].loader.hypernetwork_source = loader.hypernetwork_source
-            loader, chosen_by = named[0].loader, named[0].chosen_by
-        announce_fallback(loader, display, chosen_by)
+            loader = named[0].loader
+        announce_model(loader, display)
         sound.append(prove_model(videos, loader, display))
     return all(sound)
 
@@ -175,7 +182,7 @@ def _verify(source: AnswerSource, display: Display) -> bool:
     adapter = source.adapter
     if adapter:
         try:
-            announce_fallback(source.loader, display, source.chosen_by)
+            announce_model(source.loader, display)
             verification = verify(_measured(adapter), source.loader.language_model)
             trouble = verification.trouble
         except V2LError as error:
@@ -217,7 +224,7 @@ def _print_verification(
         ("sha256", file.sha256),
     ]
     if display.as_json:
-        more = {"sha256": file.sha256, "model": base.id}
+        more = {"sha256": file.sha256, "model": base.id, "demonstration": is_tiny(base.fingerprint)}
         display.result("", record | dataclasses.asdict(verification) | more)
     else:
         display.panel(f"verify {path}", rows)
@@ -339,5 +346,9 @@ def export_adapter(adapter: Adapter, form: str, output: Path, overwrite: bool, d
         export_peft(adapter, output, overwrite)
         size = sum(file.stat().st_size for file in output.iterdir())
     line = serving_command(adapter, output, form)
-    display.result(shown(output), {"command": "export", "format": form, "output": output, "bytes": size, "serve": line})
+    demonstration = is_tiny(adapter.description.base_model.fingerprint)
+    if demonstration:
+        display.announce_tiny()
+    record = {"command": "export", "format": form, "output": output, "bytes": size, "serve": line}
+    display.result(shown(output), record | {"demonstration": demonstration})
     display.note(f"{amount(size)}, rank {adapter.rank}; to serve it: {line}")

@@ -14,7 +14,7 @@ import typer
 from v2l.cli.answers import AnswerFormat, AnswerOptions
 from v2l.cli.ask_each import answer_each_segment, check_each
 from v2l.cli.chat import chat
-from v2l.cli.console import Display, announce_fallback, command
+from v2l.cli.console import Display, announce_model, command, model_record
 from v2l.cli.help import GroupedCommand
 from v2l.cli.options import (
     READ,
@@ -48,7 +48,7 @@ from v2l.cli.sources import (
 )
 from v2l.errors import UsageError, V2LError
 from v2l.inference.limits import MAX_NEW_TOKENS
-from v2l.io.text import clock, inert, printable, tab_separated
+from v2l.io.text import clock, duration, escape, inert, printable, tab_separated
 
 if TYPE_CHECKING:
     from v2l.inference.ask import Answer, Evidence, Stream
@@ -56,6 +56,8 @@ if TYPE_CHECKING:
     from v2l.video.sampling import Reading
 
 ANSWER = "Answer"
+MAX_STRENGTH = 4
+"""The greatest strength without a warning."""
 
 
 class AskCommand(GroupedCommand):
@@ -69,8 +71,8 @@ def ask(
         list[str] | None,
         typer.Argument(
             metavar="ADAPTER|QUESTION",
-            help="Adapters, videos or folders of adapters, and questions about them; - reads questions from standard "
-            "input, one per line.",
+            help="Adapters, videos or folders of adapters, and questions about them. Without a question, and with -, "
+            "questions are read from standard input, one per line.",
             rich_help_panel=READ,
         ),
     ] = None,
@@ -157,15 +159,17 @@ def ask(
     answers are printed as tab-separated lines of adapter, question and answer. Control characters are escaped. A
     question about a time ("at 12:30", "in the first minute") is answered by the segments that show it, "first" and
     "last" by the first and the last segment, rare words by the segment whose description has them, anything else by
-    the overview; on a terminal a line says which part answered. Without a question, a chat starts on a terminal:
-    Ctrl-D ends it, and each question is answered independently. --frames, --fps, --start, --end and --resolution
-    apply to videos: those named, which are encoded first if needed, and those in context.
+    the overview; on a terminal a line says which part answered. Without a question, a chat starts on a terminal, in
+    which each question is answered independently; /help there lists its commands. --frames, --fps, --start, --end and
+    --resolution apply to videos: those named, which are encoded first if needed, and those in context.
     """
     with command(as_json, quiet, debug) as display:
         check_above_zero("--fps", fps)
         check_range(start, end)
         if strength is not None and not math.isfinite(strength):
             raise UsageError(f"--strength is {strength}; give a finite number; 1 leaves the adapter as encoded")
+        if strength is not None and not 0 <= strength <= MAX_STRENGTH:
+            display.note(f"warning: --strength {strength:g} is outside 0 to {MAX_STRENGTH}, where answers make sense")
         from v2l.video.sampling import Reading
 
         check_each(each, form, whole, in_context or [], display)
@@ -193,25 +197,28 @@ def ask_all(
     asked = [*request.questions, *questions]
     for error in request.errors:
         display.error(error)
+    if request.is_joined:
+        display.note(f'asked as one question: "{printable(asked[0])}"; quote each to ask several')
     if not (request.adapters or request.videos or in_context):
         if request.errors:
             return False
         raise UsageError(f"name an adapter (*{ADAPTER_SUFFIX}), a video or a folder of adapters to ask")
     interactive = sys.stdin.isatty() and sys.stdout.isatty() and not display.as_json
-    if not (asked or request.read_stdin or interactive):
-        raise UsageError("ask a question: after the adapter, with -q, or - for questions on standard input")
-    if request.read_stdin:
+    read_stdin = request.read_stdin or not (asked or sys.stdin.isatty())
+    if read_stdin:
         asked += [line.strip() for line in sys.stdin if line.strip()]
+    if not (asked or request.read_stdin or interactive):
+        raise UsageError("ask a question: after the adapter, with -q, or on standard input")
     encoded = [encode_source(video, cache_destination(), options.reading, loader, display) for video in request.videos]
-    adapters = [*request.adapters, *(adapter for adapter in encoded if adapter)]
+    adapters = [*request.adapters, *(made for made in encoded if made and made not in request.adapters)]
     named = choose_in_folders(list(load_sources(adapters, loader)), request.from_folders, display)
     sources = [*named, *(AnswerSource(video, loader) for video in in_context)]
     if options.each:
         return answer_each_segment(sources, asked, options, display) and None not in encoded and not request.errors
     ready = [source for source in sources if _is_ready(source, display)]
     ok = None not in encoded and len(ready) == len(sources) and not request.errors
-    if not (asked or request.read_stdin):
-        return chat(ready, lambda source, text: _answer(source, text, options, display), display) and ok
+    if not (asked or read_stdin):
+        return _chat(ready, options, display) and ok
     if len(sources) * len(asked) == 1:
         failed = sum(not _answer(source, asked[0], options, display) for source in ready)
     else:
@@ -219,12 +226,27 @@ def ask_all(
     return ok and not failed
 
 
+def _chat(sources: Sequence[AnswerSource], options: AnswerOptions, display: Display) -> bool:
+    def answer_each(question: str) -> bool:
+        if any(source.file is None for source in sources):
+            raise UsageError("a video in context has no segments; /each asks adapters")
+        return answer_each_segment(sources, [question], options, display)
+
+    return chat(
+        sources,
+        lambda source, question: _answer(source, question, options, display),
+        answer_each,
+        lambda source: escape(source.summary()),
+        display,
+    )
+
+
 def _is_ready(source: AnswerSource, display: Display) -> bool:
     """Return True if the source and its model could be loaded; print the error once, not for every question."""
     try:
         if source.error:
             raise source.error
-        announce_fallback(source.loader, display, source.chosen_by)
+        announce_model(source.loader, display)
         if source.file is None:
             _ = source.loader.vlm
             return True
@@ -256,6 +278,7 @@ def _answer(source: AnswerSource, question: str, options: AnswerOptions, display
             display.aside(describe_evidence(answer.evidence))
     else:
         display.result(_escaped(text, options), _record(source, question, text, answer, answer.visual_tokens))
+    _detail(answer, display)
     return True
 
 
@@ -283,7 +306,15 @@ def _answer_batch(batch: Sequence[tuple[AnswerSource, str]], options: AnswerOpti
         asked = tab_separated(os.fspath(source.path), question)
         line = (inert(asked) if sys.stdout.isatty() else asked) + "\t" + _escaped(tab_separated(text), options)
         display.result(line, _record(source, question, text, answer, visual_tokens))
+        _detail(answer, display)
     return True
+
+
+def _detail(answer: Answer | Stream, display: Display) -> None:
+    first, rate = answer.time_to_first_token, answer.tokens_per_second
+    text = f"{answer.prompt_tokens} prompt tokens, {answer.tokens} new ones"
+    text += "" if first is None else f", the first after {duration(first)}"
+    display.detail(text + ("" if rate is None else f", then {rate:.3g} a second"))
 
 
 def _stream(source: AnswerSource, question: str, options: AnswerOptions) -> Stream:
@@ -333,8 +364,7 @@ def _record(
         "adapter" if source.file else "video": source.path,
         "question": question,
         "answer": text,
-        "model": source.loader.folder.id,
-        "model_chosen_by": source.chosen_by,
+        **model_record(source.loader, source.chosen_by),
         "prompt_tokens": answer.prompt_tokens,
         "new_tokens": answer.tokens,
         "time_to_first_token": answer.time_to_first_token,

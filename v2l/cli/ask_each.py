@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from v2l.cli.answers import AnswerFormat, AnswerOptions
-from v2l.cli.console import Display, announce_fallback
+from v2l.cli.console import Display, announce_model, model_record
 from v2l.cli.sources import AnswerSource, error_line
 from v2l.errors import UsageError, V2LError
 from v2l.io.text import clock, inert, printable, tab_separated
@@ -38,7 +38,7 @@ def answer_each_segment(
     Raises UsageError if there is no question, or if there are several for one file of subtitles.
     """
     if not questions:
-        raise UsageError("--each needs a question: after the adapter, with -q, or - for questions on standard input")
+        raise UsageError("--each needs a question: after the adapter, with -q, or on standard input")
     if options.format in (AnswerFormat.srt, AnswerFormat.vtt) and len(sources) * len(questions) != 1:
         raise UsageError(f"--format {options.format} takes one adapter and one question")
     several = len(sources) * len(questions) > 1
@@ -50,7 +50,7 @@ def _answer(source: AnswerSource, question: str, several: bool, options: AnswerO
     from v2l.inference.each import ask_segments
 
     def load() -> FrozenVLM:
-        announce_fallback(source.loader, display, source.chosen_by)
+        announce_model(source.loader, display)
         return source.loader.language_model
 
     def progress(done: int, total: int) -> None:
@@ -101,7 +101,6 @@ def _print(
             "start": each.start,
             "end": each.end,
             "answer": each.text,
-            "model": source.loader.folder.id,
-            "model_chosen_by": source.chosen_by,
+            **model_record(source.loader, source.chosen_by),
         }
         display.result(escaped(tab_separated(*asked, *times, each.text)), record)

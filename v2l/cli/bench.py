@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from v2l.bench.plan import AMORTIZED_QUESTIONS, Plan
-from v2l.cli.console import Display, announce_fallback, command, shown
+from v2l.cli.console import Display, announce_model, command, shown
 from v2l.cli.help import GroupedCommand
 from v2l.cli.options import (
     MODEL,
@@ -186,8 +186,8 @@ def bench(
             "budget": budget,
         }
         loader = model_loader(model, hypernetwork, device, dtype, display)
-        if not arch:
-            announce_fallback(loader, display)
+        if not arch and (video or loader.chosen_by == "fallback"):
+            announce_model(loader, display)
         run(
             Plan(**{name: value for name, value in given.items() if value is not None}),
             loader,
@@ -293,7 +293,7 @@ def _describe_video(header: Mapping[str, Any], bench: Bench) -> str:
 
 
 def _print_tables(settings: Sequence[BenchSetting], questions: int, title: str, display: Display) -> None:
-    from v2l.bench.report import amortization, encoding_line, first_token, sweep, token_load
+    from v2l.bench.report import amortization, encoding_line, first_token, sweep, token_load, unsteady_line
 
     for setting in settings:
         display.write(f"{setting.frames:,} frames, {setting.resolution} px; {title}\n")
@@ -302,6 +302,8 @@ def _print_tables(settings: Sequence[BenchSetting], questions: int, title: str, 
             display.write("\n")
         if setting.encoding:
             display.write(encoding_line(setting.encoding) + "\n\n")
+    if line := unsteady_line(settings):
+        display.write(line + "\n")
     if len(settings) > 1:
         for table in sweep(settings):
             display.table(*table)
@@ -321,7 +323,7 @@ def _write_files(settings: Sequence[BenchSetting], outputs: BenchOutputs, title:
         write_atomically(outputs.table, text.getvalue().encode())
         display.note(f"wrote {shown(outputs.table)}")
     if outputs.plot:
-        from v2l.cli.plots import plot_bench
+        from v2l.cli.plots import plot_bench, write_pictures
 
-        write_atomically(outputs.plot, plot_bench(settings, outputs.questions, title, outputs.plot.suffix[1:]))
-        display.note(f"wrote {shown(outputs.plot)}")
+        pictures = plot_bench(settings, outputs.questions, title, outputs.plot.suffix[1:])
+        display.note(f"wrote {', '.join(map(shown, write_pictures(outputs.plot, pictures)))}")

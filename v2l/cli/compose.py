@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from v2l.adapters.description import Segment
     from v2l.adapters.timeline import Timeline
 
+SHOWN_VIDEOS = 3
+"""Videos that are named if there are several."""
+
 
 class ComposeCommand(GroupedCommand):
     """`v2l compose --help` with an example."""
@@ -76,10 +79,14 @@ def compose_adapters(paths: Sequence[Path], output: Path, rank: int | None, over
     from v2l.adapters.description import MAX_RANK
     from v2l.adapters.timeline import Timeline, open_adapter
     from v2l.inference.naming import ADAPTER_SUFFIX
+    from v2l.models.presets import is_tiny
 
     if not output.name.endswith(ADAPTER_SUFFIX):
         raise UsageError(f"-o {printable(output)} must end in {ADAPTER_SUFFIX}, by which `v2l ask` knows an adapter")
     inputs = [open_adapter(path) for path in paths]
+    demonstration = is_tiny(inputs[0].description.base_model.fingerprint)
+    if demonstration:
+        display.announce_tiny()
     adapters = [each for each in inputs if not isinstance(each, Timeline)]
     bias = inputs[0].description.bias_rank
     total = sum(each.rank - bias for each in adapters) + bias
@@ -87,6 +94,11 @@ def compose_adapters(paths: Sequence[Path], output: Path, rank: int | None, over
         made, segments, error = _join(inputs, output, rank, overwrite)
     else:
         made, segments, error = _compose(adapters, output, rank, overwrite)
+    names = {segment.source.sha256: printable(segment.source.name) for segment in segments}
+    if len(names) > 1:
+        shown_names = [*names.values()][:SHOWN_VIDEOS]
+        more = ", ..." if len(names) > SHOWN_VIDEOS else ""
+        display.note(f"the parts are of {len(names)} different videos: {', '.join(shown_names)}{more}")
     for note in timeline_notes(segments):
         display.note(f"warning: {note}")
     size = os.stat(output).st_size
@@ -99,6 +111,7 @@ def compose_adapters(paths: Sequence[Path], output: Path, rank: int | None, over
         "rank": made,
         "relative_error": error,
         "bytes": size,
+        "demonstration": demonstration,
     }
     text = shown(output)
     if sys.stdout.isatty():

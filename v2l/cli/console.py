@@ -9,24 +9,25 @@ import os
 import signal
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import typer
 
 from v2l.errors import StdoutClosed, UsageError, V2LError, V2LWarning, reason
-from v2l.io.text import escape, printable
+from v2l.io.text import escape, printable, stated_columns, whole
 
 if TYPE_CHECKING:
     from v2l.inference.model_loader import ModelLoader
 
 JSON_VERSION = 1
-DEMONSTRATION = (
-    "note: using tiny, the demonstration model, which knows synthetic clips only; name a real model with --model or "
-    "V2L_MODEL (v2l pull smolvlm2-500m fetches one)"
+TINY = (
+    "note: this is tiny, the demonstration model, which knows drawn clips only; for real videos: v2l pull "
+    "smolvlm2-500m, then v2l encode VIDEO"
 )
 
 
@@ -34,12 +35,14 @@ class Display:
     """The output of a command.
 
     as_json: print every result as a JSON object on a line; quiet: print no notes and no progress
+    verbose: print details, even if quiet
     """
 
-    def __init__(self, as_json: bool = False, quiet: bool = False):
-        self.as_json, self.quiet = as_json, quiet
+    def __init__(self, as_json: bool = False, quiet: bool = False, verbose: bool = False):
+        self.as_json, self.quiet, self.verbose = as_json, quiet, verbose
+        self._started = time.monotonic()
         self._bar: Any = None
-        self._has_status = False
+        self._has_status = self._has_announced_tiny = False
         self._lock = threading.RLock()  # models are loaded in a thread, which sets the status
         # a file name need not be UTF-8 and passes through a pipe byte for byte
         _reconfigure(sys.stdin, "surrogateescape")
@@ -126,9 +129,20 @@ class Display:
                 text = f"({escape(text)})"
                 print(f"\x1b[2m{text}\x1b[0m" if dim else text, file=sys.stderr, flush=True)
 
+    def detail(self, text: str) -> None:
+        """Print a line with the seconds since the start, if --verbose is given."""
+        if self.verbose:
+            self._say(f"[{time.monotonic() - self._started:.2f} s] {text}")
+
     def warn(self, text: str) -> None:
-        """Print a warning, even with --quiet."""
-        self._say(f"v2l: {text}")
+        """Print a warning unless --quiet is given."""
+        self.note(f"v2l: {text}")
+
+    def announce_tiny(self) -> None:
+        """Print once that the model is the demonstration model, even with --quiet."""
+        if not self._has_announced_tiny:
+            self._has_announced_tiny = True
+            self._say(f"v2l: {TINY}")
 
     def error(self, text: str) -> None:
         """Print an error, one line."""
@@ -155,6 +169,12 @@ class Display:
         answer = sys.stdin.readline()  # empty at its end
         return bool(answer) and answer.strip().lower() in ("", "y", "yes")
 
+    def end_line(self) -> None:
+        """Move to a new line on a terminal, where the text of a prompt and the echo of Ctrl-C may stand."""
+        if sys.stdin.isatty() and sys.stderr.isatty():
+            with contextlib.suppress(OSError):
+                print(file=sys.stderr, flush=True)
+
     # Progress --------------------------------------------------------------------------------------------------
 
     @property
@@ -177,7 +197,7 @@ class Display:
             return
         with self._lock, contextlib.suppress(OSError):
             self._clear_status()
-            columns = os.get_terminal_size(sys.stderr.fileno()).columns or 80
+            columns = stated_columns() or os.get_terminal_size(sys.stderr.fileno()).columns or 80
             print(text[: columns - 1], end="", file=sys.stderr, flush=True)
             self._has_status = True
 
@@ -196,13 +216,15 @@ class Display:
 
         # without the count, which is a fraction while one of several videos is being encoded
         count = " {n_fmt}/{total_fmt}" if unit == "B" else ""
+        columns = stated_columns()
         form = "{percentage:3.0f}%|{bar}|" + count + " {elapsed}<{remaining}, {rate_fmt}{postfix}"
         self._bar = tqdm(
             total=total,
             unit=unit,
             unit_scale=unit == "B",
             bar_format=form,
-            dynamic_ncols=True,
+            ncols=columns,
+            dynamic_ncols=not columns,
             leave=False,
             mininterval=0.1,
         )
@@ -249,44 +271,90 @@ def _finite(value: Any) -> Any:
 
 def _jsonable(value: Any) -> Any:
     if isinstance(value, Path):
-        return os.fspath(value)
+        return whole(value)
     raise TypeError(f"{type(value)} is not JSON-serializable")
 
 
-def announce_fallback(loader: ModelLoader, display: Display, chosen_by: str | None = None) -> None:
-    """Warn that the demonstration model is used because no model was chosen, once its folder is found.
+def announce_model(loader: ModelLoader, display: Display) -> None:
+    """Say that the model is the demonstration model, if it is; with --verbose, how it was chosen. Raises V2LError if
+    the model is missing."""
+    display.detail(f"model {printable(loader.model)}, chosen by: {loader.chosen_by}")
+    if loader.is_tiny:
+        display.announce_tiny()
 
-    chosen_by: how it was chosen, if not as the loader states
-    """
-    if (chosen_by or loader.chosen_by) == "fallback" and loader.folder:
-        display.warn(DEMONSTRATION)
+
+def model_record(loader: ModelLoader, chosen_by: str | None = None) -> dict[str, Any]:
+    """Return the fields about the model of a record. chosen_by: how it was chosen, if not as the loader states"""
+    return {
+        "model": loader.folder.id,
+        "model_chosen_by": chosen_by or loader.chosen_by,
+        "demonstration": loader.is_tiny,
+    }
 
 
 @contextlib.contextmanager
 def command(as_json: bool, quiet: bool, debug: bool) -> Iterator[Display]:
-    """Run the body of a command: an error becomes one line and an exit code, a warning a note, SIGTERM a clean exit."""
-    display = Display(as_json, quiet)
+    """Run the body of a command: an error becomes one line and an exit code, a warning a note, SIGTERM a clean exit.
+
+    debug: print details, and the traceback of an error
+    """
+    display = Display(as_json, quiet, verbose=debug)
     signal.signal(signal.SIGTERM, _terminate)
     if hasattr(signal, "SIGCHLD"):
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # if ignored, the decoder's exit code is lost
     warnings.showwarning = _warn_through(display)
+    if debug:
+        _print_log(display)
     try:
         _check_working_folder()
         yield display
     except typer.Exit:  # a subclass of RuntimeError
         raise
-    except V2LError as error:
-        _fail(display, error, debug, code=2 if isinstance(error, UsageError) else 1)
     except StdoutClosed:
         raise typer.Exit(0) from None
-    except KeyboardInterrupt:
-        display.end_progress()
-        display.note("interrupted; what was finished is kept")
-        raise typer.Exit(130) from None
-    except Exception as error:
-        _fail(display, error, debug, code=1)
+    except (Exception, KeyboardInterrupt) as error:
+        if _is_interrupt(error):
+            _end_interrupted(display)
+        _fail(display, error, debug)
     finally:
         display.end_progress()
+
+
+def _is_interrupt(error: BaseException | None) -> bool:
+    """Return whether an error stems from an interrupt, which an import in C turns into an error of its own."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
+
+
+def _end_interrupted(display: Display) -> NoReturn:
+    """Say so, on a line of its own, and exit."""
+    display.end_progress()
+    display.end_line()
+    display.note("interrupted; what was finished is kept")
+    raise typer.Exit(130) from None
+
+
+def _print_log(display: Display) -> None:
+    """Print what v2l's modules log, after the versions of everything that is involved."""
+    import logging
+    import platform
+    from importlib.metadata import PackageNotFoundError, version
+
+    from v2l import __version__
+
+    class DetailHandler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            display.detail(record.getMessage())
+
+    logger = logging.getLogger("v2l")
+    logger.setLevel(logging.DEBUG)
+    logger.handlers = [DetailHandler()]
+    versions = {"v2l": __version__, "Python": platform.python_version(), platform.system(): platform.machine()}
+    for name in ("torch", "av"):
+        with contextlib.suppress(PackageNotFoundError):
+            versions[name] = version(name)
+    display.detail(", ".join(map(" ".join, versions.items())))
 
 
 def _check_working_folder() -> None:
@@ -297,7 +365,7 @@ def _check_working_folder() -> None:
         raise V2LError("the working directory no longer exists; change to one that does") from error
 
 
-def _fail(display: Display, error: Exception, debug: bool, code: int) -> None:
+def _fail(display: Display, error: Exception | KeyboardInterrupt, debug: bool) -> NoReturn:
     display.end_progress()
     if debug:
         import traceback
@@ -306,7 +374,7 @@ def _fail(display: Display, error: Exception, debug: bool, code: int) -> None:
 
     expected = isinstance(error, V2LError)
     display.error(str(error) if expected else f"{printable(reason(error))}; --debug shows where")
-    raise typer.Exit(code) from None
+    raise typer.Exit(2 if isinstance(error, UsageError) else 1) from None
 
 
 def _terminate(_signal: int, _frame: FrameType | None) -> None:
@@ -314,10 +382,12 @@ def _terminate(_signal: int, _frame: FrameType | None) -> None:
 
 
 def _warn_through(display: Display) -> Callable[..., None]:
-    """Return a `warnings.showwarning` that prints V2LWarnings and drops the warnings of other libraries."""
+    """Return a `warnings.showwarning` that prints V2LWarnings, and those of other libraries as details."""
 
     def show(message: Warning | str, category: type[Warning], *_: object) -> None:
         if issubclass(category, V2LWarning):
             display.warn(f"warning: {message}")
+        else:
+            display.detail(f"{category.__name__}: {message}")
 
     return show

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from v2l.cli.console import Display, announce_fallback, command, shown
+from v2l.cli.console import Display, announce_model, command, shown
 from v2l.cli.help import GroupedCommand
 from v2l.cli.options import (
     READ,
@@ -103,7 +103,7 @@ def demonstrate_on(video: Path, loader: ModelLoader, folder: Path | None, overwr
     from v2l.tiny.demo import NATURAL_QUESTIONS, answers
     from v2l.video.sampling import Reading
 
-    announce_fallback(loader, display)
+    announce_model(loader, display)
     adapter = encode_source(video, Destination(folder=folder), Reading(), loader, display, overwrite)
     if adapter is None:
         return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import math
 import os
 from collections.abc import Iterator
@@ -12,12 +13,16 @@ from typing import Any
 
 import v2l
 from v2l.adapters.description import AdapterFile, Description, Segment
-from v2l.adapters.timeline_description import TimelineDescription, TimelineFile, read_adapter_file
+from v2l.adapters.timeline_description import TimelineDescription, TimelineFile, is_adapter_file, read_adapter_file
+from v2l.cli.options import cache_destination
 from v2l.errors import V2LError
-from v2l.inference.naming import ADAPTER_SUFFIX
+from v2l.inference.naming import ADAPTER_SUFFIX, is_video
+from v2l.inference.targets import find_targets
+from v2l.io.files import unreadable
 from v2l.io.records import to_json
 from v2l.io.text import amount, clock, printable
 from v2l.models.hypernetwork_file import HypernetworkConfig, HypernetworkFile, Provenance, locate, weight_shapes
+from v2l.models.presets import PRESETS, is_tiny
 
 Rows = list[tuple[str, str]]
 """Names and values."""
@@ -26,13 +31,17 @@ Rows = list[tuple[str, str]]
 def describe(path: Path) -> tuple[str, Rows, dict[str, Any]]:
     """Return the kind of a file, its description as rows, and as a record.
 
-    Raises V2LError if it is neither an adapter nor a hypernetwork, or is damaged.
+    Raises V2LError if it is no adapter, hypernetwork or video, or is damaged.
     """
-    if path.name.endswith(ADAPTER_SUFFIX):
+    if path.name.endswith(ADAPTER_SUFFIX) or is_adapter_file(path):
         file = read_adapter_file(path)
         if isinstance(file, TimelineFile):
             return "timeline", [*_timeline_rows(file)], _record("timeline", file, path)
         return "adapter", [*_adapter_rows(file)], _record("adapter", file, path)
+    if is_video(path.name):
+        return "video", *_describe_video(path)
+    if not (os.path.exists(path) or os.fspath(path) in ("tiny", *PRESETS)):
+        raise unreadable(path, FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT)))
     size = os.stat(path).st_size if path.is_file() else 0
     config, provenance = _read_hypernetwork(path)
     trained = provenance.trained_with
@@ -53,6 +62,7 @@ def describe(path: Path) -> tuple[str, Rows, dict[str, Any]]:
         ("sha256", provenance.sha256),
     ]
     record = {"kind": "hypernetwork", "file": path, "bytes": size, "parameters": parameters}
+    record["demonstration"] = is_tiny(provenance.base_fingerprint)
     return "hypernetwork", rows, {**record, "config": to_json(config), **to_json(provenance)}
 
 
@@ -67,6 +77,70 @@ def _read_hypernetwork(path: Path) -> tuple[HypernetworkConfig, Provenance]:
     hypernetwork = load_hypernetwork(located)
     assert hypernetwork.provenance is not None, "a hypernetwork that was loaded has its provenance"
     return hypernetwork.config, hypernetwork.provenance
+
+
+def _describe_video(path: Path) -> tuple[Rows, dict[str, Any]]:
+    """Return the facts about a video, and the state of its adapter if it were encoded now."""
+    from v2l.video.client import probe
+
+    video, size = probe(path), os.stat(path).st_size
+    adapter, state, reason = _adapter_state(path)
+    description = {
+        "missing": f"none; v2l encode {printable(path)} makes it",
+        "current": "up to date",
+        "stale": f"out of date: {reason}",
+        "foreign": f"made for {reason}, another model than encode would use",
+        "unknown": f"it cannot be compared: {reason}",
+    }[state]
+    rows = [
+        ("size", f"{video.width}x{video.height}, {amount(size)}"),
+        ("length", f"{clock(video.duration)}, {video.frame_count:,} frames, {video.fps:.4g} a second"),
+        *(("", printable(note)) for note in video.notes),
+        *([] if state == "missing" else [("adapter", printable(adapter))]),
+        ("adapter" if state == "missing" else "", description),
+    ]
+    record = {
+        "kind": "video",
+        "file": path,
+        "bytes": size,
+        "duration": video.duration,
+        "frames": video.frame_count,
+        "fps": video.fps,
+        "width": video.width,
+        "height": video.height,
+        "adapter": None if state == "missing" else adapter,
+        "adapter_state": state,
+        "note": reason,
+        "demonstration": _is_of_tiny(adapter),
+    }
+    return rows, record
+
+
+def _adapter_state(video: Path) -> tuple[Path, str, str]:
+    """Return the path of a video's adapter, its state as in `Staleness`, or "unknown" if the model cannot be read, and
+    the reason."""
+    from v2l.inference.batch import EncodeOptions, locate_adapter
+    from v2l.inference.model_loader import ModelLoader, choose_model
+    from v2l.video.sampling import Reading
+
+    (target,) = find_targets([video], cache_destination(), Reading())
+    if target.error:
+        return target.output, "unknown", target.error
+    if not (os.path.lexists(target.output) or (target.cache and os.path.isdir(target.cache.folder))):
+        return target.output, "missing", ""
+    try:
+        loader = ModelLoader(*choose_model(None))
+        target, found = locate_adapter(target, EncodeOptions(Reading(), any_reading=True), loader)
+    except V2LError as error:
+        return target.output, "unknown", str(error)
+    return target.output, found.state, found.reason
+
+
+def _is_of_tiny(adapter: Path) -> bool:
+    try:
+        return is_tiny(read_adapter_file(adapter).description.base_model.fingerprint)
+    except V2LError:
+        return False
 
 
 def versions() -> dict[str, str]:
@@ -93,6 +167,7 @@ def _record(kind: str, file: AdapterFile | TimelineFile, path: Path) -> dict[str
         "rank": file.description.rank,
         "dtype": file.dtype,
         "not_validated": file.description.not_validated,
+        "demonstration": is_tiny(file.description.base_model.fingerprint),
         **to_json(file.description),
     }
 

@@ -6,11 +6,12 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from v2l.cli.console import Display, announce_fallback, command, shown
+from v2l.cli.console import Display, announce_model, command
+from v2l.cli.dry_run import preview_all
 from v2l.cli.help import GroupedCommand
 from v2l.cli.options import (
     READ,
@@ -33,12 +34,11 @@ from v2l.cli.options import (
     check_range,
     model_loader,
 )
+from v2l.cli.outcomes import print_outcome
 from v2l.errors import StdoutClosed, UsageError
-from v2l.io.text import amount, printable
+from v2l.io.text import printable
 
 if TYPE_CHECKING:
-    from v2l.adapters.adapter import Adapter
-    from v2l.adapters.timeline import Timeline
     from v2l.inference.batch import EncodeOptions, Outcome
     from v2l.inference.model_loader import ModelLoader
     from v2l.inference.targets import Destination, Shard, Target
@@ -161,6 +161,12 @@ def encode(
     fail_fast: Annotated[
         bool, typer.Option("--fail-fast", help="Stop at the first video that fails.", rich_help_panel=WRITE)
     ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run", help="Encode nothing; print what would be encoded, why, and its cost.", rich_help_panel=WRITE
+        ),
+    ] = False,
     model: Model = None,
     hypernetwork: HypernetworkFile = None,
     device: Device = None,
@@ -214,6 +220,7 @@ def encode(
             recursive=recursive,
             fail_fast=fail_fast,
             shard=read_shard(shard) if shard else None,
+            dry_run=dry_run,
         )
         raise typer.Exit(0 if ok else 1)
 
@@ -255,23 +262,31 @@ def encode_all(
     recursive: bool = False,
     fail_fast: bool = False,
     shard: Shard | None = None,
+    dry_run: bool = False,
 ) -> bool:
-    """Encode all inputs, or a shard of them, and print the path of each adapter; True if none failed."""
-    from v2l.inference.targets import find_targets
+    """Encode all inputs, or a shard of them, and print the path of each adapter; True if none failed.
 
-    targets = find_targets(inputs, destination, options.reading, recursive)
+    dry_run: print what would be done instead
+    """
+    from v2l.inference.targets import find_targets, split_sidecars
+
+    videos, passed_over = split_sidecars(inputs)
+    targets = find_targets(videos, destination, options.reading, recursive)
     targets = shard.of(targets) if shard else targets
+    if dry_run:
+        return preview_all(targets, options, loader, display)
     counts = dict.fromkeys(("encoded", "current", "kept", "failed"), 0)
     has_reader = True
     for outcome in _outcomes(targets, options, loader, display):
         counts[outcome.status] += 1
         try:
-            _print_outcome(outcome, options, loader, display, has_reader)
+            print_outcome(outcome, options, loader, display, has_reader)
         except StdoutClosed:
             has_reader = False  # the files are the result, so encoding continues
         if outcome.status == "failed" and fail_fast:
             break
     display.end_progress()
+    counts["passed over"] = len(passed_over)
     display.note(", ".join(f"{number} {status}" for status, number in counts.items() if number) or "nothing to encode")
     return not counts["failed"]
 
@@ -286,7 +301,7 @@ def _outcomes(
     videos = [target for target in targets if not target.error]
     if not videos:
         return
-    announce_fallback(loader, display)
+    announce_model(loader, display)
     loader.check()
     if len(videos) > 1 and display.shows_progress:
         display.note(_plan(videos, options))
@@ -333,62 +348,3 @@ def encode_with_progress(
         display.note(f"{printable(target.video)}: another process encodes it; waiting for it")
 
     yield from encode_targets(videos, options, loader, Watch(step, planned, waiting))
-
-
-def note_reason(outcome: Outcome, display: Display) -> None:
-    """Print why an adapter was kept or encoded again, or a remark about a current one."""
-    if outcome.note:
-        made = {"kept": "kept: ", "current": ""}.get(outcome.status, "encoded again: ")
-        display.note(f"{printable(outcome.target.output)}: {made}{outcome.note}")
-
-
-def _fewer_frames(adapter: Adapter | Timeline, options: EncodeOptions) -> Iterator[str]:
-    """Explain why a single encoding has fewer frames than --frames."""
-    segment, *more = adapter.description.segments
-    if not more and len(segment.timestamps) < (options.reading.frames or 0):
-        fps = options.reading.fps or 1.0
-        yield f"{len(segment.timestamps)} frames, {fps:g} a second; --fps takes more"
-
-
-def _record(outcome: Outcome, loader: ModelLoader) -> dict[str, Any]:
-    """Return what every outcome states with --json."""
-    record: dict[str, Any] = {
-        "command": "encode",
-        "video": outcome.target.video,
-        "adapter": outcome.target.output,
-        "status": outcome.status,
-        "model": loader.folder.id,
-        "model_chosen_by": loader.chosen_by,
-    }
-    if outcome.note:
-        record["error" if outcome.status == "failed" else "note"] = outcome.note
-    return record
-
-
-def _print_outcome(
-    outcome: Outcome, options: EncodeOptions, loader: ModelLoader, display: Display, has_reader: bool
-) -> None:
-    from v2l.adapters.timeline_description import TimelineDescription
-
-    video, output = outcome.target.video, outcome.target.output
-    if outcome.status == "failed":
-        display.error(outcome.note if printable(video) in outcome.note else f"{printable(video)}: {outcome.note}")
-        if display.as_json and has_reader:
-            display.result("", {**_record(outcome, loader), "adapter": None})
-        return
-    note_reason(outcome, display)
-    record = _record(outcome, loader)
-    text = shown(output)
-    if outcome.adapter is not None:
-        size, made = os.stat(output).st_size, outcome.adapter.description
-        parts = made.parts.values() if isinstance(made, TimelineDescription) else made.segments
-        frames, segments = sum(len(part.timestamps) for part in parts), len(made.segments)
-        record |= {"bytes": size, "frames": frames, "rank": made.rank, "seconds": round(outcome.seconds, 3)}
-        record |= {"segments": segments} if segments > 1 else {}
-        if sys.stdout.isatty():
-            text += f"  {amount(size)}, " + (f"{segments} segments, " if segments > 1 else "") + f"{frames} frames"
-            text += f", {outcome.seconds:.1f} s" if outcome.seconds else ""
-        for note in [*_fewer_frames(outcome.adapter, options), *outcome.adapter.description.not_validated]:
-            display.note(f"{printable(output)}: {note}")
-    if has_reader:
-        display.result(text, record)

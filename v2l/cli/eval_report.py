@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from v2l.cli.console import Display, shown
-from v2l.cli.plots import plot_eval
+from v2l.cli.plots import plot_eval, write_pictures
 from v2l.evaluation.conditions import WHOLE
 from v2l.evaluation.datasets.registry import Chosen
 from v2l.evaluation.evaluate import Evaluation, Result
@@ -17,7 +17,6 @@ from v2l.evaluation.grading import cost_of, prepare
 from v2l.evaluation.judge import Judge, Judgement
 from v2l.evaluation.paper import Published
 from v2l.evaluation.report import Run, layer_table, place, rank_table
-from v2l.io.files import write_atomically
 from v2l.io.text import printable
 from v2l.models.hypernetwork import Hypernetwork
 from v2l.models.smolvlm import FrozenVLM
@@ -123,9 +122,9 @@ def print_run(
 def write_plot(
     runs: Sequence[Run], models: tuple[FrozenVLM, Hypernetwork], metric: str, count: int, path: Path, display: Display
 ) -> None:
-    """Write an image of all runs. count: of the questions"""
+    """Write the pictures of all runs. count: of the questions"""
     vlm, hypernetwork = models
     assert hypernetwork.provenance is not None, "a hypernetwork that was loaded has its provenance"
     title = f"{vlm.id}, {hypernetwork.provenance.id}, {metric}, {count} questions"
-    write_atomically(path, plot_eval(runs, title, path.suffix[1:]))
-    display.note(f"wrote {shown(path)}")
+    written = write_pictures(path, plot_eval(runs, title, path.suffix[1:]))
+    display.note(f"wrote {', '.join(map(shown, written))}")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from v2l.cli.console import Display, announce_fallback
+from v2l.cli.console import Display, announce_model
 from v2l.errors import UsageError, V2LError
 from v2l.evaluation.conditions import Ablation
 from v2l.io.text import printable
@@ -99,7 +99,7 @@ def run(
     base = outputs.output or questions.path.with_suffix(".eval.jsonl")
     paths = [_check_output(output_of(base, setting, axes), questions.manifest) for setting in settings]
     published, judge = _open(outputs, asked, questions.benchmark, base)
-    announce_fallback(loader, display)
+    announce_model(loader, display)
     note_missing(asked, display)
     models = loader.load()
     runs: list[Run] = []

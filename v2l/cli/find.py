@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from v2l.cli.console import Display, announce_fallback, command
+from v2l.cli.console import Display, announce_model, command
 from v2l.cli.help import GroupedCommand
 from v2l.cli.options import READ, AdapterModel, Debug, Device, Json, NumberType, Quiet, model_loader
 from v2l.errors import UsageError, V2LError
@@ -98,9 +98,14 @@ def find_words(text: str, inputs: Sequence[Path], recursive: bool, limit: int, d
     """Print the segments whose answers share the rarest words with a text; True if all files could be read."""
     from v2l.adapters.index import search_words
     from v2l.adapters.search import SearchIndex
+    from v2l.models.presets import is_tiny
 
     if os.path.exists(text) and (inputs == [Path()] or not any(map(os.path.exists, inputs))):
         raise UsageError(f'say what to find, before the files: v2l find "a red ring" {printable(text)}')
+    unquoted = [word for word in map(os.fspath, inputs) if not os.path.exists(word) and word.isalnum()]
+    if unquoted and text.isalnum():
+        whole = printable(" ".join([text, *unquoted]))
+        raise UsageError(f'{printable(unquoted[0])} is no adapter or folder; quote a text of several words: "{whole}"')
     if not search_words(text):
         raise UsageError(f"{printable(text)!r} has no word to search for; name a thing, a colour or a written word")
     index = SearchIndex()
@@ -116,6 +121,8 @@ def find_words(text: str, inputs: Sequence[Path], recursive: bool, limit: int, d
             f"not searched, because they hold no index: {index.without_index:,} of {len(paths):,} adapters (of short "
             "videos, or encoded with --no-index)"
         )
+    if any(map(is_tiny, index.fingerprints)):
+        display.announce_tiny()
     found = index.search(text, limit)
     if not found and len(index):
         display.note(f"nothing found in the {len(index):,} segments that have an index")
@@ -162,8 +169,7 @@ def find_answer(
     display.end_progress()
     for error in candidates.errors:
         display.error(error)
-    if candidates.loader.folder:
-        announce_fallback(candidates.loader, display)
+    announce_model(candidates.loader, display)
     _print(sorted(found, key=lambda each: -each.score)[:limit], "log-probability", display)
     return ok and not candidates.errors
 

@@ -86,13 +86,14 @@ def frames(
     The path of each picture is printed.
     """
     with command(as_json, quiet, debug) as display:
+        from v2l.adapters.timeline_description import is_adapter_file
         from v2l.inference.naming import ADAPTER_SUFFIX
 
         if at is not None and segment is not None:
             raise UsageError("give --at or --segment, not both")
         if output_dir is None and strip is None:
             raise UsageError("say where to write: -o DIR for the frames, --strip FILE.png for one picture, or both")
-        if not adapter.name.endswith(ADAPTER_SUFFIX):
+        if not (adapter.name.endswith(ADAPTER_SUFFIX) or is_adapter_file(adapter)):
             raise UsageError(f"{printable(adapter)} is no adapter (*{ADAPTER_SUFFIX}); --video names the video")
         if strip is not None and strip.suffix.lower() != ".png":
             raise UsageError(f"--strip {printable(strip)} must end in .png")

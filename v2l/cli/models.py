@@ -11,6 +11,7 @@ import typer
 from v2l.cli.console import Display, command, shown
 from v2l.cli.help import GroupedCommand
 from v2l.cli.options import READ, WRITE, Arch, Debug, Dtype, Json, Overwrite, Quiet, check_replaceable, one_of
+from v2l.cli.proof import prove_pulled
 from v2l.errors import UsageError
 from v2l.io.text import amount, printable
 
@@ -69,6 +70,10 @@ def pull(
         bool,
         typer.Option("--yes", "-y", help="Download without asking on a terminal.", rich_help_panel=WRITE),
     ] = False,
+    no_proof: Annotated[
+        bool,
+        typer.Option("--no-proof", help="Leave out the proof, which takes minutes on a CPU.", rich_help_panel=READ),
+    ] = False,
     as_json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -83,22 +88,31 @@ def pull(
     No other command uses the network, except eval with --judge. Every file is checked against the hash that the hub
     states, and recorded, so that later runs use the same file. Then both are loaded and tested. HF_HOME, HF_TOKEN,
     HF_ENDPOINT and HF_HUB_OFFLINE are respected.
+
+    The download is then proven as by verify --video, on two drawn clips. The preset is recorded before: Ctrl-C
+    only ends the proof, and a proof that fails is a warning, not an error, and removes nothing.
     """
     with command(as_json, quiet, debug) as display:
         from v2l.models.pull import PullOptions
 
-        pull_preset(preset, PullOptions(revision, default, dtype), yes, display)
+        fetched = pull_preset(preset, PullOptions(revision, default, dtype), yes, display)
+        if fetched and not no_proof:
+            prove_pulled(preset, display)
 
 
-def pull_preset(name: str, options: PullOptions, yes: bool, display: Display) -> None:
-    """Fetch a preset and print its licences and whether it is the default.
+def pull_preset(name: str, options: PullOptions, yes: bool, display: Display) -> bool:
+    """Fetch a preset and print its licences and whether it is the default; True if anything was downloaded.
 
     yes: do not ask before the download
     """
     from v2l.models.lock_file import lock_path, read_lock
     from v2l.models.pull import PullWatch, pull
 
+    fetched = False
+
     def confirm(size: int) -> bool:
+        nonlocal fetched
+        fetched = True
         return yes or size <= ASKED_ABOVE or display.confirm(f"download {amount(size)}?")
 
     def progress(done: int, total: int, file: str) -> None:
@@ -113,7 +127,8 @@ def pull_preset(name: str, options: PullOptions, yes: bool, display: Display) ->
         display.result(text, {"command": "pull", **dataclasses.asdict(pulled)})
     default = read_lock().default
     state = "it is the default now" if default == name else f"the default stays {default}; --default changes it"
-    display.note(f"{name} is complete and works; {state}; recorded in {printable(lock_path())}")
+    display.note(f"{name} is complete and loads; {state}; recorded in {printable(lock_path())}")
+    return fetched
 
 
 def import_checkpoint(

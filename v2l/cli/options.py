@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from v2l.errors import UsageError, V2LError
+from v2l.errors import UsageError, V2LError, missing_extra
 from v2l.io.text import printable
 from v2l.video.limits import LEAST_RESOLUTION
 
@@ -130,7 +130,8 @@ def model_loader(
 
 
 def check_plot(path: Path | None) -> None:
-    """Raise UsageError if the suffix of an image file is not a format that can be drawn, or matplotlib is missing."""
+    """Raise UsageError if the suffix of an image file is not a format that can be drawn, V2LError if matplotlib is
+    missing."""
     if path is None:
         return
     if path.suffix not in (".png", ".svg", ".pdf"):
@@ -138,7 +139,7 @@ def check_plot(path: Path | None) -> None:
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
-        raise UsageError("--plot draws with matplotlib, which is not installed: pip install 'v2l[plot]'") from error
+        raise missing_extra("--plot", "matplotlib", "plot") from error
 
 
 def check_above_zero(name: str, value: float | None) -> None:
@@ -246,7 +247,10 @@ Root = Annotated[
 Plot = Annotated[
     Path | None,
     typer.Option(
-        readable=False, metavar="FILE", help="Draw the tables as a .png, .svg or .pdf.", rich_help_panel=WRITE
+        readable=False,
+        metavar="FILE",
+        help="Draw pictures of the tables, further ones beside FILE (.png, .svg or .pdf).",
+        rich_help_panel=WRITE,
     ),
 ]
 Overwrite = Annotated[
@@ -320,4 +324,13 @@ Json = Annotated[
     bool, typer.Option("--json", help="Print one JSON object per line instead of text.", rich_help_panel=OUTPUT)
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print no notes and no progress.", rich_help_panel=OUTPUT)]
-Debug = Annotated[bool, typer.Option("--debug", help="Print the traceback of an error.", rich_help_panel=OUTPUT)]
+Debug = Annotated[
+    bool,
+    typer.Option(
+        "--verbose",
+        "-v",
+        "--debug",
+        help="Print what is loaded and done, with the seconds since the start, and the traceback of an error.",
+        rich_help_panel=OUTPUT,
+    ),
+]

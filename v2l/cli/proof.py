@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from v2l.cli.console import Display
+from v2l.errors import V2LError, reason
 from v2l.io.text import printable
 
 if TYPE_CHECKING:
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 VIDEOS = 2
 """Videos that a proof needs at least; drawn clips complete them."""
+OWN_PROOF = "v2l verify --video CLIP --model"
+"""The command that proves a model, to be followed by its name, on a clip of the user's."""
 
 
 def prove_model(videos: Sequence[Path], loader: ModelLoader, display: Display) -> bool:
@@ -32,20 +35,45 @@ def prove_model(videos: Sequence[Path], loader: ModelLoader, display: Display) -
         drawn = draw_clips(Path(folder), max(0, VIDEOS - len(videos)))
         proofs = prove([*videos, *drawn], vlm, hypernetwork)
     for place, proof in enumerate(proofs):
-        _print_proof(proof, place >= len(videos), loader, display)
+        name = "a drawn clip" if place >= len(videos) else printable(proof.video)
+        if proof.trouble is not None:
+            (display.error if videos else display.warn)(f"{name}: {proof.trouble}")
+        _print_proof(proof, name, place >= len(videos), loader, display)
     return all(proof.trouble is None for proof in proofs)
 
 
-def _print_proof(proof: Proof, is_drawn: bool, loader: ModelLoader, display: Display) -> None:
-    name = "a drawn clip" if is_drawn else printable(proof.video)
-    if proof.trouble is not None:
-        display.error(f"{name}: {proof.trouble}")
+def prove_pulled(preset: str, display: Display) -> None:
+    """Prove a preset that was pulled on two drawn clips, and print the likelihoods.
+
+    A failed proof is a warning and the preset stays: its files are those of the hub, and the published models were
+    never trained on drawn clips, so the verdict on a video of the user's counts.
+    """
+    from v2l.inference.model_loader import ModelLoader
+
+    display.note(
+        f"proving {preset} on two drawn clips, which takes minutes on a CPU; it is recorded already, so Ctrl-C only "
+        "ends the proof, and --no-proof leaves it out"
+    )
+    try:
+        ok = prove_model([], ModelLoader(preset, "option", announce=display.loading), display)
+        trouble = "" if ok else "the proof failed on drawn clips"
+    except (V2LError, OSError) as error:
+        trouble = f"it could not be proven: {error if isinstance(error, V2LError) else printable(reason(error))}"
+    if trouble:
+        display.warn(
+            f"warning: {preset} stays, since its files are those of the hub, but {trouble}; prove it on a clip of "
+            f"yours: {OWN_PROOF} {preset}"
+        )
+
+
+def _print_proof(proof: Proof, name: str, is_drawn: bool, loader: ModelLoader, display: Display) -> None:
     if display.as_json:
         record = {
             "command": "verify",
             **dataclasses.asdict(proof),
             "video": None if is_drawn else proof.video,
             "model": loader.folder.id,
+            "demonstration": loader.is_tiny,
             "hypernetwork": loader.provenance.id,
             "sound": proof.trouble is None,
             "error": proof.trouble,

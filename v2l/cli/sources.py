@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -11,9 +12,11 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from v2l.cli.encode import encode_with_progress, note_reason
+from v2l.cli.encode import encode_with_progress
+from v2l.cli.outcomes import note_reason
 from v2l.errors import UsageError, V2LError
-from v2l.io.text import printable
+from v2l.io.files import unreadable
+from v2l.io.text import clock, printable
 
 if TYPE_CHECKING:
     from v2l.adapters.adapter import Adapter
@@ -33,13 +36,15 @@ ANSWERS_AT_ONCE, ADAPTER_BYTES_AT_ONCE = 32, 2**30
 class AskRequest:
     """The words of a command line by kind.
 
-    read_stdin: `-` was among them; from_folders: the adapters that stand for a folder; errors: folders without any
+    read_stdin: `-` was among them; is_joined: the question was given as several words
+    from_folders: the adapters that stand for a folder; errors: folders without any
     """
 
     adapters: tuple[Path, ...] = ()
     videos: tuple[Path, ...] = ()
     questions: tuple[str, ...] = ()
     read_stdin: bool = False
+    is_joined: bool = False
     from_folders: tuple[Path, ...] = ()
     errors: tuple[str, ...] = ()
 
@@ -48,10 +53,12 @@ def sort_words(words: Sequence[str], recursive: bool = False) -> AskRequest:
     """Sort the words of a command line.
 
     An adapter is known by its suffix, a video by its suffix and its presence, a folder is replaced by its adapters, and
-    any other word is a question. Raises V2LError for an adapter, or a name that can only be a video's, that is missing.
+    any other word is a question, or a part of one, see `_is_one_question`.
 
     recursive: a folder stands for the adapters in its subfolders, too
+    Raises V2LError for an adapter, or a name that can only be a video's, that is missing.
     """
+    from v2l.adapters.timeline_description import is_adapter_file
     from v2l.inference.naming import ADAPTER_SUFFIX, VIDEO_SUFFIXES
     from v2l.inference.targets import find_adapters
 
@@ -74,17 +81,43 @@ def sort_words(words: Sequence[str], recursive: bool = False) -> AskRequest:
             adapters += [found for found, error in from_folders if not error and found not in adapters]
         elif path.suffix.lower() in VIDEO_SUFFIXES and os.path.isfile(path):
             videos.append(path)
-        elif plain and (path.suffix.lower() in VIDEO_SUFFIXES or "://" in word):
-            raise V2LError(f"no video {printable(word)}; only local files are read, check the name")
+        elif plain and "://" in word:
+            raise unreadable(path, FileNotFoundError())
+        elif plain and path.suffix.lower() in VIDEO_SUFFIXES:
+            raise V2LError(f"no video {printable(word)}; check the name")
         elif os.path.exists(path):
+            if is_adapter_file(path):  # under another name
+                adapters.append(path)
+                continue
             raise V2LError(
-                f"{printable(word)} is a file but neither an adapter nor a video by its name; use -q for a question"
+                f"{printable(word)} is a file but neither an adapter nor a video; put a question in quotes, or after -q"
             )
         else:
             questions.append(word)
     folders = tuple(path for path, error in from_folders if not error and os.fspath(path) not in words)
     errors = tuple(error for _, error in from_folders if error)
-    return AskRequest(tuple(adapters), tuple(videos), tuple(questions), "-" in words, folders, errors)
+    is_joined = _is_one_question(questions, words)
+    asked = [" ".join(questions)] if is_joined else questions
+    return AskRequest(tuple(adapters), tuple(videos), tuple(asked), "-" in words, is_joined, folders, errors)
+
+
+def _is_one_question(questions: Sequence[str], words: Sequence[str]) -> bool:
+    """Return whether several words are one question without quotes: each is a single word, they follow each other on
+    the command line, and not all of them end in a question mark, as several one-word questions do.
+
+    A word of a script without spaces between words can be a question of its own.
+    """
+    start = words.index(questions[0]) if len(questions) > 1 else 0
+    return (
+        len(questions) > 1
+        and list(words[start : start + len(questions)]) == list(questions)
+        and not any(map(_is_phrase, questions))
+        and not all(word.endswith("?") for word in questions)
+    )
+
+
+def _is_phrase(word: str) -> bool:
+    return any(char.isspace() or unicodedata.east_asian_width(char) in "WF" for char in word)
 
 
 @dataclass(frozen=True)
@@ -116,6 +149,15 @@ class AnswerSource:
         if self.file is None:
             return None
         return Adapter.from_file(self.file) if isinstance(self.file, AdapterFile) else self._timeline
+
+    def summary(self) -> str:
+        """Describe the source on one line: `"a.v2l.safetensors: 0:00-1:00, 5 segments, SmolVLM2"`."""
+        if self.file is None:
+            return f"{printable(self.path)}: in context"
+        made = self.file.description
+        count, first, last = len(made.segments), made.segments[0], made.segments[-1]
+        segments = f"{count} segments" if count > 1 else f"{len(first.timestamps)} frames"
+        return f"{printable(self.path)}: {clock(first.start)}-{clock(last.end)}, {segments}, {made.base_model.id}"
 
     @cached_property
     def _timeline(self) -> Timeline:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from v2l.cli.console import Display, announce_fallback, command, shown
+from v2l.cli.console import Display, announce_model, command, shown
 from v2l.cli.help import GroupedCommand
 from v2l.cli.options import (
     READ,
@@ -245,7 +245,7 @@ def run(
         display = Display(display.as_json, quiet=True)
     elif processes.count > 1:
         display.note(f"{processes.count} processes share each step")
-    announce_fallback(loader, display)
+    announce_model(loader, display)
     vlm = loader.vlm
     if files.teacher:
         with processes.first_alone():  # the other processes find its answers in the cache

@@ -21,7 +21,7 @@ from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
 
-from v2l.errors import UsageError, V2LError
+from v2l.errors import UsageError, V2LError, missing_extra
 from v2l.evaluation.rubric import LONGEST_REPLY, TOP, Item, Rubric, read_score
 from v2l.io.journal import Journal
 from v2l.io.text import printable
@@ -303,5 +303,5 @@ def _httpx2() -> Any:
     try:
         import httpx2
     except ImportError as error:
-        raise V2LError("a judge needs httpx2; install it with: pip install 'v2l[eval]'") from error
+        raise missing_extra("--judge", "httpx2", "eval") from error
     return httpx2

@@ -27,7 +27,7 @@ from v2l.evaluation.conditions import (
     Selection,
 )
 from v2l.evaluation.evaluate import Result
-from v2l.evaluation.metrics import Comparison, compare
+from v2l.evaluation.metrics import RESAMPLES, Comparison, compare
 from v2l.evaluation.paper import ALL, Published
 from v2l.evaluation.setting import Setting
 from v2l.io.text import amount
@@ -104,15 +104,14 @@ class Report:
 
     def against_table(self) -> Table:
         """Table of the adapter against each other condition, one row per margin."""
-        header = ["adapter against", "difference", "95% interval", "margin", "non-inferior", "equivalent", "TOST p"]
+        header = ["adapter against", "difference", "95% interval", "margin", "non-inferior", "equivalent", "p"]
         rows = [
             [
                 TITLES[name],
                 *_difference(each),
                 f"{each.margin:g}",
-                _word(each.non_inferior),
-                _word(each.equivalent),
-                f"{each.tost_p:.2g}",
+                *_verdicts(each),
+                f"{each.tost_p:.2g}" if each.tost_p else f"<{1 / RESAMPLES:g}",
             ]
             for name, compared in self.against.items()
             if name in TITLES
@@ -130,8 +129,8 @@ class Report:
             compared = self.against["in_context"] if kind == ALL else self.by_kind[kind]
             cells = [f"{means['adapter'] - means['in_context']:+.3f}", UNKNOWN, *[UNKNOWN] * len(verdicts)]
             if compared:
-                pairs = [(each.equivalent, each.non_inferior) for each in compared.at_margins]
-                cells = [*_difference(compared), *(_word(verdict) for pair in pairs for verdict in pair)]
+                words = [word for each in compared.at_margins for word in reversed(_verdicts(each))]
+                cells = [*_difference(compared), *words]
             rows.append([kind, str(self._count(kind)), *_scores(means), *cells, _recovered(means)])
             if paper and kind in paper:
                 rows.append(_published(paper[kind], margins))
@@ -139,12 +138,13 @@ class Report:
         return header, rows
 
     def summary(self) -> str:
-        """Count the kinds on which the adapter is equivalent to the video in context, at every margin, and those on
-        which the video in context scores 0, where equivalence has no meaning."""
+        """Count the kinds on which the adapter is equivalent to the video in context and those with too few clips, at
+        every margin, and those on which the video in context scores 0, where equivalence has no meaning."""
         known = [compared.at_margins for compared in self.by_kind.values() if compared]
         kinds = f"of {len(self.by_kind)} kinds at a margin of"
         counts = [
             f"{sum(compared[index].equivalent for compared in known)} {kinds} {each.margin:g}"
+            + _few(sum(compared[index].too_few for compared in known))
             for index, each in enumerate(self.against["in_context"].at_margins)
         ]
         empty = sum(means["in_context"] == 0 for means in self.means.values())
@@ -239,6 +239,16 @@ def _difference(each: Comparison) -> list[str]:
 
 def _recovered(means: Mapping[str, float]) -> str:
     return f"{means['adapter'] / means['in_context']:.1%}" if means["in_context"] else UNKNOWN
+
+
+def _verdicts(compared: Comparison) -> tuple[str, str]:
+    """Non-inferior and equivalent: yes, no, or too few clips to tell."""
+    no = "too few" if compared.too_few else "no"
+    return "yes" if compared.non_inferior else no, "yes" if compared.equivalent else no
+
+
+def _few(kinds: int) -> str:
+    return f" ({kinds} with too few clips)" if kinds else ""
 
 
 def _word(verdict: bool | None) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 from v2l.errors import UsageError
 from v2l.io.files import unreadable
 from v2l.io.text import printable
+from v2l.io.untrusted import json_error
 
 RUBRIC = Path(__file__).with_name("rubric.md")
 TOP = 5
@@ -70,7 +71,9 @@ def read_rubric(path: Path | None) -> Rubric:
     try:
         request = json.loads(sections.pop("request", "{}"))
     except ValueError as error:
-        raise UsageError(f"{printable(path)}: its section request is not JSON ({error}); correct it") from error
+        raise UsageError(
+            f"{printable(path)}: its section request is not JSON: {json_error(error)}; correct it"
+        ) from error
     if not isinstance(request, dict) or {"model", "messages", "stream"} & request.keys():
         raise UsageError(f"{printable(path)}: its request must be an object without model, messages and stream")
     if not sections:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from v2l.adapters.timeline_description import NO_WISH, Segmentation
@@ -104,17 +105,21 @@ def _encode_split(target: Target, options: EncodeOptions, loader: ModelLoader, w
         yield Outcome(target, "failed", target.error)
         return
     try:
-        trained_with = loader.provenance.trained_with
-        reading = fill_reading(options.reading, trained_with, loader.folder.geometry)
-        video = probe(target.video)
-        parts = plan_segments(video, reading, trained_with, options.segmentation)
-        _check_output(target.segment(0, len(parts)))
+        jobs = split_jobs(target, options, loader)
     except V2LError as error:
         yield Outcome(target, "failed", str(error))
         return
-    alone = replace(options, split=False, segmentation=Segmentation(segments=1))
-    jobs = [(target.segment(index, len(parts)), replace(alone, reading=part)) for index, part in enumerate(parts)]
     yield from _encode_in_turn(jobs, loader, watch)
+
+
+def split_jobs(target: Target, options: EncodeOptions, loader: ModelLoader) -> list[tuple[Target, EncodeOptions]]:
+    """Return the encodings of a video with an adapter for each segment. Raises V2LError if it cannot be read."""
+    video = probe(target.video)
+    parts = plan_segments(video, fill(options, loader), loader.provenance.trained_with, options.segmentation)
+    count = len(parts)
+    _check_output(target.segment(0, count))
+    alone = replace(options, split=False, segmentation=Segmentation(segments=1))
+    return [(target.segment(index, count), replace(alone, reading=part)) for index, part in enumerate(parts)]
 
 
 @dataclass(frozen=True)
@@ -179,7 +184,6 @@ def _prepare(target: Target, options: EncodeOptions, loader: ModelLoader, claim:
         return _Prepared(target, Outcome(target, "failed", target.error))
     prepared = None
     try:
-        _check_output(target)
         sweep(target.output.parent)
         prepared = _compare_and_claim(target, options, loader, claim)
         if prepared.claim:
@@ -192,9 +196,9 @@ def _prepare(target: Target, options: EncodeOptions, loader: ModelLoader, claim:
 
 def _compare_and_claim(target: Target, options: EncodeOptions, loader: ModelLoader, claim: Claim) -> _Prepared:
     """Compare a target with its existing adapter, and claim it if it is to be encoded."""
-    target, found = _compare(target, options, loader)
-    if outcome := _settled(target, found, options):
-        return _Prepared(target, outcome)
+    target, found = compare(target, options, loader)
+    if found.state in ("current", "kept"):
+        return _Prepared(target, Outcome(target, found.state, found.reason))
     inode = _inode(target)
     try:
         if not claim.take(target.output):
@@ -206,34 +210,55 @@ def _compare_and_claim(target: Target, options: EncodeOptions, loader: ModelLoad
         return _compare_and_claim(target.in_cache(), options, loader, claim)
     if _inode(target) != inode:  # another process was faster
         return _compare_and_claim(target, replace(options, overwrite=False), loader, claim)
-    why = f"it was made for {found.reason}" if found.state == "foreign" else found.reason
-    return _Prepared(target, reason=why, claim=claim)
+    return _Prepared(target, reason=found.reason, claim=claim)
 
 
-def _compare(target: Target, options: EncodeOptions, loader: ModelLoader) -> tuple[Target, Staleness]:
-    """Return the target at the place of its adapter, beside the video or in the cache, and the adapter's state."""
+def compare(
+    target: Target, options: EncodeOptions, loader: ModelLoader, touch: bool = True
+) -> tuple[Target, Staleness]:
+    """Return the target at the place of its adapter, beside the video or in the cache, and the state of the adapter:
+    "missing" or "stale" if it is to be encoded, "current" or "kept" if not. Claims nothing. Raises V2LError.
+
+    touch: as for `check_staleness`
+    """
+    target, found = locate_adapter(target, options, loader, touch)
+    if found.state != "foreign":
+        return target, found
+    made = f"it was made for {found.reason}"
+    if options.replace_foreign:
+        return target, Staleness("stale", made)
+    return target, Staleness("kept", f"{made}; --model replaces it")
+
+
+def locate_adapter(
+    target: Target, options: EncodeOptions, loader: ModelLoader, touch: bool = True
+) -> tuple[Target, Staleness]:
+    """Return the target at the place of its adapter, beside the video or in the cache, and the adapter's state as
+    `check_staleness` returns it. Raises V2LError."""
+    _check_output(target)
     cache = target.cache
     if options.overwrite:
-        return target.in_cache() if cache and cache.is_preferred else target, Staleness("missing")
-    reading = fill_reading(options.reading, loader.provenance.trained_with, loader.folder.geometry)
-    wanted = Wanted(target.video, reading, loader.fingerprint, loader.provenance, options.segmentation)
-    found = check_staleness(target.output, wanted, options.check_hash, options.any_reading)
-    if not cache or _settled(target, found, options) or not (cache.is_preferred or os.path.isdir(cache.folder)):
+        target = target.in_cache() if cache and cache.is_preferred else target
+        return target, Staleness("stale" if os.path.lexists(target.output) else "missing")
+    wanted = Wanted(target.video, fill(options, loader), loader.fingerprint, loader.provenance, options.segmentation)
+    settled = {"current"} if options.replace_foreign else {"current", "foreign"}
+
+    def check(output: Path) -> Staleness:
+        return check_staleness(output, wanted, options.check_hash, options.any_reading, touch)
+
+    found = check(target.output)
+    if not cache or found.state in settled or not (cache.is_preferred or os.path.isdir(cache.folder)):
         return target, found
     there = target.in_cache()
-    found_there = check_staleness(there.output, wanted, options.check_hash, options.any_reading)
-    if cache.is_preferred or _settled(there, found_there, options):
+    found_there = check(there.output)
+    if cache.is_preferred or found_there.state in settled:
         return there, found_there
     return target, found
 
 
-def _settled(target: Target, found: Staleness, options: EncodeOptions) -> Outcome | None:
-    """Return the outcome of a target whose adapter is not replaced."""
-    if found.state == "current":
-        return Outcome(target, "current", found.reason)
-    if found.state == "foreign" and not options.replace_foreign:
-        return Outcome(target, "kept", f"it was made for {found.reason}; --model replaces it")
-    return None
+def fill(options: EncodeOptions, loader: ModelLoader) -> Reading:
+    """Return the reading of an encoding, with the settings of the hypernetwork where none were given."""
+    return fill_reading(options.reading, loader.provenance.trained_with, loader.folder.geometry)
 
 
 def _inode(target: Target) -> int | None:
@@ -245,8 +270,7 @@ def _inode(target: Target) -> int | None:
 
 
 def _start(target: Target, options: EncodeOptions, loader: ModelLoader) -> PendingEncode | TimelineJob:
-    reading = fill_reading(options.reading, loader.provenance.trained_with, loader.folder.geometry)
-    models = loader.load()
+    reading, models = fill(options, loader), loader.load()
     from v2l.inference.encode import open_video, start_encode
     from v2l.inference.timeline import make_job
 

@@ -5,7 +5,9 @@ Training, evaluation and benchmarks call its parts. `ask.py` answers from the ad
 
 from __future__ import annotations
 
+import logging
 import os
+import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -28,6 +30,8 @@ from v2l.models.hypernetwork_file import HypernetworkConfig, Provenance
 from v2l.models.smolvlm import FrozenVLM, Window
 from v2l.video.client import decoder_version, probe
 from v2l.video.sampling import Reading, Video, decoded_by, frame_range
+
+logger = logging.getLogger(__name__)
 
 GROUP_BYTES = 32 << 20
 """Memory that the hypernetwork may take on the CPU to resample several layers together: the number of operations
@@ -135,16 +139,32 @@ def finish_encode(
     pending: PendingEncode, vlm: FrozenVLM, hypernetwork: Hypernetwork, progress: Progress = lambda done, total: None
 ) -> Adapter:
     """Run the model on a started encode and return the adapter."""
-    path, reading, provenance = pending.opened.path, pending.reading, pending.provenance
-    trained_with, layers = provenance.trained_with, vlm.num_layers
-
-    # Encode the frames and read their hidden states
+    path, started = pending.opened.path, time.perf_counter()
     with memory_errors(f"encoding {printable(path)}", vlm.device, vlm.dtype, fix=FEWER_FRAMES):
-        encoded = encode_images(pending.plan, vlm, lambda done, frames: progress(done, frames + layers))
+        encoded = encode_images(pending.plan, vlm, lambda done, frames: progress(done, frames + vlm.num_layers))
+    seconds = time.perf_counter() - started
+    logger.debug("%s: %d frames, vision tower %.2f s", path, len(encoded.frames), seconds)
+    return adapter_from_frames(pending, encoded, vlm, hypernetwork, progress)
+
+
+def adapter_from_frames(
+    pending: PendingEncode,
+    encoded: EncodedFrames,
+    vlm: FrozenVLM,
+    hypernetwork: Hypernetwork,
+    progress: Progress = lambda done, total: None,
+) -> Adapter:
+    """Return the adapter of a started encode whose frames the vision tower has encoded."""
+    path, reading, provenance = pending.opened.path, pending.reading, pending.provenance
+    trained_with, frames, layers = provenance.trained_with, len(encoded.frames), vlm.num_layers
+    started = time.perf_counter()
+
+    # Read the hidden states
+    with memory_errors(f"encoding {printable(path)}", vlm.device, vlm.dtype, fix=FEWER_FRAMES):
         windows = cut_windows(encoded, vlm, trained_with)
-        frames = len(encoded.frames)
         factors = generate_factors(windows, vlm, hypernetwork, lambda done, _: progress(frames + done, frames + layers))
     a, b = (factor.to(ADAPTER_TYPE) for factor in factors)
+    logger.debug("%s: language model and hypernetwork %.2f s", path, time.perf_counter() - started)
 
     # Check the factors and that the file did not change meanwhile
     if not (torch.isfinite(a).all() and torch.isfinite(b).all()):

@@ -5,11 +5,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
 
 import torch
 
-from v2l.models.hypernetwork import Hypernetwork
-from v2l.models.smolvlm import FrozenVLM
+from v2l.inference.encode import ADAPTER_TYPE
+from v2l.models.config import SmolVLMConfig, VisionGeometry
+from v2l.models.hypernetwork_file import HypernetworkConfig
 
 MEASURED_SECONDS = 0.05
 TEXT_TOKENS = 30
@@ -18,13 +21,30 @@ ANSWER_TOKENS = 16
 """Typical length of an answer in the index."""
 
 
-def seconds_per_encoding(vlm: FrozenVLM, hypernetwork: Hypernetwork, frames: int, questions: int = 0) -> float:
+@dataclass(frozen=True)
+class Networks:
+    """The sizes of a frozen model and of its hypernetwork, and where and in which type they run."""
+
+    config: SmolVLMConfig
+    geometry: VisionGeometry
+    hypernetwork: HypernetworkConfig
+    device: torch.device
+    dtype: torch.dtype
+
+
+def factor_bytes(config: HypernetworkConfig, parts: int) -> int:
+    """Return the size of the factors of so many encodings, and of the learned bias, in an adapter's file."""
+    ranks = parts * config.rank + config.rank
+    return config.num_layers * ranks * (config.intermediate_size + config.hidden_size) * ADAPTER_TYPE.itemsize
+
+
+def seconds_per_encoding(networks: Networks, frames: int, questions: int = 0) -> float:
     """Estimate the seconds of one encoding without tiles, from the number of frames and of questions for the index.
 
     Within a factor of about two; decoding the video and overheads are not included.
     """
-    language, vision = vlm.folder.config.text_config, vlm.folder.config.vision_config
-    tokens = frames * (vlm.geometry.tokens_per_image + TEXT_TOKENS)
+    language, vision = networks.config.text_config, networks.config.vision_config
+    tokens = frames * (networks.geometry.tokens_per_image + TEXT_TOKENS)
     patches = (vision.image_size // vision.patch_size) ** 2
     # Two operations per weight and token, and attention
     tower = vision.num_hidden_layers * (4 * vision.hidden_size**2 + 2 * vision.hidden_size * vision.intermediate_size)
@@ -35,20 +55,21 @@ def seconds_per_encoding(vlm: FrozenVLM, hypernetwork: Hypernetwork, frames: int
     )
     operations += 2 * tokens * (decoder + language.num_hidden_layers * language.hidden_size * tokens)
     # Every decoder layer's tokens are projected and read by each block of the Perceiver
-    c = hypernetwork.config
+    c = networks.hypernetwork
     projection = 8 * c.hidden_size**2 + 4 * c.hidden_size * c.latent_size
     reading = 2 * c.num_blocks * c.latent_size * c.num_kv_heads * c.head_dim
     operations += 2 * tokens * c.num_layers * (projection + reading)
     # An answer reads all weights of the decoder for every token
     steps = questions and ANSWER_TOKENS * decoder
-    return operations * _seconds_per_operation(vlm, 256) + 2 * steps * _seconds_per_operation(vlm, 1)
+    return operations * _seconds_per_operation(networks, 256) + 2 * steps * _seconds_per_operation(networks, 1)
 
 
-def _seconds_per_operation(vlm: FrozenVLM, rows: int) -> float:
-    """Measure a product of that many rows with a matrix of the decoder's size."""
-    text = vlm.folder.config.text_config
-    x = torch.ones(rows, text.hidden_size, dtype=vlm.dtype, device=vlm.device)
-    weights = torch.ones(text.hidden_size, text.intermediate_size, dtype=vlm.dtype, device=vlm.device)
+@cache
+def _seconds_per_operation(networks: Networks, rows: int) -> float:
+    """Measure a product of that many rows with a matrix of the decoder's size, once."""
+    text, device, dtype = networks.config.text_config, networks.device, networks.dtype
+    x = torch.ones(rows, text.hidden_size, dtype=dtype, device=device)
+    weights = torch.ones(text.hidden_size, text.intermediate_size, dtype=dtype, device=device)
     seconds = _timed(lambda: float((x @ weights)[0, 0]))
     return seconds / (2 * rows * text.hidden_size * text.intermediate_size)
 

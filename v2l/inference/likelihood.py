@@ -22,6 +22,9 @@ from v2l.models.language_model import causal
 from v2l.models.processor import question_text
 from v2l.models.smolvlm import FrozenVLM
 
+POSITIONS_AT_ONCE = 32
+"""Positions whose logits exist at the same time, twice and in float32: 13 MB with the published vocabulary."""
+
 
 def answer_likelihoods(adapters: Sequence[Adapter], question: str, answer: str, vlm: FrozenVLM) -> list[float]:
     """Return for each adapter the log-probability of an answer to a question, in nats: the sum over the tokens of the
@@ -69,8 +72,9 @@ def _likelihoods(prompt: torch.Tensor, target: torch.Tensor, rows: int, vlm: Fro
     hidden = model.run(inputs.repeat(rows, 1), positions.repeat(rows), causal(rows, None), keep)
 
     # Sum the log-probabilities of the answer's tokens
-    log_probabilities = model.logits(hidden).float().log_softmax(-1).view(rows, len(target), -1)
-    return log_probabilities.gather(-1, target.repeat(rows, 1)[..., None]).sum((1, 2)).tolist()
+    parts = zip(hidden.split(POSITIONS_AT_ONCE), target.repeat(rows).split(POSITIONS_AT_ONCE), strict=True)
+    found = [model.logits(part).float().log_softmax(-1).gather(-1, ids[:, None]) for part, ids in parts]
+    return torch.cat(found).view(rows, len(target)).sum(1).tolist()
 
 
 @dataclass(frozen=True)

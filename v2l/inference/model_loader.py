@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 from v2l.adapters.description import BaseModel
 from v2l.errors import ModelError, V2LError, reason
 from v2l.io.text import printable
-from v2l.models.hypernetwork_file import Provenance, locate, read_header
+from v2l.models.hypernetwork_file import HypernetworkConfig, Provenance, locate, read_header
 from v2l.models.lock_file import lock_path, read_lock
-from v2l.models.presets import PRESETS, ModelFolder, find_model, preset_name
+from v2l.models.presets import PRESETS, ModelFolder, find_model, is_tiny, preset_name
 
 if TYPE_CHECKING:
     import torch
@@ -55,15 +55,25 @@ class ModelLoader:
         """Fingerprint of the frozen model, computed from its files."""
         return self.folder.fingerprint
 
-    @cached_property
+    @property
+    def is_tiny(self) -> bool:
+        """Whether the frozen model is the embedded one, which knows drawn clips only."""
+        return is_tiny(self.fingerprint)
+
+    @property
     def provenance(self) -> Provenance:
-        """Provenance of the hypernetwork, read from its file; a published .pt has to be loaded for it."""
+        """Provenance of the hypernetwork."""
+        return self.hypernetwork_header[1]
+
+    @cached_property
+    def hypernetwork_header(self) -> tuple[HypernetworkConfig, Provenance]:
+        """Sizes and provenance of the hypernetwork, read from its file; a published .pt has to be loaded for them."""
         path = locate(self.hypernetwork_source or self.model)
         if path.suffix == ".safetensors":
-            return read_header(path)[1]
-        provenance = self._hypernetwork_on_cpu.provenance
-        assert provenance is not None, "a hypernetwork that was loaded has its provenance"
-        return provenance
+            return read_header(path)
+        loaded = self._hypernetwork_on_cpu
+        assert loaded.provenance is not None, "a hypernetwork that was loaded has its provenance"
+        return loaded.config, loaded.provenance
 
     @cached_property
     def vlm(self) -> FrozenVLM:

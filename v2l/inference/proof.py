@@ -17,11 +17,12 @@ from pathlib import Path
 from v2l.adapters.adapter import Adapter
 from v2l.errors import V2LError
 from v2l.inference.ask import ask_each_about_frames
-from v2l.inference.encode import encode_reading
+from v2l.inference.encode import adapter_from_frames, open_video, start_encode
 from v2l.inference.likelihood import answer_ids, answer_likelihoods, likelihood_in_context
-from v2l.inference.preprocess import EncodedFrames, encode_video_images
+from v2l.inference.preprocess import EncodedFrames, encode_images
 from v2l.inference.timeline import CAPTION_QUESTIONS
 from v2l.io.text import printable
+from v2l.models.device import memory_errors
 from v2l.models.hypernetwork import Hypernetwork
 from v2l.models.smolvlm import FrozenVLM
 from v2l.video.sampling import Reading
@@ -79,7 +80,7 @@ def prove(videos: Sequence[str | os.PathLike], vlm: FrozenVLM, hypernetwork: Hyp
     """
     if len(videos) < 2:
         raise V2LError("the caption of a video is compared under the adapter of another one; give at least two videos")
-    adapters = [encode_reading(video, vlm, hypernetwork, Reading()) for video in videos]
+    encoded, adapters = zip(*(_encode(video, vlm, hypernetwork) for video in videos), strict=True)
     sources = [adapter.description.segments[0].source.sha256 for adapter in adapters]
     for place, sha256 in enumerate(sources):
         if sha256 in sources[:place]:
@@ -87,13 +88,23 @@ def prove(videos: Sequence[str | os.PathLike], vlm: FrozenVLM, hypernetwork: Hyp
             raise V2LError(
                 f"{printable(first)} and {printable(videos[place])} are the same video; name two that differ"
             )
-    return [_prove(Path(video), place, adapters, vlm) for place, video in enumerate(videos)]
+    return [
+        _prove(Path(video), frames, place, adapters, vlm)
+        for place, (video, frames) in enumerate(zip(videos, encoded, strict=True))
+    ]
 
 
-def _prove(video: Path, place: int, adapters: Sequence[Adapter], vlm: FrozenVLM) -> Proof:
+def _encode(video: str | os.PathLike, vlm: FrozenVLM, hypernetwork: Hypernetwork) -> tuple[EncodedFrames, Adapter]:
+    """Encode a video. The vision tower, which takes most of the time, runs once for the adapter and the context."""
+    pending = start_encode(open_video(video), vlm, hypernetwork, Reading())
+    with memory_errors(f"encoding {printable(video)}", vlm.device, vlm.dtype):
+        encoded = encode_images(pending.plan, vlm)
+    return encoded, adapter_from_frames(pending, encoded, vlm, hypernetwork)
+
+
+def _prove(video: Path, encoded: EncodedFrames, place: int, adapters: Sequence[Adapter], vlm: FrozenVLM) -> Proof:
     """Return the proof of one video. place: of its adapter among all"""
     adapter, (question,) = adapters[place], CAPTION_QUESTIONS
-    encoded = encode_video_images(video, vlm, adapter.description.segments[0].reading)
     caption = _caption(video, encoded, question, vlm)
     tokens = len(answer_ids(caption, vlm))
     *each, bias = answer_likelihoods([*adapters, adapter.bias_alone()], question, caption, vlm)

@@ -18,6 +18,7 @@ from v2l.inference.readings import is_long
 from v2l.io.files import identify, time_of_check, unreadable
 from v2l.io.text import clock, printable
 from v2l.models.hypernetwork_file import Provenance
+from v2l.models.presets import is_tiny
 from v2l.video.client import probe, read_frames
 from v2l.video.sampling import READING_REVISION, Reading, choose_frames, revision_of
 
@@ -37,7 +38,7 @@ class Wanted:
 class Staleness:
     """The state of an adapter.
 
-    state: "missing", "stale", "current" or "foreign" (made for another model)
+    state: "missing", "stale", "current" or "foreign" (made for another model; one made for tiny is stale)
     reason: why it is stale, the model of a foreign adapter, or a remark about a current one
     """
 
@@ -45,7 +46,9 @@ class Staleness:
     reason: str = ""
 
 
-def check_staleness(output: Path, wanted: Wanted, check_hash: bool = False, any_reading: bool = False) -> Staleness:
+def check_staleness(
+    output: Path, wanted: Wanted, check_hash: bool = False, any_reading: bool = False, touch: bool = True
+) -> Staleness:
     """Compare the adapter at `output` with what is wanted.
 
     The video is hashed only with `check_hash`, or if its size and times leave doubt: a modification or status change
@@ -53,24 +56,33 @@ def check_staleness(output: Path, wanted: Wanted, check_hash: bool = False, any_
     touched, so that the next comparison needs no hash.
 
     any_reading: accept an adapter of the same video regardless of how the video was read, composed ones included
+    touch: False leaves the adapter as it is in any case
     Raises V2LError if the video cannot be read.
     """
     if not os.path.lexists(output):
         return Staleness("missing")
+    checked = time_of_check()
     try:
         adapter = read_adapter_file(output)
     except V2LError as error:
         return Staleness("stale", str(error))
     made = adapter.description
     if made.base_model.fingerprint != wanted.fingerprint:
-        return Staleness("foreign", f"{printable(made.base_model.id)} ({made.base_model.fingerprint[:12]})")
+        model = f"{printable(made.base_model.id)} ({made.base_model.fingerprint[:12]})"
+        if is_tiny(made.base_model.fingerprint):  # a demonstration does not outlive the choice of a real model
+            return Staleness("stale", f"it was made for {model}, the demonstration model")
+        return Staleness("foreign", model)
     if made.hypernetwork.sha256 != wanted.provenance.sha256:
         return Staleness("stale", "it was made by another hypernetwork")
     if not any_reading:
         changed = _changed_timeline(adapter, wanted) if isinstance(adapter, TimelineFile) else _changed(adapter, wanted)
         if changed:
             return Staleness("stale", ", ".join(changed))
-    return _compare_source(output, adapter, wanted.video, check_hash, _remark(adapter, wanted))
+    found, unsure = _compare_source(adapter, wanted.video, check_hash, _remark(adapter, wanted))
+    if unsure and touch:
+        with contextlib.suppress(OSError):  # another user's file: the next comparison hashes again
+            os.utime(output, ns=(checked, checked))
+    return found
 
 
 def _changed(adapter: AdapterFile, wanted: Wanted) -> list[str]:
@@ -123,9 +135,10 @@ def _remark(adapter: AdapterFile | TimelineFile, wanted: Wanted) -> str:
 
 
 def _compare_source(
-    output: Path, made: AdapterFile | TimelineFile, video: Path, check_hash: bool, remark: str
-) -> Staleness:
-    now, checked = time.time_ns(), time_of_check()
+    made: AdapterFile | TimelineFile, video: Path, check_hash: bool, remark: str
+) -> tuple[Staleness, bool]:
+    """Return the state, and whether the video had to be hashed and is unchanged."""
+    now = time.time_ns()
     try:
         status, link = os.stat(video), os.lstat(video)
     except OSError as error:
@@ -133,17 +146,13 @@ def _compare_source(
     source = _segments(made)[0].source
     # include status change times: a file that replaces the video may have an older modification time
     video_ns = max(status.st_mtime_ns, status.st_ctime_ns, link.st_ctime_ns)
-    checked_ns = made.checked_ns
-    trusted = video_ns <= checked_ns <= now and not check_hash
+    trusted = video_ns <= made.checked_ns <= now and not check_hash
     unchanged = status.st_size == source.size and trusted
     if not unchanged and (status.st_size != source.size or identify(video).sha256 != source.sha256):
-        return Staleness("stale", "the video's content changed")
+        return Staleness("stale", "the video's content changed"), False
     if why := _misread(made, video):
-        return Staleness("stale", why)
-    if not unchanged:
-        with contextlib.suppress(OSError):  # another user's file: the next comparison hashes again
-            os.utime(output, ns=(checked, checked))
-    return Staleness("current", remark)
+        return Staleness("stale", why), False
+    return Staleness("current", remark), not unchanged
 
 
 def _segments(made: AdapterFile | TimelineFile) -> list[Segment]:

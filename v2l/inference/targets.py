@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,10 +14,14 @@ from v2l.errors import UsageError, V2LError
 from v2l.inference.cache import AdapterCache
 from v2l.inference.naming import ADAPTER_SUFFIX, OutputNames, is_adapter, is_video, part_name
 from v2l.io.files import unreadable
-from v2l.io.text import printable
+from v2l.io.text import is_address, printable
 from v2l.video.sampling import Reading
 
-_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+:/", re.IGNORECASE)  # Path collapses the double slash
+_SIDECAR_SUFFIXES = frozenset(
+    ".ass .csv .description .gguf .html .json .jsonl .log .lrc .md .md5 .nfo .pdf .peft .pt .safetensors .sbv .sha256 "
+    ".srt .ssa .torrent .tsv .txt .vtt .xml .ytdl".split()
+)
+"""Suffixes of files beside videos that are none, and of the folder that `v2l export` writes."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +115,7 @@ def _common_folder(inputs: Sequence[Path]) -> str:
     folders = [
         os.path.abspath(given) if os.path.isdir(given) else os.path.dirname(os.path.abspath(given))
         for given in inputs
-        if not _is_address(given)
+        if not _is_missing_address(given)
     ]
     try:
         return os.path.commonpath(folders)
@@ -120,8 +123,27 @@ def _common_folder(inputs: Sequence[Path]) -> str:
         return os.path.abspath(os.sep)
 
 
-def _is_address(given: Path) -> bool:
-    return _ADDRESS.match(os.fspath(given)) is not None and not os.path.exists(given)
+def split_sidecars(inputs: Sequence[Path]) -> tuple[list[Path], list[Path]]:
+    """Return the inputs to encode and those to pass over, as in `v2l encode talks/*`.
+
+    Adapters, subtitles, other text, and every file with the name of a video among the inputs and another suffix are
+    passed over if there is a video or a folder beside them.
+    """
+    named = {(path.parent, path.stem) for path in inputs if is_video(path.name)}
+
+    def is_sidecar(path: Path) -> bool:
+        name = path.name
+        if is_video(name) or not os.path.exists(path):
+            return False
+        stems = (name[:place] for place, char in enumerate(name) if char == ".")
+        return path.suffix.lower() in _SIDECAR_SUFFIXES or any((path.parent, stem) in named for stem in stems)
+
+    passed = [path for path in inputs if is_sidecar(path)]
+    apart = set(passed)
+    encoded = [path for path in inputs if path not in apart]
+    if any(is_video(path.name) or os.path.isdir(path) for path in encoded):
+        return encoded, passed
+    return list(inputs), []
 
 
 def read_names(file: BinaryIO) -> list[Path]:
@@ -135,17 +157,17 @@ def _if_there(target: Target) -> Target:
     """Return the target, with an error if its video is missing."""
     try:
         os.stat(target.video)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # a ValueError: a name that no file can have
         return target if target.error else replace(target, error=str(unreadable(target.video, error)))
-    except ValueError:  # a name that no file can have; reading it says so
-        pass
     return target
 
 
 def _videos_of(given: Path, recursive: bool) -> Iterator[tuple[Path, str]]:
     """Yield (path, error) for a file, or for the videos of a folder."""
-    if _is_address(given):
-        yield given, f"{printable(given)} is an address; v2l reads local files, fetch it first"
+    if _is_missing_address(given):
+        yield given, str(unreadable(given, FileNotFoundError()))
+    elif is_adapter(given.name) and os.path.isfile(given):
+        yield given, f"{printable(given)} is an adapter; name the video to encode"
     elif not os.path.isdir(given):  # False also for a name that no file can have
         yield given, ""
     else:
@@ -156,6 +178,10 @@ def _videos_of(given: Path, recursive: bool) -> Iterator[tuple[Path, str]]:
         if empty:
             hint = "" if recursive else " (--recursive also searches its subfolders)"
             yield given, f"the folder {printable(given)} holds no videos{hint}"
+
+
+def _is_missing_address(given: Path) -> bool:
+    return is_address(given) and not os.path.exists(given)
 
 
 def find_adapters(inputs: Sequence[Path], recursive: bool = False) -> list[tuple[Path, str]]:

@@ -16,8 +16,8 @@ from v2l.adapters.timeline import PartSource, Timeline, write_timeline
 from v2l.adapters.timeline_description import Segmentation, TimelineRequest
 from v2l.errors import V2LError
 from v2l.inference.ask import ask_each
-from v2l.inference.encode import ADAPTER_TYPE, OpenedVideo, PendingEncode, finish_encode, open_video, start_encode
-from v2l.inference.estimate import seconds_per_encoding
+from v2l.inference.encode import OpenedVideo, PendingEncode, finish_encode, open_video, start_encode
+from v2l.inference.estimate import Networks, factor_bytes, seconds_per_encoding
 from v2l.inference.readings import check_wish, covered, fill_reading, plan_segments
 from v2l.io.claims import hidden_beside
 from v2l.io.files import (
@@ -32,6 +32,7 @@ from v2l.io.safetensors_file import canonical_json
 from v2l.io.text import amount, clock, printable, span
 from v2l.models.checkpoint import check_belongs
 from v2l.models.hypernetwork import Hypernetwork
+from v2l.models.hypernetwork_file import Provenance
 from v2l.models.presets import INDEX_QUESTIONS
 from v2l.models.smolvlm import FrozenVLM
 from v2l.video.client import decoder_version
@@ -87,16 +88,16 @@ def make_job(
 
     reading: of the overview, filled; index: as for `encode_timeline`
     """
-    questions = index_questions(hypernetwork) if index else ()
+    assert hypernetwork.provenance is not None, "check_belongs refuses a hypernetwork without provenance"
+    questions = index_questions(hypernetwork.provenance) if index else ()
     return TimelineJob(opened, TimelineRequest(reading, check_wish(wish)), tuple(segments), questions)
 
 
-def index_questions(hypernetwork: Hypernetwork) -> tuple[str, ...]:
+def index_questions(provenance: Provenance) -> tuple[str, ...]:
     """Return the questions that every segment answers for the index: those that the hypernetwork lists, those that
     belong to its frozen model, or a request for a caption."""
-    assert hypernetwork.provenance is not None, "check_belongs refuses a hypernetwork without provenance"
-    listed = hypernetwork.provenance.trained_with.index_questions
-    return listed or INDEX_QUESTIONS.get(hypernetwork.provenance.base_model, CAPTION_QUESTIONS)
+    listed = provenance.trained_with.index_questions
+    return listed or INDEX_QUESTIONS.get(provenance.base_model, CAPTION_QUESTIONS)
 
 
 CAPTION_QUESTIONS = ("Describe what is happening in this video.",)
@@ -148,16 +149,15 @@ class TimelineJob:
 
     def bytes(self, hypernetwork: Hypernetwork) -> int:
         """Return the size of the factors in the file."""
-        config = hypernetwork.config
-        ranks = (1 + len(self.segments)) * config.rank + config.rank
-        return config.num_layers * ranks * (config.intermediate_size + config.hidden_size) * ADAPTER_TYPE.itemsize
+        return factor_bytes(hypernetwork.config, 1 + len(self.segments))
 
     def estimate(self, vlm: FrozenVLM, hypernetwork: Hypernetwork, output: Path) -> TimelineEstimate:
         """Estimate the work that is left before it begins."""
         parts = 1 + len(self.segments)
         with contextlib.suppress(V2LError), FinishedParts.beside(output, self._key(vlm, hypernetwork)) as finished:
             parts -= finished.count()
-        each = seconds_per_encoding(vlm, hypernetwork, self.segments[0].frames or 1, len(self.questions))
+        networks = Networks(vlm.folder.config, vlm.geometry, hypernetwork.config, vlm.device, vlm.dtype)
+        each = seconds_per_encoding(networks, self.segments[0].frames or 1, len(self.questions))
         return TimelineEstimate(self, parts * each, self.bytes(hypernetwork))
 
     def _prepare(

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from v2l.errors import V2LError
-from v2l.io.text import printable
+from v2l.io.text import is_address, printable
 
 try:
     import fcntl
@@ -75,9 +75,12 @@ def open_regular(path: str | os.PathLike) -> io.BufferedReader:
     return file
 
 
-def unreadable(path: str | os.PathLike, error: OSError) -> V2LError:
+def unreadable(path: str | os.PathLike, error: OSError | ValueError) -> V2LError:
     """Return the error for a file that cannot be opened or read."""
-    return V2LError(f"cannot read {printable(path)}: {error.strerror or error}; check the name and its permissions")
+    if is_address(path) and isinstance(error, FileNotFoundError):
+        return V2LError(f"{printable(path)} is an address; v2l reads local files, fetch it first")
+    why = getattr(error, "strerror", None) or error  # a ValueError: a name that no file can have
+    return V2LError(f"cannot read {printable(path)}: {why}; check the name and its permissions")
 
 
 # Writing -----------------------------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from typing import Any
 from v2l.errors import V2LError
 from v2l.io.files import unreadable
 from v2l.io.text import printable
+from v2l.io.untrusted import json_error
 
 MAX_LINE = 1_000_000
 """Limit of characters per row."""
@@ -111,6 +112,8 @@ def _example(line: str, folder: Path) -> Example:
         row = json.loads(line)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
+    except json.JSONDecodeError as error:
+        raise ValueError(f"it is not JSON: {json_error(error)}") from error
     if not isinstance(row, dict):
         raise ValueError("it is not a JSON object")
     metadata = row.get("metadata") or {}

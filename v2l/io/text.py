@@ -1,7 +1,9 @@
-"""Escaping of untrusted text, and formatting of sizes and times."""
+"""Escaping of untrusted text, formatting of sizes and times, and the width that text may take."""
 
 from __future__ import annotations
 
+import os
+import re
 import unicodedata
 
 MAX_SHOWN = 200
@@ -27,9 +29,26 @@ def inert(text: str) -> str:
     return escape(text, keep="\n\t")
 
 
+_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+:/", re.IGNORECASE)
+
+
+def is_address(path: str | os.PathLike[str]) -> bool:
+    """Return whether a name has the form of a URL, which a Path holds with a single slash after its scheme."""
+    return _ADDRESS.match(os.fspath(path)) is not None
+
+
+def whole(path: str | os.PathLike[str]) -> str:
+    """Return a path as text, a URL as it was given."""
+    text = os.fspath(path)
+    scheme, _, rest = text.partition(":/")
+    if not is_address(text) or rest.startswith("/"):
+        return text
+    return f"{scheme}://{'/' if scheme.lower() == 'file' else ''}{rest}"
+
+
 def printable(value: object) -> str:
     """Escape a file name or an untrusted string for a message, cut to `MAX_SHOWN` characters."""
-    shown = escape(str(value))
+    shown = escape(whole(value) if isinstance(value, os.PathLike) else str(value))
     return shown if len(shown) <= MAX_SHOWN else shown[: MAX_SHOWN - 3] + "..."
 
 
@@ -70,3 +89,9 @@ def clock(seconds: float) -> str:
     hours, minutes = divmod(minutes, 60)
     rest = f"{tenths // 10:02d}" + (f".{tenths % 10}" if tenths % 10 else "")
     return f"{hours}:{minutes:02d}:{rest}" if hours else f"{minutes}:{rest}"
+
+
+def stated_columns() -> int | None:
+    """Return the width of the terminal that the environment variable COLUMNS states; None if it states none."""
+    text = os.environ.get("COLUMNS", "")
+    return int(text) or None if text.isascii() and text.isdigit() else None

@@ -48,10 +48,18 @@ def read_json(path: Path, limit: int = MAX_JSON_BYTES, optional: bool = False) -
             return {}
         raise V2LError(f"{printable(path)} is missing; name a folder in the Hugging Face layout") from error
     except (ValueError, RecursionError) as error:
-        raise V2LError(f"cannot read {printable(path)}: {printable(error)}; get another copy of it") from error
+        raise V2LError(f"{printable(path)} is not JSON: {json_error(error)}; get another copy of it") from error
     if not isinstance(content, dict):
         raise V2LError(f"{printable(path)} is not a JSON object; get another copy of it")
     return content
+
+
+def json_error(error: Exception) -> str:
+    """Describe why a text is not JSON: `"Expecting ',' delimiter at column 12"`, with the line if it has several."""
+    if not isinstance(error, json.JSONDecodeError):
+        return printable(error)
+    line = f"line {error.lineno}, " if "\n" in error.doc.strip() else ""
+    return f"{error.msg} at {line}column {error.colno}"
 
 
 def shown(value: object) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import time
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,6 +30,8 @@ from v2l.models.hypernetwork_file import (
 )
 from v2l.models.published import PublishedCheckpoint, read_published
 from v2l.models.smolvlm import FrozenVLM
+
+logger = logging.getLogger(__name__)
 
 # Part of the content that the sha256 of a published checkpoint covers: after a change here, new adapters do not compose
 # with older ones.
@@ -61,7 +65,7 @@ def load_hypernetwork(source: str | os.PathLike, device: str | torch.device | No
     Raises V2LError if it is missing, damaged or not a hypernetwork that v2l implements, and ModelError if it does not
     fit the memory.
     """
-    device = choose_device(device)
+    device, started = choose_device(device), time.perf_counter()
     path = locate(source)
     if path.suffix == ".pt":
         hypernetwork = _from_published(read_published(path), path)
@@ -69,7 +73,9 @@ def load_hypernetwork(source: str | os.PathLike, device: str | torch.device | No
         file = HypernetworkFile.read(path)
         hypernetwork = _with_weights(file.config, to_tensors(file.weights))
         hypernetwork.provenance = file.provenance
-    return move(hypernetwork, device, "the hypernetwork").eval()
+    moved = move(hypernetwork, device, "the hypernetwork").eval()
+    logger.debug("loaded the hypernetwork %s in %.2f s: %s", path, time.perf_counter() - started, device)
+    return moved
 
 
 def save_hypernetwork(hypernetwork: Hypernetwork, path: str | os.PathLike) -> None:

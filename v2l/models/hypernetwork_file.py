@@ -191,7 +191,7 @@ def locate(source: str | os.PathLike) -> Path:
             )
     if path.suffix not in (".pt", ".safetensors"):
         raise V2LError(
-            f"{printable(source)} is not a hypernetwork; name a .safetensors, a published .pt or one of "
+            f"{printable(path)} is not a hypernetwork; name a .safetensors, a published .pt or one of "
             f"{', '.join(['tiny', *PRESETS])}"
         )
     return path

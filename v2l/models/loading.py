@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import math
+import time
 from collections.abc import Iterable, Iterator, Mapping
 
 import torch
@@ -20,6 +22,8 @@ from v2l.models.smolvlm import FrozenVLM
 from v2l.models.tokenizer import load_tokenizer
 from v2l.models.vision_tower import VisionTower
 from v2l.models.weights import open_tensors
+
+logger = logging.getLogger(__name__)
 
 VISION_PREFIXES = ("model.vision_model.", "model.connector.")
 """Starts of the names of the vision tower's tensors and the connector's."""
@@ -47,10 +51,12 @@ def load_vlm(
     device = choose_device(device)
     dtype = dtype or default_dtype(device, folder.config.text_config)
     tokenizer = load_tokenizer(folder)
-    needed = model_bytes(folder.config, dtype, vision)
+    needed, started = model_bytes(folder.config, dtype, vision), time.perf_counter()
     with memory_errors(f"the model in {printable(folder.path)}", device, dtype, needed):
         language = LanguageModel.empty(folder.config, device, dtype)
         _fill(folder, language_model.published_weights(language))
+    seconds = time.perf_counter() - started
+    logger.debug("loaded %s from %s in %.2f s: %s, %s", folder.id, folder.path, seconds, device, dtype)
     vlm = FrozenVLM(folder, language, None, tokenizer, device)
     return add_vision(vlm) if vision else vlm
 
@@ -60,10 +66,12 @@ def add_vision(vlm: FrozenVLM) -> FrozenVLM:
     if vlm.vision is None:
         folder, config = vlm.folder, vlm.folder.config
         needed = model_bytes(config, vlm.dtype) - model_bytes(config, vlm.dtype, vision=False)
+        started = time.perf_counter()
         with memory_errors(f"the vision tower of {printable(folder.path)}", vlm.device, vlm.dtype, needed):
             tower = VisionTower.empty(config, vlm.device, vlm.dtype)
             _fill(folder, vision_tower.published_weights(tower))
         vlm.vision = tower
+        logger.debug("loaded the vision tower in %.2f s", time.perf_counter() - started)
     return vlm
 
 

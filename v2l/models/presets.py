@@ -83,6 +83,13 @@ EMBEDDED = Path(__file__).parents[1] / "tiny" / "weights"
 RELEASE = "tiny-5"
 """Name of the embedded frozen model in adapters: the release that introduced it. Its hypernetwork, which may come from
 a later release, has its own name."""
+_TINY_FINGERPRINTS = {
+    "tiny-1": "649479fc33f47f61a3278b827e2bf1718f5be0ec3837f523685927fc6ba1b93e",
+    "tiny-2": "0305b7921c90deebf5ff8bd18a079e4242df88ad4fed1d3ddcb420463debf8a8",
+    "tiny-4": "a399c91c0c00f6539c61a116c0c766a7b31e420df7fce18a93ac634774e8369a",
+    RELEASE: "041f52e5871f6d3274e81428c103a95eae294a821ce2a14dbb9b4233fb9b2e11",
+}
+"""Fingerprints of the embedded frozen models by release."""
 MAX_INDEX_QUESTIONS = 32
 """Limit of the questions in the index of a timeline."""
 TINY_QUESTIONS = (
@@ -95,6 +102,11 @@ TINY_QUESTIONS = (
 INDEX_QUESTIONS = {"tiny": TINY_QUESTIONS, RELEASE: TINY_QUESTIONS}
 """Questions that every segment of a timeline answers, by the name of the frozen model, for hypernetworks that list none
 (docs/world.md). The words are asked for twice, because each answer misses some."""
+
+
+def is_tiny(fingerprint: str | None) -> bool:
+    """Return whether a fingerprint is that of the embedded model, of any release and wherever its files are."""
+    return fingerprint in _TINY_FINGERPRINTS.values()
 
 
 @dataclass(frozen=True)

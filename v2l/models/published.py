@@ -24,6 +24,7 @@ from typing import Any
 import torch
 
 from v2l.errors import V2LError
+from v2l.io.files import unreadable
 
 # The larger published file has 0.91 GB, about 150 entries and a pickle of 40 kB with 7,000 opcodes.
 _MAX_FILE_BYTES = 4 * 2**30
@@ -97,8 +98,7 @@ def read_published(path: str | os.PathLike[str]) -> PublishedCheckpoint:
         _need(stat.S_ISREG(status.st_mode), f"{shown} is not a regular file: give a checkpoint (.pt)")
         file = _BoundedReader(io.FileIO(name))
     except (OSError, ValueError) as error:
-        why = getattr(error, "strerror", None) or error
-        raise V2LError(f"cannot read {shown}: {why}: check the path and its permissions") from error
+        raise unreadable(path, error) from error
     with file:
         try:
             return _checkpoint(_Archive(file, status.st_size))

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from v2l.errors import V2LError
+from v2l.errors import missing_extra
 from v2l.io.files import append_line, atomically
 from v2l.models.device import cpu_capabilities, has_bfloat16_units
 
@@ -120,7 +120,7 @@ class Processes:
             try:
                 from accelerate import Accelerator
             except ImportError as error:
-                raise V2LError("training in several processes needs accelerate; pip install 'v2l[train]'") from error
+                raise missing_extra("training in several processes", "accelerate", "train") from error
             self.accelerator = Accelerator(cpu=not torch.cuda.is_available())
 
     @property

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from v2l.errors import UsageError, V2LError, errors_in_one_line
 from v2l.io.files import sweep, temporary_beside, write_atomically
-from v2l.io.text import printable
+from v2l.io.text import printable, stated_columns
 from v2l.training.finevideo_annotations import Span, read_split
 
 PROMPTS = {
@@ -226,7 +226,8 @@ def build(options: argparse.Namespace) -> int:
 @contextlib.contextmanager
 def _progress(unit: str, quiet: bool) -> Iterator[tqdm]:
     hidden = quiet or not sys.stderr.isatty() or os.environ.get("TERM") == "dumb"
-    with tqdm(unit=unit, dynamic_ncols=True, leave=False, disable=hidden) as bar:
+    columns = stated_columns()
+    with tqdm(unit=unit, ncols=columns, dynamic_ncols=not columns, leave=False, disable=hidden) as bar:
         yield bar
 
 

@@ -19,6 +19,7 @@ from typing import Any
 from v2l.errors import V2LError
 from v2l.io.files import open_regular, unreadable
 from v2l.io.text import printable
+from v2l.io.untrusted import json_error
 from v2l.video.client import probe
 from v2l.video.sampling import Video, frame_range
 
@@ -172,7 +173,7 @@ def _annotation(path: Path) -> Mapping[str, Any]:
     except UnicodeDecodeError as error:
         raise ValueError("it is not UTF-8 text") from error
     except json.JSONDecodeError as error:
-        raise ValueError(f"it is not JSON ({error})") from error
+        raise ValueError(f"it is not JSON: {json_error(error)}") from error
 
 
 def _object(value: Mapping[str, Any], name: str) -> Mapping[str, Any]:

@@ -25,7 +25,7 @@ from typing import IO, Any
 import numpy as np
 
 from v2l.errors import V2LError
-from v2l.io.text import printable
+from v2l.io.text import printable, whole
 from v2l.video.limits import MEMORY, POLL, SILENCE
 from v2l.video.probe import Frame
 from v2l.video.protocol import Message, receive, send, video_from_json, video_to_json
@@ -89,9 +89,10 @@ def _names(path: str | os.PathLike[str]) -> dict[str, str]:
 
     Raises V2LError if the path is relative and the working folder was deleted.
     """
-    shown = os.fsdecode(path)
+    name = os.fsdecode(path)
+    shown = whole(name)
     try:
-        return {"path": os.path.abspath(shown), "shown": shown}
+        return {"path": os.path.abspath(name), "shown": shown}
     except FileNotFoundError as error:
         raise V2LError(f"cannot find {printable(shown)}: the working folder was deleted; change to another") from error
 

@@ -19,6 +19,7 @@ from typing import Any
 from v2l.errors import V2LError
 from v2l.io.files import open_regular, unreadable
 from v2l.io.text import printable
+from v2l.io.untrusted import json_error
 
 MAX_BYTES = 512 << 20
 """Maximum size of an annotation file; the largest published one has a few megabytes."""
@@ -231,4 +232,4 @@ def _parsed(text: str, where: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise V2LError(f"{where} is not JSON: {printable(error)}; fetch the published file again") from error
+        raise V2LError(f"{where} is not JSON: {json_error(error)}; fetch the published file again") from error

@@ -33,12 +33,14 @@ _v2l_offer() {
         formats) _v2l_words "$2" 'peft gguf' ;;
         folders) _v2l_paths "$2" '' ;;
         images) _v2l_paths "$2" '*@(.pdf|.png|.svg)' ;;
+        commands) _v2l_words "$2" 'encode ask find frames demo compose info verify export pull import bench eval train completion help' ;;
         controls) _v2l_words "$2" 'in_context nothing bias other_clip' ;;
         manifests) _v2l_paths "$2" '*@(.jsonl)' ;;
         metrics) _v2l_words "$2" 'exact f1 rouge_l judge' ;;
         models) _v2l_words "$2" 'tiny smolvlm2-500m smolvlm2-2.2b'; _v2l_paths "$2" '' ;;
         papers) _v2l_words "$2" '500m 2.2b' ;;
         safetensors) _v2l_paths "$2" '*@(.safetensors)' ;;
+        shells) _v2l_words "$2" 'bash zsh fish' ;;
         tables) _v2l_paths "$2" '*@(.csv)' ;;
         subjects) _v2l_paths "$2" '*@(.v2l.safetensors|.3gp|.avi|.flv|.m2ts|.m4v|.mkv|.mov|.mp4|.mpeg|.mpg|.mts|.ogv|.ts|.webm|.wmv)' ;;
         videos) _v2l_paths "$2" '*@(.3gp|.avi|.flv|.m2ts|.m4v|.mkv|.mov|.mp4|.mpeg|.mpg|.mts|.ogv|.ts|.webm|.wmv)' ;;
@@ -93,28 +95,30 @@ _v2l() {
         return
     fi
     case $command in
-        '') words='' options='--version --json --help -h' ;;
-        'encode') words='videos' options='--recursive -r --files-from --frames --fps --start --end --resolution --keep-damaged --shard --segments --segment-seconds --split --no-index --output -o --output-dir --cache --check-hash --overwrite --fail-fast --model -m --hypernetwork --device --dtype --json --quiet --debug --help -h' ;;
-        'ask') words='subjects' options='--recursive -r --question -q --in-context --frames --fps --start --end --resolution --max-new-tokens --strength --whole --each --format --raw --model -m --hypernetwork --device --dtype --json --quiet --debug --help -h' ;;
-        'find') words='adapters' options='--recursive -r --limit -n --question --answer --model -m --device --dtype --json --quiet --debug --help -h' ;;
-        'frames') words='adapters' options='--at --segment --video --output-dir -o --strip --overwrite --json --quiet --debug --help -h' ;;
-        'demo') words='videos' options='--output-dir --overwrite --model -m --hypernetwork --device --dtype --json --quiet --debug --help -h' ;;
-        'compose') words='adapters' options='--output -o --rank --overwrite --json --quiet --debug --help -h' ;;
-        'info') words='weights' options='--timeline --json --quiet --debug --help -h' ;;
-        'verify') words='adapters' options='--video --model -m --hypernetwork --device --dtype --json --quiet --debug --help -h' ;;
-        'export') words='adapters' options='--format --output -o --at --segment --overwrite --json --quiet --debug --help -h' ;;
-        'pull') words='architectures' options='--revision --dtype --default --yes -y --json --quiet --debug --help -h' ;;
-        'import') words='checkpoints' options='--output -o --overwrite --json --quiet --debug --help -h' ;;
-        'bench') words='videos' options='--frames --resolution --segments --questions --repeats --new-tokens --budget --output -o --csv --plot --arch --random-weights --model -m --hypernetwork --device --dtype --json --quiet --debug --help -h' ;;
-        'eval') words='manifests' options='--benchmark --root --frames --resolution --segments --timeline --segment-seconds --output -o --plot --without --ablate --max-new-tokens --metric --paper --judge --judge-model --set --model -m --hypernetwork --device --dtype --json --quiet --debug --help -h' ;;
-        'train') words='manifests' options='--output -o --validation --root --frames --fps --resolution --teacher --steps --batch --learning-rate --seed --set --model -m --hypernetwork --device --dtype --json --quiet --debug --help -h' ;;
+        '') words='' options='--version -V --json --help -h' ;;
+        'encode') words='videos' options='--recursive -r --files-from --frames --fps --start --end --resolution --keep-damaged --shard --segments --segment-seconds --split --no-index --output -o --output-dir --cache --check-hash --overwrite --fail-fast --dry-run --model -m --hypernetwork --device --dtype --json --quiet --verbose --debug -v --help -h' ;;
+        'ask') words='subjects' options='--recursive -r --question -q --in-context --frames --fps --start --end --resolution --max-new-tokens --strength --whole --each --format --raw --model -m --hypernetwork --device --dtype --json --quiet --verbose --debug -v --help -h' ;;
+        'find') words='adapters' options='--recursive -r --limit -n --question --answer --model -m --device --dtype --json --quiet --verbose --debug -v --help -h' ;;
+        'frames') words='adapters' options='--at --segment --video --output-dir -o --strip --overwrite --json --quiet --verbose --debug -v --help -h' ;;
+        'demo') words='videos' options='--output-dir --overwrite --model -m --hypernetwork --device --dtype --json --quiet --verbose --debug -v --help -h' ;;
+        'compose') words='adapters' options='--output -o --rank --overwrite --json --quiet --verbose --debug -v --help -h' ;;
+        'info') words='weights' options='--timeline --json --quiet --verbose --debug -v --help -h' ;;
+        'verify') words='adapters' options='--video --model -m --hypernetwork --device --dtype --json --quiet --verbose --debug -v --help -h' ;;
+        'export') words='adapters' options='--format --output -o --at --segment --overwrite --json --quiet --verbose --debug -v --help -h' ;;
+        'pull') words='architectures' options='--revision --dtype --default --yes -y --no-proof --json --quiet --verbose --debug -v --help -h' ;;
+        'import') words='checkpoints' options='--output -o --overwrite --json --quiet --verbose --debug -v --help -h' ;;
+        'bench') words='videos' options='--frames --resolution --segments --questions --repeats --new-tokens --budget --output -o --csv --plot --arch --random-weights --model -m --hypernetwork --device --dtype --json --quiet --verbose --debug -v --help -h' ;;
+        'eval') words='manifests' options='--benchmark --root --frames --resolution --segments --timeline --segment-seconds --output -o --plot --without --ablate --max-new-tokens --metric --paper --judge --judge-model --set --model -m --hypernetwork --device --dtype --json --quiet --verbose --debug -v --help -h' ;;
+        'train') words='manifests' options='--output -o --validation --root --frames --fps --resolution --teacher --steps --batch --learning-rate --seed --set --model -m --hypernetwork --device --dtype --json --quiet --verbose --debug -v --help -h' ;;
+        'completion') words='shells' options='--help -h' ;;
+        'help') words='commands' options='--help -h' ;;
     esac
     if [[ $current == -* && ! $only_words ]]; then
         _v2l_words "$current" "$options"
     elif [[ $command ]]; then
         _v2l_offer "$words" "$current"
     else
-        _v2l_words "$current" 'encode ask find frames demo compose info verify export pull import bench eval train'
+        _v2l_words "$current" 'encode ask find frames demo compose info verify export pull import bench eval train completion help'
     fi
 }
 

@@ -61,6 +61,10 @@ function __v2l_images
     __v2l_paths .pdf .png .svg
 end
 
+function __v2l_commands
+    printf '%s\n' encode ask find frames demo compose info verify export pull import bench eval train completion help
+end
+
 function __v2l_controls
     printf '%s\n' in_context nothing bias other_clip
 end
@@ -86,6 +90,10 @@ function __v2l_safetensors
     __v2l_paths .safetensors
 end
 
+function __v2l_shells
+    printf '%s\n' bash zsh fish
+end
+
 function __v2l_tables
     __v2l_paths .csv
 end
@@ -109,7 +117,7 @@ complete -c v2l -n '__v2l_in' -a find -d 'Find the segments of videos that match
 complete -c v2l -n '__v2l_in' -a frames -d 'Write the pictures that an adapter was made from'
 complete -c v2l -n '__v2l_in' -a demo -d 'Show how it works, with nothing but what is installed'
 complete -c v2l -n '__v2l_in' -a compose -d 'Compose several adapters into one'
-complete -c v2l -n '__v2l_in' -a info -d 'Describe adapters and hypernetworks'
+complete -c v2l -n '__v2l_in' -a info -d 'Describe adapters, hypernetworks and videos'
 complete -c v2l -n '__v2l_in' -a verify -d 'Check that adapters, or a model and its hypernetwork, are sound and have an effect'
 complete -c v2l -n '__v2l_in' -a export -d 'Convert an adapter to the format of another engine'
 complete -c v2l -n '__v2l_in' -a pull -d 'Fetch a frozen model and its hypernetwork'
@@ -117,8 +125,10 @@ complete -c v2l -n '__v2l_in' -a import -d 'Convert a published checkpoint to a 
 complete -c v2l -n '__v2l_in' -a bench -d 'Measure the cost of an answer'
 complete -c v2l -n '__v2l_in' -a eval -d 'Compare adapters with the video in context'
 complete -c v2l -n '__v2l_in' -a train -d 'Train a hypernetwork for a frozen model'
+complete -c v2l -n '__v2l_in' -a completion -d 'Print the file by which a shell completes the command line of v2l'
+complete -c v2l -n '__v2l_in' -a help -d 'Print the help of v2l, or of a command'
 
-complete -c v2l -n '__v2l_in' -l version -d 'Print the versions of v2l and of the libraries that it uses'
+complete -c v2l -n '__v2l_in' -l version -s V -d 'Print the versions of v2l and of the libraries that it uses'
 complete -c v2l -n '__v2l_in' -l json -d 'Print the versions as JSON'
 complete -c v2l -n '__v2l_in' -l help -s h -d 'Show this message and exit'
 
@@ -142,13 +152,14 @@ complete -c v2l -n '__v2l_in encode' -l cache -d 'Keep the adapters in your cach
 complete -c v2l -n '__v2l_in encode' -l check-hash -d 'Compare the contents of videos, not their sizes and times, to find adapters that are out of date'
 complete -c v2l -n '__v2l_in encode' -l overwrite -d 'Encode again, even if an adapter is up to date'
 complete -c v2l -n '__v2l_in encode' -l fail-fast -d 'Stop at the first video that fails'
+complete -c v2l -n '__v2l_in encode' -l dry-run -d 'Encode nothing; print what would be encoded, why, and its cost'
 complete -c v2l -n '__v2l_in encode' -l model -s m -x -a '(__v2l_models)' -d 'Use this preset or model folder'
 complete -c v2l -n '__v2l_in encode' -l hypernetwork -x -a '(__v2l_weights)' -d 'Use this hypernetwork'
 complete -c v2l -n '__v2l_in encode' -l device -x -a '(__v2l_devices)' -d 'Run on this device, such as cpu, cuda, cuda:1 or mps'
 complete -c v2l -n '__v2l_in encode' -l dtype -x -a '(__v2l_dtypes)' -d 'Load the model in float32, bfloat16 or float16'
 complete -c v2l -n '__v2l_in encode' -l json -d 'Print one JSON object per line instead of text'
 complete -c v2l -n '__v2l_in encode' -l quiet -d 'Print no notes and no progress'
-complete -c v2l -n '__v2l_in encode' -l debug -d 'Print the traceback of an error'
+complete -c v2l -n '__v2l_in encode' -l verbose -l debug -s v -d 'Print what is loaded and done, with the seconds since the start, and the traceback of an error'
 complete -c v2l -n '__v2l_in encode' -l help -s h -d 'Show this message and exit'
 
 complete -c v2l -n '__v2l_in ask' -a '(__v2l_subjects)'
@@ -172,7 +183,7 @@ complete -c v2l -n '__v2l_in ask' -l device -x -a '(__v2l_devices)' -d 'Run on t
 complete -c v2l -n '__v2l_in ask' -l dtype -x -a '(__v2l_dtypes)' -d 'Load the model in float32, bfloat16 or float16'
 complete -c v2l -n '__v2l_in ask' -l json -d 'Print one JSON object per line instead of text'
 complete -c v2l -n '__v2l_in ask' -l quiet -d 'Print no notes and no progress'
-complete -c v2l -n '__v2l_in ask' -l debug -d 'Print the traceback of an error'
+complete -c v2l -n '__v2l_in ask' -l verbose -l debug -s v -d 'Print what is loaded and done, with the seconds since the start, and the traceback of an error'
 complete -c v2l -n '__v2l_in ask' -l help -s h -d 'Show this message and exit'
 
 complete -c v2l -n '__v2l_in find' -a '(__v2l_adapters)'
@@ -185,7 +196,7 @@ complete -c v2l -n '__v2l_in find' -l device -x -a '(__v2l_devices)' -d 'Run on 
 complete -c v2l -n '__v2l_in find' -l dtype -x -a '(__v2l_dtypes)' -d 'Load the model in float32, bfloat16 or float16'
 complete -c v2l -n '__v2l_in find' -l json -d 'Print one JSON object per line instead of text'
 complete -c v2l -n '__v2l_in find' -l quiet -d 'Print no notes and no progress'
-complete -c v2l -n '__v2l_in find' -l debug -d 'Print the traceback of an error'
+complete -c v2l -n '__v2l_in find' -l verbose -l debug -s v -d 'Print what is loaded and done, with the seconds since the start, and the traceback of an error'
 complete -c v2l -n '__v2l_in find' -l help -s h -d 'Show this message and exit'
 
 complete -c v2l -n '__v2l_in frames' -a '(__v2l_adapters)'
@@ -197,7 +208,7 @@ complete -c v2l -n '__v2l_in frames' -l strip -x -a '(__v2l_images)' -d 'Write o
 complete -c v2l -n '__v2l_in frames' -l overwrite -d 'Replace a file that exists already'
 complete -c v2l -n '__v2l_in frames' -l json -d 'Print one JSON object per line instead of text'
 complete -c v2l -n '__v2l_in frames' -l quiet -d 'Print no notes and no progress'
-complete -c v2l -n '__v2l_in frames' -l debug -d 'Print the traceback of an error'
+complete -c v2l -n '__v2l_in frames' -l verbose -l debug -s v -d 'Print what is loaded and done, with the seconds since the start, and the traceback of an error'
 complete -c v2l -n '__v2l_in frames' -l help -s h -d 'Show this message and exit'
 
 complete -c v2l -n '__v2l_in demo' -a '(__v2l_videos)'
@@ -209,7 +220,7 @@ complete -c v2l -n '__v2l_in demo' -l device -x -a '(__v2l_devices)' -d 'Run on 
 complete -c v2l -n '__v2l_in demo' -l dtype -x -a '(__v2l_dtypes)' -d 'Load the model in float32, bfloat16 or float16'
 complete -c v2l -n '__v2l_in demo' -l json -d 'Print one JSON object per line instead of text'
 complete -c v2l -n '__v2l_in demo' -l quiet -d 'Print no notes and no progress'
-complete -c v2l -n '__v2l_in demo' -l debug -d 'Print the traceback of an error'
+complete -c v2l -n '__v2l_in demo' -l verbose -l debug -s v -d 'Print what is loaded and done, with the seconds since the start, and the traceback of an error'
 complete -c v2l -n '__v2l_in demo' -l help -s h -d 'Show this message and exit'
 
 complete -c v2l -n '__v2l_in compose' -a '(__v2l_adapters)'
@@ -218,14 +229,14 @@ complete -c v2l -n '__v2l_in compose' -l rank -x -d 'Reduce the generated ranks 
 complete -c v2l -n '__v2l_in compose' -l overwrite -d 'Replace a file that exists already'
 complete -c v2l -n '__v2l_in compose' -l json -d 'Print one JSON object per line instead of text'
 complete -c v2l -n '__v2l_in compose' -l quiet -d 'Print no notes and no progress'
-complete -c v2l -n '__v2l_in compose' -l debug -d 'Print the traceback of an error'
+complete -c v2l -n '__v2l_in compose' -l verbose -l debug -s v -d 'Print what is loaded and done, with the seconds since the start, and the traceback of an error'
 complete -c v2l -n '__v2l_in compose' -l help -s h -d 'Show this message and exit'
 
 complete -c v2l -n '__v2l_in info' -a '(__v2l_weights)'
 complete -c v2l -n '__v2l_in info' -l timeline -d 'List the segments of timelines and the answers of their index'
 complete -c v2l -n '__v2l_in info' -l json -d 'Print one JSON object per line instead of text'
 complete -c v2l -n '__v2l_in info' -l quiet -d 'Print no notes and no progress'
-complete -c v2l -n '__v2l_in info' -l debug -d 'Print the traceback of an error'
+complete -c v2l -n '__v2l_in info' -l verbose -l debug -s v -d 'Print what is loaded and done, with the seconds since the start, and the traceback of an error'
 complete -c v2l -n '__v2l_in info' -l help -s h -d 'Show this message and exit'
 
 complete -c v2l -n '__v2l_in verify' -a '(__v2l_adapters)'
@@ -236,7 +247,7 @@ complete -c v2l -n '__v2l_in verify' -l device -x -a '(__v2l_devices)' -d 'Run o
 complete -c v2l -n '__v2l_in verify' -l dtype -x -a '(__v2l_dtypes)' -d 'Load the model in float32, bfloat16 or float16'
 complete -c v2l -n '__v2l_in verify' -l json -d 'Print one JSON object per line instead of text'
 complete -c v2l -n '__v2l_in verify' -l quiet -d 'Print no notes and no progress'
-complete -c v2l -n '__v2l_in verify' -l debug -d 'Print the traceback of an error'
+complete -c v2l -n '__v2l_in verify' -l verbose -l debug -s v -d 'Print what is loaded and done, with the seconds since the start, and the traceback of an error'
 complete -c v2l -n '__v2l_in verify' -l help -s h -d 'Show this message and exit'
 
 complete -c v2l -n '__v2l_in export' -a '(__v2l_adapters)'
@@ -247,7 +258,7 @@ complete -c v2l -n '__v2l_in export' -l segment -x -d 'Export segment N of a tim
 complete -c v2l -n '__v2l_in export' -l overwrite -d 'Replace a file that exists already'
 complete -c v2l -n '__v2l_in export' -l json -d 'Print one JSON object per line instead of text'
 complete -c v2l -n '__v2l_in export' -l quiet -d 'Print no notes and no progress'
-complete -c v2l -n '__v2l_in export' -l debug -d 'Print the traceback of an error'
+complete -c v2l -n '__v2l_in export' -l verbose -l debug -s v -d 'Print what is loaded and done, with the seconds since the start, and the traceback of an error'
 complete -c v2l -n '__v2l_in export' -l help -s h -d 'Show this message and exit'
 
 complete -c v2l -n '__v2l_in pull' -a '(__v2l_architectures)'
@@ -255,9 +266,10 @@ complete -c v2l -n '__v2l_in pull' -l revision -x -d 'Fetch this branch, tag or 
 complete -c v2l -n '__v2l_in pull' -l dtype -x -a '(__v2l_dtypes)' -d 'Store the model in bfloat16 or float16, half the size, instead of float32 as published'
 complete -c v2l -n '__v2l_in pull' -l default -d 'Use the preset if no model is named'
 complete -c v2l -n '__v2l_in pull' -l yes -s y -d 'Download without asking on a terminal'
+complete -c v2l -n '__v2l_in pull' -l no-proof -d 'Leave out the proof, which takes minutes on a CPU'
 complete -c v2l -n '__v2l_in pull' -l json -d 'Print one JSON object per line instead of text'
 complete -c v2l -n '__v2l_in pull' -l quiet -d 'Print no notes and no progress'
-complete -c v2l -n '__v2l_in pull' -l debug -d 'Print the traceback of an error'
+complete -c v2l -n '__v2l_in pull' -l verbose -l debug -s v -d 'Print what is loaded and done, with the seconds since the start, and the traceback of an error'
 complete -c v2l -n '__v2l_in pull' -l help -s h -d 'Show this message and exit'
 
 complete -c v2l -n '__v2l_in import' -a '(__v2l_checkpoints)'
@@ -265,7 +277,7 @@ complete -c v2l -n '__v2l_in import' -l output -s o -x -a '(__v2l_safetensors)' 
 complete -c v2l -n '__v2l_in import' -l overwrite -d 'Replace a file that exists already'
 complete -c v2l -n '__v2l_in import' -l json -d 'Print one JSON object per line instead of text'
 complete -c v2l -n '__v2l_in import' -l quiet -d 'Print no notes and no progress'
-complete -c v2l -n '__v2l_in import' -l debug -d 'Print the traceback of an error'
+complete -c v2l -n '__v2l_in import' -l verbose -l debug -s v -d 'Print what is loaded and done, with the seconds since the start, and the traceback of an error'
 complete -c v2l -n '__v2l_in import' -l help -s h -d 'Show this message and exit'
 
 complete -c v2l -n '__v2l_in bench' -a '(__v2l_videos)'
@@ -278,7 +290,7 @@ complete -c v2l -n '__v2l_in bench' -l new-tokens -x -d 'Generate N tokens, to t
 complete -c v2l -n '__v2l_in bench' -l budget -x -d 'Start no measurement after this time'
 complete -c v2l -n '__v2l_in bench' -l output -s o -x -a '(__v2l_manifests)' -d 'Append measurements to FILE, and resume from it'
 complete -c v2l -n '__v2l_in bench' -l csv -x -a '(__v2l_tables)' -d 'Write all measurements as one table'
-complete -c v2l -n '__v2l_in bench' -l plot -x -a '(__v2l_images)' -d 'Draw the tables as a .png, .svg or .pdf'
+complete -c v2l -n '__v2l_in bench' -l plot -x -a '(__v2l_images)' -d 'Draw pictures of the tables, further ones beside FILE (.png, .svg or .pdf)'
 complete -c v2l -n '__v2l_in bench' -l arch -x -a '(__v2l_architectures)' -d 'Build smolvlm2-500m or smolvlm2-2.2b in memory; needs --random-weights'
 complete -c v2l -n '__v2l_in bench' -l random-weights -d 'Use random weights: times and sizes are measured, answers mean nothing'
 complete -c v2l -n '__v2l_in bench' -l model -s m -x -a '(__v2l_models)' -d 'Use this preset or model folder'
@@ -287,7 +299,7 @@ complete -c v2l -n '__v2l_in bench' -l device -x -a '(__v2l_devices)' -d 'Run on
 complete -c v2l -n '__v2l_in bench' -l dtype -x -a '(__v2l_dtypes)' -d 'Load the model in float32, bfloat16 or float16'
 complete -c v2l -n '__v2l_in bench' -l json -d 'Print one JSON object per line instead of text'
 complete -c v2l -n '__v2l_in bench' -l quiet -d 'Print no notes and no progress'
-complete -c v2l -n '__v2l_in bench' -l debug -d 'Print the traceback of an error'
+complete -c v2l -n '__v2l_in bench' -l verbose -l debug -s v -d 'Print what is loaded and done, with the seconds since the start, and the traceback of an error'
 complete -c v2l -n '__v2l_in bench' -l help -s h -d 'Show this message and exit'
 
 complete -c v2l -n '__v2l_in eval' -a '(__v2l_manifests)'
@@ -299,7 +311,7 @@ complete -c v2l -n '__v2l_in eval' -l segments -x -d 'Compose each adapter from 
 complete -c v2l -n '__v2l_in eval' -l timeline -d 'Encode long clips into timelines, as encode does'
 complete -c v2l -n '__v2l_in eval' -l segment-seconds -x -d 'Cut each timeline into segments of S seconds'
 complete -c v2l -n '__v2l_in eval' -l output -s o -x -a '(__v2l_manifests)' -d 'Append the answers to FILE, and resume from it'
-complete -c v2l -n '__v2l_in eval' -l plot -x -a '(__v2l_images)' -d 'Draw the tables as a .png, .svg or .pdf'
+complete -c v2l -n '__v2l_in eval' -l plot -x -a '(__v2l_images)' -d 'Draw pictures of the tables, further ones beside FILE (.png, .svg or .pdf)'
 complete -c v2l -n '__v2l_in eval' -l without -x -a '(__v2l_controls)' -d 'Leave out in_context, nothing, bias or other_clip'
 complete -c v2l -n '__v2l_in eval' -l ablate -x -a '(__v2l_ablations)' -d 'Answer also from parts of the adapter, or ignoring times: ranks, layers or times'
 complete -c v2l -n '__v2l_in eval' -l max-new-tokens -x -d 'Generate at most N tokens'
@@ -314,7 +326,7 @@ complete -c v2l -n '__v2l_in eval' -l device -x -a '(__v2l_devices)' -d 'Run on 
 complete -c v2l -n '__v2l_in eval' -l dtype -x -a '(__v2l_dtypes)' -d 'Load the model in float32, bfloat16 or float16'
 complete -c v2l -n '__v2l_in eval' -l json -d 'Print one JSON object per line instead of text'
 complete -c v2l -n '__v2l_in eval' -l quiet -d 'Print no notes and no progress'
-complete -c v2l -n '__v2l_in eval' -l debug -d 'Print the traceback of an error'
+complete -c v2l -n '__v2l_in eval' -l verbose -l debug -s v -d 'Print what is loaded and done, with the seconds since the start, and the traceback of an error'
 complete -c v2l -n '__v2l_in eval' -l help -s h -d 'Show this message and exit'
 
 complete -c v2l -n '__v2l_in train' -a '(__v2l_manifests)'
@@ -336,5 +348,11 @@ complete -c v2l -n '__v2l_in train' -l device -x -a '(__v2l_devices)' -d 'Run on
 complete -c v2l -n '__v2l_in train' -l dtype -x -a '(__v2l_dtypes)' -d 'Load the model in float32, bfloat16 or float16'
 complete -c v2l -n '__v2l_in train' -l json -d 'Print one JSON object per line instead of text'
 complete -c v2l -n '__v2l_in train' -l quiet -d 'Print no notes and no progress'
-complete -c v2l -n '__v2l_in train' -l debug -d 'Print the traceback of an error'
+complete -c v2l -n '__v2l_in train' -l verbose -l debug -s v -d 'Print what is loaded and done, with the seconds since the start, and the traceback of an error'
 complete -c v2l -n '__v2l_in train' -l help -s h -d 'Show this message and exit'
+
+complete -c v2l -n '__v2l_in completion' -a '(__v2l_shells)'
+complete -c v2l -n '__v2l_in completion' -l help -s h -d 'Show this message and exit'
+
+complete -c v2l -n '__v2l_in help' -a '(__v2l_commands)'
+complete -c v2l -n '__v2l_in help' -l help -s h -d 'Show this message and exit'
