@@ -18,6 +18,7 @@ from v2l.adapters.timeline import Timeline
 from v2l.adapters.timeline_description import Segmentation
 from v2l.inference.batch import EncodeOptions, Watch, encode_targets
 from v2l.inference.model_loader import ModelLoader
+from v2l.inference.preview import preview_targets
 from v2l.inference.readings import cut, fill_reading
 from v2l.inference.staleness import Wanted, check_staleness
 from v2l.inference.targets import Destination, Target, find_targets
@@ -251,8 +252,13 @@ def test_a_cached_adapter_is_found_by_the_content_of_its_video(tmp_path, videos,
     cache = tmp_path / "cache"
 
     def encode(video, destination, reading=Reading()):  # noqa: B008  # frozen
-        targets = find_targets([video], destination, reading)
-        (outcome,) = encode_targets(targets, EncodeOptions(reading), loader, Watch())
+        targets, options = find_targets([video], destination, reading), EncodeOptions(reading)
+        before = sorted(tmp_path.rglob("*"))
+        (preview,) = preview_targets(targets, options, loader)
+        assert sorted(tmp_path.rglob("*")) == before
+        (outcome,) = encode_targets(targets, options, loader, Watch())
+        assert preview.target.output == outcome.target.output
+        assert preview.status == {"encoded": "missing"}.get(outcome.status, outcome.status)
         return outcome.status, outcome.target.output
 
     always, if_needed = Destination(cache=cache, prefers_cache=True), Destination(cache=cache)
