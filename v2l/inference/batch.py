@@ -114,6 +114,7 @@ def _encode_split(target: Target, options: EncodeOptions, loader: ModelLoader, w
 
 def split_jobs(target: Target, options: EncodeOptions, loader: ModelLoader) -> list[tuple[Target, EncodeOptions]]:
     """Return the encodings of a video with an adapter for each segment. Raises V2LError if it cannot be read."""
+    _check_output(target.segment(0))  # before the video is read, which takes longer
     video = probe(target.video)
     parts = plan_segments(video, fill(options, loader), loader.provenance.trained_with, options.segmentation)
     count = len(parts)
