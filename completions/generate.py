@@ -19,7 +19,7 @@ from v2l.cli.manual import Shell
 from v2l.cli.options import Arch, Dtype, ExportFormat, Metric, PaperModel
 from v2l.evaluation.conditions import Ablation, Control
 from v2l.evaluation.datasets.registry import BENCHMARKS
-from v2l.inference.targets import ADAPTER_SUFFIX, VIDEO_SUFFIXES
+from v2l.inference.naming import ADAPTER_SUFFIX, VIDEO_SUFFIXES
 from v2l.models.presets import PRESETS
 
 Parameter = typer.core.TyperOption | typer.core.TyperArgument

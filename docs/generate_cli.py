@@ -27,10 +27,12 @@ EXIT_CODES = {
 }
 ENVIRONMENT = {
     "V2L_MODEL": "The model to use, a preset or a folder, unless `--model` names one.",
+    "V2L_CACHE": "A folder to keep all adapters in, as `--cache` keeps them in the user's cache folder.",
     "V2L_HISTORY": "The file of the lines typed in chats, `~/.local/state/v2l/history` by default; `off` keeps none.",
     "V2L_JUDGE_KEY": "The key of the judge of `v2l eval --judge`.",
     "HF_HOME": "The folder of downloaded models, `~/.cache/huggingface` by default.",
     "HF_TOKEN": "The token that `v2l pull` sends to the hub.",
+    "XDG_CACHE_HOME": "The folder of the cache's folder, `~/.cache` by default.",
     "XDG_STATE_HOME": "The folder of the history's folder, `~/.local/state` by default.",
     "COLUMNS": "The width of help, tables and progress, instead of the terminal's.",
     "NO_COLOR": "If set, nothing is printed dim or in colour.",

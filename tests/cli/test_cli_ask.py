@@ -170,7 +170,28 @@ def test_several_answers_are_lines_of_tabs_in_the_order_of_adapters_and_question
     assert any("\\n" in row[2] for row in rows)
     assert all(line.startswith("v2l: error: ") for line in done.notes)
     assert any(f"broken{SUFFIX}" in line for line in done.notes)
-    assert any(f"other{SUFFIX}" in line and "someone/else" in line for line in done.notes)
+    (line,) = (line for line in done.notes if f"other{SUFFIX}" in line)
+    assert "someone/else" in line and "--model FOLDER" in line
+
+
+def test_a_folder_is_asked_without_the_segments_of_what_is_there(adapters, videos, model_folder, tmp_path):
+    fill(tmp_path, **{videos[0].stem: videos[0]})
+    (tmp_path / "deep").mkdir()
+    first, second = adapters[:2]
+    made = {"talk": first, "talk.000": first, "talk.1000": first, "old": second, "old.2000": first, "deep/b": second}
+    for name, adapter in made.items():
+        adapter.save(tmp_path / f"{name}{SUFFIX}")
+    words = ["-q", QUESTION, "--max-new-tokens", "1"]
+    done = run("ask", ".", *words, "-r", cwd=tmp_path, model=model_folder)
+    assert done.code == 0
+    assert [line.split("\t")[0] for line in done.lines] == [
+        f"{name}{SUFFIX}" for name in ("old.2000", "old", "talk", "deep/b")
+    ]
+    whole, gone = done.notes
+    assert whole.startswith(f"talk{SUFFIX}: asked instead of its 2 segments")
+    assert gone == f"old{SUFFIX}: its video {videos[1].name} is not in the folder any more"
+    named = run("ask", ".", f"talk.000{SUFFIX}", *words, "--quiet", cwd=tmp_path, model=model_folder)
+    assert (named.code, len(named.lines), named.err) == (0, 4, "")
 
 
 def test_json_says_what_an_answer_cost_also_the_expensive_way(shelf, speaker, videos):

@@ -30,7 +30,7 @@ from v2l.adapters.timeline_description import Segmentation
 from v2l.errors import ModelError
 from v2l.inference import batch
 from v2l.inference.model_loader import ModelLoader
-from v2l.inference.targets import Destination, Target, adapters_in, find_targets
+from v2l.inference.targets import Destination, Target, find_targets
 from v2l.video.sampling import Reading
 
 ADDRESS = "http://example.org/a.mp4"
@@ -74,7 +74,7 @@ BROKEN = {  # input -> what its line must say
     "dangling.mp4": "dangling.mp4",
     "pipe.mp4": "pipe",
     ADDRESS: "local",
-    "sealed": "ermission",
+    "sealed": "ermission denied; v2l encode --output-dir",
 }
 
 
@@ -164,6 +164,18 @@ def test_nobody_reads_stdout_any_more_and_the_files_are_written_all_the_same(cut
         v2l.Adapter.load(here / f"{name}{SUFFIX}")
 
 
+def test_a_video_in_a_read_only_folder_is_asked_from_the_cache(videos, model_folder, tmp_path):
+    fill(tmp_path / "sealed", talk=videos[0]).chmod(0o555)
+    caches = {"XDG_CACHE_HOME": str(tmp_path / "caches")}
+    words = ["ask", "sealed/talk.mp4", "what?", "--max-new-tokens", "1", "--json"]
+    done = Running(*words, cwd=tmp_path, model=model_folder, env=caches, prepare=obey_permissions).end()
+    assert done.code == 0
+    (made,) = (tmp_path / "caches" / "v2l" / "adapters").rglob(f"*{SUFFIX}")
+    assert done.records[0]["adapter"] == str(made)
+    assert done.notes == [f"sealed/talk.mp4: its adapter is kept in the cache, {made}"]
+    assert tree(tmp_path / "sealed") == ["talk.mp4"]
+
+
 # Folders and names --------------------------------------------------------------------------------------------------
 
 
@@ -236,11 +248,6 @@ def test_a_name_that_is_too_long_is_refused_before_the_video_is_looked_at(tmp_pa
         assert outcome.status == "failed"
         assert f"is {size} bytes long; file systems allow at most 255; give a shorter one with -o" in outcome.note
     assert tree(tmp_path) == [name]
-
-
-def test_a_folder_of_adapters_that_cannot_be_listed_is_one_line(tmp_path):
-    with pytest.raises(v2l.V2LError, match=r"cannot list .*: Not a directory"):
-        adapters_in(fill(tmp_path, talk=Path(__file__)) / "talk.mp4")
 
 
 # Surroundings -------------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from terminal import PATIENCE, run
 from v2l.cli.app import app
 from v2l.cli.manual import Shell
 from v2l.cli.options import Dtype
-from v2l.inference.targets import VIDEO_SUFFIXES
+from v2l.inference.naming import VIDEO_SUFFIXES
 from v2l.models.presets import PRESETS
 
 GENERATOR = ROOT / "completions" / "generate.py"

@@ -16,6 +16,7 @@ from v2l.cli.console import Display, command
 from v2l.cli.options import check_plot
 from v2l.errors import V2LError
 from v2l.evaluation.metrics import check_extras
+from v2l.inference.cache import AdapterCache
 from v2l.io.manifest import read_manifest
 from v2l.io.text import printable, whole
 
@@ -85,7 +86,7 @@ def test_an_adapter_is_known_under_another_name(v2l_command, tmp_path, adapters)
     )
 
 
-def test_info_of_a_video_tells_the_state_of_its_adapter(v2l_command, tmp_path, adapters, videos):
+def test_info_of_a_video_tells_the_state_of_its_adapter(v2l_command, tmp_path, adapters, videos, monkeypatch):
     fill(tmp_path, talk=videos[0])
     states = []
     for adapter in (None, adapters[0], adapters[1]):
@@ -98,6 +99,12 @@ def test_info_of_a_video_tells_the_state_of_its_adapter(v2l_command, tmp_path, a
     assert states == [(None, "missing", ""), (made, "current", ""), (made, "stale", "the video's content changed")]
     done = v2l_command("info", "talk.mp4")
     assert (done.exit_code, done.stdout.splitlines()[-1].strip()) == (0, "out of date: the video's content changed")
+    monkeypatch.setenv("V2L_CACHE", "cache")
+    cached = AdapterCache(tmp_path / "cache", "", is_preferred=True).path(tmp_path / "talk.mp4", f"talk{SUFFIX}")
+    fill(cached.parent)
+    adapters[0].save(cached)
+    record = json.loads(v2l_command("info", "talk.mp4", "--json").stdout)
+    assert (record["adapter"], record["adapter_state"]) == (str(cached.relative_to(tmp_path)), "current")
 
 
 def test_parts_of_different_videos_are_named(v2l_command, tmp_path, adapters):

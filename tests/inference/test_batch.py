@@ -6,19 +6,22 @@ import math
 import os
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 import small
 import torch
+from terminal import PATIENCE, fill
 
 import v2l
 from v2l.adapters.timeline import Timeline
 from v2l.adapters.timeline_description import Segmentation
 from v2l.inference.batch import EncodeOptions, Watch, encode_targets
 from v2l.inference.model_loader import ModelLoader
+from v2l.inference.preview import preview_targets
 from v2l.inference.readings import cut, fill_reading
 from v2l.inference.staleness import Wanted, check_staleness
-from v2l.inference.targets import Target
+from v2l.inference.targets import Destination, Target, find_targets
 from v2l.video.client import probe
 from v2l.video.sampling import Reading
 
@@ -213,3 +216,65 @@ def test_the_verdict_names_what_changed(target, loader):
     assert check_staleness(target.output, another).reason == "it was made by another hypernetwork"
     target.output.write_bytes(b"damaged")
     assert check_staleness(target.output, wanted).state == "stale"
+
+
+# Other processes and the cache ---------------------------------------------------------------------------------------
+
+
+def test_two_encodes_of_a_folder_at_once_do_the_work_once(tmp_path, videos, loader, model_folder):
+    folder = fill(tmp_path, **dict.fromkeys("abc", videos[0]))
+    targets = find_targets([folder], Destination(), Reading())
+    is_waiting, outcomes = threading.Event(), []
+
+    def encode_as_well():
+        watch = Watch(waiting=lambda target: is_waiting.set())
+        other = ModelLoader(str(model_folder), "option", device="cpu")
+        outcomes.extend(encode_targets(targets, EncodeOptions(Reading()), other, watch))
+
+    second = threading.Thread(target=encode_as_well)
+
+    def step(*_):
+        if second.ident is None:
+            second.start()
+            assert is_waiting.wait(PATIENCE)
+
+    outcomes.extend(encode_targets(targets, EncodeOptions(Reading()), loader, Watch(step)))
+    second.join()
+    assert sorted((outcome.target.video.stem, outcome.status) for outcome in outcomes) == [
+        (name, status) for name in "abc" for status in ("current", "encoded")
+    ]
+    assert len(list(tmp_path.iterdir())) == 6
+
+
+def test_a_cached_adapter_is_found_by_the_content_of_its_video(tmp_path, videos, loader):
+    fill(tmp_path / "here", talk=videos[0])
+    fill(tmp_path / "there", other=videos[0])
+    cache = tmp_path / "cache"
+
+    def encode(video, destination, reading=Reading()):  # noqa: B008  # frozen
+        targets, options = find_targets([video], destination, reading), EncodeOptions(reading)
+        before = sorted(tmp_path.rglob("*"))
+        (preview,) = preview_targets(targets, options, loader)
+        assert sorted(tmp_path.rglob("*")) == before
+        (outcome,) = encode_targets(targets, options, loader, Watch())
+        assert preview.target.output == outcome.target.output
+        assert preview.status == {"encoded": "missing"}.get(outcome.status, outcome.status)
+        return outcome.status, outcome.target.output
+
+    always, if_needed = Destination(cache=cache, prefers_cache=True), Destination(cache=cache)
+    talk, other = tmp_path / "here" / "talk.mp4", tmp_path / "there" / "other.mp4"
+    status, made = encode(talk, always)
+    assert (status, made.name, made.parent.parent) == ("encoded", "talk.v2l.safetensors", cache)
+    assert encode(other, always) == encode(other, if_needed) == ("current", made)
+    status, part = encode(other, always, Reading(start=1.0))
+    assert status == "encoded" and part != made
+    assert encode(other, Destination()) == ("encoded", other.with_name("other.v2l.safetensors"))
+    assert encode(other, always) == ("current", other.with_name("other.v2l.safetensors"))
+
+
+def test_names_of_more_than_a_thousand_segments_sort_by_time():
+    whole = Target(Path("talk.mp4"), Path("talk.v2l.safetensors"))
+    for count in (2, 1000, 1001):
+        names = [whole.segment(index, count).output.name for index in range(count)]
+        assert names == sorted(names)
+    assert names[1] == "talk.0001.v2l.safetensors" and whole.segment(1, 1000).output.name == "talk.001.v2l.safetensors"

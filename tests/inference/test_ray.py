@@ -97,8 +97,12 @@ def test_rows_are_absolute_and_collisions_are_refused_before_anything_runs(tmp_p
     (row,) = rows(["in/deep/a.mp4"], reading=Reading(start=1.0))
     assert row["adapter"] == str(tmp_path / f"in/deep/a.1-end{SUFFIX}")
     (tmp_path / "in/deep/a.mkv").write_bytes(videos[1].read_bytes())
+    made = [row["adapter"] for row in rows(["in"], "out", recursive=True)]
+    assert made == [str(tmp_path / f"out/deep/a{end}{SUFFIX}") for end in ("", ".mp4")]
+    (tmp_path / "in/deep/a.mp4.mkv").touch()
     with pytest.raises(v2l.V2LError, match="would both write"):
         rows(["in"], "out", recursive=True)
+    (tmp_path / "in/deep/a.mp4.mkv").unlink()
     with pytest.raises(v2l.V2LError, match="holds no videos"):
         rows(["in"])
     os.rename("in/deep/a.mkv", os.fsdecode(b"in/deep/\xff.mp4"))

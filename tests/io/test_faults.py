@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import small
 from places import STRESS
-from terminal import SUFFIX, Running, fill, run
+from terminal import SUFFIX, Running, counts, fill, run
 
 import v2l
 from v2l.inference import batch
@@ -201,7 +201,9 @@ def test_two_processes_on_one_folder_make_one_set(model_folder, vlm, hypernetwor
     for number in range(4):
         small.write_video(tmp_path / f"{number}.mp4", frames=24, seed=number)
     both = [Running("encode", ".", cwd=tmp_path, model=model_folder) for _ in range(2)]
-    assert [each.end().code for each in both] == [0, 0]
+    done = [each.end() for each in both]
+    assert [each.code for each in done] == [0, 0]
+    assert sum(counts(each.notes[-1]).get("encoded", 0) for each in done) == 4
     for number in range(4):
         expected = v2l.encode(tmp_path / f"{number}.mp4", vlm, hypernetwork)
         assert v2l.Adapter.load(tmp_path / f"{number}{SUFFIX}").sha256() == expected.sha256()
@@ -281,7 +283,7 @@ def test_a_folder_for_adapters_that_vanishes_is_made_again(tmp_path, videos, mod
     video = fill(tmp_path, talk=videos[0]) / "talk.mp4"
     output = tmp_path / "out" / f"talk{SUFFIX}"
     output.parent.mkdir()
-    outcome = encode_while(lambda _: output.parent.rmdir(), video, output, model_folder, vlm, hypernetwork)
+    outcome = encode_while(lambda _: shutil.rmtree(output.parent), video, output, model_folder, vlm, hypernetwork)
     assert outcome.status == "encoded" and v2l.Adapter.load(output).sha256() == outcome.adapter.sha256()
 
 

@@ -13,9 +13,11 @@ from contextlib import contextmanager
 import torch
 
 from v2l.adapters.adapter import Adapter
+from v2l.adapters.description import BaseModel
 from v2l.errors import V2LError
 from v2l.io.text import printable
 from v2l.models.language_model import Factors, LanguageModel
+from v2l.models.presets import preset_name
 from v2l.models.smolvlm import FrozenVLM
 
 MERGED_ON = "cpu"
@@ -69,14 +71,19 @@ def attached(model: LanguageModel, factors: Factors) -> Iterator[None]:
         model.adapter = before
 
 
-def check_fits(adapter: Adapter, vlm: FrozenVLM) -> None:
-    """Raise V2LError, with both names, if `adapter` was made for another model than `vlm`."""
-    base = adapter.description.base_model
+def check_made_for(base: BaseModel, vlm: FrozenVLM) -> None:
+    """Raise V2LError, with both names and the option that loads its model, unless an adapter's model is `vlm`."""
     if base.fingerprint != vlm.fingerprint:
         raise V2LError(
             f"this adapter was made for {printable(base.id)} ({printable(base.fingerprint[:12])}) and not for "
-            f"{printable(vlm.id)} ({vlm.fingerprint[:12]}); load its model, or encode the video again"
+            f"{printable(vlm.id)} ({vlm.fingerprint[:12]}); load its model (--model "
+            f"{preset_name(base.id) or 'FOLDER'}), or encode the video again"
         )
+
+
+def check_fits(adapter: Adapter, vlm: FrozenVLM) -> None:
+    """Raise V2LError, with both names, if `adapter` was made for another model than `vlm`."""
+    check_made_for(adapter.description.base_model, vlm)
     made_for = len(adapter.a), adapter.a.shape[2], adapter.b.shape[2]
     if made_for != vlm.adapted_size:
         raise V2LError(

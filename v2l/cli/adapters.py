@@ -312,7 +312,7 @@ def choose_part(path: Path, at: float | None, segment: int | None) -> tuple[Adap
     """
     from v2l.adapters.routing import segments_between
     from v2l.adapters.timeline import Timeline, open_adapter
-    from v2l.inference.targets import ADAPTER_SUFFIX
+    from v2l.inference.naming import ADAPTER_SUFFIX, part_name
 
     opened, name = open_adapter(path), path.name.removesuffix(ADAPTER_SUFFIX)
     if not isinstance(opened, Timeline):
@@ -329,7 +329,7 @@ def choose_part(path: Path, at: float | None, segment: int | None) -> tuple[Adap
         return opened.overview(), name
     if segment >= len(parts):
         raise V2LError(f"{printable(path)} has segments 0 to {len(parts) - 1}; there is no segment {segment}")
-    return opened.select([segment]), f"{name}.{segment:03d}"
+    return opened.select([segment]), part_name(path.name, segment, len(parts)).removesuffix(ADAPTER_SUFFIX)
 
 
 def export_adapter(adapter: Adapter, form: str, output: Path, overwrite: bool, display: Display) -> None:

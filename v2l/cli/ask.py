@@ -30,12 +30,22 @@ from v2l.cli.options import (
     Quiet,
     Resolution,
     Start,
+    cache_destination,
     check_above_zero,
     check_range,
     model_loader,
     one_of,
 )
-from v2l.cli.sources import AnswerSource, AskRequest, batches, encode_source, load_sources, sort_words
+from v2l.cli.sources import (
+    AnswerSource,
+    AskRequest,
+    batches,
+    choose_in_folders,
+    encode_source,
+    error_line,
+    load_sources,
+    sort_words,
+)
 from v2l.errors import UsageError, V2LError
 from v2l.inference.limits import MAX_NEW_TOKENS
 from v2l.io.text import clock, duration, escape, inert, printable, tab_separated
@@ -66,6 +76,10 @@ def ask(
             rich_help_panel=READ,
         ),
     ] = None,
+    recursive: Annotated[
+        bool,
+        typer.Option("--recursive", "-r", help="Ask the adapters in subfolders as well.", rich_help_panel=READ),
+    ] = False,
     question: Annotated[
         list[str] | None,
         typer.Option(
@@ -162,7 +176,7 @@ def ask(
         reading = Reading(frames, fps, start, end, resolution)
         options = AnswerOptions(reading, max_new_tokens, strength, whole, raw, each, form)
         loader = model_loader(model, hypernetwork, device, dtype, display)
-        ok = ask_all(sort_words(words or []), question or [], in_context or [], options, loader, display)
+        ok = ask_all(sort_words(words or [], recursive), question or [], in_context or [], options, loader, display)
         raise typer.Exit(0 if ok else 1)
 
 
@@ -178,12 +192,16 @@ def ask_all(
 
     questions: those given with -q
     """
-    from v2l.inference.targets import ADAPTER_SUFFIX, Destination
+    from v2l.inference.naming import ADAPTER_SUFFIX
 
     asked = [*request.questions, *questions]
+    for error in request.errors:
+        display.error(error)
     if request.is_joined:
         display.note(f'asked as one question: "{printable(asked[0])}"; quote each to ask several')
     if not (request.adapters or request.videos or in_context):
+        if request.errors:
+            return False
         raise UsageError(f"name an adapter (*{ADAPTER_SUFFIX}), a video or a folder of adapters to ask")
     interactive = sys.stdin.isatty() and sys.stdout.isatty() and not display.as_json
     read_stdin = request.read_stdin or not (asked or sys.stdin.isatty())
@@ -191,13 +209,14 @@ def ask_all(
         asked += [line.strip() for line in sys.stdin if line.strip()]
     if not (asked or request.read_stdin or interactive):
         raise UsageError("ask a question: after the adapter, with -q, or on standard input")
-    encoded = [encode_source(video, Destination(), options.reading, loader, display) for video in request.videos]
+    encoded = [encode_source(video, cache_destination(), options.reading, loader, display) for video in request.videos]
     adapters = [*request.adapters, *(made for made in encoded if made and made not in request.adapters)]
-    sources = [*load_sources(adapters, loader), *(AnswerSource(video, loader) for video in in_context)]
+    named = choose_in_folders(list(load_sources(adapters, loader)), request.from_folders, display)
+    sources = [*named, *(AnswerSource(video, loader) for video in in_context)]
     if options.each:
-        return answer_each_segment(sources, asked, options, display) and None not in encoded
+        return answer_each_segment(sources, asked, options, display) and None not in encoded and not request.errors
     ready = [source for source in sources if _is_ready(source, display)]
-    ok = None not in encoded and len(ready) == len(sources)
+    ok = None not in encoded and len(ready) == len(sources) and not request.errors
     if not (asked or read_stdin):
         return _chat(ready, options, display) and ok
     if len(sources) * len(asked) == 1:
@@ -224,14 +243,18 @@ def _chat(sources: Sequence[AnswerSource], options: AnswerOptions, display: Disp
 
 def _is_ready(source: AnswerSource, display: Display) -> bool:
     """Return True if the source and its model could be loaded; print the error once, not for every question."""
-    if source.error:
-        display.error(str(source.error))
-        return False
     try:
+        if source.error:
+            raise source.error
         announce_model(source.loader, display)
-        _ = source.loader.language_model if source.file else source.loader.vlm
+        if source.file is None:
+            _ = source.loader.vlm
+            return True
+        from v2l.adapters.lora import check_made_for
+
+        check_made_for(source.file.description.base_model, source.loader.language_model)
     except V2LError as error:
-        display.error(f"{printable(source.path)}: {error}")
+        display.error(error_line(source.path, error))
         return False
     return True
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from v2l.cli.answers import AnswerFormat, AnswerOptions
 from v2l.cli.console import Display, announce_model, model_record
-from v2l.cli.sources import AnswerSource
+from v2l.cli.sources import AnswerSource, error_line
 from v2l.errors import UsageError, V2LError
 from v2l.io.text import clock, inert, printable, tab_separated
 
@@ -58,7 +58,7 @@ def _answer(source: AnswerSource, question: str, several: bool, options: AnswerO
             display.progress(done, total, printable(source.path.name))
 
     if source.error:
-        display.error(str(source.error))
+        display.error(error_line(source.path, source.error))
         return False
     adapter = source.adapter
     assert adapter is not None, "--each is not given with videos in context"

@@ -78,7 +78,7 @@ def compose_adapters(paths: Sequence[Path], output: Path, rank: int | None, over
     """Write the composed adapter or timeline and warn about gaps and overlaps of its segments."""
     from v2l.adapters.description import MAX_RANK
     from v2l.adapters.timeline import Timeline, open_adapter
-    from v2l.inference.targets import ADAPTER_SUFFIX
+    from v2l.inference.naming import ADAPTER_SUFFIX
     from v2l.models.presets import is_tiny
 
     if not output.name.endswith(ADAPTER_SUFFIX):

@@ -14,8 +14,10 @@ from typing import Any
 import v2l
 from v2l.adapters.description import AdapterFile, Description, Segment
 from v2l.adapters.timeline_description import TimelineDescription, TimelineFile, is_adapter_file, read_adapter_file
+from v2l.cli.options import cache_destination
 from v2l.errors import V2LError
-from v2l.inference.targets import ADAPTER_SUFFIX, VIDEO_SUFFIXES, Destination, find_targets
+from v2l.inference.naming import ADAPTER_SUFFIX, is_video
+from v2l.inference.targets import find_targets
 from v2l.io.files import unreadable
 from v2l.io.records import to_json
 from v2l.io.text import amount, clock, printable
@@ -36,7 +38,7 @@ def describe(path: Path) -> tuple[str, Rows, dict[str, Any]]:
         if isinstance(file, TimelineFile):
             return "timeline", [*_timeline_rows(file)], _record("timeline", file, path)
         return "adapter", [*_adapter_rows(file)], _record("adapter", file, path)
-    if path.suffix.lower() in VIDEO_SUFFIXES:
+    if is_video(path.name):
         return "video", *_describe_video(path)
     if not (os.path.exists(path) or os.fspath(path) in ("tiny", *PRESETS)):
         raise unreadable(path, FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT)))
@@ -117,19 +119,18 @@ def _describe_video(path: Path) -> tuple[Rows, dict[str, Any]]:
 def _adapter_state(video: Path) -> tuple[Path, str, str]:
     """Return the path of a video's adapter, its state as in `Staleness`, or "unknown" if the model cannot be read, and
     the reason."""
+    from v2l.inference.batch import EncodeOptions, locate_adapter
     from v2l.inference.model_loader import ModelLoader, choose_model
-    from v2l.inference.readings import fill_reading
-    from v2l.inference.staleness import Wanted, check_staleness
     from v2l.video.sampling import Reading
 
-    (target,) = find_targets([video], Destination(), Reading())
-    if not os.path.lexists(target.output):
+    (target,) = find_targets([video], cache_destination(), Reading())
+    if target.error:
+        return target.output, "unknown", target.error
+    if not (os.path.lexists(target.output) or (target.cache and os.path.isdir(target.cache.folder))):
         return target.output, "missing", ""
     try:
         loader = ModelLoader(*choose_model(None))
-        reading = fill_reading(Reading(), loader.provenance.trained_with, loader.folder.geometry)
-        wanted = Wanted(video, reading, loader.fingerprint, loader.provenance)
-        found = check_staleness(target.output, wanted, any_reading=True)
+        target, found = locate_adapter(target, EncodeOptions(Reading(), any_reading=True), loader)
     except V2LError as error:
         return target.output, "unknown", str(error)
     return target.output, found.state, found.reason

@@ -6,16 +6,17 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from v2l.cli.console import Display, announce_model, command, model_record, shown
+from v2l.cli.console import Display, announce_model, command
 from v2l.cli.dry_run import preview_all
 from v2l.cli.help import GroupedCommand
 from v2l.cli.options import (
     READ,
     WRITE,
+    Cache,
     Debug,
     Device,
     End,
@@ -28,16 +29,16 @@ from v2l.cli.options import (
     Quiet,
     Resolution,
     Start,
+    cache_destination,
     check_above_zero,
     check_range,
     model_loader,
 )
+from v2l.cli.outcomes import print_outcome
 from v2l.errors import StdoutClosed, UsageError
-from v2l.io.text import amount, printable
+from v2l.io.text import printable
 
 if TYPE_CHECKING:
-    from v2l.adapters.adapter import Adapter
-    from v2l.adapters.timeline import Timeline
     from v2l.inference.batch import EncodeOptions, Outcome
     from v2l.inference.model_loader import ModelLoader
     from v2l.inference.targets import Destination, Shard, Target
@@ -139,11 +140,12 @@ def encode(
         typer.Option(
             readable=False,
             metavar="FOLDER",
-            help="Write all adapters into FOLDER.",
+            help="Write all adapters into FOLDER, with the subfolders of the videos.",
             show_default="beside the videos",
             rich_help_panel=WRITE,
         ),
     ] = None,
+    cache: Cache = False,
     check_hash: Annotated[
         bool,
         typer.Option(
@@ -178,7 +180,8 @@ def encode(
     The adapter of lecture.mp4 is lecture.v2l.safetensors. A long video becomes a timeline: one file with an overview
     and segments, and each question is answered by the part that it is about. --frames and --fps are those of a
     segment; more frames than in training make a single encoding. An interrupted timeline is continued by the same
-    command. Adapters that are up to date are not encoded again. The path of every adapter is printed.
+    command. Adapters that are up to date are not encoded again. Where two videos differ in their suffix only, one
+    adapter has the full name: lecture.avi.v2l.safetensors. The path of every adapter is printed.
     """
     with command(as_json, quiet, debug) as display:
         if segments and segment_seconds:
@@ -189,6 +192,8 @@ def encode(
             )
         if output and output_dir:
             raise UsageError("-o and --output-dir exclude each other; give one of them")
+        if cache and (output or output_dir or split):
+            raise UsageError("--cache excludes -o, --output-dir and --split, which name files of your own")
         check_above_zero("--fps", fps)
         check_above_zero("--segment-seconds", segment_seconds)
         check_range(start, end)
@@ -208,7 +213,7 @@ def encode(
         )
         ok = encode_all(
             list_inputs(inputs or [], files_from),
-            Destination(output, output_dir),
+            Destination(output, output_dir) if output or output_dir or split else _beside(cache),
             options,
             model_loader(model, hypernetwork, device, dtype, display),
             display,
@@ -218,6 +223,14 @@ def encode(
             dry_run=dry_run,
         )
         raise typer.Exit(0 if ok else 1)
+
+
+def _beside(cache: bool) -> Destination:
+    """Return the destination beside the videos, or the cache if that is asked for."""
+    from v2l.inference.targets import Destination
+
+    destination = cache_destination(cache)
+    return destination if destination.prefers_cache else Destination()
 
 
 def list_inputs(inputs: Sequence[str], files_from: str | None) -> list[Path]:
@@ -267,7 +280,7 @@ def encode_all(
     for outcome in _outcomes(targets, options, loader, display):
         counts[outcome.status] += 1
         try:
-            _print_outcome(outcome, options, loader, display, has_reader)
+            print_outcome(outcome, options, loader, display, has_reader)
         except StdoutClosed:
             has_reader = False  # the files are the result, so encoding continues
         if outcome.status == "failed" and fail_fast:
@@ -331,62 +344,7 @@ def encode_with_progress(
     def planned(target: Target, estimate: TimelineEstimate) -> None:
         display.note(f"{printable(target.video)}: {estimate}")
 
-    yield from encode_targets(videos, options, loader, Watch(step, planned))
+    def waiting(target: Target) -> None:
+        display.note(f"{printable(target.video)}: another process encodes it; waiting for it")
 
-
-def note_reason(outcome: Outcome, display: Display) -> None:
-    """Print why an adapter was kept or encoded again, or a remark about a current one."""
-    if outcome.note:
-        made = {"kept": "kept: ", "current": ""}.get(outcome.status, "encoded again: ")
-        display.note(f"{printable(outcome.target.output)}: {made}{outcome.note}")
-
-
-def _fewer_frames(adapter: Adapter | Timeline, options: EncodeOptions) -> Iterator[str]:
-    """Explain why a single encoding has fewer frames than --frames."""
-    segment, *more = adapter.description.segments
-    if not more and len(segment.timestamps) < (options.reading.frames or 0):
-        fps = options.reading.fps or 1.0
-        yield f"{len(segment.timestamps)} frames, {fps:g} a second; --fps takes more"
-
-
-def _record(outcome: Outcome, loader: ModelLoader) -> dict[str, Any]:
-    """Return what every outcome states with --json."""
-    record: dict[str, Any] = {
-        "command": "encode",
-        "video": outcome.target.video,
-        "adapter": outcome.target.output,
-        "status": outcome.status,
-        **model_record(loader),
-    }
-    if outcome.note:
-        record["error" if outcome.status == "failed" else "note"] = outcome.note
-    return record
-
-
-def _print_outcome(
-    outcome: Outcome, options: EncodeOptions, loader: ModelLoader, display: Display, has_reader: bool
-) -> None:
-    from v2l.adapters.timeline_description import TimelineDescription
-
-    video, output = outcome.target.video, outcome.target.output
-    if outcome.status == "failed":
-        display.error(outcome.note if printable(video) in outcome.note else f"{printable(video)}: {outcome.note}")
-        if display.as_json and has_reader:
-            display.result("", {**_record(outcome, loader), "adapter": None})
-        return
-    note_reason(outcome, display)
-    record = _record(outcome, loader)
-    text = shown(output)
-    if outcome.adapter is not None:
-        size, made = os.stat(output).st_size, outcome.adapter.description
-        parts = made.parts.values() if isinstance(made, TimelineDescription) else made.segments
-        frames, segments = sum(len(part.timestamps) for part in parts), len(made.segments)
-        record |= {"bytes": size, "frames": frames, "rank": made.rank, "seconds": round(outcome.seconds, 3)}
-        record |= {"segments": segments} if segments > 1 else {}
-        if sys.stdout.isatty():
-            text += f"  {amount(size)}, " + (f"{segments} segments, " if segments > 1 else "") + f"{frames} frames"
-            text += f", {outcome.seconds:.1f} s" if outcome.seconds else ""
-        for note in [*_fewer_frames(outcome.adapter, options), *outcome.adapter.description.not_validated]:
-            display.note(f"{printable(output)}: {note}")
-    if has_reader:
-        display.result(text, record)
+    yield from encode_targets(videos, options, loader, Watch(step, planned, waiting))

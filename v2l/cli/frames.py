@@ -87,7 +87,7 @@ def frames(
     """
     with command(as_json, quiet, debug) as display:
         from v2l.adapters.timeline_description import is_adapter_file
-        from v2l.inference.targets import ADAPTER_SUFFIX
+        from v2l.inference.naming import ADAPTER_SUFFIX
 
         if at is not None and segment is not None:
             raise UsageError("give --at or --segment, not both")

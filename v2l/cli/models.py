@@ -164,7 +164,7 @@ def import_checkpoint(
 
 def import_published(checkpoint: Path, output: Path, overwrite: bool, display: Display) -> None:
     """Write a published checkpoint as a hypernetwork file."""
-    from v2l.inference.targets import ADAPTER_SUFFIX
+    from v2l.inference.naming import ADAPTER_SUFFIX
     from v2l.models.checkpoint import import_checkpoint
 
     if output.suffix != ".safetensors" or output.name.endswith(ADAPTER_SUFFIX):

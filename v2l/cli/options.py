@@ -21,6 +21,7 @@ from v2l.video.limits import LEAST_RESOLUTION
 if TYPE_CHECKING:
     from v2l.cli.console import Display
     from v2l.inference.model_loader import ModelLoader
+    from v2l.inference.targets import Destination
 
 READ, WRITE, MODEL, OUTPUT, SETTINGS = "What to read", "Where to write", "Model", "Output", "Settings"
 """Groups of options that most commands have."""
@@ -168,6 +169,18 @@ def check_replaceable(output: Path, overwrite: bool, same: Callable[[], bool] = 
     raise V2LError(f"{printable(output)} already exists; --overwrite replaces it")
 
 
+def cache_destination(asked: bool = False) -> Destination:
+    """Return the destination beside the videos, or in the cache: for all adapters if `--cache` or V2L_CACHE asks for
+    it, else for those whose folder cannot be written. Raises UsageError if `--cache` is given without a home folder."""
+    from v2l.inference.cache import cache_folder, is_chosen
+    from v2l.inference.targets import Destination
+
+    folder = cache_folder()
+    if asked and folder is None:
+        raise UsageError("--cache: there is no home folder for a cache; name a folder with V2L_CACHE")
+    return Destination(cache=folder, prefers_cache=asked or is_chosen())
+
+
 # Options -----------------------------------------------------------------------------------------------------------
 
 Frames = Annotated[
@@ -242,6 +255,14 @@ Plot = Annotated[
 ]
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Replace a file that exists already.", rich_help_panel=WRITE)
+]
+Cache = Annotated[
+    bool,
+    typer.Option(
+        "--cache",
+        help="Keep the adapters in your cache folder, by the contents of the videos; V2L_CACHE names another folder.",
+        rich_help_panel=WRITE,
+    ),
 ]
 
 

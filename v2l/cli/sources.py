@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import unicodedata
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from v2l.cli.encode import encode_with_progress, note_reason
+from v2l.cli.encode import encode_with_progress
+from v2l.cli.outcomes import note_reason
 from v2l.errors import UsageError, V2LError
 from v2l.io.files import unreadable
 from v2l.io.text import clock, printable
@@ -34,6 +37,7 @@ class AskRequest:
     """The words of a command line by kind.
 
     read_stdin: `-` was among them; is_joined: the question was given as several words
+    from_folders: the adapters that stand for a folder; errors: folders without any
     """
 
     adapters: tuple[Path, ...] = ()
@@ -41,21 +45,26 @@ class AskRequest:
     questions: tuple[str, ...] = ()
     read_stdin: bool = False
     is_joined: bool = False
+    from_folders: tuple[Path, ...] = ()
+    errors: tuple[str, ...] = ()
 
 
-def sort_words(words: Sequence[str]) -> AskRequest:
+def sort_words(words: Sequence[str], recursive: bool = False) -> AskRequest:
     """Sort the words of a command line.
 
     An adapter is known by its suffix, a video by its suffix and its presence, a folder is replaced by its adapters, and
     any other word is a question, or a part of one, see `_is_one_question`.
 
+    recursive: a folder stands for the adapters in its subfolders, too
     Raises V2LError for an adapter, or a name that can only be a video's, that is missing.
     """
     from v2l.adapters.timeline_description import is_adapter_file
-    from v2l.inference.targets import ADAPTER_SUFFIX, VIDEO_SUFFIXES, adapters_in
+    from v2l.inference.naming import ADAPTER_SUFFIX, VIDEO_SUFFIXES
+    from v2l.inference.targets import find_adapters
 
     adapters: list[Path] = []
     videos, questions = [], []
+    from_folders: list[tuple[Path, str]] = []
     for word in words:
         if word == "-":
             continue
@@ -68,7 +77,8 @@ def sort_words(words: Sequence[str]) -> AskRequest:
                 raise V2LError(f"no adapter {printable(word)}; make it with: v2l encode VIDEO")
             adapters.append(path)
         elif os.path.isdir(path):
-            adapters += adapters_in(path)
+            from_folders += find_adapters([path], recursive)
+            adapters += [found for found, error in from_folders if not error and found not in adapters]
         elif path.suffix.lower() in VIDEO_SUFFIXES and os.path.isfile(path):
             videos.append(path)
         elif plain and "://" in word:
@@ -84,9 +94,11 @@ def sort_words(words: Sequence[str]) -> AskRequest:
             )
         else:
             questions.append(word)
+    folders = tuple(path for path, error in from_folders if not error and os.fspath(path) not in words)
+    errors = tuple(error for _, error in from_folders if error)
     is_joined = _is_one_question(questions, words)
     asked = [" ".join(questions)] if is_joined else questions
-    return AskRequest(tuple(adapters), tuple(videos), tuple(asked), "-" in words, is_joined)
+    return AskRequest(tuple(adapters), tuple(videos), tuple(asked), "-" in words, is_joined, folders, errors)
 
 
 def _is_one_question(questions: Sequence[str], words: Sequence[str]) -> bool:
@@ -190,6 +202,8 @@ def encode_source(
             return None
         note_reason(outcome, display)
         adapter = outcome.target.output
+        if outcome.status == "encoded" and destination.cache and adapter.is_relative_to(destination.cache):
+            display.note(f"{printable(video)}: its adapter is kept in the cache, {printable(adapter)}")
     return adapter
 
 
@@ -217,6 +231,65 @@ def load_sources(adapters: Sequence[Path], loader: ModelLoader) -> Iterator[Answ
             groups.setdefault("", []).append(AnswerSource(path, loader, error=error))
     for group in groups.values():
         yield from group
+
+
+def choose_in_folders(
+    sources: Sequence[AnswerSource], from_folders: Sequence[Path], display: Display
+) -> list[AnswerSource]:
+    """Return the sources to ask, without the files of segments whose whole is asked, and note what was left out, and
+    the adapters whose video is gone from a folder of videos.
+
+    from_folders: the adapters that were found in folders; those that the user named are asked in any case
+    """
+    asked, left_out = [], Counter[Path]()
+    names = {source.path: _video_names(source) for source in sources if source.file}
+    for source in sources:
+        whole = _whole(source.path) if source.path in from_folders else None
+        if whole in names and names[whole] == names.get(source.path):
+            left_out[whole] += 1
+        else:
+            asked.append(source)
+    for whole, count in left_out.items():
+        segments = f"{count} segment{'s' * (count > 1)}"
+        display.note(f"{printable(whole)}: asked instead of its {segments}, which are files of their own")
+    for source in asked:
+        gone = [name for name in names.get(source.path, ()) if not os.path.exists(source.path.parent / name)]
+        if gone and source.path in from_folders and _holds_videos(source.path.parent):
+            display.note(f"{printable(source.path)}: its video {printable(gone[0])} is not in the folder any more")
+    return asked
+
+
+def _video_names(source: AnswerSource) -> tuple[str, ...]:
+    from v2l.adapters.description import AdapterFile
+
+    assert source.file is not None, "only adapters have names of videos"
+    if isinstance(source.file, AdapterFile):
+        return tuple(dict.fromkeys(segment.source.name for segment in source.file.description.segments))
+    return tuple(each.name for each in source.file.description.sources)
+
+
+def _whole(path: Path) -> Path | None:
+    """Return the adapter of the whole video, by the name of the adapter of a segment."""
+    from v2l.inference.naming import ADAPTER_SUFFIX
+
+    stem, _, number = path.name.removesuffix(ADAPTER_SUFFIX).rpartition(".")
+    is_segment = stem and len(number) >= 3 and number.isascii() and number.isdigit()
+    return path.with_name(f"{stem}{ADAPTER_SUFFIX}") if is_segment else None
+
+
+@cache
+def _holds_videos(folder: Path) -> bool:
+    from v2l.inference.naming import is_video
+
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        return any(is_video(entry.name) for entry in entries)
+    return False
+
+
+def error_line(path: Path, error: V2LError) -> str:
+    """Return the line of an error with the path that it is about, once."""
+    name, text = printable(path), str(error)
+    return text if name in text else f"{name}: {text}"
 
 
 def batches(sources: Sequence[AnswerSource], questions: Sequence[str]) -> Iterator[list[tuple[AnswerSource, str]]]:

@@ -8,8 +8,9 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from v2l.adapters.timeline_description import NO_WISH, Segmentation
@@ -18,7 +19,8 @@ from v2l.inference.model_loader import ModelLoader
 from v2l.inference.readings import fill_reading, plan_segments, plan_timeline
 from v2l.inference.staleness import Staleness, Wanted, check_staleness
 from v2l.inference.targets import Target
-from v2l.io.files import check_name, make_folder
+from v2l.io.claims import Claim, Claims, UnwritableFolder
+from v2l.io.files import check_name, make_folder, sweep
 from v2l.io.text import printable
 from v2l.video.client import probe
 from v2l.video.sampling import Reading
@@ -72,11 +74,12 @@ class Watch:
     """Callbacks that show progress.
 
     step: called with the target being encoded, the steps done and the total number of steps
-    planned: called before a timeline is encoded
+    planned: called before a timeline is encoded; waiting: before another process is awaited that encodes a target
     """
 
     step: Callable[[Target, float, int], None] = lambda target, done, total: None
     planned: Callable[[Target, TimelineEstimate], None] = lambda target, estimate: None
+    waiting: Callable[[Target], None] = lambda target: None
 
 
 def encode_targets(
@@ -85,8 +88,9 @@ def encode_targets(
     """Encode each video: into one adapter, into a timeline if it is long or segments were asked for, or, with
     `split`, into one adapter per segment.
 
-    The next video is planned and decoded while one is in the model. Failures are outcomes, except for a ModelError,
-    which would affect every other video too.
+    The next video is planned and decoded while one is in the model. A video that another process encodes comes last,
+    when that process has finished with it. Failures are outcomes, except for a ModelError, which would affect every
+    other video too.
     """
     if not options.split:
         yield from _encode_in_turn([(target, options) for target in targets], loader, watch)
@@ -110,23 +114,30 @@ def _encode_split(target: Target, options: EncodeOptions, loader: ModelLoader, w
 
 def split_jobs(target: Target, options: EncodeOptions, loader: ModelLoader) -> list[tuple[Target, EncodeOptions]]:
     """Return the encodings of a video with an adapter for each segment. Raises V2LError if it cannot be read."""
-    _check_output(target.segment(0))
-    trained_with = loader.provenance.trained_with
-    reading = fill_reading(options.reading, trained_with, loader.folder.geometry)
-    parts = plan_segments(probe(target.video), reading, trained_with, options.segmentation)
+    _check_output(target.segment(0))  # before the video is read, which takes longer
+    video = probe(target.video)
+    parts = plan_segments(video, fill(options, loader), loader.provenance.trained_with, options.segmentation)
+    count = len(parts)
+    _check_output(target.segment(0, count))
     alone = replace(options, split=False, segmentation=Segmentation(segments=1))
-    return [(target.segment(index), replace(alone, reading=part)) for index, part in enumerate(parts)]
+    return [(target.segment(index, count), replace(alone, reading=part)) for index, part in enumerate(parts)]
 
 
 @dataclass(frozen=True)
 class _Prepared:
     """A target after its checks: `outcome` if nothing is left to do, else the encode, started unless it is a timeline,
-    and why it is needed."""
+    why it is needed, and the claim on its adapter.
+
+    elsewhere: another process encodes it; inode: of its adapter then
+    """
 
     target: Target
     outcome: Outcome | None = None
     pending: PendingEncode | TimelineJob | None = None
     reason: str = ""
+    claim: Claim | None = None
+    elsewhere: bool = False
+    inode: int | None = None
 
 
 def _encode_in_turn(
@@ -134,59 +145,133 @@ def _encode_in_turn(
 ) -> Iterator[Outcome]:
     """Yield the outcome of each job. A worker thread prepares the next job while one is in the model."""
     executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="v2l-prepare")
+    elsewhere: list[tuple[_Prepared, EncodeOptions]] = []
+    with Claims() as claims:
+
+        def submit(index: int) -> list[Future[_Prepared]]:
+            return [executor.submit(_prepare, *job, loader, Claim(claims)) for job in jobs[index : index + 1]]
+
+        try:
+            upcoming = submit(0)
+            for index, (_, options) in enumerate(jobs):
+                prepared = upcoming.pop().result()
+                upcoming = submit(index + 1)
+                if prepared.elsewhere:
+                    elsewhere.append((prepared, options))
+                else:
+                    yield _finish(prepared, loader, watch)
+        finally:  # do not wait for the worker: an interrupt ends the run at once
+            executor.shutdown(wait=False, cancel_futures=True)
+        for prepared, options in elsewhere:  # holding no other claim, so that no two processes wait for each other
+            watch.waiting(prepared.target)
+            yield _finish(_await(prepared, options, loader, Claim(claims)), loader, watch)
+
+
+def _await(prepared: _Prepared, options: EncodeOptions, loader: ModelLoader, claim: Claim) -> _Prepared:
+    """Wait until no other process encodes a target, and prepare it if that is still needed. Raises ModelError only."""
+    target = prepared.target
     try:
-        upcoming = [executor.submit(_prepare, *job, loader) for job in jobs[:1]]
-        for index in range(len(jobs)):
-            prepared = upcoming.pop().result()
-            upcoming += [executor.submit(_prepare, *job, loader) for job in jobs[index + 1 : index + 2]]
-            yield _finish(prepared, loader, watch)
-    finally:  # do not wait for the worker: an interrupt ends the run at once
-        executor.shutdown(wait=False, cancel_futures=True)
+        claim.take(target.output, wait=True)
+    except V2LError as error:
+        return _Prepared(target, _failed(target, error))
+    if _inode(target) != prepared.inode:  # the other process replaced it
+        options = replace(options, overwrite=False)
+    return _prepare(target, options, loader, claim)
 
 
-def _prepare(target: Target, options: EncodeOptions, loader: ModelLoader) -> _Prepared:
-    """Compare a target with its existing adapter and start to encode it if needed. Raises ModelError only."""
+def _prepare(target: Target, options: EncodeOptions, loader: ModelLoader, claim: Claim) -> _Prepared:
+    """Compare a target with its existing adapter; claim it and start to encode it if needed. Raises ModelError only."""
     if target.error:
         return _Prepared(target, Outcome(target, "failed", target.error))
+    prepared = None
     try:
-        return _compare_and_start(target, options, loader)
+        sweep(target.output.parent)
+        prepared = _compare_and_claim(target, options, loader, claim)
+        if prepared.claim:
+            return replace(prepared, pending=_start(prepared.target, options, loader))
     except Exception as error:
-        return _Prepared(target, _failed(target, error))
+        prepared = _Prepared(target, _failed(target, error))
+    claim.give_back()
+    return prepared
 
 
-def _compare_and_start(target: Target, options: EncodeOptions, loader: ModelLoader) -> _Prepared:
-    reading, found = compare(target, options, loader)
+def _compare_and_claim(target: Target, options: EncodeOptions, loader: ModelLoader, claim: Claim) -> _Prepared:
+    """Compare a target with its existing adapter, and claim it if it is to be encoded."""
+    target, found = compare(target, options, loader)
     if found.state in ("current", "kept"):
         return _Prepared(target, Outcome(target, found.state, found.reason))
-    return _Prepared(target, pending=_start(target, options, loader, reading), reason=found.reason)
+    inode = _inode(target)
+    try:
+        if not claim.take(target.output):
+            return _Prepared(target, elsewhere=True, inode=inode)
+    except UnwritableFolder as error:
+        if not target.cache:
+            hint = "v2l encode --output-dir FOLDER writes to another folder, --cache to your cache"
+            raise V2LError(f"{error}; {hint}") from error
+        return _compare_and_claim(target.in_cache(), options, loader, claim)
+    if _inode(target) != inode:  # another process was faster
+        return _compare_and_claim(target, replace(options, overwrite=False), loader, claim)
+    return _Prepared(target, reason=found.reason, claim=claim)
 
 
 def compare(
     target: Target, options: EncodeOptions, loader: ModelLoader, touch: bool = True
-) -> tuple[Reading, Staleness]:
-    """Return the filled reading of a target, and the state of its adapter: "missing" or "stale" if it is to be encoded,
-    "current" or "kept" if not. Raises V2LError.
+) -> tuple[Target, Staleness]:
+    """Return the target at the place of its adapter, beside the video or in the cache, and the state of the adapter:
+    "missing" or "stale" if it is to be encoded, "current" or "kept" if not. Claims nothing. Raises V2LError.
 
     touch: as for `check_staleness`
     """
+    target, found = locate_adapter(target, options, loader, touch)
+    if found.state != "foreign":
+        return target, found
+    made = f"it was made for {found.reason}"
+    if options.replace_foreign:
+        return target, Staleness("stale", made)
+    return target, Staleness("kept", f"{made}; --model replaces it")
+
+
+def locate_adapter(
+    target: Target, options: EncodeOptions, loader: ModelLoader, touch: bool = True
+) -> tuple[Target, Staleness]:
+    """Return the target at the place of its adapter, beside the video or in the cache, and the adapter's state as
+    `check_staleness` returns it. Raises V2LError."""
     _check_output(target)
-    reading = fill_reading(options.reading, loader.provenance.trained_with, loader.folder.geometry)
+    cache = target.cache
     if options.overwrite:
-        return reading, Staleness("stale" if os.path.lexists(target.output) else "missing")
-    wanted = Wanted(target.video, reading, loader.fingerprint, loader.provenance, options.segmentation)
-    found = check_staleness(target.output, wanted, options.check_hash, options.any_reading, touch)
-    if found.state == "foreign":
-        made = f"it was made for {found.reason}"
-        found = (
-            Staleness("stale", made) if options.replace_foreign else Staleness("kept", f"{made}; --model replaces it")
-        )
-    return reading, found
+        target = target.in_cache() if cache and cache.is_preferred else target
+        return target, Staleness("stale" if os.path.lexists(target.output) else "missing")
+    wanted = Wanted(target.video, fill(options, loader), loader.fingerprint, loader.provenance, options.segmentation)
+    settled = {"current"} if options.replace_foreign else {"current", "foreign"}
+
+    def check(output: Path) -> Staleness:
+        return check_staleness(output, wanted, options.check_hash, options.any_reading, touch)
+
+    found = check(target.output)
+    if not cache or found.state in settled or not (cache.is_preferred or os.path.isdir(cache.folder)):
+        return target, found
+    there = target.in_cache()
+    found_there = check(there.output)
+    if cache.is_preferred or found_there.state in settled:
+        return there, found_there
+    return target, found
 
 
-def _start(
-    target: Target, options: EncodeOptions, loader: ModelLoader, reading: Reading
-) -> PendingEncode | TimelineJob:
-    models = loader.load()
+def fill(options: EncodeOptions, loader: ModelLoader) -> Reading:
+    """Return the reading of an encoding, with the settings of the hypernetwork where none were given."""
+    return fill_reading(options.reading, loader.provenance.trained_with, loader.folder.geometry)
+
+
+def _inode(target: Target) -> int | None:
+    """Return the number of the file of an adapter, None if it is missing: every write makes a new file."""
+    try:
+        return os.stat(target.output).st_ino
+    except OSError:
+        return None
+
+
+def _start(target: Target, options: EncodeOptions, loader: ModelLoader) -> PendingEncode | TimelineJob:
+    reading, models = fill(options, loader), loader.load()
     from v2l.inference.encode import open_video, start_encode
     from v2l.inference.timeline import make_job
 
@@ -197,9 +282,10 @@ def _start(
 
 
 def _finish(prepared: _Prepared, loader: ModelLoader, watch: Watch) -> Outcome:
-    """Return the outcome of a prepared target; encode and save it first if it is pending. Raises ModelError only."""
+    """Return the outcome of a prepared target; encode and save it first if it is pending, and give its claim back.
+    Raises ModelError only."""
     target = prepared.target
-    if prepared.pending is None:
+    if prepared.pending is None or prepared.claim is None:
         assert prepared.outcome is not None, "a target without a pending encode has an outcome"
         return prepared.outcome
     started = time.perf_counter()
@@ -207,6 +293,8 @@ def _finish(prepared: _Prepared, loader: ModelLoader, watch: Watch) -> Outcome:
         adapter = _encode(prepared.pending, target, loader, watch)
     except Exception as error:
         return _failed(target, error)
+    finally:
+        prepared.claim.give_back()
     return Outcome(target, "encoded", prepared.reason, time.perf_counter() - started, adapter)
 
 

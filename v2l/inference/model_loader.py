@@ -17,7 +17,7 @@ from v2l.errors import ModelError, V2LError, reason
 from v2l.io.text import printable
 from v2l.models.hypernetwork_file import HypernetworkConfig, Provenance, locate, read_header
 from v2l.models.lock_file import lock_path, read_lock
-from v2l.models.presets import PRESETS, RELEASE, ModelFolder, find_model, is_tiny
+from v2l.models.presets import PRESETS, ModelFolder, find_model, is_tiny, preset_name
 
 if TYPE_CHECKING:
     import torch
@@ -171,10 +171,10 @@ def choose_model_for(base: BaseModel, option: str | None) -> tuple[str, str]:
     model, chosen_by = choose_model(option)
     if chosen_by not in ("default", "fallback"):
         return model, chosen_by
-    named = {preset.model: name for name, preset in PRESETS.items()} | {RELEASE: "tiny"}
-    if base.id not in named:
+    name = preset_name(base.id)
+    if name is None:
         raise V2LError(
             f"this adapter was made for {printable(base.id)} ({printable(base.fingerprint[:12])}), a model that v2l "
             f"has no name for; give its folder with --model FOLDER or {ENVIRONMENT}"
         )
-    return named[base.id], "adapter"
+    return name, "adapter"

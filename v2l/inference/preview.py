@@ -10,12 +10,12 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from v2l.errors import V2LError
-from v2l.inference.batch import EncodeOptions, compare, split_jobs
+from v2l.inference.batch import EncodeOptions, compare, fill, split_jobs
 from v2l.inference.model_loader import ModelLoader
 from v2l.inference.readings import plan_timeline
 from v2l.inference.targets import Target
 from v2l.video.client import probe
-from v2l.video.sampling import Reading, choose_frames
+from v2l.video.sampling import choose_frames
 
 if TYPE_CHECKING:
     from v2l.inference.estimate import Networks
@@ -56,18 +56,18 @@ def preview_targets(targets: Sequence[Target], options: EncodeOptions, loader: M
 
 def _preview(target: Target, options: EncodeOptions, loader: ModelLoader) -> Preview:
     try:
-        reading, found = compare(target, options, loader, touch=False)
+        target, found = compare(target, options, loader, touch=False)
         forced = "--overwrite was given" if options.overwrite and found.state == "stale" else ""
         result = Preview(target, found.state, found.reason or forced)
-        return result if found.state in ("current", "kept") else _with_cost(result, reading, options, loader)
+        return result if found.state in ("current", "kept") else _with_cost(result, options, loader)
     except V2LError as error:
         return Preview(target, "failed", str(error))
 
 
-def _with_cost(result: Preview, reading: Reading, options: EncodeOptions, loader: ModelLoader) -> Preview:
+def _with_cost(result: Preview, options: EncodeOptions, loader: ModelLoader) -> Preview:
     """Plan the encoding as `encode_targets` does, and estimate its cost."""
     config, provenance = loader.hypernetwork_header
-    video = probe(result.target.video)
+    video, reading = probe(result.target.video), fill(options, loader)
     segments = plan_timeline(video, reading, provenance.trained_with, options.segmentation)
     frames = [
         len(choose_frames(video, part.frames or 1, part.fps or 1.0, part.start, part.end, part.skip_ends))

@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import BinaryIO
 
 from v2l.errors import UsageError, V2LError
+from v2l.inference.cache import AdapterCache
+from v2l.inference.naming import ADAPTER_SUFFIX, OutputNames, is_adapter, is_video, part_name
 from v2l.io.files import unreadable
-from v2l.io.text import printable
+from v2l.io.text import is_address, printable
 from v2l.video.sampling import Reading
 
-ADAPTER_SUFFIX = ".v2l.safetensors"
-VIDEO_SUFFIXES = frozenset(".3gp .avi .flv .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .webm .wmv".split())
-"""Suffixes of the videos in a folder. A file given by name may have any suffix."""
 _SIDECAR_SUFFIXES = frozenset(
     ".ass .csv .description .gguf .html .json .jsonl .log .lrc .md .md5 .nfo .pdf .peft .pt .safetensors .sbv .sha256 "
     ".srt .ssa .torrent .tsv .txt .vtt .xml .ytdl".split()
@@ -31,59 +30,97 @@ class Target:
 
     output: the adapter's path; with segments the composed adapter's, from which the segments' names are derived
     error: why there is no video to encode, empty if there is one; `video` is then the input as given
+    cache: where else its adapter may be, by the content of the video
     """
 
     video: Path
     output: Path
     error: str = ""
+    cache: AdapterCache | None = None
 
-    def segment(self, index: int) -> Target:
-        """Return the target of segment `index`, counted from 0: lecture.000.v2l.safetensors for
-        lecture.v2l.safetensors."""
-        stem = self.output.name.removesuffix(ADAPTER_SUFFIX)
-        return replace(self, output=self.output.with_name(f"{stem}.{index:03d}{ADAPTER_SUFFIX}"))
+    def segment(self, index: int, count: int = 1) -> Target:
+        """Return the target of segment `index`, counted from 0, of `count`: lecture.000.v2l.safetensors for
+        lecture.v2l.safetensors. Their order by name is that of time."""
+        return replace(self, output=self.output.with_name(part_name(self.output.name, index, count)), cache=None)
+
+    def in_cache(self) -> Target:
+        """Return the target in the cache; hashes the video. Raises V2LError if it cannot be read."""
+        assert self.cache is not None, "a target without a cache has one place"
+        return replace(self, output=self.cache.path(self.video, self.output.name), cache=None)
 
 
 @dataclass(frozen=True)
 class Destination:
-    """Where adapters are written: beside their videos, to the file `output`, or into `folder`."""
+    """Where adapters are written: beside their videos, to the file `output`, or into `folder`.
+
+    cache: a folder of adapters by the content of their videos, for those that cannot be written beside them
+    prefers_cache: write every adapter there
+    """
 
     output: Path | None = None
     folder: Path | None = None
+    cache: Path | None = None
+    prefers_cache: bool = False
 
 
 def find_targets(
     inputs: Sequence[Path], destination: Destination, reading: Reading, recursive: bool = False
 ) -> list[Target]:
-    """Return the targets of files and folders in the given order, the videos of a folder sorted by name. An input
-    without a video, or with one that is not there, becomes a target with an `error`.
+    """Return the targets of files and folders in the given order, each video once, the videos of a folder sorted by
+    name. An input without a video, or with one that is not there, becomes a target with an `error`.
 
     reading: its start and end become part of the default names
-    recursive: also search subfolders; in `destination.folder` their tree is kept
+    recursive: also search subfolders
+    In `destination.folder`, adapters have the paths of their videos relative to the folder that all inputs have in
+    common.
 
-    Raises UsageError if two videos would be written to one adapter, or if `destination` does not fit all of them.
+    Raises UsageError if `destination` does not fit the videos.
     """
-    found: list[Target] = []
-    for given in inputs:
-        if _is_adapter(given.name) and os.path.isfile(given):
-            found.append(_missing(given, f"{printable(given)} is an adapter; name the video to encode"))
-        elif not os.path.isdir(given):  # False also for a name that no file can have
-            found.append(Target(given, _output_path(given, Path(given.name), destination, reading)))
-        else:
-            found += _targets_in(given, destination, reading, recursive)
-    found = list(dict.fromkeys(found))
-    targets = [target for target in found if not target.error]
-    if destination.output and len(targets) > 1:
-        raise UsageError(f"-o names one file and {len(targets)} videos were given; use --output-dir")
-    videos: dict[Path, Path] = {}  # by adapter
-    for target in targets:
-        other = videos.setdefault(Path(os.path.abspath(target.output)), target.video)
-        if os.path.abspath(other) != os.path.abspath(target.video):
-            raise UsageError(
-                f"{printable(other)} and {printable(target.video)} would both write {printable(target.output)}; "
-                "encode them apart, with -o or --output-dir"
-            )
-    return [_if_there(target) for target in found]
+    found = [each for given in inputs for each in _videos_of(given, recursive)]
+    videos = list({os.path.abspath(path): path for path, error in reversed(found) if not error}.values())
+    _check_output(destination.output, len(videos))
+    outputs: dict[Path, Path | V2LError] = {}
+    if destination.output:
+        outputs = dict.fromkeys(videos, destination.output)
+    else:
+        outputs = OutputNames(destination.folder, _common_folder(inputs), _range_name(reading), videos).outputs()
+    targets = []
+    for path, error in dict.fromkeys(found):
+        if error:
+            targets.append(Target(path, path, error))
+        elif path in outputs:
+            targets.append(_target(path, outputs[path], destination, reading))
+    return targets
+
+
+def _check_output(output: Path | None, videos: int) -> None:
+    """Raise UsageError if `-o` does not fit."""
+    if output and videos and not is_adapter(output.name):
+        raise UsageError(f"-o {printable(output)} must end in {ADAPTER_SUFFIX}, by which `v2l ask` knows an adapter")
+    if output and videos > 1:
+        raise UsageError(f"-o names one file and {videos} videos were given; use --output-dir")
+
+
+def _target(video: Path, output: Path | V2LError, destination: Destination, reading: Reading) -> Target:
+    if isinstance(output, V2LError):
+        return _if_there(Target(video, video, str(output)))
+    cache = None
+    if destination.cache:
+        cache = AdapterCache(destination.cache, _range_name(reading), destination.prefers_cache)
+    return _if_there(Target(video, output, cache=cache))
+
+
+def _common_folder(inputs: Sequence[Path]) -> str:
+    """Return the folder that files and folders have in common; the root if they are on several drives."""
+    folders = [
+        os.path.abspath(given) if os.path.isdir(given) else os.path.dirname(os.path.abspath(given))
+        for given in inputs
+        if not _is_missing_address(given)
+    ]
+    try:
+        return os.path.commonpath(folders)
+    except ValueError:
+        return os.path.abspath(os.sep)
 
 
 def split_sidecars(inputs: Sequence[Path]) -> tuple[list[Path], list[Path]]:
@@ -92,11 +129,11 @@ def split_sidecars(inputs: Sequence[Path]) -> tuple[list[Path], list[Path]]:
     Adapters, subtitles, other text, and every file with the name of a video among the inputs and another suffix are
     passed over if there is a video or a folder beside them.
     """
-    named = {(path.parent, path.stem) for path in inputs if _is_video(path.name)}
+    named = {(path.parent, path.stem) for path in inputs if is_video(path.name)}
 
     def is_sidecar(path: Path) -> bool:
         name = path.name
-        if _is_video(name) or not os.path.exists(path):
+        if is_video(name) or not os.path.exists(path):
             return False
         stems = (name[:place] for place, char in enumerate(name) if char == ".")
         return path.suffix.lower() in _SIDECAR_SUFFIXES or any((path.parent, stem) in named for stem in stems)
@@ -104,7 +141,7 @@ def split_sidecars(inputs: Sequence[Path]) -> tuple[list[Path], list[Path]]:
     passed = [path for path in inputs if is_sidecar(path)]
     apart = set(passed)
     encoded = [path for path in inputs if path not in apart]
-    if any(_is_video(path.name) or os.path.isdir(path) for path in encoded):
+    if any(is_video(path.name) or os.path.isdir(path) for path in encoded):
         return encoded, passed
     return list(inputs), []
 
@@ -116,41 +153,35 @@ def read_names(file: BinaryIO) -> list[Path]:
     return [Path(os.fsdecode(name)) for name in names if name]
 
 
-def adapters_in(folder: Path) -> list[Path]:
-    """Return the adapters of a folder, sorted by name. Raises V2LError if it has none or cannot be listed."""
-    try:
-        found = sorted(path for path in folder.iterdir() if path.name.endswith(ADAPTER_SUFFIX))
-    except OSError as error:
-        raise V2LError(_listing_error(folder, error)) from error
-    if not found:
-        raise V2LError(f"the folder {printable(folder)} holds no adapters (*{ADAPTER_SUFFIX}); encode its videos first")
-    return found
-
-
 def _if_there(target: Target) -> Target:
     """Return the target, with an error if its video is missing."""
     try:
         os.stat(target.video)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # a ValueError: a name that no file can have
         return target if target.error else replace(target, error=str(unreadable(target.video, error)))
-    except ValueError:  # a name that no file can have; reading it says so
-        pass
     return target
 
 
-def _missing(given: Path, error: str) -> Target:
-    return Target(given, given, error)
+def _videos_of(given: Path, recursive: bool) -> Iterator[tuple[Path, str]]:
+    """Yield (path, error) for a file, or for the videos of a folder."""
+    if _is_missing_address(given):
+        yield given, str(unreadable(given, FileNotFoundError()))
+    elif is_adapter(given.name) and os.path.isfile(given):
+        yield given, f"{printable(given)} is an adapter; name the video to encode"
+    elif not os.path.isdir(given):  # False also for a name that no file can have
+        yield given, ""
+    else:
+        empty = True
+        for found in _walk(given, recursive, is_video):
+            empty = False
+            yield found
+        if empty:
+            hint = "" if recursive else " (--recursive also searches its subfolders)"
+            yield given, f"the folder {printable(given)} holds no videos{hint}"
 
 
-def _targets_in(folder: Path, destination: Destination, reading: Reading, recursive: bool) -> Iterator[Target]:
-    empty = True
-    for path, error in _walk(folder, recursive, _is_video):
-        empty = False
-        output = path if error else _output_path(path, path.relative_to(folder), destination, reading)
-        yield Target(path, output, error)
-    if empty:
-        hint = "" if recursive else " (--recursive also searches its subfolders)"
-        yield _missing(folder, f"the folder {printable(folder)} holds no videos{hint}")
+def _is_missing_address(given: Path) -> bool:
+    return is_address(given) and not os.path.exists(given)
 
 
 def find_adapters(inputs: Sequence[Path], recursive: bool = False) -> list[tuple[Path, str]]:
@@ -159,23 +190,14 @@ def find_adapters(inputs: Sequence[Path], recursive: bool = False) -> list[tuple
     found: list[tuple[Path, str]] = []
     for given in inputs:
         if not os.path.isdir(given):
-            is_video = _is_video(given.name) and os.path.exists(given)
             hint = f"{printable(given)} is a video; name its adapter (*{ADAPTER_SUFFIX}), or encode it first"
-            found.append((given, hint if is_video else ""))
-        elif listed := list(_walk(given, recursive, _is_adapter)):
+            found.append((given, hint if is_video(given.name) and os.path.exists(given) else ""))
+        elif listed := list(_walk(given, recursive, is_adapter)):
             found += listed
         else:
             hint = "encode its videos first" + ("" if recursive else "; --recursive also searches its subfolders")
             found.append((given, f"the folder {printable(given)} holds no adapters (*{ADAPTER_SUFFIX}); {hint}"))
     return list(dict.fromkeys(found))
-
-
-def _is_adapter(name: str) -> bool:
-    return name.endswith(ADAPTER_SUFFIX)
-
-
-def _is_video(name: str) -> bool:
-    return Path(name).suffix.lower() in VIDEO_SUFFIXES
 
 
 def _walk(folder: Path, recursive: bool, wanted: Callable[[str], bool]) -> Iterator[tuple[Path, str]]:
@@ -214,17 +236,6 @@ def _listing_error(folder: Path, error: OSError) -> str:
     if error.errno == errno.ENAMETOOLONG:
         why = "its path is longer than the system allows; move it further up"
     return f"cannot list {printable(folder)}: {why}"
-
-
-def _output_path(video: Path, relative: Path, destination: Destination, reading: Reading) -> Path:
-    if destination.output:
-        if not destination.output.name.endswith(ADAPTER_SUFFIX):
-            raise UsageError(
-                f"-o {printable(destination.output)} must end in {ADAPTER_SUFFIX}, by which `v2l ask` knows an adapter"
-            )
-        return destination.output
-    name = f"{video.stem}{_range_name(reading)}{ADAPTER_SUFFIX}"
-    return destination.folder / relative.parent / name if destination.folder else video.with_name(name)
 
 
 def _range_name(reading: Reading) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import shutil
@@ -20,8 +19,8 @@ from v2l.inference.ask import ask_each
 from v2l.inference.encode import OpenedVideo, PendingEncode, finish_encode, open_video, start_encode
 from v2l.inference.estimate import Networks, factor_bytes, seconds_per_encoding
 from v2l.inference.readings import check_wish, covered, fill_reading, plan_segments
+from v2l.io.claims import hidden_beside
 from v2l.io.files import (
-    MAX_NAME_BYTES,
     make_folder,
     open_regular,
     time_of_check,
@@ -231,12 +230,8 @@ def _check_space(output: Path, size: int) -> None:
 
 
 def _parts_folder(output: Path) -> Path:
-    """Return the hidden folder beside an output: `.NAME.partial`, or a hash in the place of a name that leaves no room
-    for it."""
-    name = output.name
-    if len(os.fsencode(f".{name}.partial")) > MAX_NAME_BYTES:
-        name = hashlib.sha256(os.fsencode(name)).hexdigest()[:32]
-    return output.with_name(f".{name}.partial")
+    """Return the hidden folder beside an output that holds its finished parts."""
+    return hidden_beside(output, ".partial")
 
 
 def discard_parts(output: Path) -> None:

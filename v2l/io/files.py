@@ -254,12 +254,13 @@ def _too_long(path: Path) -> V2LError:
 
 _HOST = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
 _PART_END = f".{_HOST}.part"
-_PART = re.compile(rf"\..*{re.escape(_PART_END)}", re.DOTALL)
+CLAIM_END = ".v2l-claim"
+_LEFT = re.compile(rf"\..*({re.escape(_PART_END)}|{re.escape(CLAIM_END)})", re.DOTALL)
 _swept: set[str] = set()
 
 
-def try_lock(handle: int) -> bool:
-    """Try to lock an open file or folder without waiting. Returns False if another process holds the lock.
+def try_lock(handle: int, wait: bool = False) -> bool:
+    """Lock an open file or folder. Without `wait`, returns False if another process holds the lock.
 
     The lock belongs to the open file: it is released when the file is closed or its process ends, however it ends.
     Process ids are not used, because containers that share a folder number their processes independently. Raises
@@ -268,7 +269,7 @@ def try_lock(handle: int) -> bool:
     if not HAS_LOCKS:
         raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True
@@ -345,15 +346,15 @@ def _lock_folder(folder: Path) -> Iterator[None]:
 
 
 def sweep(folder: Path) -> None:
-    """Remove the unlocked temporary files of this machine from a folder: those that killed processes left. Runs once
-    per process and folder. Ignores files that cannot be locked or removed."""
+    """Remove the unlocked temporary files of this machine from a folder, and unlocked claims (`io/claims.py`): those
+    that killed processes left. Runs once per process and folder. Ignores files that cannot be locked or removed."""
     absolute = os.path.abspath(folder)
     if absolute in _swept or not HAS_LOCKS:
         return
     _swept.add(absolute)
     with contextlib.suppress(OSError), os.scandir(absolute) as entries:
         for entry in entries:
-            if _PART.fullmatch(entry.name):
+            if _LEFT.fullmatch(entry.name):
                 with contextlib.suppress(OSError):
                     _remove_unless_locked(entry)
 
@@ -363,7 +364,8 @@ def _remove_unless_locked(entry: os.DirEntry) -> None:
     access = os.O_RDONLY if is_folder else os.O_RDWR  # NFS locks only files that are open for writing
     handle = os.open(entry.path, access | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:
-        if try_lock(handle):
+        is_there = try_lock(handle) and os.path.samestat(os.fstat(handle), os.lstat(entry.path))
+        if is_there:  # and not removed by its owner, who may have made it again
             shutil.rmtree(entry.path) if is_folder else os.unlink(entry.path)
     finally:
         os.close(handle)

@@ -187,6 +187,12 @@ class ModelFolder:
         return digest.hexdigest()
 
 
+def preset_name(model: str) -> str | None:
+    """Return the name under which v2l knows a model, from the id that adapters record: "tiny" for "tiny-5"."""
+    named = {preset.model: name for name, preset in PRESETS.items()} | {RELEASE: "tiny"}
+    return named.get(model)
+
+
 def find_model(name: str | os.PathLike) -> ModelFolder:
     """Return the model folder of a preset or a path. Raises V2LError, with the remedy, if there is none."""
     name = os.fspath(name)

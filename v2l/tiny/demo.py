@@ -18,8 +18,8 @@ from v2l.errors import V2LError
 from v2l.inference.ask import Stream, stream, stream_in_context
 from v2l.inference.encode import encode_reading
 from v2l.inference.model_loader import ModelLoader
+from v2l.inference.naming import ADAPTER_SUFFIX
 from v2l.inference.readings import fill_reading
-from v2l.inference.targets import ADAPTER_SUFFIX
 from v2l.inference.timeline import CAPTION_QUESTIONS
 from v2l.io.files import identify, unwritable, write_atomically
 from v2l.io.text import printable

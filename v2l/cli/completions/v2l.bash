@@ -96,8 +96,8 @@ _v2l() {
     fi
     case $command in
         '') words='' options='--version -V --json --help -h' ;;
-        'encode') words='videos' options='--recursive -r --files-from --frames --fps --start --end --resolution --keep-damaged --shard --segments --segment-seconds --split --no-index --output -o --output-dir --check-hash --overwrite --fail-fast --dry-run --model -m --hypernetwork --device --dtype --json --quiet --verbose --debug -v --help -h' ;;
-        'ask') words='subjects' options='--question -q --in-context --frames --fps --start --end --resolution --max-new-tokens --strength --whole --each --format --raw --model -m --hypernetwork --device --dtype --json --quiet --verbose --debug -v --help -h' ;;
+        'encode') words='videos' options='--recursive -r --files-from --frames --fps --start --end --resolution --keep-damaged --shard --segments --segment-seconds --split --no-index --output -o --output-dir --cache --check-hash --overwrite --fail-fast --dry-run --model -m --hypernetwork --device --dtype --json --quiet --verbose --debug -v --help -h' ;;
+        'ask') words='subjects' options='--recursive -r --question -q --in-context --frames --fps --start --end --resolution --max-new-tokens --strength --whole --each --format --raw --model -m --hypernetwork --device --dtype --json --quiet --verbose --debug -v --help -h' ;;
         'find') words='adapters' options='--recursive -r --limit -n --question --answer --model -m --device --dtype --json --quiet --verbose --debug -v --help -h' ;;
         'frames') words='adapters' options='--at --segment --video --output-dir -o --strip --overwrite --json --quiet --verbose --debug -v --help -h' ;;
         'demo') words='videos' options='--output-dir --overwrite --model -m --hypernetwork --device --dtype --json --quiet --verbose --debug -v --help -h' ;;

@@ -147,7 +147,8 @@ complete -c v2l -n '__v2l_in encode' -l segment-seconds -x -d 'Cut each video in
 complete -c v2l -n '__v2l_in encode' -l split -d 'Write a file for each segment, NAME.000 and on'
 complete -c v2l -n '__v2l_in encode' -l no-index -d 'Leave out the descriptions of the segments, which v2l find searches'
 complete -c v2l -n '__v2l_in encode' -l output -s o -x -a '(__v2l_adapters)' -d 'Write the adapter of a single video to FILE'
-complete -c v2l -n '__v2l_in encode' -l output-dir -x -a '(__v2l_folders)' -d 'Write all adapters into FOLDER'
+complete -c v2l -n '__v2l_in encode' -l output-dir -x -a '(__v2l_folders)' -d 'Write all adapters into FOLDER, with the subfolders of the videos'
+complete -c v2l -n '__v2l_in encode' -l cache -d 'Keep the adapters in your cache folder, by the contents of the videos; V2L_CACHE names another folder'
 complete -c v2l -n '__v2l_in encode' -l check-hash -d 'Compare the contents of videos, not their sizes and times, to find adapters that are out of date'
 complete -c v2l -n '__v2l_in encode' -l overwrite -d 'Encode again, even if an adapter is up to date'
 complete -c v2l -n '__v2l_in encode' -l fail-fast -d 'Stop at the first video that fails'
@@ -162,6 +163,7 @@ complete -c v2l -n '__v2l_in encode' -l verbose -l debug -s v -d 'Print what is 
 complete -c v2l -n '__v2l_in encode' -l help -s h -d 'Show this message and exit'
 
 complete -c v2l -n '__v2l_in ask' -a '(__v2l_subjects)'
+complete -c v2l -n '__v2l_in ask' -l recursive -s r -d 'Ask the adapters in subfolders as well'
 complete -c v2l -n '__v2l_in ask' -l question -s q -x -d 'Ask TEXT, even if it looks like a file'
 complete -c v2l -n '__v2l_in ask' -l in-context -x -a '(__v2l_videos)' -d 'Ask this video with its frames in the prompt, for comparison'
 complete -c v2l -n '__v2l_in ask' -l frames -x -d 'Read at most N frames'
