@@ -178,7 +178,7 @@ def test_a_dry_run_says_what_the_run_will_do_and_touches_nothing(planned, first_
         assert plan["bytes"] == (made.a.nbytes + made.b.nbytes if to_do else 0)
         assert to_do == (plan["seconds"] > 0)
     assert [plan["adapter"] for plan in done.records if plan["status"] == "missing"] == [f"new{SUFFIX}"]
-    assert done.notes[-1].startswith("6 to encode in about ")
+    assert done.notes[-1].startswith("7 to encode in about ")
     assert done.notes[-1].endswith(", 3 current, 1 kept")
 
 
@@ -234,11 +234,11 @@ def places(tmp_path_factory, videos, model_folder):
 def test_lists_trees_ranges_and_odd_names_lead_to_a_folder_that_is_made(places):
     here, before, done, _, _ = places
     assert done.code == 0
-    names = ["-dash", "a", "d", "sub/deep/b", *ODD[1:]]
+    names = ["-dash", "tree/a", "tree/d", "tree/sub/deep/b", *ODD[1:]]
     assert done.out == "".join(f"out/far/{name}.1-2.5{SUFFIX}\n" for name in names)
     assert counts(done.notes[-1]) == {"encoded": len(names)}
     assert tree(here) == sorted([*before, *(f"out/far/{name}.1-2.5{SUFFIX}" for name in names)])
-    (segment,) = v2l.Adapter.load(here / f"out/far/sub/deep/b.1-2.5{SUFFIX}").description.segments
+    (segment,) = v2l.Adapter.load(here / f"out/far/tree/sub/deep/b.1-2.5{SUFFIX}").description.segments
     assert (segment.start, segment.end) == (1.0, 2.5)
     assert all(1 <= time < 2.5 for time in segment.timestamps)
 

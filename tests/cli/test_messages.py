@@ -15,7 +15,6 @@ from v2l.cli.app import app
 from v2l.cli.console import Display, command
 from v2l.cli.options import check_plot
 from v2l.errors import V2LError
-from v2l.evaluation.metrics import check_extras
 from v2l.inference.cache import AdapterCache
 from v2l.io.manifest import read_manifest
 from v2l.io.text import printable, whole
@@ -51,12 +50,11 @@ def test_only_addresses_get_a_second_slash(tmp_path):
 
 
 def test_a_missing_extra_is_one_error_everywhere(tmp_path, adapters, monkeypatch):
-    for name in ("matplotlib", "gguf", "scipy"):
+    for name in ("matplotlib", "gguf"):
         monkeypatch.setitem(sys.modules, name, None)
     for needs in (
         lambda: check_plot(tmp_path / "a.png"),
         lambda: export_gguf(adapters[0], tmp_path / "a.gguf"),
-        check_extras,
     ):
         with pytest.raises(V2LError, match=r"needs \w+, which is not installed: pip install 'v2l\[\w+\]'") as caught:
             needs()
