@@ -250,9 +250,10 @@ def _is_ready(source: AnswerSource, display: Display) -> bool:
         if source.file is None:
             _ = source.loader.vlm
             return True
-        from v2l.adapters.lora import check_made_for
+        model = source.loader.language_model
+        from v2l.adapters.lora import check_made_for  # imports torch, which the line about loading precedes
 
-        check_made_for(source.file.description.base_model, source.loader.language_model)
+        check_made_for(source.file.description.base_model, model)
     except V2LError as error:
         display.error(error_line(source.path, error))
         return False

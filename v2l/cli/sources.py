@@ -98,7 +98,9 @@ def sort_words(words: Sequence[str], recursive: bool = False) -> AskRequest:
     errors = tuple(error for _, error in from_folders if error)
     is_joined = _is_one_question(questions, words)
     asked = [" ".join(questions)] if is_joined else questions
-    return AskRequest(tuple(adapters), tuple(videos), tuple(asked), "-" in words, is_joined, folders, errors)
+    return AskRequest(
+        tuple(dict.fromkeys(adapters)), tuple(videos), tuple(asked), "-" in words, is_joined, folders, errors
+    )
 
 
 def _is_one_question(questions: Sequence[str], words: Sequence[str]) -> bool:
