@@ -8,7 +8,8 @@ from places import ROOT
 
 from v2l.adapters import time_patterns
 from v2l.adapters.asked_time import Asked, asked_time
-from v2l.tiny.world.questions import PHRASINGS, clock
+from v2l.models.processor import frame_clock
+from v2l.tiny.world.questions import PHRASINGS
 
 DATA = ROOT / "tests" / "data"
 ORDER = {"first": "first", "start": "first", "last": "last", "end": "last", "after": "after", "before": "before"}
@@ -39,7 +40,7 @@ def test_the_questions_of_the_embedded_model(kind):
     random = np.random.default_rng(0)
     for phrasing in PHRASINGS[kind] * 4:
         seconds = float(random.integers(1024))
-        question = phrasing.format(time=clock(seconds), word="ladder", kind="circle", colour="red")
+        question = phrasing.format(time=frame_clock(seconds), word="ladder", kind="circle", colour="red")
         relation = next((ORDER[word] for word in kind.split() if word in ORDER), "none")
         timed = Asked(((seconds, seconds),), "at", True)
         assert asked_time(question, 1024.0) == (timed if "{time}" in phrasing else Asked((), relation))

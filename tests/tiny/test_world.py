@@ -13,7 +13,7 @@ import pytest
 
 from v2l.errors import V2LError
 from v2l.io.manifest import group_by_clip, read_manifest
-from v2l.models.processor import question_text
+from v2l.models.processor import frame_clock, question_text
 from v2l.tiny.world.clip import ClipFormat, frames, write_clip
 from v2l.tiny.world.dataset import FILMINGS, Filming, story_of, write_dataset
 from v2l.tiny.world.draw import draw
@@ -23,7 +23,6 @@ from v2l.tiny.world.questions import (
     ask_about,
     ask_by_scene,
     caption,
-    clock,
     describe,
     visible_words,
 )
@@ -135,7 +134,7 @@ def test_answers_match_the_scene():
         words = visible_words(Story((scene,)), SECONDS)
         assert by_kind["words"].answer == " then ".join(words)
         assert by_kind["count"].answer == ("one", "two")[len(scene.shapes) - 1]
-        at = next(t for t in SECONDS if clock(t) in by_kind["word at"].prompt)
+        at = next(t for t in SECONDS if frame_clock(t) in by_kind["word at"].prompt)
         assert by_kind["word at"].answer == scene.board.word_at(at)
         if len(words) > 1:
             assert (by_kind["word first"].answer, by_kind["word last"].answer) == (words[0], words[-1])
@@ -375,7 +374,7 @@ def test_a_question_about_several_scenes_names_a_time_or_an_order():
         for question in ask_about(story, times, np.random.default_rng(draw_of_lots)):
             assert question.kind == "words" or " at " in question.kind + " " or question.kind.startswith("word ")
             if question.kind in ("colour at", "shape at", "word at"):
-                (seconds,) = [t for t in times if clock(t) in question.prompt]
+                (seconds,) = [t for t in times if frame_clock(t) in question.prompt]
                 scene = story.scenes[seconds // 4]
                 shapes = {shape.kind: shape.colour for shape in scene.shapes}
                 if question.kind == "colour at":

@@ -12,6 +12,8 @@ UNITS = {
     3600: "h, hr, hrs, hour, hours, std, stunde, stunden, heure, heures, hora, horas",
 }
 """Names of units of time, by their seconds."""
+UNIT_SECONDS = {name: seconds for seconds, names in UNITS.items() for name in listed(names)}
+"""Seconds of a unit of time, by its name."""
 
 _ONES = {
     "en": """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen

@@ -12,7 +12,7 @@ import unicodedata
 from collections.abc import Callable, Iterable
 from functools import partial
 
-from v2l.adapters.number_words import FRACTIONS, ORDINALS, QUARTERS, UNITS, number_words
+from v2l.adapters.number_words import FRACTIONS, ORDINALS, QUARTERS, UNIT_SECONDS, number_words
 from v2l.adapters.time_patterns import TRIGGERS, Words
 from v2l.adapters.time_words import listed
 
@@ -119,11 +119,20 @@ _CHARACTERS = str.maketrans(
 )
 
 
+CLOCK = r"(?<![\d:.])(?:(\d{1,2}):([0-5]?\d)|(\d{1,3})):([0-5]\d)(\.\d+)?(?!:?\d)"
+"""A time such as 12:30, 1:12:30 or 0:37.5, in five groups, see `clock_seconds`."""
+
+
+def clock_seconds(found: re.Match) -> float:
+    """Return the time of a match whose first groups are those of `CLOCK`."""
+    hours, minutes, more, seconds, fraction = found.groups()[:5]
+    return 3600.0 * int(hours or 0) + 60 * int(minutes or more) + int(seconds) + float(fraction or 0)
+
+
 def _clock(text: TimeText, found: re.Match) -> str:
-    hours, minutes, more, seconds, fraction = found.groups()
-    value = 3600.0 * int(hours or 0) + 60 * int(minutes or more) + int(seconds) + float(fraction or 0)
+    hours, _, more, _, fraction = found.groups()
     is_stamp = hours or fraction or not 1 <= int(more) <= 24 or len(more) > 2
-    return text.add("STAMP" if is_stamp else "CLOCK", value)
+    return text.add("STAMP" if is_stamp else "CLOCK", clock_seconds(found))
 
 
 def _hours(text: TimeText, found: re.Match) -> str:
@@ -132,14 +141,14 @@ def _hours(text: TimeText, found: re.Match) -> str:
 
 def _ordinal(text: TimeText, found: re.Match) -> str:
     number = int(found[1]) if found[1] else next(n for n, table in ORDINALS.items() if found[2] in listed(table))
-    unit = _unit(found[3])
+    unit = UNIT_SECONDS[found[3]]
     return text.add("PLACE", (number - 1) * unit if unit > 1 else number, number * unit)
 
 
 def _label(text: TimeText, found: re.Match) -> str:
     """Replace one or two pairs of unit and number, such as "minute 12 second 30"."""
     pairs = text.find(r"(<UNITNAME>) (<NUMBER>)", found[0])
-    return text.add("PLACE", sum(_unit(unit) * _number(number) for unit, number in pairs))
+    return text.add("PLACE", sum(UNIT_SECONDS[unit] * _number(number) for unit, number in pairs))
 
 
 def _label_and_amount(text: TimeText, found: re.Match) -> str:
@@ -154,8 +163,8 @@ def _seconds(text: TimeText, found: re.Match) -> str:
 def _amount(text: TimeText, found: re.Match) -> str:
     """Replace up to three pairs of number and unit, such as "12m30s" and "a minute and a half"."""
     pairs = text.find(r"(<NUMBER>) ?(<UNIT>)", found["pairs"])
-    unit = _unit(pairs[-1][1])
-    total = sum(_unit(each) * _number(number) for number, each in pairs)
+    unit = UNIT_SECONDS[pairs[-1][1]]
+    total = sum(UNIT_SECONDS[each] * _number(number) for number, each in pairs)
     rest = int(found["rest"]) * unit / 60 if found["rest"] else unit / 2 if found["half"] else 0
     return text.add("SPAN", total + rest)
 
@@ -163,11 +172,7 @@ def _amount(text: TimeText, found: re.Match) -> str:
 def _single(text: TimeText, found: re.Match) -> str:
     """Replace the unit of "the last minute", and of "the last few minutes" as three of them."""
     several = found[2] or re.search("[sn]$", found[3])
-    return found[1] + text.add("SPAN", _unit(found[3]) * (3.0 if several else 1.0))
-
-
-def _unit(name: str) -> int:
-    return next(seconds for seconds, table in UNITS.items() if name in listed(table))
+    return found[1] + text.add("SPAN", UNIT_SECONDS[found[3]] * (3.0 if several else 1.0))
 
 
 def _number(text: str) -> float:
@@ -178,7 +183,7 @@ _TH = r"(?:st|nd|rd|th|\.|eme|ere|er|e|o|a)"
 """Endings of ordinal numbers."""
 
 _FORMS: tuple[tuple[str, str | Callable[[TimeText, re.Match], str]], ...] = (
-    (r"(?<![\d:.])(?:(\d{1,2}):([0-5]?\d)|(\d{1,3})):([0-5]\d)(\.\d+)?(?!:?\d)", _clock),
+    (CLOCK, _clock),
     (r"(?<![\w.:])(\d{1,2}) ?h ?([0-5]\d)(?! ?(?:m|min|mn|minutes?)\b|\w)", _hours),
     *((f"<QUARTERS{minutes}>", f"{minutes} minutes") for minutes in QUARTERS),
     (r"<FRACTION>", lambda text, found: text.add("SHARE", FRACTIONS[found[0]])),
