@@ -262,12 +262,8 @@ def choose_in_folders(
 
 
 def _video_names(source: AnswerSource) -> tuple[str, ...]:
-    from v2l.adapters.description import AdapterFile
-
     assert source.file is not None, "only adapters have names of videos"
-    if isinstance(source.file, AdapterFile):
-        return tuple(dict.fromkeys(segment.source.name for segment in source.file.description.segments))
-    return tuple(each.name for each in source.file.description.sources)
+    return tuple(dict.fromkeys(each.name for each in source.file.description.sources))
 
 
 def _whole(path: Path) -> Path | None:

@@ -13,7 +13,7 @@ import numpy as np
 
 from v2l.adapters.adapter import Adapter
 from v2l.adapters.timeline import Timeline
-from v2l.adapters.timeline_description import TimelineDescription, read_adapter_file
+from v2l.adapters.timeline_description import read_adapter_file
 from v2l.errors import V2LError
 from v2l.inference.ask import Stream, stream, stream_in_context
 from v2l.inference.encode import encode_reading
@@ -127,8 +127,7 @@ def run(
 
 def _check_own(output: Path, video: Path) -> None:
     """Raise V2LError unless an existing file is an adapter of this video, which may be replaced."""
-    made = read_adapter_file(output).description
-    sources = made.sources if isinstance(made, TimelineDescription) else [each.source for each in made.segments]
+    sources = read_adapter_file(output).description.sources
     if {each.sha256 for each in sources} != {identify(video).sha256}:
         raise V2LError(f"{printable(output)} already exists and is of another video; --overwrite replaces it")
 
