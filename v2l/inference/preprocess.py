@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from v2l.errors import V2LError
+from v2l.inference.readings import covered
 from v2l.io.text import printable
 from v2l.models.device import FEWER_FRAMES, memory_errors
 from v2l.models.hypernetwork_file import TrainedWith
@@ -95,8 +96,8 @@ def presented_span(video: Video, reading: Reading) -> tuple[float, float]:
     `own_times` the range of the reading, from a whole second."""
     if not reading.own_times:
         return 0.0, video.duration
-    end = video.duration if reading.end is None else min(reading.end, video.duration)
-    return float(math.floor(reading.start or 0.0)), end
+    start, end = covered(video, reading)
+    return float(math.floor(start)), end
 
 
 def encode_video_images(
@@ -196,19 +197,19 @@ def cut_windows(encoded: EncodedFrames, vlm: FrozenVLM, trained_with: TrainedWit
     """Split a video into prompts that fit the model's positions.
 
     A video that fits is one window, as published. A longer one is split into windows of `window_frames` frames, or
-    fewer if those do not fit. Each window is a complete prompt with its own intro line, the times of its
-    frames and positions from zero. Raises V2LError if a single frame does not fit.
+    fewer if those do not fit. Each window is a complete prompt with its own intro line, the times of its frames
+    and positions from zero. Raises V2LError if a single frame does not fit.
     """
 
     def ids(start: int, stop: int) -> torch.Tensor:
         return video_ids(encoded, vlm, trained_with.prompt, start, stop, marks_end=trained_with.marks_end)
 
     count = len(encoded.frames)
-    spans = fitting_windows(count, ids, vlm.max_positions, trained_with.window_frames)
+    windows = fitting_windows(count, ids, vlm.max_positions, trained_with.window_frames)
     per_frame = len(encoded.images) // count
     return [
         Window(stop - start, window, encoded.images[start * per_frame : stop * per_frame])
-        for start, stop, window in spans
+        for start, stop, window in windows
     ]
 
 

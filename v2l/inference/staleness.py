@@ -104,7 +104,7 @@ def _changed_timeline(timeline: TimelineFile, wanted: Wanted) -> list[str]:
     changed = _changed_reading(made.request.reading, damaged, made.recipes[0], wanted)
     if made.request.segmentation != wanted.segmentation:
         changed.append("it was cut into other segments")
-    if not all(made.segment(part).reading.own_times for part in made.segments):
+    if not all(made.recipes[part.recipe].reading.own_times for part in made.segments):
         changed.append("its segments were read with the times of the whole video")
     return changed
 
