@@ -9,6 +9,7 @@ import math
 import os
 import queue
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -24,7 +25,7 @@ from v2l.models.hypernetwork_file import TrainedWith
 from v2l.models.processor import PromptFrame, frame_images, prompt_frames, tile_grid, video_text
 from v2l.models.smolvlm import IMAGES_AT_ONCE, FrozenVLM, Window
 from v2l.video.client import probe, read_frames
-from v2l.video.sampling import Reading, Video, choose_frames
+from v2l.video.sampling import Reading, Video, frames_of
 
 AHEAD = 2
 """Number of micro-batches of pixels that are decoded ahead of the vision tower."""
@@ -38,6 +39,7 @@ class EncodedFrames:
     images: (N, tokens, D) embeddings of all images, frame by frame; N is the number of frames if none is tiled
     span: start and end, in seconds of the video, of what the prompt presents as a video
     notes: remarks about the pictures for the user; damaged: whether any picture is damaged
+    waited: seconds for which the vision tower waited for decoded frames
     """
 
     video: Video
@@ -46,6 +48,7 @@ class EncodedFrames:
     span: tuple[float, float]
     notes: tuple[str, ...] = ()
     damaged: bool = False
+    waited: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,7 @@ def plan_frames(video: Video, vlm: FrozenVLM, reading: Reading) -> FramePlan:
     frame or a frame does not fit into a prompt."""
     assert reading.frames and reading.fps and reading.resolution, "fill_reading fills these"
     resolution, keep_damaged = reading.resolution, reading.keep_damaged
-    chosen = choose_frames(video, reading.frames, reading.fps, reading.start, reading.end, reading.skip_ends)
+    chosen = frames_of(video, reading)
     grid = tile_grid(video.width, video.height, vlm.geometry, resolution)
     _check_tiles(*grid, vlm, resolution)
     notes, damage = list(video.notes), list[str]()
@@ -119,11 +122,17 @@ def encode_images(
     """Encode the planned frames with the vision tower."""
     images_per_frame = plan.frames[0].rows * plan.frames[0].cols + 1
     embeddings: list[torch.Tensor] = []
-    for batch in plan.images:
+    waited = 0.0
+    while True:
+        asked = time.perf_counter()
+        batch = next(plan.images, None)
+        waited += time.perf_counter() - asked
+        if batch is None:
+            break
         embeddings.append(vlm.encode_images(batch))
         progress(sum(map(len, embeddings)) // images_per_frame, len(plan.frames))
     notes, damaged = tuple(plan.notes), bool(plan.damage)
-    return EncodedFrames(plan.video, plan.frames, torch.cat(embeddings), plan.span, notes, damaged)
+    return EncodedFrames(plan.video, plan.frames, torch.cat(embeddings), plan.span, notes, damaged, waited)
 
 
 def _check_tiles(rows: int, cols: int, vlm: FrozenVLM, resolution: int) -> None:

@@ -17,7 +17,8 @@ from v2l.adapters.timeline_description import Segmentation, TimelineRequest
 from v2l.errors import V2LError
 from v2l.inference.ask import ask_each
 from v2l.inference.encode import OpenedVideo, PendingEncode, finish_encode, open_video, start_encode
-from v2l.inference.estimate import Networks, factor_bytes, seconds_per_encoding
+from v2l.inference.estimate import Networks, factor_bytes, seconds_per_encoding, seconds_to_decode
+from v2l.inference.naming import ADAPTER_SUFFIX
 from v2l.inference.readings import check_wish, covered, fill_reading, plan_segments
 from v2l.io.claims import hidden_beside
 from v2l.io.files import (
@@ -36,7 +37,7 @@ from v2l.models.hypernetwork_file import Provenance
 from v2l.models.presets import INDEX_QUESTIONS
 from v2l.models.smolvlm import FrozenVLM
 from v2l.video.client import decoder_version
-from v2l.video.sampling import READING_REVISION, Reading
+from v2l.video.sampling import READING_REVISION, Reading, frames_of
 
 INDEX_TOKENS = 48
 """Maximum length of an answer in the index."""
@@ -153,12 +154,17 @@ class TimelineJob:
 
     def estimate(self, vlm: FrozenVLM, hypernetwork: Hypernetwork, output: Path) -> TimelineEstimate:
         """Estimate the work that is left before it begins."""
-        parts = 1 + len(self.segments)
-        with contextlib.suppress(V2LError), FinishedParts.beside(output, self._key(vlm, hypernetwork)) as finished:
-            parts -= finished.count()
+        finished: set[int] = set()
+        with contextlib.suppress(V2LError), FinishedParts.beside(output, self._key(vlm, hypernetwork)) as parts:
+            finished = parts.stored()
         networks = Networks(vlm.folder.config, vlm.geometry, hypernetwork.config, vlm.device, vlm.dtype)
-        each = seconds_per_encoding(networks, self.segments[0].frames or 1, len(self.questions))
-        return TimelineEstimate(self, parts * each, self.bytes(hypernetwork))
+        seconds = 0.0
+        for number, reading in enumerate([self.request.reading, *self.segments]):
+            if number not in finished:
+                chosen = frames_of(self.opened.video, reading)
+                seconds += seconds_per_encoding(networks, len(chosen), len(self.questions) if number else 0)
+                seconds += seconds_to_decode(self.opened.video, chosen)
+        return TimelineEstimate(self, seconds, self.bytes(hypernetwork))
 
     def _prepare(
         self, readings: Sequence[Reading], vlm: FrozenVLM, hypernetwork: Hypernetwork
@@ -280,9 +286,10 @@ class FinishedParts:
             return False
         return True
 
-    def count(self) -> int:
-        """Return the number of finished parts, sound or not."""
-        return len(list(self.folder.glob("*.v2l.safetensors")))
+    def stored(self) -> set[int]:
+        """Return the numbers of the finished parts, sound or not."""
+        files = self.folder.glob(f"*{ADAPTER_SUFFIX}")
+        return {int(number) for file in files if (number := file.name.removesuffix(ADAPTER_SUFFIX)).isdecimal()}
 
     def add(self, number: int, adapter: Adapter, answers: Sequence[str]) -> None:
         """Keep a part. Raises V2LError if it cannot be written."""
@@ -326,7 +333,7 @@ class FinishedParts:
         return tuple(found)
 
     def _adapter_file(self, number: int) -> Path:
-        return self.folder / f"{number:05d}.v2l.safetensors"
+        return self.folder / f"{number:05d}{ADAPTER_SUFFIX}"
 
     def _answers_file(self, number: int) -> Path:
         return self.folder / f"{number:05d}.json"

@@ -69,6 +69,7 @@ class Source:
     options: additional FFmpeg options; threads: number of decoding threads
     stream: PyAV's video stream; others: number of further video streams without covers
     wanted: index of the stream to select, None for the default
+    decoded, decoding: number of frames that probing decoded, and the processor seconds that it took
     suspects: presentation times of packets that the container marks as damaged, as it also does at the joint of two
         recordings
     """
@@ -81,6 +82,8 @@ class Source:
     stream: Any = None
     others: int = 0
     wanted: int | None = None
+    decoded: int = 0
+    decoding: float = 0.0
     suspects: set[int | None] = field(default_factory=set)
 
     def __enter__(self) -> Source:
@@ -167,6 +170,11 @@ class Source:
         return 0.0 if start is None else start / av.time_base
 
 
+def decoding_threads() -> int:
+    """Return the number of threads that decode selected frames."""
+    return min(THREADS, _processors())
+
+
 def open_source(
     path: str,
     shown: str,
@@ -183,7 +191,7 @@ def open_source(
     options: additional FFmpeg options
     Raises V2LError if the file cannot be opened or has no video stream.
     """
-    source = Source(path, shown, dict(options), threads or min(THREADS, _processors()), wanted=stream)
+    source = Source(path, shown, dict(options), threads or decoding_threads(), wanted=stream)
     source.reopen()
     return source
 
