@@ -108,7 +108,10 @@ def with_ffmpeg(folder, scratch):
         command = f"ffmpeg -hide_banner -loglevel error -y {options} '{folder / name}'"
         made = subprocess.run(command, shell=True, cwd=scratch, capture_output=True)
         assert made.returncode == 0, (name, made.stderr)
-    return dict.fromkeys(FFMPEG, FRAMES) | {"audio only.mp4": "no video stream", "picture.png": "an image, not a video"}
+    return dict.fromkeys(FFMPEG, FRAMES) | {
+        "audio only.mp4": "sound without video",
+        "picture.png": "an image, not a video",
+    }
 
 
 def check(folder, outcomes, model_folder):

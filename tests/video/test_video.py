@@ -230,7 +230,7 @@ def test_files_that_hold_no_video(tmp_path, clip):
     with wave.open(str(tmp_path / "sound.wav"), "wb") as sound:
         sound.setparams((1, 2, 8000, 0, "NONE", ""))
         sound.writeframes(bytes(16000))
-    assert "no video stream" in refused(tmp_path / "sound.wav")
+    assert "sound without video" in refused(tmp_path / "sound.wav")
 
 
 def wiped(data, which):

@@ -26,10 +26,12 @@ from v2l.cli.frames import FramesCommand, frames
 from v2l.cli.manual import CompletionCommand, HelpCommand, completion, show_help
 from v2l.cli.models import ImportCommand, PullCommand, import_checkpoint, pull
 from v2l.cli.train import TrainCommand, train
+from v2l.cli.usage import ExplainedGroup
 from v2l.io.text import stated_columns
 
 app = typer.Typer(
     name="v2l",
+    cls=ExplainedGroup,
     help="Encode a video into a small adapter, from which a vision-language model answers without visual tokens.",
     context_settings={"help_option_names": ["-h", "--help"]},
     no_args_is_help=True,
@@ -64,21 +66,21 @@ def root(
         raise typer.Exit(2)
 
 
-app.command("encode", cls=EncodeCommand, no_args_is_help=True)(encode)
-app.command("ask", cls=AskCommand, no_args_is_help=True)(ask)
-app.command("find", cls=FindCommand, no_args_is_help=True)(find)
-app.command("frames", cls=FramesCommand, no_args_is_help=True)(frames)
+app.command("encode", cls=EncodeCommand)(encode)
+app.command("ask", cls=AskCommand)(ask)
+app.command("find", cls=FindCommand)(find)
+app.command("frames", cls=FramesCommand)(frames)
 app.command("demo", cls=DemoCommand)(demo)
-app.command("compose", cls=ComposeCommand, no_args_is_help=True)(compose)
-app.command("info", cls=InfoCommand, no_args_is_help=True)(info)
-app.command("verify", cls=VerifyCommand, no_args_is_help=True)(verify)
-app.command("export", cls=ExportCommand, no_args_is_help=True)(export)
-app.command("pull", cls=PullCommand, no_args_is_help=True)(pull)
-app.command("import", cls=ImportCommand, no_args_is_help=True)(import_checkpoint)
+app.command("compose", cls=ComposeCommand)(compose)
+app.command("info", cls=InfoCommand)(info)
+app.command("verify", cls=VerifyCommand)(verify)
+app.command("export", cls=ExportCommand)(export)
+app.command("pull", cls=PullCommand)(pull)
+app.command("import", cls=ImportCommand)(import_checkpoint)
 app.command("bench", cls=BenchCommand)(bench)
-app.command("eval", cls=EvalCommand, no_args_is_help=True)(evaluate)
-app.command("train", cls=TrainCommand, no_args_is_help=True)(train)
-app.command("completion", cls=CompletionCommand, no_args_is_help=True)(completion)
+app.command("eval", cls=EvalCommand)(evaluate)
+app.command("train", cls=TrainCommand)(train)
+app.command("completion", cls=CompletionCommand)(completion)
 app.command("help", cls=HelpCommand)(show_help)
 
 LEAST_COLUMNS = 30

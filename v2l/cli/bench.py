@@ -55,6 +55,7 @@ class BenchCommand(GroupedCommand):
     """`v2l bench --help` with an example."""
 
     example = "v2l bench lecture.mp4 --model smolvlm2-500m --frames 12,64 -o bench.jsonl"
+    runs_alone = True
 
 
 def bench(

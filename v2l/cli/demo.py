@@ -37,6 +37,7 @@ class DemoCommand(GroupedCommand):
     """`v2l demo --help` with an example."""
 
     example = "v2l demo --output-dir /tmp"
+    runs_alone = True
 
 
 def demo(
