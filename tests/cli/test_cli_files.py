@@ -229,7 +229,7 @@ def test_a_model_that_is_not_there_is_one_line_with_what_to_do(tmp_path, desk, v
     cases = {
         "/no/such/folder": "no model folder /no/such/folder",
         str(tmp_path): "config.json",
-        "smolvlm2-500m": "v2l pull gets it",
+        "smolvlm2-500m": "v2l pull smolvlm2-500m gets it",
     }
     asked = ["ask", PARTS[0], "what?"]
     answers = run_each(*([*asked, "--model", model] for model in cases), asked, cwd=desk, env=home)

@@ -272,7 +272,7 @@ def test_one_of_several_hypernetworks_is_taken(hub, fetch):
 
 
 def test_a_hypernetwork_is_imported_once_and_stays_the_same(hub, fetch, tmp_path):
-    published = cached_file(PUBLISHED, HYPERNETWORK) if fetch() else None
+    published = cached_file(PRESETS["smolvlm2-500m"], PUBLISHED, HYPERNETWORK) if fetch() else None
     imported = locate("smolvlm2-500m")
     assert imported.parent == tmp_path / "home" / "v2l" / "hypernetworks"
     expected = load_hypernetwork(published).provenance
@@ -367,7 +367,9 @@ def test_a_model_is_stored_in_half_precision_on_request(hub, fetch, folder, tmp_
     fetch(PullOptions(dtype="float16"))
     assert downloads(hub) == [] and cached.exists() and find_model("smolvlm2-500m").fingerprint == expected
     shutil.rmtree(find_model("smolvlm2-500m").path)
-    with pytest.raises(V2LError, match=f"where v2l pull stored {MODEL}, is missing; pull it again"):
+    with pytest.raises(
+        V2LError, match=f"where v2l pull stored {MODEL}, is missing; v2l pull smolvlm2-500m gets it again"
+    ):
         find_model("smolvlm2-500m")
 
 

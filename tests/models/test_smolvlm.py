@@ -211,7 +211,7 @@ def test_unknown_models_and_devices(tmp_path, model_folder, monkeypatch):
     monkeypatch.setenv("HF_HOME", str(tmp_path))
     with pytest.raises(v2l.V2LError, match="no model folder nowhere"):
         v2l.load_vlm("nowhere")
-    with pytest.raises(v2l.V2LError, match=r"SmolVLM2-500M-Video-Instruct is not in .* v2l pull gets it"):
+    with pytest.raises(v2l.V2LError, match=r"SmolVLM2-500M-Video-Instruct is not in .* v2l pull smolvlm2-500m gets it"):
         v2l.load_vlm("smolvlm2-500m")
     with pytest.raises(v2l.V2LError, match="cuda:7 is not there"):
         v2l.load_vlm(model_folder, device="cuda:7")

@@ -173,11 +173,17 @@ def choose_model(option: str | None) -> tuple[str, str]:
 
 def choose_model_for(base: BaseModel, option: str | None) -> tuple[str, str]:
     """Return (model, chosen_by) for an adapter: the model it was made for, if neither the option nor the environment
-    names one."""
+    names one. Raises V2LError if its model has no name, or they name another preset than the adapter's."""
     model, chosen_by = choose_model(option)
-    if chosen_by not in ("default", "fallback"):
-        return model, chosen_by
     name = preset_name(base.id)
+    if chosen_by not in ("default", "fallback"):
+        own = "tiny" if is_tiny(base.fingerprint) else name
+        if own not in (None, model) and model in ("tiny", *PRESETS):
+            raise V2LError(
+                f"this adapter was made for {own} and not for {model}; load its model (--model {own}), or encode the "
+                "video again"
+            )
+        return model, chosen_by
     if name is None:
         raise V2LError(
             f"this adapter was made for {printable(base.id)} ({printable(base.fingerprint[:12])}), a model that v2l "
