@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 import v2l
 from v2l.cli.app import app
 from v2l.cli.console import TINY
+from v2l.cli.describe import describe
 from v2l.models.presets import EMBEDDED, find_model, is_tiny
 
 PARTS = [f"part.{index}{SUFFIX}" for index in range(3)]
@@ -148,6 +149,16 @@ def test_info_in_a_pipe_is_plain_lines_and_a_bad_file_does_not_hide_the_others(d
     assert done.out.isascii()
     assert str(hypernetwork) in done.out
     assert "up to 1 windows of 4 frames" in done.out
+
+
+def test_info_says_what_a_path_is_and_what_it_describes(tmp_path):
+    (tmp_path / "notes.txt").write_text("hello")
+    for path, kind in (
+        (tmp_path, "a folder without a hypernetwork"),
+        (tmp_path / "notes.txt", "a file of another kind"),
+    ):
+        with pytest.raises(v2l.V2LError, match=f"{kind}.* info describes adapters .* and tiny, smolvlm2-500m"):
+            describe(path)
 
 
 def test_info_as_json_is_an_object_a_file(desk, composed, model_folder):

@@ -24,6 +24,7 @@ from v2l.cli.options import (
     NumberType,
     Overwrite,
     Quiet,
+    check_no_video,
     check_replaceable,
     model_loader,
     seconds,
@@ -156,6 +157,7 @@ def verify(
     with command(as_json, quiet, debug) as display:
         if not (adapters or video):
             raise UsageError("name an adapter to check, or a video to prove a model on: --video VIDEO")
+        check_no_video(adapters or [], "a model is proven on it with: v2l verify --video {}")
         loader = model_loader(model, hypernetwork, device, dtype, display)
         raise typer.Exit(0 if verify_all(adapters or [], video or [], loader, display) else 1)
 
@@ -296,6 +298,7 @@ def export(
     with command(as_json, quiet, debug) as display:
         if at is not None and segment is not None:
             raise UsageError("--at and --segment exclude each other; give one of them")
+        check_no_video(adapters, "its adapter is made with: v2l encode {}")
         if len(adapters) > 1 and output:
             make_folder(output)
         for path in adapters:

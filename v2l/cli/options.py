@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -162,6 +162,15 @@ def check_device(name: str | None) -> None:
     kind, colon, number = (name or "cpu").partition(":")
     if kind not in DEVICES or (colon and not re.fullmatch(r"0|[1-9]\d{0,4}", number, re.ASCII)):
         raise UsageError(f"--device {printable(name or '')} is no device; name cpu, cuda, cuda:1, mps or xpu")
+
+
+def check_no_video(paths: Sequence[Path], advice: str) -> None:
+    """Raise UsageError if one of the adapters on a command line is a video. advice: the command, with {} for it"""
+    from v2l.inference.naming import is_video
+
+    for path in paths:
+        if is_video(path.name) and os.path.isfile(path):
+            raise UsageError(f"{printable(path)} is a video and no adapter; {advice.format(printable(path))}")
 
 
 def check_range(start: float | None, end: float | None) -> None:
