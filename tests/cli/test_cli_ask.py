@@ -1,6 +1,7 @@
 """`v2l ask`: how its words are read, and how answers are printed to pipes, scripts and terminals."""
 
 import dataclasses
+import io
 import json
 import os
 import re
@@ -18,6 +19,7 @@ import v2l
 from v2l.adapters.description import AdapterFile, BaseModel
 from v2l.cli import sources
 from v2l.cli.app import app
+from v2l.cli.ask import _is_ready
 from v2l.cli.chat import chat, history_file
 from v2l.cli.console import Display
 from v2l.cli.sources import AnswerSource, batches, sort_words
@@ -270,7 +272,7 @@ def test_adapters_that_name_two_models_are_asked_model_by_model(tmp_path, speake
 
 
 @pytest.mark.parametrize("chosen_by", ["default", "fallback", "environment", "option"])
-def test_a_model_is_loaded_once_however_it_was_chosen(adapters, monkeypatch, tmp_path, chosen_by):
+def test_a_model_is_loaded_once_however_it_was_chosen(adapters, monkeypatch, tmp_path, chosen_by, capsys):
     """By an adapter's name for it and as the default, for text and for videos."""
     named = BaseModel(RELEASE, None, adapters[0].description.base_model.fingerprint)
     description = dataclasses.replace(adapters[0].description, base_model=named)
@@ -288,6 +290,9 @@ def test_a_model_is_loaded_once_however_it_was_chosen(adapters, monkeypatch, tmp
     whole = v2l.load_vlm("tiny", "cpu")
     image = torch.zeros(1, 3, whole.geometry.image_size, whole.geometry.image_size, dtype=torch.uint8)
     assert torch.equal(text.encode_images(image), whole.encode_images(image))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO()))
+    _is_ready(source, Display(verbose=True))
+    assert f"model tiny, chosen by: {source.chosen_by}\n" in capsys.readouterr().err
 
 
 def test_words_that_name_nothing_are_errors_that_say_so(shelf, speaker):
@@ -405,8 +410,8 @@ def test_a_word_ends_a_chat(leave, monkeypatch, tmp_path):
     with keys.open() as typed:
         monkeypatch.setattr(sys, "stdin", typed)
         source = AnswerSource(Path(ONE), ModelLoader("tiny", "option"))
-        ok = chat([source], lambda _, question: asked.append(question) or True, asked.append, str, Display())
-        assert (ok, asked, typed.read()) == (True, ["why?"], "never read\n")
+        chat([source], lambda _, question: asked.append(question), asked.append, str, Display())
+        assert (asked, typed.read()) == (["why?"], "never read\n")
 
 
 def test_an_answer_streams_to_a_terminal_and_ctrl_c_ends_it_with_130(shelf, speaker):

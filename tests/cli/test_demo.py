@@ -26,14 +26,14 @@ def demo(tmp_path, model_folder, monkeypatch):
 
 
 def test_another_model_is_also_asked_for_a_caption_of_the_lecture(demo, tmp_path):
-    header, caption, *others = [line.split("\t") for line in demo()]
+    header, caption, *others = [line.split("\t") for line in demo("--output-dir", "new/sub")]
     assert header[:4] == ["question", "the clip shows", "adapter", "in context"]
     assert caption[:2] == [
         NATURAL_QUESTIONS[0],
         "A blue cross moves up. The whiteboard says token then ladder then eagle.",
     ]
     assert len(others) == len(ASKED)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["lecture.mp4", f"lecture{SUFFIX}"]
+    assert sorted(path.name for path in (tmp_path / "new" / "sub").iterdir()) == ["lecture.mp4", f"lecture{SUFFIX}"]
 
 
 def test_a_video_is_encoded_as_by_encode_and_asked_what_suits_any_video(demo, tmp_path, videos):

@@ -17,7 +17,7 @@ from v2l.cli.options import check_plot
 from v2l.errors import V2LError
 from v2l.inference.cache import AdapterCache
 from v2l.io.manifest import read_manifest
-from v2l.io.text import printable, whole
+from v2l.io.text import counted, printable, whole
 
 ADDRESS = "https://example.org/a?v=1&b"
 NAMED = ["encode {0}", "ask {0} what", "ask --in-context {0} what", "info {0}.mp4", "info {0}", "verify --video {0}"]
@@ -123,8 +123,16 @@ def test_quiet_prints_errors_and_no_warnings(capsys, empty_input):
 # Interrupts ---------------------------------------------------------------------------------------------------------
 
 
+def test_one_thing_is_singular():
+    assert [counted(number, "frame") for number in (1.0, 0.5, 12)] == ["1 frame", "0.5 frames", "12 frames"]
+
+
+INTERRUPTED = "interrupted; what was finished is kept, and the same command continues"
+
+
 def test_an_interrupt_during_the_first_imports_leaves_no_traceback(tmp_path):
-    (tmp_path / "typer.py").write_text("raise KeyboardInterrupt")
+    again = "import atexit, signal\natexit.register(signal.raise_signal, signal.SIGINT)\nraise KeyboardInterrupt"
+    (tmp_path / "typer.py").write_text(again)
     done = Running("info", "x", env={"PYTHONPATH": str(tmp_path)}).end()
     assert (done.code, done.out, done.err) == (130, "", "")
 
@@ -136,7 +144,7 @@ def test_an_interrupt_that_an_import_turned_into_an_error_is_an_interrupt(capsys
             raise KeyboardInterrupt
         except KeyboardInterrupt:
             raise ImportError("numpy.core.multiarray failed to import")  # noqa: B904
-    assert (caught.value.exit_code, capsys.readouterr().err) == (130, "interrupted; what was finished is kept\n")
+    assert (caught.value.exit_code, capsys.readouterr().err) == (130, f"{INTERRUPTED}\n")
 
 
 def test_an_interrupt_at_a_prompt_begins_a_line(monkeypatch):
@@ -149,4 +157,4 @@ def test_an_interrupt_at_a_prompt_begins_a_line(monkeypatch):
     screen = b""
     while screen.count(b"\n") < 2:  # a terminal is read in pieces
         screen += os.read(master, 1000)
-    assert screen == b"> exit\r\ninterrupted; what was finished is kept\r\n"
+    assert screen == f"> exit\r\n{INTERRUPTED}\r\n".encode()

@@ -22,6 +22,7 @@ from v2l.inference.preview import preview_targets
 from v2l.inference.readings import cut, fill_reading
 from v2l.inference.staleness import Wanted, check_staleness
 from v2l.inference.targets import Destination, Target, find_targets
+from v2l.io.files import try_lock
 from v2l.video.client import probe
 from v2l.video.sampling import Reading
 
@@ -72,6 +73,13 @@ def test_parts_of_an_interrupted_timeline_go_with_the_wish_for_it(target, loader
     (partial,) = target.output.parent.glob(".*")
     assert partial.name == ".a.v2l.safetensors.partial"
     assert statuses(target, loader) == [("a.v2l.safetensors", "encoded")]
+    assert not partial.exists()
+    with pytest.raises(KeyboardInterrupt):
+        list(encode_targets([target], EncodeOptions(Reading(), TWO, overwrite=True), loader, Watch(interrupt)))
+    with open(partial / "lock") as lock:
+        try_lock(lock.fileno())  # as another process that makes them
+        assert statuses(target, loader) == [("a.v2l.safetensors", "current")] and partial.exists()
+    assert statuses(target, loader) == [("a.v2l.safetensors", "current")]
     assert not partial.exists()
 
 

@@ -184,7 +184,7 @@ def _verify(source: AnswerSource, display: Display) -> bool:
     adapter = source.adapter
     if adapter:
         try:
-            announce_model(source.loader, display)
+            announce_model(source.loader, display, source.chosen_by)
             verification = verify(_measured(adapter), source.loader.language_model)
             trouble = verification.trouble
         except V2LError as error:

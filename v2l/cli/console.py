@@ -275,10 +275,10 @@ def _jsonable(value: Any) -> Any:
     raise TypeError(f"{type(value)} is not JSON-serializable")
 
 
-def announce_model(loader: ModelLoader, display: Display) -> None:
+def announce_model(loader: ModelLoader, display: Display, chosen_by: str | None = None) -> None:
     """Say that the model is the demonstration model, if it is; with --verbose, how it was chosen. Raises V2LError if
-    the model is missing."""
-    display.detail(f"model {printable(loader.model)}, chosen by: {loader.chosen_by}")
+    the model is missing. chosen_by: as for `model_record`"""
+    display.detail(f"model {printable(loader.model)}, chosen by: {chosen_by or loader.chosen_by}")
     if loader.is_tiny:
         display.announce_tiny()
 
@@ -331,7 +331,7 @@ def _end_interrupted(display: Display) -> NoReturn:
     """Say so, on a line of its own, and exit."""
     display.end_progress()
     display.end_line()
-    display.note("interrupted; what was finished is kept")
+    display.note("interrupted; what was finished is kept, and the same command continues")
     raise typer.Exit(130) from None
 
 

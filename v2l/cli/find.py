@@ -15,7 +15,7 @@ from v2l.cli.console import Display, announce_model, command
 from v2l.cli.help import GroupedCommand
 from v2l.cli.options import READ, AdapterModel, Debug, Device, Json, NumberType, Quiet, model_loader
 from v2l.errors import UsageError, V2LError
-from v2l.io.text import clock, inert, printable, tab_separated
+from v2l.io.text import clock, counted, inert, printable, tab_separated
 
 if TYPE_CHECKING:
     from v2l.adapters.search import Finding
@@ -124,8 +124,11 @@ def find_words(text: str, inputs: Sequence[Path], recursive: bool, limit: int, d
     if any(map(is_tiny, index.fingerprints)):
         display.announce_tiny()
     found = index.search(text, limit)
-    if not found and len(index):
+    if not found:
         display.note(f"nothing found in the {len(index):,} segments that have an index")
+        deeper = 0 if recursive else _number_below(inputs) - len(paths)
+        if deeper > 0:
+            display.note(f"{counted(deeper, 'more adapter')} in subfolders; --recursive searches them")
     _print(found, "answer", display)
     return ok
 
@@ -140,6 +143,13 @@ def _adapters(inputs: Sequence[Path], recursive: bool, display: Display) -> tupl
             display.error(error)
     paths = [path for path, error in found if not error]
     return paths, len(paths) == len(found)
+
+
+def _number_below(inputs: Sequence[Path]) -> int:
+    """Return the number of adapters in folders and all their subfolders."""
+    from v2l.inference.targets import find_adapters
+
+    return sum(not error for _, error in find_adapters(inputs, recursive=True))
 
 
 def find_answer(

@@ -348,7 +348,12 @@ Settings = Annotated[
 Json = Annotated[
     bool, typer.Option("--json", help="Print one JSON object per line instead of text.", rich_help_panel=OUTPUT)
 ]
-Quiet = Annotated[bool, typer.Option("--quiet", help="Print no notes and no progress.", rich_help_panel=OUTPUT)]
+Quiet = Annotated[
+    bool,
+    typer.Option(
+        "--quiet", help="Print no notes and no progress, except that tiny is for demonstration.", rich_help_panel=OUTPUT
+    ),
+]
 Debug = Annotated[
     bool,
     typer.Option(

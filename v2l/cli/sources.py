@@ -16,7 +16,7 @@ from v2l.cli.encode import encode_with_progress
 from v2l.cli.outcomes import note_reason
 from v2l.errors import UsageError, V2LError
 from v2l.io.files import unreadable
-from v2l.io.text import clock, printable
+from v2l.io.text import clock, counted, printable
 
 if TYPE_CHECKING:
     from v2l.adapters.adapter import Adapter
@@ -158,7 +158,7 @@ class AnswerSource:
             return f"{printable(self.path)}: in context"
         made = self.file.description
         count, first, last = len(made.segments), made.segments[0], made.segments[-1]
-        segments = f"{count} segments" if count > 1 else f"{len(first.timestamps)} frames"
+        segments = f"{count} segments" if count > 1 else counted(len(first.timestamps), "frame")
         return f"{printable(self.path)}: {clock(first.start)}-{clock(last.end)}, {segments}, {made.base_model.id}"
 
     @cached_property

@@ -19,7 +19,7 @@ from v2l.inference.model_loader import ModelLoader
 from v2l.inference.readings import fill_reading, plan_segments, plan_timeline
 from v2l.inference.staleness import Staleness, Wanted, check_staleness
 from v2l.inference.targets import Target
-from v2l.io.claims import Claim, Claims, UnwritableFolder
+from v2l.io.claims import Claim, Claims, UnwritableFolder, parts_folder
 from v2l.io.files import check_name, make_folder, sweep
 from v2l.io.text import printable
 from v2l.video.client import probe
@@ -199,6 +199,10 @@ def _compare_and_claim(target: Target, options: EncodeOptions, loader: ModelLoad
     """Compare a target with its existing adapter, and claim it if it is to be encoded."""
     target, found = compare(target, options, loader)
     if found.state in ("current", "kept"):
+        if found.state == "current" and os.path.isdir(parts_folder(target.output)):  # of an interrupted --overwrite
+            from v2l.inference.timeline import discard_parts
+
+            discard_parts(target.output)
         return _Prepared(target, Outcome(target, found.state, found.reason))
     inode = _inode(target)
     try:

@@ -20,7 +20,7 @@ from v2l.inference.encode import OpenedVideo, PendingEncode, finish_encode, open
 from v2l.inference.estimate import Networks, factor_bytes, seconds_per_encoding, seconds_to_decode
 from v2l.inference.naming import ADAPTER_SUFFIX
 from v2l.inference.readings import check_wish, covered, fill_reading, plan_segments
-from v2l.io.claims import hidden_beside
+from v2l.io.claims import parts_folder
 from v2l.io.files import (
     make_folder,
     open_regular,
@@ -30,7 +30,7 @@ from v2l.io.files import (
     write_atomically,
 )
 from v2l.io.safetensors_file import canonical_json
-from v2l.io.text import amount, clock, printable, span
+from v2l.io.text import amount, clock, counted, printable, span
 from v2l.models.checkpoint import check_belongs
 from v2l.models.hypernetwork import Hypernetwork
 from v2l.models.hypernetwork_file import Provenance
@@ -214,14 +214,15 @@ class TimelineEstimate:
         first, count = self.job.segments[0], len(self.job.segments)
         length = (first.end or 0.0) - (first.start or 0.0)
         start, end = covered(self.job.opened.video, self.job.request.reading)
+        frames = counted(first.frames or 1, "frame")
         text = (
-            f"{clock(end - start)}: overview and {count} segments of {length:.3g} s, {first.frames} frames each, about "
+            f"{clock(end - start)}: overview and {count} segments of {length:.3g} s, {frames} each, about "
             f"{span(self.seconds)}, {amount(self.bytes)}"
         )
         spacing = length / (first.frames or 1)
         if spacing > 1.5 / (first.fps or 1.0):
             dense = (first.frames or 1) / (first.fps or 1.0)
-            text += f"; --segment-seconds {dense:g} reads {first.fps:g} frames a second"
+            text += f"; --segment-seconds {dense:g} reads {counted(first.fps or 1.0, 'frame')} a second"
         return text
 
 
@@ -235,14 +236,25 @@ def _check_space(output: Path, size: int) -> None:
         )
 
 
-def _parts_folder(output: Path) -> Path:
-    """Return the hidden folder beside an output that holds its finished parts."""
-    return hidden_beside(output, ".partial")
-
-
 def discard_parts(output: Path) -> None:
-    """Delete the finished parts of a timeline that was interrupted and is not wanted any more."""
-    shutil.rmtree(_parts_folder(output), ignore_errors=True)
+    """Delete the finished parts of a timeline that was interrupted and is not wanted any more, unless another process
+    makes them."""
+    folder = parts_folder(output)
+    with contextlib.suppress(OSError):
+        lock = os.open(folder / "lock", os.O_RDWR)
+        try:
+            if _lock_unless_taken(lock):
+                shutil.rmtree(folder, ignore_errors=True)
+        finally:
+            os.close(lock)
+
+
+def _lock_unless_taken(lock: int) -> bool:
+    """Lock the folder of an open file; False if another process has it, True if the file system has no locks."""
+    try:
+        return try_lock(lock)
+    except OSError:
+        return True
 
 
 class FinishedParts:
@@ -260,18 +272,15 @@ class FinishedParts:
     def beside(cls, output: Path, key: dict) -> Iterator[FinishedParts]:
         """Open the folder of an output; one with another key is emptied first. Raises V2LError if another process
         works in it."""
-        folder = _parts_folder(output)
+        folder = parts_folder(output)
         make_folder(folder)
         try:
             lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o666)
         except OSError as error:
             raise unwritable(folder, error) from error
         try:
-            with contextlib.suppress(OSError):  # a file system without locks
-                if not try_lock(lock):
-                    raise V2LError(
-                        f"{printable(output)} is being encoded by another process; wait until it is finished"
-                    )
+            if not _lock_unless_taken(lock):
+                raise V2LError(f"{printable(output)} is being encoded by another process; wait until it is finished")
             parts = cls(folder, lock)
             parts._check_key(canonical_json(key))
             yield parts

@@ -21,7 +21,7 @@ from v2l.inference.model_loader import ModelLoader
 from v2l.inference.naming import ADAPTER_SUFFIX
 from v2l.inference.readings import fill_reading
 from v2l.inference.timeline import CAPTION_QUESTIONS
-from v2l.io.files import identify, unwritable, write_atomically
+from v2l.io.files import identify, make_folder, unwritable, write_atomically
 from v2l.io.text import printable
 from v2l.models.presets import RELEASE
 from v2l.tiny.world.clip import ClipFormat, frame_times, write_clip
@@ -115,6 +115,7 @@ def run(
     story, questions = sample_lecture()
     if loader.folder.id != RELEASE:
         questions.insert(0, ask_for_caption(story))
+    make_folder(folder)
     write_lecture(story, video, overwrite)
     if os.path.lexists(output) and not overwrite:
         _check_own(output, video)
