@@ -12,10 +12,6 @@ from v2l.adapters.time_patterns import PLACEHOLDERS
 from v2l.adapters.time_text import Action, Stretch
 
 
-def _moment(fraction: float) -> Action:
-    return lambda times, duration: (fraction * duration, fraction * duration)
-
-
 def _part(start: float, end: float) -> Action:
     return lambda times, duration: (start * duration, end * duration)
 
@@ -76,7 +72,7 @@ _AT = "(?:(?:<AT>|um|en|las|a las|a la) )"
 _NOT_AT = "(?:(?!<AT> )[a-z0-9]+ ){0,7}?"
 _ABOUT = rf"<say|says|said|talk|talks|talking|think|thinks|learn|know|hear|special|funny> <GAP>about {_THE}"
 _OPEN = "<open|closed|offen|geoffnet|geschlossen|ouvert|ouverte|ferme|abierto|abierta|cerrado|cerrada>"
-_WHERE = "(?:(?:<TO>|<FROM>|<BESIDE>|nach|pour|chez) (?:[a-z]+ ){1,3}?)?"
+_WHERE = "(?:(?:<TO>|<FROM>|<BESIDE>|<THE>|nach|pour|chez) (?:[a-z]+ ){1,3}?)?"
 _HELD = "(?:(?:<BE>|last|lasts|runs|do|does|we|they|you|he|she|i|have|has|will|be|held|served) ){0,5}"
 
 _Rules = tuple[tuple[str, Action], ...]
@@ -95,30 +91,31 @@ _OTHER_CLOCKS: _Rules = (
     # Times of day
     (r"<TIME>(?: <DAYTIME>| on <SCHEDULE>| <am|est|cet>(?:<EDGE>| <AND>| on| in| or| <WH>))", None),
     (r"<it|il|es|time|now|heure|hora> <BE> <TIME>|<BE> <it> <CLOCK>|<las|a la> <CLOCK>|<time> (?:, )?<TIME>", None),
-    (r"<CLOCKFACE> <GAP>(?:<SHOWS>|<SET>) (?:t )?(?:(?:il|elle|er|sie|es) )?<TIME>", None),
-    (r"<SHOWS> <GAP><CLOCKFACE> (?:(?!<CUE>)[a-z]+ ){0,15}<CLOCK>", None),
+    (r"(?:<CLOCKFACE>|<set|stelle>) <GAP>(?:<SHOWS>|<SET>) (?:t )?(?:(?:il|elle|er|sie|es) )?<TIME>", None),
+    (r"<SHOWS> <GAP><CLOCKFACE> (?:(?!<CUE>)[a-z]+ ){0,15}<CLOCK>|<CLOCKFACE> <BE> <at|on|auf> <CLOCK>", None),
     # Scores, ratios and verses
     (r"<SCORE> (?:, |(?:of|by|with|is|was|being|mit|von|de|par|por|<BE> at) )?<TIME>", None),
-    (rf"(?:<SCORE>|<VERSE>) (?:[a-z0-9]+ ){{0,7}}?{_BARE}{_ANY}|<MEANS> {_ANY}", None),
+    (rf"(?:<SCORE>|<VERSE>) (?:[a-z0-9]+ ){{0,7}}?{_BARE}{_ANY}|<MEANS> (?:by )?{_ANY}", None),
     (r"<TIME> (?:<TO> )?<WIN>|<VERSE> <TIME>|(?<!the )(?<!at )(?<!time )<mark> <TIME>", None),
     # Events and schedules
     (r"<CLOCK> (?:<zum|zur|einen|eine|ein> |<BEGINS> [a-z]+ )?<EVENT>", None),
-    (rf"um <CLOCK> <auf|ab|los|ins bett><EDGE>|<BEGINS> {_THE}<SHOWING> {_AT}<CLOCK>", None),
+    (rf"um <CLOCK> (?:<auf|ab|los|ins bett><EDGE>|<zum|zur|im> <SHOWING>)|<BEGINS> {_THE}<SHOWING> {_AT}<CLOCK>", None),
     (r"(?:<EVENT>|<SHOWING>) <GAP><BEGINS> <GAP><CLOCK>", None),
     (rf"<EVENT> (?:<GAP><BE> {_AT}?|(?:(?:[a-z]+ ){{0,7}}?{_BARE})?)<CLOCK>", None),
     (r"<film|movie|programme|series|sendung|serie> (?:is )?<on|starts|lauft|kommt|passe> (?:<AT>|um) <CLOCK>", None),
     (rf"<WHEN> .*, (?:<BETWEEN> |<FROM> )?{_ANY} (?:<TO>|<AND>) {_ANY}<EDGE>", None),
+    (r"^<which|what|welcher|welchen|quel|que> <EVENT> (?!.*(?:<SHOWN>|<behind|near|in|on|it>)).*<CLOCK>", None),
     (rf"{_OPEN} (?:<UNTIL>|<FROM>) <CLOCK>|(?:<UNTIL>|<FROM>) <CLOCK> {_OPEN}", None),
     (rf"<EVENT> {_WHERE}{_HELD}(?:{_AT}|(?:<FROM>|<BETWEEN>|for|du|of) )<CLOCK>", None),
     (rf"^<BE> (?:<THE> )?(?!<it|he|she|there|this|that> )[a-z]+ {_AT}<CLOCK>(?:<EDGE>| or)", None),
     (r"(?:<CLOCK>.*)?<SCHEDULE>(?:.*<CLOCK>)?", None),
     # What is asked, not where: "is the result 12:30?", "a 12:30 mile", "what does 12:30 mean?", "1:10 or 1:20?"
     (rf"^(?:(?!was (?!<THE>|<it|he|she|there>))<YES_NO>|<WHY>) (?:(?:[a-z0-9]+ ){{0,15}}?{_BARE})?{_ANY}", None),
-    (rf"(?<!\d )<a|an|ein|eine|un|une|una> {_ANY} (?!<WH>|<AND>)[a-z]", None),
+    (rf"(?<!\d )<a|an|ein|eine|un|une|una|beim|zum|vom> {_ANY} (?!<WH>|<AND>)[a-z]", None),
     (rf"<THE> {_ANY} (?:<TO>|<AND>) {_ANY} (?!<WH>|<AND>|<PICTURE>)[a-z]", None),
     (rf"(?:{_BARE}|(?<=, )){_THE}<CLOCK> {_OR} {_THE}(?:{_ANY}|\d)", None),
     (rf"(?:{_BARE}|{_OR} ){_ANY} {_MORE}", None),
-    (r"<BE> <CLOCK>|<has|contains|quoi|uber|sur|the|le|den> <CLOCK><EDGE>", None),
+    (r"<BE> (?:de )?<CLOCK>|<has|contains|quoi|uber|sur|the|le|den> <CLOCK><EDGE>", None),
     (rf"^<WH> (?:[a-z]+ ){{0,2}}?(?!<SHOWN>|{_DEIXIS}){_BARE}<CLOCK><EDGE>", None),
     (rf"{_ABOUT}<CLOCK>", None),
     # Durations
@@ -184,16 +181,16 @@ _MARKS: _Rules = (
     (rf"(?:<AT> |nach |zu |aux |au |en |a )?<SHARE>(?: of the way)? (?:<in|into|through>{_INTO}|{_OWN_VIDEO})", _share),
     (rf"(?:<SHOWN>|^<WH>(?: s)? (?:<BE> )?(?:<BESIDE>|<OF>) {_THE}[a-z]+) <GAP><AT> <SHARE><EDGE>", _share),
     (rf"<AT> {_THE}<SHARE> <MARK>|^<AT> <SHARE>(?:<EDGE>|(?= <WH>))", _share),
-    (r"^(?:<in|at|au|en> )?<MIDDLE>(?:<EDGE>|(?= <WH>))", _moment(0.5)),
-    (rf"(?:<AT> |nach |auf |en )?{_THE}<HALFWAY>(?: <MARK>)?(?: <in|into|through>)?{_INTO}", _moment(0.5)),
-    (rf"(?:(?:in|<AT>|en|zur) )?<MIDDLE> {_OWN_VIDEO}", _moment(0.5)),
-    (rf"<SHOWN> (?:<GAP>)(?:in|au|en) <MIDDLE>{_FREE}", _moment(0.5)),
-    (rf"<as|when|once|wenn|als> {_THE}<VIDEO> <start|starts|begin|begins|started|began|beginnt|begann>", _moment(0.0)),
-    (rf"<as|when|once|wenn|als> {_THE}<VIDEO> <end|ends|stop|stops|ended|endet|aufhort>", _moment(1.0)),
-    (rf"(?:<AT> )?{_THE}<VIDEO> <s> <start|beginning>", _moment(0.0)),
-    (rf"(?:<AT> )?{_THE}<VIDEO> <s> <end|ending>", _moment(1.0)),
-    (rf"(?:(?:<AT>|in|zu|zum|am|at) )?<START>(?: {_OWN_VIDEO}|{_FREE})", _moment(0.0)),
-    (rf"(?:(?:<AT>|in|zu|zum|am|at) )?<END>(?: {_OWN_VIDEO}|{_FREE})", _moment(1.0)),
+    (r"^(?:<in|at|au|en> )?<MIDDLE>(?:<EDGE>|(?= <WH>))", _part(0.5, 0.5)),
+    (rf"(?:<AT> |nach |auf |en )?{_THE}<HALFWAY>(?: <MARK>)?(?: <in|into|through>)?{_INTO}", _part(0.5, 0.5)),
+    (rf"(?:(?:in|<AT>|en|zur) )?<MIDDLE> {_OWN_VIDEO}", _part(0.5, 0.5)),
+    (rf"<SHOWN> (?:<GAP>)(?:in|au|en) <MIDDLE>{_FREE}", _part(0.5, 0.5)),
+    (rf"<as|when|once|wenn|als> {_THE}<VIDEO> <start|starts|begin|begins|started|began|beginnt|begann>", _part(0, 0)),
+    (rf"<as|when|once|wenn|als> {_THE}<VIDEO> <end|ends|stop|stops|ended|endet|aufhort>", _part(1, 1)),
+    (rf"(?:<AT> )?{_THE}<VIDEO> <s> <start|beginning>", _part(0, 0)),
+    (rf"(?:<AT> )?{_THE}<VIDEO> <s> <end|ending>", _part(1, 1)),
+    (rf"(?:(?:<AT>|in|zu|zum|am|at) )?<START>(?: {_OWN_VIDEO}|{_FREE})", _part(0, 0)),
+    (rf"(?:(?:<AT>|in|zu|zum|am|at) )?<END>(?: {_OWN_VIDEO}|{_FREE})", _part(1, 1)),
 )
 """Positions in the video as a whole."""
 

@@ -189,12 +189,12 @@ PHRASES = {
         bakery, service, mass, departure, arrival, session, sessions, keynote, event, events, workshop, slot, interview,
         screening, ship, boat, kickoff, kick off, check in, exam, course, break, lecture, lectures, talk, lesson,
         presentation, webinar, coach, shuttle, taxi, tour, wedding, ceremony, alarm, wake up, wakes up, start work,
-        starts work, from work, to work, from school, to school, to bed
+        starts work, from work, to work, for work, shift, bell, bells, from school, to school, to bed
         besprechung, sitzung, zug, flug, abfahrt, ankunft, geschaft, laden, veranstaltung, konzert, unterricht, treffen,
-        bus, wecker, fruhstuck, mittagessen, abendessen, kurs, date
-        reunion, vol, depart, arrivee, magasin, evenement, seance, reveil, diner, journal, petit dejeuner, se couche,
-        se leve
-        reunion, tren, vuelo, autobus, clase, salida, llegada, tienda, concierto, evento""",
+        bus, wecker, fruhstuck, mittagessen, abendessen, kurs, date, arzt, schicht
+        reunion, vol, depart, arrivee, magasin, evenement, seance, reveil, diner, journal, medecin, petit dejeuner,
+        se couche, se leve
+        reunion, tren, vuelo, autobus, clase, salida, llegada, tienda, concierto, evento, turno, medico""",
     "SHOWING": """school, show, film, movie, game, match, race, work, news, day, gym, cafe, pharmacy, supermarket,
         restaurant, bar, pub, pool, library, market, mall, shops, stores, doors
         schule, kino, spiel, arbeit, apotheke, supermarkt, bibliothek
@@ -224,7 +224,8 @@ PHRASES = {
         horario, horarios, calendario, programado, programada, prevista, previsto, tiene lugar, cita, todos los dias,
         cada dia, cada manana, cada noche, siempre, lunes, martes, miercoles, jueves, viernes, sabado, domingo, hoy,
         manana, ayer, horas de apertura""",
-    "MEANS": """mean, means, meant, stands for, bedeutet, heisst, veut dire, signifie, significa, quiere decir""",
+    "MEANS": """mean, means, meant, stands for, represents, equals, bedeutet, betragt, represente, representa, heisst,
+        veut dire, signifie, significa, quiere decir""",
     "WHY": """why, how come, how do, how does, how did, how should, how is, warum, wieso, weshalb, wie, pourquoi,
         comment, por que, como""",
     "PICTURE": "frame, frames, scene, scenes, slide, slides, shot, shots, screenshot, picture, image, images, moment",
@@ -246,7 +247,7 @@ PHRASES = {
         pendant, dure, durant, toutes les, de, en, que
         cada, durante, dura, dentro de""",
     "TOOK": """takes, take, took, lasts, lasted, within, run, ran, swam, finishes, finished, time of, duration of,
-        record, best, lief, schwamm, couru, nage, corrio, nado""",
+        record, best, lief, schwamm, courir, correr, couru, nage, corrio, nado""",
     "LONG": """long, old, later, ago, of, apart, break, video, clip, song, film, each, per, every, faster, slower, walk,
         drive, delay, delayed, late, early, away, pause, timer, rule, mile, marathon, time limit, interval, intervals,
         run, ride, version, movie, recording, speech
