@@ -67,7 +67,7 @@ _WITH = "<with|vs|versus|than|from|mit|von|als|avec|con>|<AFTER>|<BEFORE>"
 _MORE = rf"(?:on (?:<THE>|<OF>)|(?!<WH>|<AND>|{_WITH}|<TO> {_THE}(?:<TIME>|<VIDEO>|<START>|<END>))[a-z])"
 """Words around a clock time in the middle of a sentence: without a preposition, as in "what does 12:30 mean?"."""
 
-_DEIXIS = "<this|that|there|here|it|he|she|me|us|man|da|das|dies|la|ca|ici|talks|speaks|aqui|ahi|esto|eso>"
+_DEIXIS = "<this|that|there|here|it|he|she|we|me|us|guy|man|da|das|dies|la|ca|ici|talks|speaks|aqui|ahi|esto|eso>"
 _AT = "(?:(?:<AT>|um|en|las|a las|a la) )"
 _NOT_AT = "(?:(?!<AT> )[a-z0-9]+ ){0,7}?"
 _ABOUT = rf"<say|says|said|talk|talks|talking|think|thinks|learn|know|hear|special|funny> <GAP>about {_THE}"
@@ -115,7 +115,7 @@ _OTHER_CLOCKS: _Rules = (
     (rf"<THE> {_ANY} (?:<TO>|<AND>) {_ANY} (?!<WH>|<AND>|<PICTURE>)[a-z]", None),
     (rf"(?:{_BARE}|(?<=, )){_THE}<CLOCK> {_OR} {_THE}(?:{_ANY}|\d)", None),
     (rf"(?:{_BARE}|{_OR} ){_ANY} {_MORE}", None),
-    (r"<BE> (?:de )?<CLOCK>|<has|contains|quoi|uber|sur|the|le|den> <CLOCK><EDGE>", None),
+    (r"<SHOWS> <CLOCK>$|<BE> (?:de )?<CLOCK>|<has|contains|quoi|uber|sur|the|le|den> <CLOCK><EDGE>", None),
     (rf"^<WH> (?:[a-z]+ ){{0,2}}?(?!<SHOWN>|{_DEIXIS}){_BARE}<CLOCK><EDGE>", None),
     (rf"{_ABOUT}<CLOCK>", None),
     # Durations

@@ -191,21 +191,21 @@ PHRASES = {
         presentation, webinar, coach, shuttle, taxi, tour, wedding, ceremony, alarm, wake up, wakes up, start work,
         starts work, from work, to work, for work, shift, bell, bells, from school, to school, to bed
         besprechung, sitzung, zug, flug, abfahrt, ankunft, geschaft, laden, veranstaltung, konzert, unterricht, treffen,
-        bus, wecker, fruhstuck, mittagessen, abendessen, kurs, date, arzt, schicht
-        reunion, vol, depart, arrivee, magasin, evenement, seance, reveil, diner, journal, medecin, petit dejeuner,
-        se couche, se leve
+        bus, wecker, fruhstuck, mittagessen, abendessen, kurs, date, arzt, schicht, flugzeug
+        reunion, vol, depart, arrivee, magasin, evenement, seance, reveil, diner, journal, medecin, avion,
+        petit dejeuner, se couche, se leve
         reunion, tren, vuelo, autobus, clase, salida, llegada, tienda, concierto, evento, turno, medico""",
     "SHOWING": """school, show, film, movie, game, match, race, work, news, day, gym, cafe, pharmacy, supermarket,
-        restaurant, bar, pub, pool, library, market, mall, shops, stores, doors
-        schule, kino, spiel, arbeit, apotheke, supermarkt, bibliothek
-        ecole, travail, cours, cinema, cafe, pharmacie, banque, musee
-        escuela, partido, trabajo, museo, farmacia, banco""",
+        restaurant, bar, pub, pool, library, market, mall, shops, stores, doors, kitchen, exhibition
+        schule, kino, spiel, arbeit, apotheke, supermarkt, bibliothek, kuche
+        ecole, travail, cours, cinema, cafe, pharmacie, banque, musee, cuisine
+        escuela, partido, trabajo, museo, farmacia, banco, cocina""",
     "BEGINS": """start, starts, started, begin, begins, began, end, ends, leave, leaves, depart, departs, departed,
         arrive, arrives, arrived, open, opens, opened, close, closes, closed, scheduled, leaving, departing, arriving,
-        opening, closing, sail, sails, ring, rings, rang, goes off
-        klingelt, beginnt, anfangt, endet, fahrt, kommt, offnet, schliesst, geht
-        commence, termine, part, arrive, ouvre, ferme
-        empieza, comienza, termina, sale, llega, abre, cierra""",
+        opening, closing, sail, sails, come, comes, land, lands, ring, rings, rang, goes off
+        klingelt, landet, beginnt, anfangt, endet, fahrt, kommt, offnet, schliesst, geht
+        commence, termine, part, arrive, ouvre, ferme, atterrit
+        empieza, comienza, termina, sale, llega, abre, cierra, aterriza""",
     "SCHEDULE": """deadline, schedule, timetable, agenda, calendar, itinerary, planner, departure board, opening hours,
         office hours, scheduled, diary, takes place, take place, taking place, planned, booked, due, appointment,
         appointments, reservation, daily, every day, each day, every morning, each morning, every evening, every night,
