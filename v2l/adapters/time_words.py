@@ -248,12 +248,12 @@ PHRASES = {
         cada, durante, dura, dentro de""",
     "TOOK": """takes, take, took, lasts, lasted, within, run, ran, swam, finishes, finished, time of, duration of,
         record, best, lief, schwamm, courir, correr, couru, nage, corrio, nado""",
-    "LONG": """long, old, later, ago, of, apart, break, video, clip, song, film, each, per, every, faster, slower, walk,
-        drive, delay, delayed, late, early, away, pause, timer, rule, mile, marathon, time limit, interval, intervals,
-        run, ride, version, movie, recording, speech
-        lang, spater, pause, takt
-        plus tard, de pause, de cuisson
-        mas tarde, de pausa""",
+    "LONG": """long, old, later, ago, without, from work, from home, from here, of, apart, break, video, clip, song,
+        film, each, per, every, faster, slower, walk, drive, delay, delayed, late, early, away, pause, timer, rule,
+        mile, marathon, time limit, interval, intervals, run, ride, version, movie, recording, speech
+        lang, spater, pause, takt, ohne, zu fuss
+        plus tard, de pause, de cuisson, sans, at pied
+        mas tarde, de pausa, sin, a pie""",
     # Questions whose answer is a time, a duration or a number of times
     "YES_NO": """is, are, was, were, does, do, did, has, have, can, will, should, faut il, hay que, muss, soll
         ist, sind, war, hat, zeigt, sagt, steht, endet, beginnt, gibt es
