@@ -52,12 +52,14 @@ def test_the_questions_of_the_embedded_model(kind):
         ("phrasings_unseen.jsonl", 3600.0, 130),
         ("phrasings_unseen_2.jsonl", 7200.0, 138),
         ("phrasings_unseen_3.jsonl", 7200.0, 200),
+        ("phrasings_unseen_4.jsonl", 7200.0, 200),
     ],
 )
 def test_the_lists_written_without_knowledge_of_the_rules(name, duration, count):
     """A row has the stretches that answer. It has none if the answer is in a neighbour."""
     # At first reading, before the rules were mended, 135 of 138 rows of the second list were right and none misled;
-    # 184 of 200 rows of the third were right and 9 misled. Now the lists are seen: they measure no new phrasings.
+    # 184 of 200 rows of the third were right and 9 misled. These lists are seen now and measure no new phrasings. The
+    # fourth was written and read after that: 196 of 200 rows were right and none misled.
     rows = phrasings(name)
     assert len(rows) >= count
     answered = [asked_time(row["question"], duration) for row in rows]
