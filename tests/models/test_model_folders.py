@@ -235,7 +235,7 @@ def test_another_preset_than_the_adapters_is_refused_before_it_is_looked_for(ada
     with pytest.raises(v2l.V2LError, match="made for tiny and not for smolvlm2-500m; load its model"):
         choose_model_for(base, "smolvlm2-500m")
     assert choose_model_for(base, "tiny") == ("tiny", "option")
-    with pytest.raises(v2l.V2LError, match="the model of that name is smolvlm2-500m"):
+    with pytest.raises(v2l.V2LError, match="the preset of that name is smolvlm2-500m"):
         v2l.load_vlm("HuggingFaceTB/SmolVLM2-500M-Video-Instruct")
 
 

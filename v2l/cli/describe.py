@@ -29,7 +29,7 @@ from v2l.models.hypernetwork_file import (
     locate,
     weight_shapes,
 )
-from v2l.models.presets import PRESETS, is_tiny
+from v2l.models.presets import PRESETS, check_no_repository, is_tiny
 
 Rows = list[tuple[str, str]]
 """Names and values."""
@@ -48,6 +48,7 @@ def describe(path: Path) -> tuple[str, Rows, dict[str, Any]]:
     if is_video(path.name):
         return "video", *_describe_video(path)
     if not (os.path.exists(path) or os.fspath(path) in ("tiny", *PRESETS)):
+        check_no_repository(os.fspath(path))
         raise unreadable(path, FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT)))
     _check_hypernetwork(path)
     size = os.stat(path).st_size if path.is_file() else 0

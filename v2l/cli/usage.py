@@ -63,10 +63,11 @@ class ExplainedCommand(typer.core.TyperCommand):
         if problems is None:
             return error.message
         problem: Mapping[str, Any] = problems()[0]
-        known = _SAID.get(problem["type"], error.message.removeprefix("Value error, "))
-        if problem["type"] in _SAID:
-            known = known.format(input=problem["input"], **problem.get("ctx", {}))
-        return self.hint(getattr(error.param, "name", ""), str(problem["input"])) or known
+        if hint := self.hint(getattr(error.param, "name", ""), str(problem["input"])):
+            return hint
+        if template := _SAID.get(problem["type"]):
+            return template.format(input=problem["input"], **problem.get("ctx", {}))
+        return error.message.removeprefix("Value error, ")
 
 
 class ExplainedGroup(typer.core.TyperGroup):

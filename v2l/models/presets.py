@@ -206,6 +206,12 @@ def named_by_repository(repo: str) -> tuple[str, ...]:
     return tuple(name for name, preset in PRESETS.items() if repo in (preset.model, *preset.hypernetworks))
 
 
+def check_no_repository(name: str) -> None:
+    """Raise V2LError, with the preset, if a name is that of a repository and not of a local file or folder."""
+    if presets := named_by_repository(name):
+        raise V2LError(f"no file or folder {printable(name)}; the preset of that name is {' or '.join(presets)}")
+
+
 def no_preset(name: str) -> str:
     """Return why a name cannot be pulled, for messages, and what can."""
     if name in ("tiny", RELEASE):
@@ -224,8 +230,7 @@ def find_model(name: str | os.PathLike) -> ModelFolder:
         return _find_preset(PRESETS[name])
     folder = Path(name)
     if not os.path.isdir(folder):  # unlike Path.is_dir, it never raises
-        if presets := named_by_repository(name):
-            raise V2LError(f"no model folder {printable(name)}; the model of that name is {' or '.join(presets)}")
+        check_no_repository(name)
         raise V2LError(
             f"no model folder {printable(name)}; name a folder in the Hugging Face layout or one of "
             f"{', '.join(['tiny', *PRESETS])}"
