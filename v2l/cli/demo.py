@@ -135,6 +135,6 @@ def _print_answers(
         ]
         for answer in answers
     ]
-    display.table(header, rows)
+    display.table(header, rows, justify="left")
     display.note("adapter / in context; in context, the video is decoded and encoded again for every question")
     display.note(f'try it: v2l ask {shown(adapter)} "{"what is written first?" if knows_truth else "what is shown?"}"')
