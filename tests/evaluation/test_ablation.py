@@ -112,7 +112,9 @@ def test_an_ablation_is_asked_like_every_condition(runs, videos, vlm, hypernetwo
     assert [row[0] for row in layer_table(first)[1]] == ["0", "1", "2"]
     plain = Run(Setting(v2l.Reading(), 3), first.report)
     assert rank_table(plain) is None and layer_table(plain) is None
-    assert [row[0] for row in first.report.against_table()[1]] == ["in context", "bias alone"]
+    header, rows = first.report.against_table()
+    assert [row[0] for row in rows] == ["in context", "bias alone"]
+    assert header[-3:] == ["non-inferior", "equivalent", "p of equivalence"]
     assert first.report.means_table()[0] == ["question", "n", "in context", "adapter", "bias alone"]
 
 
