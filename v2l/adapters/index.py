@@ -39,7 +39,9 @@ class TextIndex:
         # One connection, used by one thread at a time
         self._database = sqlite3.connect(":memory:", check_same_thread=False)
         try:
-            self._database.execute("CREATE VIRTUAL TABLE texts USING fts5(text, tokenize='porter unicode61')")
+            self._database.execute(
+                "CREATE VIRTUAL TABLE texts USING fts5(text, content='', tokenize='porter unicode61')"
+            )
         except sqlite3.OperationalError as error:
             raise V2LError(
                 "this Python's sqlite3 has no full-text search (FTS5); use another build of Python"
