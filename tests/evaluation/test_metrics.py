@@ -82,6 +82,7 @@ def test_better_is_non_inferior_and_not_equivalent():
     better = compare([1.0] * 80, [0.0] * 80, kinds, clips)
     assert better.non_inferior
     assert not better.equivalent
+    assert (better.difference, better.high, better.tost_p) == (1.0, 1.0, 1.0)
 
 
 def test_every_kind_counts_the_same():

@@ -30,6 +30,7 @@ from v2l.training.data import MicroBatches, SampleReader, TrainingSample, Unread
 from v2l.training.losses import TrainingObjective
 from v2l.training.packing import IGNORED
 from v2l.training.resize import widened
+from v2l.training.schedule import warm_cosine
 from v2l.training.teacher import EMPTY_ANSWER, with_teacher_answers
 from v2l.training.trainer import METRICS, SETTINGS, STATE, Trainer, sizes_for
 
@@ -306,6 +307,22 @@ def test_micro_batches_change_nothing(vlm, examples, tmp_path):
     assert torch.allclose(one, all_at_once, atol=1e-6)
 
 
+@pytest.mark.parametrize("share", [0.01, 100.0])
+def test_a_step_uses_gradients_of_at_most_the_clip_norm(vlm, examples, tmp_path, share):
+    """AdamW's first moment after one step is a tenth of the gradient that it used."""
+
+    def first_moment(clip_norm, folder):
+        training = dataclasses.replace(TRAINING, clip_norm=clip_norm)
+        run = trainer(vlm, examples, tmp_path / folder, training, lively(vlm))
+        run._train_step(iter([run.samples.batch(0)]))
+        return torch.cat([state["exp_avg"].ravel() for state in run.optimizer.state.values()])
+
+    whole = first_moment(1e9, "whole")
+    norm = 10 * whole.norm().item()
+    clipped = first_moment(share * norm, "clipped")
+    assert torch.allclose(clipped, min(1.0, share) * whole, rtol=1e-3, atol=1e-9 * norm)
+
+
 # Runs --------------------------------------------------------------------------------------------------------------
 
 
@@ -350,6 +367,26 @@ def test_a_run_keeps_the_best_and_its_figures(finished):
     assert json.loads((folder / SETTINGS).read_text())["steps"] == 4
     provenance = v2l.load_hypernetwork(folder).provenance
     assert (provenance.id, provenance.trained_with.frames, provenance.trained_with.windows) == ("whole", 4, 3)
+
+
+def test_the_learning_rate_rises_and_then_follows_a_cosine_to_zero():
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=2.0)
+    schedule, rates = warm_cosine(optimizer, 8, 4), []
+    for _ in range(10):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    quarter = 2**0.5 / 2
+    assert rates == pytest.approx([0.5, 1.0, 1.5, 2.0, 2.0, 1 + quarter, 1.0, 1 - quarter, 0.0, 0.0])
+
+
+def test_a_run_changes_its_learning_rate_at_every_step(finished):
+    """The steps have the rates 1, 1, 0.75 and 0.25 of the peak; a report states that of its last step."""
+    folder, progress = finished
+    peak = TRAINING.learning_rate
+    assert [each.learning_rate for each in progress] == pytest.approx([peak, 0.25 * peak])
+    state = torch.load(folder / STATE, weights_only=True)
+    assert state["optimizer"]["param_groups"][0]["lr"] == pytest.approx(0.0, abs=1e-12)
 
 
 def test_a_run_with_other_settings_is_not_resumed(finished, vlm, examples):
