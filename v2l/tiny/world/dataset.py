@@ -1,10 +1,11 @@
 """Write folders of clips with a manifest for `v2l train` and `v2l eval`.
 
-`python -m v2l.tiny.world.dataset FOLDER SPLIT COUNT [FILMING] [--kept|--scenes|--styles|--benchmarks] [--from SEED]`
-writes COUNT clips of a split and the manifest FOLDER/SPLIT[-FILMING].jsonl. --kept asks in the phrasings reserved for
-the test, --scenes asks questions that depend on a time or an order, --styles asks for the paper's five caption styles
-and --benchmarks asks the questions of its four benchmarks. --from sets the seed of the first clip. The name of the
-manifest ends with these options. docs/world.md describes filmings and questions.
+`python -m v2l.tiny.world.dataset FOLDER SPLIT COUNT [FILMING] [--by-words|--kept|--scenes|--styles|--benchmarks]
+[--from SEED]` writes COUNT clips of a split and the manifest FOLDER/SPLIT[-FILMING].jsonl. --by-words divides the kinds
+of question by the number of words in the clip, --kept asks in the phrasings reserved for the test, --scenes asks
+questions that depend on a time or an order, --styles asks for the paper's five caption styles and --benchmarks asks the
+questions of its four benchmarks. --from sets the seed of the first clip. The name of the manifest ends with these
+options. docs/world.md describes filmings and questions.
 """
 
 from __future__ import annotations
@@ -233,12 +234,23 @@ def everything_kept(story: Story, times: Sequence[float], random: np.random.Gene
 
 
 ASKINGS: dict[str, Asking] = {
+    "by-words": everything,
     "kept": everything_kept,
     "scenes": ask_by_scene,
     "styles": describe,
     "benchmarks": ask_as_benchmarks,
 }
-"""Alternatives to `everything`, by option name."""
+"""Alternatives to `everything`, by option name. The kinds of `by-words` are those of `kind_by_words`."""
+
+
+def kind_by_words(kind: str, story: Story) -> str:
+    """Add the number of words on the story's boards to a kind of question: `word at, 3 words`.
+
+    A mean over such kinds gives equal weight to every number of words. Splits are compared by it, since clips with more
+    words are harder and contain held-out combinations more often.
+    """
+    words = sum(len(scene.board.words) for scene in story.scenes)
+    return f"{kind}, {words} word{'s' * (words > 1)}"
 
 
 def write_dataset(
@@ -278,6 +290,7 @@ def write_dataset(
         excluded = film.unanswerable if SHAPES > 1 else (*film.unanswerable, "count")
         asked = [question for question in distinct.values() if question.kind not in excluded]
         for number, question in enumerate(asked):
+            kind = kind_by_words(question.kind, visible) if asking == "by-words" else question.kind
             rows.append(
                 {
                     "id": f"{name}-{seed:05d}-{number:02d}",
@@ -286,7 +299,7 @@ def write_dataset(
                     "prompt": question.prompt,
                     "target_text": question.answer,
                     "split": split,
-                    "metadata": {"kind": question.kind, "kept_phrasing": asking == "kept"},
+                    "metadata": {"kind": kind, "kept_phrasing": asking == "kept"},
                     **span,
                 }
             )
