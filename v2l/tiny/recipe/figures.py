@@ -27,7 +27,6 @@ DONE = "figures.jsonl"
 """Journal of the run: the model in its header, then one line per finished test."""
 ADAPTER = "--without nothing --without bias --without other_clip"
 BIAS = "--without nothing --without other_clip"
-BY_WORDS = f"{ADAPTER} --set margin=0.05,0.02"
 TIMES = "--ablate times"
 """For composed adapters: also answer with all segments at once, and from the frames of the segment in context."""
 
@@ -80,8 +79,8 @@ TESTS = (
     ),
     Measurement("tiny/test-from-1000", "test 1000 --from=1000", f"{ADAPTER} --set margin=0.05,0.02"),
     Measurement("tiny/test-kept", "test 1000 --kept"),
-    Measurement("tiny/test-by-words", "test 300 --by-words", BY_WORDS),
-    Measurement("tiny/held-out-by-words", "held-out 300 --by-words", BY_WORDS),
+    Measurement("tiny/held-out", "held-out 300"),
+    Measurement("tiny/test-like-held-out", "test 300 --like=held-out"),
     _scenes("two-scenes", 300, "two --scenes", 16, "1,2"),
     _scenes("eight-scenes", 100, "eight --scenes", 64, "1,8"),
     Measurement("tiny/segments", "test 100", f"{ADAPTER} --segments 2,4 {TIMES} --set in_context_frames=8", "some"),
