@@ -123,7 +123,13 @@ class ModelLoader:
         _ = self.fingerprint, self.provenance
 
     def load(self) -> tuple[FrozenVLM, Hypernetwork]:
-        """Load both, for encoding. Raises ModelError if one cannot be loaded, since every video would fail."""
+        """Load both, for encoding. Raises ModelError if one cannot be loaded, since every video would fail.
+
+        From then on, the process returns freed memory to the system, which bounds the peak of encoding.
+        """
+        from v2l.models.device import return_freed_memory
+
+        return_freed_memory()
         return self.vlm, self.hypernetwork
 
     def _load(self, vision: bool) -> FrozenVLM:

@@ -53,13 +53,35 @@ def read_parts_header(
     """Read the header only. Raises V2LError if it is damaged, of another format, does not match its own sha256, or
     does not describe exactly the bytes of the file."""
     length, size, header = read_header(path, kind, max_bytes, max_header_bytes)
+    metadata, sha256 = _unseal(header, path, kind, version)
+    return PartsHeader(metadata, _entries(header, 8 + length, size, path, kind), sha256)
+
+
+def read_parts_metadata(
+    path: str | os.PathLike, kind: str, version: int, max_bytes: int, max_header_bytes: int
+) -> dict[str, Any]:
+    """Read the metadata only. Errors as for `read_parts_header`, but of the tensors' places only the end is compared
+    with the file, which takes a third of the time."""
+    length, size, header = read_header(path, kind, max_bytes, max_header_bytes)
+    metadata, _ = _unseal(header, path, kind, version)
+    try:
+        end = max(entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__")
+    except (LookupError, TypeError, ValueError):
+        end = None
+    if end != size - length - 8:
+        raise damaged(path, kind, f"it has {size:,} bytes and its header describes others")
+    return metadata
+
+
+def _unseal(header: Mapping[str, Any], path: str | os.PathLike, kind: str, version: int) -> tuple[dict[str, Any], str]:
+    """Return the metadata without its format, version and sha256, which it has to match, and the sha256."""
     metadata = parse_metadata(header, path, kind, version)
     sha256 = metadata.pop("sha256", None)
     # The text is canonical: cut the hash out of it instead of formatting thousands of segments again
     before, _, after = header["__metadata__"][METADATA_KEY].rpartition(f',"sha256":{json.dumps(sha256)}')
     if sha256 != hashlib.sha256((before + after).encode()).hexdigest():
         raise damaged(path, kind, "its metadata does not match its own sha256")
-    return PartsHeader(without_format(metadata), _entries(header, 8 + length, size, path, kind), sha256)
+    return without_format(metadata), sha256
 
 
 def _entries(
