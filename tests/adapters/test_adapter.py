@@ -302,3 +302,12 @@ def test_composed_descriptions_round_trip(saved):
     both = dataclasses.replace(DESCRIPTION, segments=(SEGMENT, SEGMENT), blocks=(Block(3, 2, 0.25),))
     Adapter(torch.ones(2, 4, 3), torch.ones(2, 4, 2), both).save(saved)
     assert Adapter.load(saved).description == both
+
+
+@pytest.mark.parametrize("factor", ["a", "b"])
+def test_factors_that_are_not_finite_are_not_written(tmp_path, factor):
+    adapter, path = tiny_adapter(), tmp_path / "x.v2l.safetensors"
+    broken = dataclasses.replace(adapter, **{factor: getattr(adapter, factor) * float("inf")})
+    with pytest.raises(v2l.V2LError, match="not all finite"):
+        broken.save(path)
+    assert not path.exists()
