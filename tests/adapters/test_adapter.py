@@ -211,6 +211,7 @@ def _tensor(layer, factor, make):
         (_set("segments", 0, "end", 10**309), "type float"),
         (_set("bias_rank", 2), "rank 3"),
         (_set("blocks", []), "agree"),
+        (_set("blocks", 0, "rank", 0), "empty block"),
         (_set("blocks", [{"rank": 1, "segments": 2, "relative_error": 0.0}]), "agree"),
         (_set("segments", 0, "windows", [1]), "windows"),
         (_set("segments", 0, "windows", [2, 0]), "windows"),
