@@ -214,8 +214,19 @@ def test_the_verdict_names_what_changed(target, loader):
     assert check_staleness(target.output, changed).reason == "frames was 8 and is 3"
     another = dataclasses.replace(wanted, provenance=dataclasses.replace(loader.provenance, sha256="0" * 64))
     assert check_staleness(target.output, another).reason == "it was made by another hypernetwork"
-    target.output.write_bytes(b"damaged")
+    target.output.write_bytes(target.output.read_bytes()[:-1])
     assert check_staleness(target.output, wanted).state == "stale"
+    target.output.write_text("the user's notes")
+    with pytest.raises(v2l.V2LError, match="is there and is no adapter"):
+        check_staleness(target.output, wanted)
+
+
+def test_settings_that_nobody_chose_make_nothing_stale(target, loader):
+    chosen = EncodeOptions(Reading(frames=3, fps=2.0))
+    assert [each.status for each in _outcomes(target, loader, chosen)] == ["encoded"]
+    (kept,) = _outcomes(target, loader, EncodeOptions(Reading(fps=2.0)))
+    assert kept.status == "kept" and "(frames was 3 and is 8)" in kept.note
+    assert [each.status for each in _outcomes(target, loader, EncodeOptions(Reading(fps=1.0)))] == ["encoded"]
 
 
 # Other processes and the cache ---------------------------------------------------------------------------------------

@@ -19,8 +19,8 @@ from v2l.adapters.time_words import listed
 Stretch = tuple[float, float]
 """Start and end in seconds; equal for a moment."""
 
-Action = Callable[[list[Stretch], float], Stretch] | None
-"""Returns a stretch of the video, from the values in a match and from the duration of the video."""
+Action = Callable[[list[Stretch], float], Stretch | None] | None
+"""Returns a stretch of the video, from the values in a match and from the duration of the video; None if it is none."""
 
 
 class TimeText:
@@ -68,10 +68,10 @@ class TimeText:
         has none."""
 
         def place(action: Action, found: re.Match) -> str:
-            if action is None:
+            stretch = action and action(self.stretches(found[0]), duration)
+            if stretch is None:
                 return re.sub(r"[A-Z]{4,5}\d+", "other", found[0])
-            start, end = action(self.stretches(found[0]), duration)
-            return self.add("PLACE", max(min(start, end), 0.0), max(start, end))
+            return self.add("PLACE", max(min(stretch), 0.0), max(stretch))
 
         for pattern, action in rules:
             if self.replace(pattern, partial(place, action)):
@@ -107,9 +107,13 @@ def _normalise(question: str) -> str:
     if "." in text:
         text = re.sub(r"\b([ap])\.\s?m\b\.?", r"\1m", text)
     if "-" in text:
+        text = re.sub(_COMPOUND, " other ", text)
         text = re.sub(r"(?<=[a-z])-(?=\w)|(?<=\d)-(?=[a-z])", " ", text).replace("-", " - ")
     return re.sub(r"\s+", " ", text)
 
+
+_COMPOUND = r"(?<![\w.,])[\w.,]{1,30}-(?:(?:sekunden|minuten|stunden)[- ]|(?:second|minute|hour)-)(?!mark|point)[a-z]+"
+"""An amount of time that describes a noun, as in "the 20-Sekunden-Regel"."""
 
 _CHARACTERS = str.maketrans(
     dict.fromkeys("\u2019\u2032", "'")  # apostrophe and prime
@@ -165,8 +169,9 @@ def _amount(text: TimeText, found: re.Match) -> str:
     pairs = text.find(r"(<NUMBER>) ?(<UNIT>)", found["pairs"])
     unit = UNIT_SECONDS[pairs[-1][1]]
     total = sum(UNIT_SECONDS[each] * _number(number) for number, each in pairs)
-    rest = int(found["rest"]) * unit / 60 if found["rest"] else unit / 2 if found["half"] else 0
-    return text.add("SPAN", total + rest)
+    rest = int(found["rest"]) * unit / 60 if found["rest"] else int(found["part"] or 0) * unit / 100
+    is_stamp = re.fullmatch(r"\d+[hm]\d+[ms]?(?:\d+s)?", found[0])  # 12m30s
+    return text.add("STAMP" if is_stamp else "SPAN", total + rest)
 
 
 def _single(text: TimeText, found: re.Match) -> str:
@@ -182,20 +187,43 @@ def _number(text: str) -> float:
 _TH = r"(?:st|nd|rd|th|\.|eme|ere|er|e|o|a)"
 """Endings of ordinal numbers."""
 
+_INSIDE = "(?:<in|on|into|inside|outside|behind|near|of|during|from|dans|sur|devant|pendant|en> <THE>|<im|vom>)"
+
+_PARTS_OF_UNITS = {
+    25: "(?:a |un )?(?:quarter|quart|cuarto)",
+    50: "(?:a )?half|demie?|medi[oa]",
+    75: "three quarters|trois quarts|tres cuartos",
+}
+"""Parts of the unit before them, by their hundredths."""
+
 _FORMS: tuple[tuple[str, str | Callable[[TimeText, re.Match], str]], ...] = (
     (CLOCK, _clock),
     (r"(?<![\w.:])(\d{1,2}) ?h ?([0-5]\d)(?! ?(?:m|min|mn|minutes?)\b|\w)", _hours),
     *((f"<QUARTERS{minutes}>", f"{minutes} minutes") for minutes in QUARTERS),
+    *(
+        (rf"(?<![a-z])(<UNIT>) (?:and|et|y) (?:{part})\b(?! of)", rf"\1 plus{hundredths}")
+        for hundredths, part in _PARTS_OF_UNITS.items()
+    ),
     (r"<FRACTION>", lambda text, found: text.add("SHARE", FRACTIONS[found[0]])),
     (r"<NUMBER_WORD>", lambda _, found: f"{number_words()[found[0]]:g}"),
     (r"(?<!and a )<HALF>(?= <UNITNAME>)", "0.5"),
+    (r"(?<=the )(?=<hour|minute> <MARK>)", "1 "),
     (r"<ONE>(?= <UNITNAME>| (?:<AND>|<TO>|or) \d)", "1"),
+    (r"(?<!\d )<UNITNAME>(?= plus\d)", r"1 \g<0>"),
     (r"(?<!\d )<hour and|stunde und|heure et|hora y> (?=<NUMBER> ?<MINUTES>)", r"1 \g<0>"),
     (r"<at|vers|a las|sobre las> (?=\d\d? ?<HOURS>)\d\d? ?(?:heures|horas)\b", "at other"),  # a time of day
+    (
+        (
+            r"(?!1 |0\.5 )<NUMBER> <second|minute|hour> "
+            r"(?!<MARK>|marks|<WH>|<AND>|<TO>|<OF>|<AFTER>|<BEFORE>|<LEFT>|into|or)(?=[a-z])"
+        ),
+        "other ",
+    ),
+    (rf"({_INSIDE} |<color|colour|farbe|couleur> [a-z]+ <THE> )(?!<VIDEO>)(?:<EVENT>|<SHOWING>)(?! board)", r"\1place"),
     # Put the order first and repeat a unit that two numbers share
     (r"(<NUMBER>) (<LAST>|<FIRST>) (<UNITNAME>)", r"\2 \1 \3"),
     (r"(<NUMBER>) (<TO>|<AND>|<or>) (?=<NUMBER> ?(<UNIT>))", r"\1 \3 \2 "),
-    (r"(<UNITNAME>) (<NUMBER>) (<TO>|<AND>) (?=<NUMBER>(?! ?<UNIT>))", r"\1 \2 \3 \1 "),
+    (r"(<UNITNAME>) (<NUMBER>) (<TO>|<AND>) (?:el |al )?(?=<NUMBER>(?! ?<UNIT>))", r"\1 \2 \3 \1 "),
     (rf"(\d{{1,3}}{_TH}) (<AND>|<TO>) (?=(?:<THE> )?\d{{1,3}}{_TH} (<UNITNAME>))", r"\1 \3 \2 "),
     (rf"(?<!every )(?:\b(\d{{1,3}}){_TH}|(<ORDINAL>)) (<UNITNAME>)", _ordinal),
     (r"(?<!\d )<MINUTES> \d+(?: <AND>| con)? <NUMBER> ?<SECONDS>", _label_and_amount),
@@ -206,8 +234,8 @@ _FORMS: tuple[tuple[str, str | Callable[[TimeText, re.Match], str]], ...] = (
         (
             r"(?P<pairs><NUMBER> ?<HOURS>(?:(?:,| <AND>)? ?<NUMBER> ?<MINUTES>)?(?:(?:,| <AND>)? ?<NUMBER> ?<SECONDS>)?"
             r"|<NUMBER> ?<MINUTES>(?:(?:,| <AND>)? ?<NUMBER> ?<SECONDS>)?|<NUMBER> ?<SECONDS>)"
-            r"(?P<rest>(?<=\w)\d\d\b| \d\d(?=$| ?[,?.!:;)]| in\b| into\b))?"
-            r"(?P<half> and a half| et demie?| y medi[oa])?"
+            r"(?P<rest>(?<=\w)\d\d\b| \d\d(?=$| ?[,?.!:;)]| in\b| into\b| <WH>))?"
+            r"(?: plus(?P<part>\d\d))?"
         ),
         _amount,
     ),

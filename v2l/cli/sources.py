@@ -181,10 +181,12 @@ def encode_source(
 ) -> Path | None:
     """Return the up-to-date adapter of a video, encoding it if needed; None, with an error printed, if that fails.
 
+    An adapter of the video that was read in another way stays as it is: the one to ask goes to the cache.
+
     overwrite: encode it in any case
     """
     from v2l.adapters.timeline_description import Segmentation
-    from v2l.inference.batch import EncodeOptions
+    from v2l.inference.batch import EncodeOptions, locate_adapter
     from v2l.inference.targets import find_targets
     from v2l.video.sampling import Reading
 
@@ -196,6 +198,10 @@ def encode_source(
         replace_foreign=loader.chosen_by == "option",
         any_reading=reading == Reading(),
     )
+    for place, target in enumerate(targets):
+        with contextlib.suppress(V2LError):  # encoding raises it again
+            if target.cache and not target.error and locate_adapter(target, encoding, loader, False)[1].other_reading:
+                targets[place] = target.in_cache()
     adapter = None
     for outcome in encode_with_progress(targets, encoding, loader, display):
         display.end_progress()

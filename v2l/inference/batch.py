@@ -57,7 +57,7 @@ class EncodeOptions:
 class Outcome:
     """The result for one adapter.
 
-    status: "encoded", "current", "kept" (it was made for another model) or "failed"
+    status: "encoded", "current", "kept" (made for another model or with other settings, or composed) or "failed"
     note: why it was encoded again or kept, or the error
     seconds: encoding time; adapter: the adapter or timeline if this run made it
     """
@@ -241,8 +241,16 @@ def locate_adapter(
     if options.overwrite:
         target = target.in_cache() if cache and cache.is_preferred else target
         return target, Staleness("stale" if os.path.lexists(target.output) else "missing")
-    wanted = Wanted(target.video, fill(options, loader), loader.fingerprint, loader.provenance, options.segmentation)
-    settled = {"current"} if options.replace_foreign else {"current", "foreign"}
+    defaults = {name for name in ("frames", "fps", "resolution") if getattr(options.reading, name) is None}
+    wanted = Wanted(
+        target.video,
+        fill(options, loader),
+        loader.fingerprint,
+        loader.provenance,
+        options.segmentation,
+        frozenset(defaults if options.segmentation.is_chosen else {*defaults, "segments"}),
+    )
+    settled = {"current", "kept"} if options.replace_foreign else {"current", "kept", "foreign"}
 
     def check(output: Path) -> Staleness:
         return check_staleness(output, wanted, options.check_hash, options.any_reading, touch)

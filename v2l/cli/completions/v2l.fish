@@ -150,7 +150,7 @@ complete -c v2l -n '__v2l_in encode' -l output -s o -x -a '(__v2l_adapters)' -d 
 complete -c v2l -n '__v2l_in encode' -l output-dir -x -a '(__v2l_folders)' -d 'Write all adapters into FOLDER, with the subfolders of the videos'
 complete -c v2l -n '__v2l_in encode' -l cache -d 'Keep the adapters in your cache folder, by the contents of the videos; V2L_CACHE names another folder'
 complete -c v2l -n '__v2l_in encode' -l check-hash -d 'Compare the contents of videos, not their sizes and times, to find adapters that are out of date'
-complete -c v2l -n '__v2l_in encode' -l overwrite -d 'Encode again, even if an adapter is up to date'
+complete -c v2l -n '__v2l_in encode' -l overwrite -d 'Encode again in any case, and replace whatever is at the place of an adapter'
 complete -c v2l -n '__v2l_in encode' -l fail-fast -d 'Stop at the first video that fails'
 complete -c v2l -n '__v2l_in encode' -l dry-run -d 'Encode nothing; print what would be encoded, why, and its cost'
 complete -c v2l -n '__v2l_in encode' -l model -s m -x -a '(__v2l_models)' -d 'Use this preset or model folder'
