@@ -36,7 +36,9 @@ def test_a_part_counts_from_the_whole_second_in_which_it_starts():
 
 def test_a_time_that_is_off_by_one_second_is_replaced():
     """In a part that starts at second 1, "two seconds in" would be a second late."""
-    assert "at 00:01" in in_own_times("what is shown two seconds in?", [(1.0, 17.0)], HOUR)
+    late = [(1.0, 17.0)]
+    assert "at 00:01" in in_own_times("what is shown two seconds in?", late, HOUR)
+    assert "from 00:00 to 00:03" in in_own_times("what happens in the first four seconds?", late, HOUR)
 
 
 def test_a_subject_one_second_from_the_time_stays():
