@@ -312,3 +312,16 @@ def test_factors_that_are_not_finite_are_not_written(tmp_path, factor):
     with pytest.raises(v2l.V2LError, match="not all finite"):
         broken.save(path)
     assert not path.exists()
+
+
+def test_the_largest_rank_is_512(tmp_path):
+    path = tmp_path / "x.v2l.safetensors"
+    for rank in (511, 512):
+        description = dataclasses.replace(DESCRIPTION, blocks=(Block(rank, 1, 0.0),))
+        adapter = Adapter(torch.ones(1, rank + 1, 1), torch.ones(1, rank + 1, 1), description)
+        if rank == 511:
+            adapter.save(path)
+            assert Adapter.load(path).rank == 512
+        else:
+            with pytest.raises(v2l.V2LError, match="rank 513"):
+                adapter.save(path)

@@ -358,6 +358,16 @@ def test_an_interrupted_run_resumes_exactly(finished, vlm, examples, tmp_path):
     assert same[0] == same[1]
 
 
+def test_a_run_resumes_with_the_micro_batches_of_its_next_step(vlm, examples, tmp_path):
+    training = dataclasses.replace(TRAINING, batch=2, together=1, steps=2, validate_every=1, validation_clips=1)
+    whole = list(trainer(vlm, examples, tmp_path / "whole", training).run())
+    parts = trainer(vlm, examples, tmp_path / "parts", training).run()
+    next(parts)
+    parts.close()
+    (last,) = trainer(vlm, examples, tmp_path / "parts", training, fresh(vlm, seed=9)).run()
+    assert (last.loss, last.validation) == (whole[1].loss, whole[1].validation)
+
+
 def test_a_run_keeps_the_best_and_its_figures(finished):
     folder, progress = finished
     assert [each.step for each in progress] == [2, 4]
@@ -531,6 +541,18 @@ def test_the_teacher_answers_once(vlm, hypernetwork, examples, tmp_path):
     assert [each.target for each in again] == ["kept"] * 3 + [answered[3].target]
     with pytest.raises(V2LError, match="another reading"):
         with_teacher_answers(asked, vlm, dataclasses.replace(reading, frames=2), cache)
+
+
+def test_the_teacher_answers_each_range_from_its_frames(vlm, hypernetwork, examples, tmp_path):
+    reading = fill_reading(v2l.Reading(frames=3), hypernetwork.provenance.trained_with, vlm.geometry)
+    ranges = [(0.0, 2.0), (None, None)]
+    asked = [dataclasses.replace(examples[3], start=start, end=end) for start, end in ranges]
+    answered = with_teacher_answers(asked, vlm, reading, tmp_path / "teacher.jsonl")
+    for example, (start, end) in zip(answered, ranges, strict=True):
+        clip = dataclasses.replace(reading, start=start, end=end)
+        text = v2l.ask_in_context(example.video, example.prompt, vlm, clip, 64)
+        assert example.target == (text or EMPTY_ANSWER)
+    assert answered[0].target != answered[1].target
 
 
 def test_what_the_teacher_cannot_read_is_left_out(vlm, hypernetwork, examples, tmp_path):
