@@ -307,6 +307,12 @@ def test_micro_batches_change_nothing(vlm, examples, tmp_path):
     assert torch.allclose(one, all_at_once, atol=1e-6)
 
 
+def test_the_optimizer_has_the_settings_of_the_run(vlm, examples, tmp_path):
+    training = dataclasses.replace(TRAINING, learning_rate=2e-4, weight_decay=0.3)
+    (group,) = trainer(vlm, examples, tmp_path, training).optimizer.param_groups
+    assert (group["initial_lr"], group["weight_decay"]) == (2e-4, 0.3)
+
+
 @pytest.mark.parametrize("share", [0.01, 100.0])
 def test_a_step_uses_gradients_of_at_most_the_clip_norm(vlm, examples, tmp_path, share):
     """AdamW's first moment after one step is a tenth of the gradient that it used."""
