@@ -132,7 +132,7 @@ class SearchIndex:
         """Return the best segments, best first; at most `limit`. Segments with equal scores keep their order."""
         index = TextIndex("\n".join(each.answers) for _, timeline in self._timelines for each in timeline.segments)
         findings = []
-        for number, score in index.rank(query)[:limit]:
+        for number, score in index.rank(query, limit):
             place = bisect_right(self._ends, number)
             path, timeline = self._timelines[place]
             found = timeline.segments[number - self._ends[place]]  # counted from the end
