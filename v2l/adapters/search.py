@@ -5,6 +5,7 @@ This module reads headers only and imports no torch.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,13 +103,14 @@ class SearchIndex:
     """
 
     def __init__(self) -> None:
-        self._segments: list[tuple[Path, IndexedTimeline, IndexedSegment]] = []
+        self._timelines: list[tuple[Path, IndexedTimeline]] = []
+        self._ends: list[int] = []  # numbers of segments up to the end of each timeline
         self.without_index = 0
         self.fingerprints: set[str] = set()
 
     def __len__(self) -> int:
         """Number of segments."""
-        return len(self._segments)
+        return self._ends[-1] if self._ends else 0
 
     def add(self, path: Path) -> None:
         """Read the header of an adapter file of either version. Raises V2LError if it is missing or damaged."""
@@ -123,14 +125,17 @@ class SearchIndex:
             self.without_index += 1
             return
         self.fingerprints.add(timeline.base_model.fingerprint)
-        self._segments += [(path, timeline, segment) for segment in timeline.segments]
+        self._ends.append(len(self) + len(timeline.segments))
+        self._timelines.append((path, timeline))
 
     def search(self, query: str, limit: int) -> list[Finding]:
         """Return the best segments, best first; at most `limit`. Segments with equal scores keep their order."""
-        index = TextIndex("\n".join(segment.answers) for _, _, segment in self._segments)
+        index = TextIndex("\n".join(each.answers) for _, timeline in self._timelines for each in timeline.segments)
         findings = []
-        for number, score in index.rank(query)[:limit]:
-            path, timeline, found = self._segments[number]
+        for number, score in index.rank(query, limit):
+            place = bisect_right(self._ends, number)
+            path, timeline = self._timelines[place]
+            found = timeline.segments[number - self._ends[place]]  # counted from the end
             video = timeline.recipes[found.recipe].source.name
             matches = tuple((timeline.questions[at], found.answers[at]) for at in covering(found.answers, query))
             findings.append(Finding(path, video, found.start, found.end, matches, score))

@@ -293,7 +293,7 @@ def export(
     """Convert an adapter to the format of another engine.
 
     peft is a folder for transformers with peft, and for vLLM. gguf is an adapter file for llama.cpp. The command line
-    that serves the adapter is printed.
+    that serves the adapter is printed; vLLM's has not been run.
     """
     with command(as_json, quiet, debug) as display:
         if at is not None and segment is not None:
@@ -354,4 +354,5 @@ def export_adapter(adapter: Adapter, form: str, output: Path, overwrite: bool, d
         display.announce_tiny()
     record = {"command": "export", "format": form, "output": output, "bytes": size, "serve": line}
     display.result(shown(output), record | {"demonstration": demonstration})
-    display.note(f"{amount(size)}, rank {adapter.rank}; to serve it: {line}")
+    untested = "" if form == ExportFormat.gguf else " (not run with vLLM yet)"
+    display.note(f"{amount(size)}, rank {adapter.rank}; to serve it{untested}: {line}")

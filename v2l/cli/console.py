@@ -97,7 +97,7 @@ class Display:
     def table(self, header: list[str], rows: list[list[str]], justify: Literal["left", "right"] = "right") -> None:
         """Print a table: aligned on a terminal, as tab-separated lines in a pipe.
 
-        justify: alignment of all columns but the first
+        justify: alignment of all columns but the first; beside text, names of up to a third of the width stay whole
         """
         if _plain():
             self.write("".join("\t".join(map(escape, row)) + "\n" for row in [header, *rows]))
@@ -107,12 +107,14 @@ class Display:
         from rich.table import Table
         from rich.text import Text
 
-        table = Table(box=SIMPLE_HEAD)
+        table, console = Table(box=SIMPLE_HEAD), Console()
         for place, name in enumerate(header):
             table.add_column(name, justify=justify if place else "left", overflow="fold")
         for row in rows:
             table.add_row(*(Text(escape(cell)) for cell in row))
-        Console().print(table)
+        names = max((len(row[0]) for row in rows), default=0)
+        table.columns[0].no_wrap = justify == "left" and names <= console.width // 3
+        console.print(table)
 
     # Notes -----------------------------------------------------------------------------------------------------
 

@@ -113,13 +113,14 @@ def _record_reader(kind: type, subset: bool) -> Callable[[Any], Any]:
             or not (subset or value.keys() <= readers.keys())
         ):
             raise _Unexpected(f"must be an object with {'' if subset else 'exactly '}{', '.join(sorted(readers))}")
-        fields = {}
-        for name in value.keys() & readers.keys() if subset else value:
-            try:
-                fields[name] = readers[name](value[name])
-            except _Unexpected as error:
-                error.place = f".{name}{error.place}"
-                raise
+        fields, name = {}, ""
+        try:
+            for name, read in readers.items():
+                if name in value:
+                    fields[name] = read(value[name])
+        except _Unexpected as error:
+            error.place = f".{name}{error.place}"
+            raise
         return kind(**fields)
 
     return read_fields

@@ -53,17 +53,17 @@ def read_parts_header(
     """Read the header only. Raises V2LError if it is damaged, of another format, does not match its own sha256, or
     does not describe exactly the bytes of the file."""
     length, size, header = read_header(path, kind, max_bytes, max_header_bytes)
-    metadata, sha256 = _unseal(header, path, kind, version)
+    metadata, sha256 = _unseal(header, path, kind, version, check_form=True)
     return PartsHeader(metadata, _entries(header, 8 + length, size, path, kind), sha256)
 
 
 def read_parts_metadata(
     path: str | os.PathLike, kind: str, version: int, max_bytes: int, max_header_bytes: int
 ) -> dict[str, Any]:
-    """Read the metadata only. Errors as for `read_parts_header`, but of the tensors' places only the end is compared
-    with the file, which takes a third of the time."""
+    """Read the metadata only, in half of the time. Errors as for `read_parts_header`, but neither the form of the
+    metadata is checked nor the places of the tensors, except for the last end."""
     length, size, header = read_header(path, kind, max_bytes, max_header_bytes)
-    metadata, _ = _unseal(header, path, kind, version)
+    metadata, _ = _unseal(header, path, kind, version, check_form=False)
     try:
         end = max(entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__")
     except (LookupError, TypeError, ValueError):
@@ -73,11 +73,13 @@ def read_parts_metadata(
     return metadata
 
 
-def _unseal(header: Mapping[str, Any], path: str | os.PathLike, kind: str, version: int) -> tuple[dict[str, Any], str]:
+def _unseal(
+    header: Mapping[str, Any], path: str | os.PathLike, kind: str, version: int, check_form: bool
+) -> tuple[dict[str, Any], str]:
     """Return the metadata without its format, version and sha256, which it has to match, and the sha256."""
-    metadata = parse_metadata(header, path, kind, version)
+    metadata = parse_metadata(header, path, kind, version, check_form)
     sha256 = metadata.pop("sha256", None)
-    # The text is canonical: cut the hash out of it instead of formatting thousands of segments again
+    # Cut the hash out of the text instead of formatting thousands of segments again
     before, _, after = header["__metadata__"][METADATA_KEY].rpartition(f',"sha256":{json.dumps(sha256)}')
     if sha256 != hashlib.sha256((before + after).encode()).hexdigest():
         raise damaged(path, kind, "its metadata does not match its own sha256")
