@@ -218,7 +218,7 @@ def no_preset(name: str) -> str:
         return f"{name} is a part of v2l; there is nothing to pull"
     if presets := named_by_repository(name):
         return f"{printable(name)} is pulled by the name of its preset: v2l pull {' or '.join(presets)}"
-    return f"{printable(name)!r} is not a preset; choose from {', '.join(PRESETS)}"
+    return f"'{printable(name)}' is not a preset; choose from {', '.join(PRESETS)}"
 
 
 def find_model(name: str | os.PathLike) -> ModelFolder:
