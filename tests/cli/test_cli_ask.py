@@ -223,8 +223,9 @@ def test_json_says_what_an_answer_cost_also_the_expensive_way(shelf, speaker, vi
 
 def test_a_video_is_encoded_first_where_its_adapter_is_missing_or_stale(tmp_path, speaker, videos):
     path, vlm, hypernetwork = speaker
-    here = fill(tmp_path, **{"new one": videos[0], "stale": videos[1], "current": videos[2]})
-    v2l.encode(videos[0], vlm, hypernetwork).save(here / f"stale{SUFFIX}")
+    here = fill(tmp_path, **{"new one": videos[0], "stale": videos[0], "current": videos[2]})
+    v2l.encode(here / "stale.mp4", vlm, hypernetwork).save(here / f"stale{SUFFIX}")
+    shutil.copy(videos[1], here / "stale.mp4")
     v2l.encode(here / "current.mp4", vlm, hypernetwork).save(here / f"current{SUFFIX}")
     os.utime(here / f"current{SUFFIX}")  # made long after its video
     kept = (here / f"current{SUFFIX}").stat().st_mtime_ns

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import sys
+from dataclasses import replace
 
 import pytest
 import typer
@@ -86,8 +87,11 @@ def test_an_adapter_is_known_under_another_name(v2l_command, tmp_path, adapters)
 
 def test_info_of_a_video_tells_the_state_of_its_adapter(v2l_command, tmp_path, adapters, videos, monkeypatch):
     fill(tmp_path, talk=videos[0])
+    made = adapters[1].description
+    segment = replace(made.segments[0], source=replace(made.sources[0], name="talk.mp4"))
+    before = replace(adapters[1], description=replace(made, segments=(segment,)))
     states = []
-    for adapter in (None, adapters[0], adapters[1]):
+    for adapter in (None, adapters[0], before):
         if adapter:
             adapter.save(tmp_path / f"talk{SUFFIX}")
         record = json.loads(v2l_command("info", "talk.mp4", "--json").stdout)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from v2l.adapters.description import BaseModel
 from v2l.errors import ModelError, V2LError, reason
 from v2l.io.text import printable
+from v2l.models.allocator import return_freed_memory
 from v2l.models.hypernetwork_file import HypernetworkConfig, Provenance, locate, read_header
 from v2l.models.lock_file import lock_path, read_lock
 from v2l.models.presets import PRESETS, ModelFolder, find_model, is_tiny, preset_name
@@ -127,8 +128,6 @@ class ModelLoader:
 
         From then on, the process returns freed memory to the system, which bounds the peak of encoding.
         """
-        from v2l.models.device import return_freed_memory
-
         return_freed_memory()
         return self.vlm, self.hypernetwork
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import re
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -88,24 +86,8 @@ def prefers_bfloat16(capabilities: Mapping[str, object]) -> bool:
 FEWER_FRAMES = "fewer frames (--frames)"
 """The advice where the memory depends on the frames of a video."""
 Module = TypeVar("Module", bound=nn.Module)
-MAPPED_FROM, KEPT = 1 << 20, 16 << 20
-"""Bytes from which a block of memory is mapped by itself, and that may stay free at the end of the heap."""
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 _ALLOCATION = re.compile(r"tried to allocate ([\d.]+) ?(bytes|[KMGT]i?B)", re.IGNORECASE)
 _UNITS = {"b": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
-
-
-def return_freed_memory() -> None:
-    """Return large blocks of memory to the system as soon as they are freed, in this process from now on.
-
-    glibc raises the size from which it does so to that of the blocks that were freed, up to 32 MiB, and keeps smaller
-    ones in its heap, where the next large one often does not fit. The peak of encoding then varies by up to half
-    between runs. Other C libraries have no such setting and stay as they are.
-    """
-    set_option = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if set_option is not None:
-        set_option(_M_MMAP_THRESHOLD, MAPPED_FROM)
-        set_option(_M_TRIM_THRESHOLD, KEPT)
 
 
 def free_bytes(device: torch.device) -> int | None:
