@@ -240,6 +240,8 @@ def discard_parts(output: Path) -> None:
     """Delete the finished parts of a timeline that was interrupted and is not wanted any more, unless another process
     makes them."""
     folder = parts_folder(output)
+    if not folder.is_dir():
+        return
     with contextlib.suppress(OSError):
         lock = os.open(folder / "lock", os.O_RDWR)
         try:
