@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from v2l.adapters.description import MAX_TIMELINE_HEADER_BYTES, TIMELINE_VERSION, VERSION
+from v2l.adapters.description import MAX_TIMELINE_HEADER_BYTES, TIMELINE_VERSION, VERSION, BaseModel
 from v2l.adapters.index import TextIndex
-from v2l.adapters.timeline_description import MAX_TIMELINE_BYTES
+from v2l.adapters.timeline_description import MAX_TIMELINE_BYTES, Recipe
 from v2l.errors import V2LError
 from v2l.io.records import from_json
 from v2l.io.safetensors_file import damaged, stated_version
@@ -39,27 +39,6 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class IndexedVideo:
-    """A video of a timeline."""
-
-    name: str
-
-
-@dataclass(frozen=True)
-class IndexedRecipe:
-    """The recipe of segments, without how they were made."""
-
-    source: IndexedVideo
-
-
-@dataclass(frozen=True)
-class IndexedModel:
-    """The frozen model of a timeline."""
-
-    fingerprint: str
-
-
-@dataclass(frozen=True)
 class IndexedSegment:
     """A segment of a timeline, without its frames. Fields as in `TimelinePart`."""
 
@@ -73,8 +52,8 @@ class IndexedSegment:
 class IndexedTimeline:
     """The fields of a `TimelineDescription` that a search needs. Reading them takes a third of the time of all."""
 
-    base_model: IndexedModel
-    recipes: tuple[IndexedRecipe, ...]
+    base_model: BaseModel
+    recipes: tuple[Recipe, ...]
     segments: tuple[IndexedSegment, ...]
     questions: tuple[str, ...]
 

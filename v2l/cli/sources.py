@@ -198,9 +198,9 @@ def encode_source(
         replace_foreign=loader.chosen_by == "option",
         any_reading=reading == Reading(),
     )
-    for place, target in enumerate(targets):
+    for place, target in enumerate(targets if reading != Reading() else []):
         with contextlib.suppress(V2LError):  # encoding raises it again
-            if target.cache and not target.error and locate_adapter(target, encoding, loader, False)[1].other_reading:
+            if target.cache and not target.error and locate_adapter(target, encoding, loader)[1].other_reading:
                 targets[place] = target.in_cache()
     adapter = None
     for outcome in encode_with_progress(targets, encoding, loader, display):
