@@ -370,13 +370,15 @@ def test_a_chat_has_commands_and_a_history_and_a_table_comes_whole(shelf, speake
     for typed, expected in {"/help": "/adapters", "/adapters": "0:00-0:04", "/nosuch": "no command /nosuch"}.items():
         terminal.type(f"{typed}\n")
         assert expected in plain(terminal.read_until("> ")).removeprefix(typed)
-    terminal.type("half a question\x03")
+    terminal.type("half a question")
+    terminal.read_until("half a question")
+    terminal.interrupt()
     assert "Ctrl-C again ends the chat" in terminal.read_until("> ")
     terminal.type("\n")  # the line was cleared, and this one counts as none
     terminal.read_until("> ")
-    terminal.type("\x03")
+    terminal.interrupt()
     terminal.read_until("> ")
-    terminal.type("\x03")
+    terminal.interrupt()
     code, rest = terminal.end()
     assert code == 0
     assert plain(rest).strip() == ""
