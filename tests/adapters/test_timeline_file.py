@@ -154,12 +154,17 @@ def test_a_search_refuses_what_it_cannot_rely_on(timeline, tmp_path, change, say
         IndexedTimeline.read(resealed(timeline, tmp_path / "bad", change))
 
 
-def test_a_search_reads_the_same_fields_as_a_timeline(timeline):
+def test_a_search_reads_the_same_fields_as_a_timeline(timeline, tmp_path):
     read, made = IndexedTimeline.read(timeline.path), timeline.file.description
     assert (read.questions, read.base_model.fingerprint) == (made.questions, made.base_model.fingerprint)
     assert [each.source.name for each in read.recipes] == [each.source.name for each in made.recipes]
     for one, other in zip(read.segments, made.segments, strict=True):
         assert (one.recipe, one.start, one.end, one.answers) == (other.recipe, other.start, other.end, other.answers)
+    another_writers = resealed(timeline, tmp_path / "spaced", lambda metadata: None)
+    assert IndexedTimeline.read(another_writers) == read
+    another_writers.write_bytes(another_writers.read_bytes()[:-8])
+    with pytest.raises(v2l.V2LError, match="describes others"):
+        IndexedTimeline.read(another_writers)
 
 
 @pytest.mark.parametrize(

@@ -216,7 +216,7 @@ class Terminal:
         os.write(self.master, text.encode())
 
     def interrupt(self) -> None:
-        """Types Ctrl-C once the process waits for input: Python loses one that comes between the prompt and the wait."""
+        """Types Ctrl-C when the process waits for input: Python loses one that comes between prompt and wait."""
         stat, patience = Path(f"/proc/{self.process.pid}/stat"), Patience(self.process.pid)
         while stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "S":
             assert patience.left(), "the command never waited for input"

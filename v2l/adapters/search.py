@@ -59,8 +59,8 @@ class IndexedTimeline:
 
     @classmethod
     def read(cls, path: Path) -> IndexedTimeline:
-        """Read a timeline file. Raises V2LError as `TimelineFile.read`, but other fields and the places of the tensors
-        are not checked; a file that was cut or changed does not pass."""
+        """Read a timeline file. Raises V2LError as `TimelineFile.read`, but other fields and the entries of the tensors
+        are not checked; a file that was cut or whose metadata were changed does not pass."""
         limits = (MAX_TIMELINE_BYTES, MAX_TIMELINE_HEADER_BYTES)
         metadata = read_parts_metadata(path, "adapter", TIMELINE_VERSION, *limits)
         try:

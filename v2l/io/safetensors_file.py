@@ -193,6 +193,12 @@ def read_header(
 ) -> tuple[int, int, dict[str, Any]]:
     """Return the length of the header, the size of the file, and the header. Raises V2LError if one of them is too
     large or the header is damaged."""
+    text, size = read_header_text(path, kind, max_bytes, max_header_bytes)
+    return len(text), size, parse_header(text, path, kind)
+
+
+def read_header_text(path: str | os.PathLike, kind: str, max_bytes: int, max_header_bytes: int) -> tuple[bytes, int]:
+    """Return the JSON text of the header and the size of the file. Raises V2LError if one of them is too large."""
     try:
         with open_regular(path) as file:
             size = _limited_size(file, path, kind, max_bytes)
@@ -200,6 +206,6 @@ def read_header(
             length = int.from_bytes(prefix, "little")
             if len(prefix) < 8 or not 2 <= length <= min(max_header_bytes, size - 8):
                 raise damaged(path, kind, "no safetensors header of a plausible size")
-            return length, size, parse_header(file.read(length), path, kind)
+            return file.read(length), size
     except OSError as error:
         raise unreadable(path, error) from error
