@@ -94,7 +94,7 @@ METHODS = {
     "in context, features kept": "image features kept",
     "in context, KV in memory": "KV cache kept in memory",
     "adapter, attached": "adapter",
-    "no video": "no video (lower bound)",
+    "no video": "no video",
 }
 
 
@@ -132,46 +132,43 @@ def first_token() -> None:
     save(figure, "first-token")
 
 
-FRAMES = (8, 12, 64, 256, 1024)
+TIMELINES = {
+    "64-default": "64 s\nsegments of 11 s\n(default)",
+    "1024-default": "1,024 s\nsegments of 16 s\n(default)",
+    "3600-default": "an hour\nsegments of 57 s\n(default)",
+    "3600-16s": "an hour\nsegments of 16 s",
+}
+CONDITIONS = {
+    "adapter": ("adapter of the segment\nthat is asked about", ADAPTER),
+    "segment_in_context": ("in context, the same\nsegment's frames", BLUE_LIGHT),
+    "in_context": ("in context, 35 frames of\nthe whole (all that fit)", BLUE),
+}
 
 
 def accuracy() -> None:
-    """Exact match against the number of frames, of tiny on drawn clips."""
-    one, context, composed, rival = {}, {}, {}, {}
-    for frames in FRAMES:
-        for row in rows(f"reproduce/length-{frames}-scenes.json"):
-            means = row["macro"]
-            if row["segments"] == 1:
-                one[frames], context[frames] = means["adapter"], means["in_context"]
-            else:
-                composed[frames], rival[frames] = means["adapter"], means["segment_in_context"]
+    """Exact match of timelines, as `v2l encode` makes them, of tiny on drawn videos."""
+    reports = json.loads((RESULTS / "long/quality.json").read_text())
     figure, axes = plt.subplots(figsize=(8, 3.4))
-    figure.subplots_adjust(left=0.065, right=0.66, bottom=0.14, top=0.91)
-    lines = [
-        (rival, "in context, only the frames of\nthe segment asked about", BLUE, ":", 0.0),
-        (composed, "adapter of eight segments", ADAPTER, "-", 0.017),
-        (context, "in context, up to 32 frames", BLUE, "-", -0.017),
-        (one, "adapter of one segment", ADAPTER_LIGHT, "-", 0.0),
-    ]
-    for values, label, colour, style, shift in lines:
-        axes.plot(list(values), list(values.values()), style, color=colour, marker="o", markersize=5, linewidth=2)
-        last = values[FRAMES[-1]]
-        place = {"va": "center", "fontsize": 9.5, "linespacing": 1.2}
-        axes.text(FRAMES[-1] * 1.12, last + shift, f"{last:.0%}", color=colour, **place)
-        axes.text(FRAMES[-1] * 1.62, last + shift, label, color=colour, **place)
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(FRAMES, [f"{frames:,}" for frames in FRAMES])
-    axes.minorticks_off()
-    axes.set_xlim(7, 1024 * 1.05)
-    axes.set_ylim(0.4, 1.02)
-    axes.set_yticks([0.4, 0.6, 0.8, 1], ["40%", "60%", "80%", "100%"])
+    figure.subplots_adjust(left=0.065, right=0.745, bottom=0.2, top=0.9)
+    width = 0.27
+    for number, (name, (label, colour)) in enumerate(CONDITIONS.items()):
+        values = [reports[report]["macro"][name] for report in TIMELINES]
+        places = [group + (number - 1) * width for group in range(len(values))]
+        axes.bar(places, values, width * 0.92, color=colour)
+        for place, value in zip(places, values, strict=True):
+            axes.text(place, value + 0.015, f"{value:.1%}".removesuffix(".0%").rstrip("%"), ha="center", fontsize=9)
+        height = 0.86 - 0.2 * number
+        axes.text(1.012, height, "■", color=colour, fontsize=13, transform=axes.transAxes, va="center")
+        place = {"va": "center", "fontsize": 9.5, "linespacing": 1.2, "transform": axes.transAxes}
+        axes.text(1.058, height, label, **place)
+    axes.set_xticks(range(len(TIMELINES)), TIMELINES.values(), fontsize=9)
+    axes.tick_params(axis="x", length=0)
+    axes.set_ylim(0, 1.1)
+    axes.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0", "25", "50", "75", "100"])
     axes.grid(axis="y", color="#e5e7eb")
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.set_xlabel("frames of the video")
-    axes.set_title(
-        "exact answers, mean over kinds of question (tiny, 300 drawn videos per length)", fontsize=10.5, loc="left"
-    )
+    axes.set_title("exact answers in %, by length of the video (tiny, drawn videos)", fontsize=10.5, loc="left")
     save(figure, "accuracy")
 
 

@@ -49,10 +49,10 @@ def test_the_readme_shows_every_command():
     assert shown == set(COMMANDS)
 
 
-def test_the_readme_is_short():
-    text = README.read_text()
-    assert len(text.splitlines()) <= 180
-    assert len(text.split()) <= 1500
+def test_the_readme_and_the_page_of_figures_are_short():
+    assert len(README.read_text().splitlines()) <= 180
+    for page in (README, ROOT / "docs" / "reproduce.md"):
+        assert len(page.read_text().split()) <= 1500, page
 
 
 def test_set_up_and_test_are_one_line_each():

@@ -1,5 +1,6 @@
 """Start the `v2l` command: the console script, and `python -m v2l`."""
 
+import os
 import signal
 import sys
 
@@ -14,7 +15,7 @@ def main() -> None:
         sys.exit(130)
     finally:
         if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
-            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            signal.signal(signal.SIGINT, lambda *_: os._exit(130))
 
 
 if __name__ == "__main__":

@@ -211,6 +211,7 @@ def _tensor(layer, factor, make):
         (_set("segments", 0, "end", 10**309), "type float"),
         (_set("bias_rank", 2), "rank 3"),
         (_set("blocks", []), "agree"),
+        (_set("blocks", 0, "rank", 0), "empty block"),
         (_set("blocks", [{"rank": 1, "segments": 2, "relative_error": 0.0}]), "agree"),
         (_set("segments", 0, "windows", [1]), "windows"),
         (_set("segments", 0, "windows", [2, 0]), "windows"),
@@ -302,3 +303,25 @@ def test_composed_descriptions_round_trip(saved):
     both = dataclasses.replace(DESCRIPTION, segments=(SEGMENT, SEGMENT), blocks=(Block(3, 2, 0.25),))
     Adapter(torch.ones(2, 4, 3), torch.ones(2, 4, 2), both).save(saved)
     assert Adapter.load(saved).description == both
+
+
+@pytest.mark.parametrize("factor", ["a", "b"])
+def test_factors_that_are_not_finite_are_not_written(tmp_path, factor):
+    adapter, path = tiny_adapter(), tmp_path / "x.v2l.safetensors"
+    broken = dataclasses.replace(adapter, **{factor: getattr(adapter, factor) * float("inf")})
+    with pytest.raises(v2l.V2LError, match="not all finite"):
+        broken.save(path)
+    assert not path.exists()
+
+
+def test_the_largest_rank_is_512(tmp_path):
+    path = tmp_path / "x.v2l.safetensors"
+    for rank in (511, 512):
+        description = dataclasses.replace(DESCRIPTION, blocks=(Block(rank, 1, 0.0),))
+        adapter = Adapter(torch.ones(1, rank + 1, 1), torch.ones(1, rank + 1, 1), description)
+        if rank == 511:
+            adapter.save(path)
+            assert Adapter.load(path).rank == 512
+        else:
+            with pytest.raises(v2l.V2LError, match="rank 513"):
+                adapter.save(path)

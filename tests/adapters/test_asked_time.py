@@ -8,7 +8,8 @@ from places import ROOT
 
 from v2l.adapters import time_patterns
 from v2l.adapters.asked_time import Asked, asked_time
-from v2l.tiny.world.questions import PHRASINGS, clock
+from v2l.models.processor import frame_clock
+from v2l.tiny.world.questions import PHRASINGS
 
 DATA = ROOT / "tests" / "data"
 ORDER = {"first": "first", "start": "first", "last": "last", "end": "last", "after": "after", "before": "before"}
@@ -39,18 +40,26 @@ def test_the_questions_of_the_embedded_model(kind):
     random = np.random.default_rng(0)
     for phrasing in PHRASINGS[kind] * 4:
         seconds = float(random.integers(1024))
-        question = phrasing.format(time=clock(seconds), word="ladder", kind="circle", colour="red")
+        question = phrasing.format(time=frame_clock(seconds), word="ladder", kind="circle", colour="red")
         relation = next((ORDER[word] for word in kind.split() if word in ORDER), "none")
         timed = Asked(((seconds, seconds),), "at", True)
         assert asked_time(question, 1024.0) == (timed if "{time}" in phrasing else Asked((), relation))
 
 
 @pytest.mark.parametrize(
-    ("name", "duration", "count"), [("phrasings_unseen.jsonl", 3600.0, 130), ("phrasings_unseen_2.jsonl", 7200.0, 138)]
+    ("name", "duration", "count"),
+    [
+        ("phrasings_unseen.jsonl", 3600.0, 130),
+        ("phrasings_unseen_2.jsonl", 7200.0, 138),
+        ("phrasings_unseen_3.jsonl", 7200.0, 200),
+        ("phrasings_unseen_4.jsonl", 7200.0, 200),
+    ],
 )
 def test_the_lists_written_without_knowledge_of_the_rules(name, duration, count):
     """A row has the stretches that answer. It has none if the answer is in a neighbour."""
-    # At first sight the rules read 3 of the 138 rows of the second list wrongly, none to a time that misleads
+    # At first reading, before the rules were mended, 135 of 138 rows of the second list were right and none misled;
+    # 184 of 200 rows of the third were right and 9 misled. These lists are seen now and measure no new phrasings. The
+    # fourth was written and read after that: 196 of 200 rows were right and none misled.
     rows = phrasings(name)
     assert len(rows) >= count
     answered = [asked_time(row["question"], duration) for row in rows]
@@ -64,7 +73,7 @@ def test_the_lists_written_without_knowledge_of_the_rules(name, duration, count)
 def test_a_time_after_the_end_of_the_video():
     assert asked_time("what is there at 37 seconds?", 30.0).outside(30.0) == 37
     assert asked_time("what is there at 37 seconds?", 37.0).outside(37.0) is None
-    assert asked_time("what do the papers say 12:30?", 30.0).outside(30.0) is None
+    assert asked_time("what dish is being made 12:30", 30.0) == Asked()  # not clearly a position
     assert asked_time("what is shown in the last minute?", 30.0).stretches == ((0.0, 30.0),)
     assert asked_time("what is shown in the first minute?", 30.0).stretches == ((0.0, 30.0),)
 

@@ -83,6 +83,7 @@ def test_export_says_how_to_serve_it(saved, strong, tmp_path):
     done = run("export", saved, "--format", "peft", cwd=tmp_path)
     folder = saved.with_name("clip.peft")
     assert (done.code, done.lines) == (0, [str(folder)])
+    assert "(not run with vLLM yet): vllm serve" in done.err
     assert "--enable-lora --max-lora-rank 8 --lora-modules clip=" in done.err
     done = run("export", saved, "--format", "gguf", "-o", "my clip.gguf", "--json", cwd=tmp_path)
     assert done.records[0]["serve"] == "llama-server -m BASE.gguf --lora 'my clip.gguf'"

@@ -9,7 +9,7 @@ import small
 import torch
 
 import v2l
-from v2l.adapters.lora import attached
+from v2l.adapters.lora import attached, merging_is_faster
 from v2l.models.language_model import causal
 from v2l.models.processor import question_text
 
@@ -36,6 +36,15 @@ def test_the_model_is_bit_identical_before_and_after(vlm, adapters, ids, merged)
         assert layer.down_proj is weight
         assert torch.equal(weight, copy)
     assert vlm.language_model.adapter is None
+
+
+def test_factors_inside_of_others_leave_them_attached(vlm, adapters):
+    model, (outer, inner) = vlm.language_model, ([(each.a, each.b)] for each in adapters[:2])
+    with attached(model, outer):
+        with attached(model, inner):
+            assert model.adapter is inner
+        assert model.adapter is outer
+    assert model.adapter is None
 
 
 def test_merged_is_the_side_path(vlm, adapters, ids):
@@ -75,6 +84,7 @@ def test_bfloat16_adapters_and_models(model_folder, vlm, adapters, ids):
     with v2l.applied(vlm, adapters[0]):
         exact = vlm.logits(ids)
     half = v2l.load_vlm(model_folder, dtype=torch.bfloat16)
+    assert (merging_is_faster(vlm), merging_is_faster(half)) == (vlm.device.type == "cpu", False)
     for adapter in (adapters[0], wide):
         for merged in (False, True):
             with v2l.applied(half, adapter, merged=merged):

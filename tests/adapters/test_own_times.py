@@ -30,6 +30,22 @@ def test_times_become_those_of_the_part(question, expected):
     assert in_own_times(question, [(57.14, 114.3)], HOUR) == expected
 
 
+def test_a_part_counts_from_the_whole_second_in_which_it_starts():
+    assert in_own_times("which word is there at 01:14?", [(57.6, 114.3)], HOUR) == "which word is there at 00:17?"
+
+
+def test_a_time_that_is_off_by_one_second_is_replaced():
+    """In a part that starts at second 1, "two seconds in" would be a second late."""
+    late = [(1.0, 17.0)]
+    assert "at 00:01" in in_own_times("what is shown two seconds in?", late, HOUR)
+    assert "from 00:00 to 00:03" in in_own_times("what happens in the first four seconds?", late, HOUR)
+
+
+def test_a_subject_one_second_from_the_time_stays():
+    asked = in_own_times("at 01:14, does the clock show 01:15?", [(57.0, 114.0)], HOUR)
+    assert asked == "at 00:17, does the clock show 01:15?"
+
+
 def test_two_times_become_those_of_the_parts_that_show_them():
     assert in_own_times("compare 0:20 with 1:30", [(16.0, 32.0), (80.0, 96.0)], HOUR) == "compare 00:04 with 00:10"
 

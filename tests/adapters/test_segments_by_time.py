@@ -1,5 +1,6 @@
 """The time that a question names, and the segments of a composed adapter that answer it."""
 
+import dataclasses
 import json
 
 import pytest
@@ -65,6 +66,18 @@ def test_a_time_is_answered_by_the_segments_that_show_it(segments):
     for question in ("what is there at 00:09?", "what is there?", "what comes first?"):
         assert select_segments(composed, question) is composed
     assert select_segments(segments[0], "what is there at 00:07?") is segments[0]  # there is nothing to choose from
+
+
+def test_a_second_that_ends_where_a_segment_starts_is_not_in_it(segments):
+    """Segments of whole seconds: up to 2, up to 5, and the rest."""
+    composed, borders = v2l.compose(segments), (0.0, 2.0, 5.0, 8.0)
+    whole = tuple(
+        dataclasses.replace(each, start=borders[number], end=borders[number + 1])
+        for number, each in enumerate(composed.description.segments)
+    )
+    composed = dataclasses.replace(composed, description=dataclasses.replace(composed.description, segments=whole))
+    asked = [segments_for(composed, f"what is there at 00:0{second}?") for second in range(9)]
+    assert asked == [(0,)] * 2 + [(1,)] * 3 + [(2,)] * 4
 
 
 def test_every_video_that_shows_the_time_answers(segments, adapters):

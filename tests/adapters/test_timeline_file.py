@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import v2l
+from v2l.adapters.search import IndexedTimeline
 from v2l.adapters.timeline import PartSource, Timeline, open_adapter, write_timeline
 from v2l.adapters.timeline_description import TimelineDescription
 from v2l.io.records import to_json
@@ -74,21 +75,27 @@ def test_no_changed_byte_of_the_header_is_accepted(timeline, tmp_path):
     whole = timeline.path.read_bytes()
     length = int.from_bytes(whole[:8], "little")
     path = tmp_path / "bad.v2l.safetensors"
-    chosen = random.Random(0)
+    chosen, index, refused = random.Random(0), IndexedTimeline.read(timeline.path), 0
     for place in chosen.sample(range(8 + len(whole[8 : 8 + length].rstrip())), 400):
         data = bytearray(whole)
         data[place] ^= 1 << chosen.randrange(8)
         path.write_bytes(data)
         with pytest.raises(v2l.V2LError):
             Timeline.load(path)
+        try:
+            assert IndexedTimeline.read(path) == index  # the change is in the place of a tensor
+        except v2l.V2LError:
+            refused += 1
+    assert refused > 200
 
 
 @pytest.mark.parametrize("size", [0, 7, 8, 100, -1, +1])
 def test_cut_and_lengthened_files_are_refused(timeline, tmp_path, size):
     data = timeline.path.read_bytes()
     (tmp_path / "cut").write_bytes(data + b"\0" if size == 1 else data[:size])
-    with pytest.raises(v2l.V2LError, match="sound"):
-        Timeline.load(tmp_path / "cut")
+    for read in Timeline.load, IndexedTimeline.read:
+        with pytest.raises(v2l.V2LError, match="sound"):
+            read(tmp_path / "cut")
 
 
 def resealed(timeline, path, change, tensors=lambda header: None):
@@ -128,6 +135,36 @@ def resealed(timeline, path, change, tensors=lambda header: None):
 def test_descriptions_that_contradict_themselves_are_refused(timeline, tmp_path, change, says):
     with pytest.raises(v2l.V2LError, match=says):
         Timeline.load(resealed(timeline, tmp_path / "bad", change))
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda m: m["segments"].clear(), "index"),
+        (lambda m: m["segments"][1].update(recipe=7), "unknown recipe"),
+        (lambda m: m["segments"][1].update(start=99.0), "impossible time"),
+        (lambda m: m["segments"][1].update(answers=[]), "index"),
+        (lambda m: m["segments"][1].update(answers=[1]), r"segments\[1\].answers\[0\] must be of type str"),
+        (lambda m: m["recipes"][0]["source"].pop("name"), "must be an object with name"),
+        (lambda m: m.pop("questions"), "questions"),
+    ],
+)
+def test_a_search_refuses_what_it_cannot_rely_on(timeline, tmp_path, change, says):
+    with pytest.raises(v2l.V2LError, match=says):
+        IndexedTimeline.read(resealed(timeline, tmp_path / "bad", change))
+
+
+def test_a_search_reads_the_same_fields_as_a_timeline(timeline, tmp_path):
+    read, made = IndexedTimeline.read(timeline.path), timeline.file.description
+    assert (read.questions, read.base_model.fingerprint) == (made.questions, made.base_model.fingerprint)
+    assert [each.source.name for each in read.recipes] == [each.source.name for each in made.recipes]
+    for one, other in zip(read.segments, made.segments, strict=True):
+        assert (one.recipe, one.start, one.end, one.answers) == (other.recipe, other.start, other.end, other.answers)
+    another_writers = resealed(timeline, tmp_path / "spaced", lambda metadata: None)
+    assert IndexedTimeline.read(another_writers) == read
+    another_writers.write_bytes(another_writers.read_bytes()[:-8])
+    with pytest.raises(v2l.V2LError, match="describes others"):
+        IndexedTimeline.read(another_writers)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """`v2l ask`: how its words are read, and how answers are printed to pipes, scripts and terminals."""
 
 import dataclasses
+import io
 import json
 import os
 import re
@@ -18,6 +19,7 @@ import v2l
 from v2l.adapters.description import AdapterFile, BaseModel
 from v2l.cli import sources
 from v2l.cli.app import app
+from v2l.cli.ask import _is_ready
 from v2l.cli.chat import chat, history_file
 from v2l.cli.console import Display
 from v2l.cli.sources import AnswerSource, batches, sort_words
@@ -221,8 +223,9 @@ def test_json_says_what_an_answer_cost_also_the_expensive_way(shelf, speaker, vi
 
 def test_a_video_is_encoded_first_where_its_adapter_is_missing_or_stale(tmp_path, speaker, videos):
     path, vlm, hypernetwork = speaker
-    here = fill(tmp_path, **{"new one": videos[0], "stale": videos[1], "current": videos[2]})
-    v2l.encode(videos[0], vlm, hypernetwork).save(here / f"stale{SUFFIX}")
+    here = fill(tmp_path, **{"new one": videos[0], "stale": videos[0], "current": videos[2]})
+    v2l.encode(here / "stale.mp4", vlm, hypernetwork).save(here / f"stale{SUFFIX}")
+    shutil.copy(videos[1], here / "stale.mp4")
     v2l.encode(here / "current.mp4", vlm, hypernetwork).save(here / f"current{SUFFIX}")
     os.utime(here / f"current{SUFFIX}")  # made long after its video
     kept = (here / f"current{SUFFIX}").stat().st_mtime_ns
@@ -270,7 +273,7 @@ def test_adapters_that_name_two_models_are_asked_model_by_model(tmp_path, speake
 
 
 @pytest.mark.parametrize("chosen_by", ["default", "fallback", "environment", "option"])
-def test_a_model_is_loaded_once_however_it_was_chosen(adapters, monkeypatch, tmp_path, chosen_by):
+def test_a_model_is_loaded_once_however_it_was_chosen(adapters, monkeypatch, tmp_path, chosen_by, capsys):
     """By an adapter's name for it and as the default, for text and for videos."""
     named = BaseModel(RELEASE, None, adapters[0].description.base_model.fingerprint)
     description = dataclasses.replace(adapters[0].description, base_model=named)
@@ -288,6 +291,9 @@ def test_a_model_is_loaded_once_however_it_was_chosen(adapters, monkeypatch, tmp
     whole = v2l.load_vlm("tiny", "cpu")
     image = torch.zeros(1, 3, whole.geometry.image_size, whole.geometry.image_size, dtype=torch.uint8)
     assert torch.equal(text.encode_images(image), whole.encode_images(image))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO()))
+    _is_ready(source, Display(verbose=True))
+    assert f"model tiny, chosen by: {source.chosen_by}\n" in capsys.readouterr().err
 
 
 def test_words_that_name_nothing_are_errors_that_say_so(shelf, speaker):
@@ -364,13 +370,15 @@ def test_a_chat_has_commands_and_a_history_and_a_table_comes_whole(shelf, speake
     for typed, expected in {"/help": "/adapters", "/adapters": "0:00-0:04", "/nosuch": "no command /nosuch"}.items():
         terminal.type(f"{typed}\n")
         assert expected in plain(terminal.read_until("> ")).removeprefix(typed)
-    terminal.type("half a question\x03")
+    terminal.type("half a question")
+    terminal.read_until("half a question")
+    terminal.interrupt()
     assert "Ctrl-C again ends the chat" in terminal.read_until("> ")
     terminal.type("\n")  # the line was cleared, and this one counts as none
     terminal.read_until("> ")
-    terminal.type("\x03")
+    terminal.interrupt()
     terminal.read_until("> ")
-    terminal.type("\x03")
+    terminal.interrupt()
     code, rest = terminal.end()
     assert code == 0
     assert plain(rest).strip() == ""
@@ -405,8 +413,8 @@ def test_a_word_ends_a_chat(leave, monkeypatch, tmp_path):
     with keys.open() as typed:
         monkeypatch.setattr(sys, "stdin", typed)
         source = AnswerSource(Path(ONE), ModelLoader("tiny", "option"))
-        ok = chat([source], lambda _, question: asked.append(question) or True, asked.append, str, Display())
-        assert (ok, asked, typed.read()) == (True, ["why?"], "never read\n")
+        chat([source], lambda _, question: asked.append(question), asked.append, str, Display())
+        assert (asked, typed.read()) == (["why?"], "never read\n")
 
 
 def test_an_answer_streams_to_a_terminal_and_ctrl_c_ends_it_with_130(shelf, speaker):

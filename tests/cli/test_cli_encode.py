@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import shutil
 
 import pytest
 from terminal import SUFFIX, Running, counts, fill, run, tree
@@ -37,12 +38,15 @@ STALE = {  # video -> what its line must say
     "changed": "content changed",
     "damaged": "not a sound v2l adapter",
     "rehypered": "another hypernetwork",
-    "segmented": "2 segments",
-    "settings": "frames was 2 and is 8",
     "tiny": "made for tiny-5 (041f52e5871f), the demonstration model",
 }
 CURRENT = ["hidden", "quiet", "touched"]
-LIBRARY = sorted([*STALE, *CURRENT, "foreign", "new"])
+KEPT = {
+    "foreign": ("someone/else", "--model replaces it"),
+    "segmented": ("composed of 2 segments", "--overwrite replaces it"),
+    "settings": ("frames was 2 and is 8", "--overwrite replaces it"),
+}
+LIBRARY = sorted([*STALE, *CURRENT, *KEPT, "new"])
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +61,9 @@ def library(tmp_path_factory, videos, vlm, hypernetwork, made):
     folder = fill(tmp_path_factory.mktemp("library"), **dict.fromkeys(LIBRARY, videos[0]))
     existing = dict.fromkeys(LIBRARY, made)
     del existing["new"]
-    existing["changed"] = v2l.encode(videos[1], vlm, hypernetwork)
+    shutil.copy(videos[1], folder / "changed.mp4")
+    existing["changed"] = v2l.encode(folder / "changed.mp4", vlm, hypernetwork)
+    shutil.copy(videos[0], folder / "changed.mp4")
     existing["settings"] = v2l.encode(videos[0], vlm, hypernetwork, frames=2)
     existing["foreign"] = changed(made, base_model=BaseModel("someone/else", None, "f" * 64))
     existing["tiny"] = changed(made, base_model=BaseModel("tiny-5", None, find_model("tiny").fingerprint))
@@ -93,11 +99,11 @@ def planned(library, model_folder):
 
 @pytest.fixture(scope="module")
 def first_round(library, model_folder, planned):
-    foreign = library / f"foreign{SUFFIX}"
-    before, dates = foreign.read_bytes(), times(library)
+    kept = [library / f"{name}{SUFFIX}" for name in KEPT]
+    before, dates = [path.read_bytes() for path in kept], times(library)
     done = run("encode", ".", "--json", cwd=library, model=model_folder)
     later = {name: time - dates[name] for name, time in times(library).items()}
-    return done, later, foreign.read_bytes() == before
+    return done, later, [path.read_bytes() for path in kept] == before
 
 
 def times(library):
@@ -151,19 +157,19 @@ def test_a_current_adapter_is_left_alone_and_touched_where_its_video_is_newer(fi
     assert later["touched"] > 1000
 
 
-def test_an_adapter_for_another_model_is_kept_with_a_line(first_round):
+@pytest.mark.parametrize("name", KEPT)
+def test_an_adapter_that_encoding_would_not_make_again_is_kept_with_a_line(first_round, name):
     done, later, same = first_round
-    (record,) = (record for record in done.records if record["video"] == "foreign.mp4")
+    (record,) = (record for record in done.records if record["video"] == f"{name}.mp4")
+    (line,) = (line for line in done.notes if line.startswith(f"{name}{SUFFIX}: kept: "))
     assert record["status"] == "kept"
-    assert "someone/else" in record["note"]
-    (line,) = (line for line in done.notes if line.startswith(f"foreign{SUFFIX}: "))
-    assert "--model" in line
-    assert later["foreign"] == 0
+    assert all(part in record["note"] and part in line for part in KEPT[name])
+    assert later[name] == 0
     assert same
 
 
 def test_the_last_line_on_stderr_counts(first_round):
-    assert counts(first_round[0].notes[-1]) == {"encoded": 7, "current": 3, "kept": 1}
+    assert counts(first_round[0].notes[-1]) == {"encoded": 5, "current": 3, "kept": 3}
 
 
 def test_a_dry_run_says_what_the_run_will_do_and_touches_nothing(planned, first_round, made):
@@ -178,8 +184,8 @@ def test_a_dry_run_says_what_the_run_will_do_and_touches_nothing(planned, first_
         assert plan["bytes"] == (made.a.nbytes + made.b.nbytes if to_do else 0)
         assert to_do == (plan["seconds"] > 0)
     assert [plan["adapter"] for plan in done.records if plan["status"] == "missing"] == [f"new{SUFFIX}"]
-    assert done.notes[-1].startswith("6 to encode in about ")
-    assert done.notes[-1].endswith(", 3 current, 1 kept")
+    assert done.notes[-1].startswith("5 to encode in about ")
+    assert done.notes[-1].endswith(", 3 current, 3 kept")
 
 
 def test_check_hash_looks_at_content_and_model_replaces_what_was_made_for_another(
@@ -188,8 +194,8 @@ def test_check_hash_looks_at_content_and_model_replaces_what_was_made_for_anothe
     done = run("encode", library, "--check-hash", "--model", model_folder, model="/nowhere")
     assert done.code == 0
     assert done.lines == [str(library / f"{name}{SUFFIX}") for name in LIBRARY]
-    assert counts(done.notes[-1]) == {"encoded": 2, "current": 9}
-    foreign, hidden = done.notes[:-1]
+    assert counts(done.notes[-1]) == {"encoded": 2, "current": 7, "kept": 2}
+    foreign, hidden = (line for line in done.notes[:-1] if "kept" not in line)
     assert foreign.startswith(str(library / f"foreign{SUFFIX}"))
     assert "someone/else" in foreign
     assert hidden.startswith(str(library / f"hidden{SUFFIX}"))
@@ -203,6 +209,48 @@ def test_check_hash_looks_at_content_and_model_replaces_what_was_made_for_anothe
     for name in LIBRARY:
         assert os.stat(library / f"{name}{SUFFIX}").st_mtime > LONG_AGO + 1000, name
         assert v2l.Adapter.load(library / f"{name}{SUFFIX}").b.equal(made.b), name
+
+
+def test_no_file_of_anything_else_is_replaced_unasked(tmp_path, videos, model_folder):
+    """Two videos of one name that two runs write to one folder, the adapter of another video, and other files."""
+    for year, video in (("2023", videos[0]), ("2024", videos[1])):
+        fill(tmp_path / year, clip=video)
+    first = run("encode", "2023", "--output-dir", "out", cwd=tmp_path, model=model_folder)
+    assert first.code == 0
+    adapter = tmp_path / "out" / f"clip{SUFFIX}"
+    notes = tmp_path / "2023" / f"notes{SUFFIX}"
+    notes.write_text("mine")
+    fill(tmp_path / "2023", notes=videos[0])
+    before = adapter.read_bytes()
+    for says, words in {
+        "the adapter of another clip.mp4, or of an earlier version": ["2024", "--output-dir", "out"],
+        "the adapter of clip.mp4;": ["2023/notes.mp4", "--model", "tiny", "-o", adapter],
+        "is there and is no adapter": ["2023/notes.mp4"],
+    }.items():
+        if says.endswith(";"):
+            shutil.copy(videos[2], tmp_path / "2023" / "notes.mp4")
+        done = run("encode", *words, cwd=tmp_path, model=model_folder)
+        assert done.code == 1 and says in done.err and "--overwrite replaces it" in done.err
+    assert adapter.read_bytes() == before and notes.read_text() == "mine"
+    assert run("encode", "2024", "--output-dir", "out", "--overwrite", cwd=tmp_path, model=model_folder).code == 0
+    assert adapter.read_bytes() != before
+
+
+def test_a_question_with_other_frames_replaces_no_adapter(tmp_path, videos, model_folder):
+    fill(tmp_path, clip=videos[0])
+    env = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+    assert run("encode", "clip.mp4", cwd=tmp_path, model=model_folder, env=env).code == 0
+    before = (tmp_path / f"clip{SUFFIX}").read_bytes()
+    words = ("ask", "clip.mp4", "what?", "--max-new-tokens", "1", "--json")
+    first, again, plain = (
+        run(*words, *more, cwd=tmp_path, model=model_folder, env=env)
+        for more in (["--frames", "2"], ["--frames", "2"], [])
+    )
+    (record,), (second,), (third,) = (done.records for done in (first, again, plain))
+    assert record["adapter"] == second["adapter"] and record["adapter"].startswith(str(tmp_path / "cache"))
+    assert "its adapter is kept in the cache" in first.err and "encoded" not in again.err
+    assert third["adapter"] == f"clip{SUFFIX}"
+    assert (tmp_path / f"clip{SUFFIX}").read_bytes() == before
 
 
 # Names and places ---------------------------------------------------------------------------------------------------
@@ -234,11 +282,11 @@ def places(tmp_path_factory, videos, model_folder):
 def test_lists_trees_ranges_and_odd_names_lead_to_a_folder_that_is_made(places):
     here, before, done, _, _ = places
     assert done.code == 0
-    names = ["-dash", "a", "d", "sub/deep/b", *ODD[1:]]
+    names = ["-dash", "tree/a", "tree/d", "tree/sub/deep/b", *ODD[1:]]
     assert done.out == "".join(f"out/far/{name}.1-2.5{SUFFIX}\n" for name in names)
     assert counts(done.notes[-1]) == {"encoded": len(names)}
     assert tree(here) == sorted([*before, *(f"out/far/{name}.1-2.5{SUFFIX}" for name in names)])
-    (segment,) = v2l.Adapter.load(here / f"out/far/sub/deep/b.1-2.5{SUFFIX}").description.segments
+    (segment,) = v2l.Adapter.load(here / f"out/far/tree/sub/deep/b.1-2.5{SUFFIX}").description.segments
     assert (segment.start, segment.end) == (1.0, 2.5)
     assert all(1 <= time < 2.5 for time in segment.timestamps)
 

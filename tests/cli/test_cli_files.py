@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 import v2l
 from v2l.cli.app import app
 from v2l.cli.console import TINY
+from v2l.cli.describe import describe
 from v2l.models.presets import EMBEDDED, find_model, is_tiny
 
 PARTS = [f"part.{index}{SUFFIX}" for index in range(3)]
@@ -150,6 +151,16 @@ def test_info_in_a_pipe_is_plain_lines_and_a_bad_file_does_not_hide_the_others(d
     assert "up to 1 windows of 4 frames" in done.out
 
 
+def test_info_says_what_a_path_is_and_what_it_describes(tmp_path):
+    (tmp_path / "notes.txt").write_text("hello")
+    for path, kind in (
+        (tmp_path, "a folder without a hypernetwork"),
+        (tmp_path / "notes.txt", "a file of another kind"),
+    ):
+        with pytest.raises(v2l.V2LError, match=f"{kind}.* info describes adapters .* and tiny, smolvlm2-500m"):
+            describe(path)
+
+
 def test_info_as_json_is_an_object_a_file(desk, composed, model_folder):
     done = run("info", f"composed{SUFFIX}", model_folder / "hypernetwork.safetensors", "--json", cwd=desk)
     assert (done.code, done.err) == (0, "")
@@ -229,7 +240,7 @@ def test_a_model_that_is_not_there_is_one_line_with_what_to_do(tmp_path, desk, v
     cases = {
         "/no/such/folder": "no model folder /no/such/folder",
         str(tmp_path): "config.json",
-        "smolvlm2-500m": "v2l pull gets it",
+        "smolvlm2-500m": "v2l pull smolvlm2-500m gets it",
     }
     asked = ["ask", PARTS[0], "what?"]
     answers = run_each(*([*asked, "--model", model] for model in cases), asked, cwd=desk, env=home)

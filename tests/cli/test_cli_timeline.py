@@ -159,7 +159,7 @@ def test_export_takes_the_overview_a_time_or_a_number(command, desk):
 def test_compose_joins_timelines_and_parts(command, desk, adapters):
     adapters[0].save(desk[0] / f"part{SUFFIX}")
     _, notes = command("compose", TALK, f"part{SUFFIX}", "-o", f"joined{SUFFIX}")
-    assert notes == []
+    assert notes == ["the parts are of 2 different videos: talk.mp4, clip 0.mp4"]
     joined = Timeline.load(desk[0] / f"joined{SUFFIX}")
     assert len(joined.description.segments) == 4 and joined.description.overview is None
     assert joined.description.questions == ()  # the part has no answers

@@ -65,7 +65,7 @@ def wreckage(tmp_path_factory, videos, model_folder):
 BROKEN = {  # input -> what its line must say
     "missing.mp4": "missing.mp4",
     "empty.mp4": "empty",
-    "audio.mp4": "no video stream",
+    "audio.mp4": "sound without video",
     "truncated.mp4": "truncated.mp4",
     "text.mp4": "no video stream",
     "locked.mp4": "ermission",

@@ -6,8 +6,10 @@ import sys
 
 import pytest
 from terminal import SUFFIX, V2L, Terminal, fill, nobody_reads, plain, run, run_each, tree
+from typer.testing import CliRunner
 
 import v2l
+from v2l.cli.app import app
 
 COMMANDS = "encode ask find frames demo compose info verify export pull import bench eval train completion help".split()
 
@@ -98,17 +100,15 @@ BEFORE_TORCH = {
     "": "encode",  # the help: what there is to do
     "--json": "Usage",
     "nosuch": "nosuch",
-    "encode": "Usage",
-    "ask": "Usage",
-    "compose": "Usage",
-    "info": "Usage",
-    "import": "Usage",
+    "encode": "v2l: error: VIDEO|FOLDER is missing",
+    "lecture.mp4": "v2l encode lecture.mp4",
     "encode --nosuch": "--nosuch",
-    "encode a.mp4 --segments 0": "--segments",
-    "encode a.mp4 --frames x": "--frames",
+    "encode a.mp4 --segments 0": "Invalid value for '--segments': 0 is too small; give 1 or more",
+    "encode a.mp4 --frames x": "Invalid value for '--frames': 'x' is not a whole number",
     "encode a.mp4 --start -1": "--start",
     "encode a.mp4 --end 1:2:3:4": "--end",
-    "encode a.mp4 --dtype int8": "--dtype",
+    "encode a.mp4 --dtype int8": "Invalid value for '--dtype': 'int8' is not one of",
+    "encode a.mp4 --device gpu": "--device gpu",
     "ask -q": "-q",
     f"compose a{SUFFIX}": "--output",
     "import a.pt": "--output",
@@ -122,6 +122,27 @@ def test_a_word_that_is_not_understood_is_a_usage_error(words):
     assert (done.code, done.out) == (2, "")
     assert BEFORE_TORCH[words] in "\n".join(said)
     assert "torch" not in {line.split()[-1] for line in done.notes if line.startswith("import time:")}
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    {
+        "encode --force": "No such option: --force (Possible options: --overwrite)",
+        "import -f": "No such option: -f (Possible options: --overwrite)",
+        "info -f": "No such option: -f\n",
+        f"a{SUFFIX}": f"ask a{SUFFIX}",
+        ".": "encode .",
+        "pull": "v2l: error: PRESET is missing; v2l pull --help",
+        "pull tiny": "tiny is a part of v2l; there is nothing to pull",
+        "pull HuggingFaceTB/SmolVLM2-2.2B-Instruct": "v2l pull smolvlm2-2.2b",
+        "ask --fps x": "'x' is not a number",
+    }.items(),
+)
+def test_a_usage_error_says_what_to_write_instead(words, said):
+    done = CliRunner().invoke(app, words.split(), prog_name="v2l")
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert said in done.stderr
+    assert "Value error" not in done.stderr and "Input should" not in done.stderr
 
 
 CONTRADICTIONS = {

@@ -36,12 +36,12 @@ WORDS = {  # command -> {exit code: words that end so}
     "verify": {
         0: [f"{A} {MODEL}"],
         1: [f"{A} {CUT} {MODEL}", f"{A} --model tiny", f"gone{SUFFIX} {MODEL}"],
-        2: [f"{A} --dtype int8"],
+        2: [f"{A} --dtype int8", "talk.mp4"],
     },
     "export": {
         0: [f"{A} --format peft", f"{A} --format gguf"],
         1: [f"{CUT} --format peft", f"{A} --format peft -o folder"],
-        2: [A, f"{A} --format onnx", f"{A} --format gguf -o a.bin"],
+        2: [A, "talk.mp4 --format peft", f"{A} --format onnx", f"{A} --format gguf -o a.bin"],
     },
     "import": {
         0: ["checkpoint.pt -o new.safetensors"],

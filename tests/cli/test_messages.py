@@ -4,6 +4,7 @@ import io
 import json
 import os
 import sys
+from dataclasses import replace
 
 import pytest
 import typer
@@ -15,10 +16,9 @@ from v2l.cli.app import app
 from v2l.cli.console import Display, command
 from v2l.cli.options import check_plot
 from v2l.errors import V2LError
-from v2l.evaluation.metrics import check_extras
 from v2l.inference.cache import AdapterCache
 from v2l.io.manifest import read_manifest
-from v2l.io.text import printable, whole
+from v2l.io.text import counted, printable, whole
 
 ADDRESS = "https://example.org/a?v=1&b"
 NAMED = ["encode {0}", "ask {0} what", "ask --in-context {0} what", "info {0}.mp4", "info {0}", "verify --video {0}"]
@@ -51,12 +51,11 @@ def test_only_addresses_get_a_second_slash(tmp_path):
 
 
 def test_a_missing_extra_is_one_error_everywhere(tmp_path, adapters, monkeypatch):
-    for name in ("matplotlib", "gguf", "scipy"):
+    for name in ("matplotlib", "gguf"):
         monkeypatch.setitem(sys.modules, name, None)
     for needs in (
         lambda: check_plot(tmp_path / "a.png"),
         lambda: export_gguf(adapters[0], tmp_path / "a.gguf"),
-        check_extras,
     ):
         with pytest.raises(V2LError, match=r"needs \w+, which is not installed: pip install 'v2l\[\w+\]'") as caught:
             needs()
@@ -88,8 +87,11 @@ def test_an_adapter_is_known_under_another_name(v2l_command, tmp_path, adapters)
 
 def test_info_of_a_video_tells_the_state_of_its_adapter(v2l_command, tmp_path, adapters, videos, monkeypatch):
     fill(tmp_path, talk=videos[0])
+    made = adapters[1].description
+    segment = replace(made.segments[0], source=replace(made.sources[0], name="talk.mp4"))
+    before = replace(adapters[1], description=replace(made, segments=(segment,)))
     states = []
-    for adapter in (None, adapters[0], adapters[1]):
+    for adapter in (None, adapters[0], before):
         if adapter:
             adapter.save(tmp_path / f"talk{SUFFIX}")
         record = json.loads(v2l_command("info", "talk.mp4", "--json").stdout)
@@ -125,8 +127,16 @@ def test_quiet_prints_errors_and_no_warnings(capsys, empty_input):
 # Interrupts ---------------------------------------------------------------------------------------------------------
 
 
+def test_one_thing_is_singular():
+    assert [counted(number, "frame") for number in (1.0, 0.5, 12)] == ["1 frame", "0.5 frames", "12 frames"]
+
+
+INTERRUPTED = "interrupted; what was finished is kept, and the same command continues"
+
+
 def test_an_interrupt_during_the_first_imports_leaves_no_traceback(tmp_path):
-    (tmp_path / "typer.py").write_text("raise KeyboardInterrupt")
+    again = "import atexit, signal\natexit.register(signal.raise_signal, signal.SIGINT)\nraise KeyboardInterrupt"
+    (tmp_path / "typer.py").write_text(again)
     done = Running("info", "x", env={"PYTHONPATH": str(tmp_path)}).end()
     assert (done.code, done.out, done.err) == (130, "", "")
 
@@ -138,7 +148,7 @@ def test_an_interrupt_that_an_import_turned_into_an_error_is_an_interrupt(capsys
             raise KeyboardInterrupt
         except KeyboardInterrupt:
             raise ImportError("numpy.core.multiarray failed to import")  # noqa: B904
-    assert (caught.value.exit_code, capsys.readouterr().err) == (130, "interrupted; what was finished is kept\n")
+    assert (caught.value.exit_code, capsys.readouterr().err) == (130, f"{INTERRUPTED}\n")
 
 
 def test_an_interrupt_at_a_prompt_begins_a_line(monkeypatch):
@@ -151,4 +161,4 @@ def test_an_interrupt_at_a_prompt_begins_a_line(monkeypatch):
     screen = b""
     while screen.count(b"\n") < 2:  # a terminal is read in pieces
         screen += os.read(master, 1000)
-    assert screen == b"> exit\r\ninterrupted; what was finished is kept\r\n"
+    assert screen == f"> exit\r\n{INTERRUPTED}\r\n".encode()

@@ -7,7 +7,7 @@ import torch
 from terminal import run
 
 import v2l
-from v2l.cli.plots import plot_eval, write_pictures
+from v2l.cli.plots import MARKS, plot_eval, write_pictures
 from v2l.evaluation.ablation import ablated, rank_order
 from v2l.evaluation.conditions import (
     ADAPTER,
@@ -21,6 +21,7 @@ from v2l.evaluation.conditions import (
 )
 from v2l.evaluation.evaluate import Evaluation
 from v2l.evaluation.report import (
+    TITLES,
     Run,
     layer_table,
     output_of,
@@ -111,7 +112,9 @@ def test_an_ablation_is_asked_like_every_condition(runs, videos, vlm, hypernetwo
     assert [row[0] for row in layer_table(first)[1]] == ["0", "1", "2"]
     plain = Run(Setting(v2l.Reading(), 3), first.report)
     assert rank_table(plain) is None and layer_table(plain) is None
-    assert [row[0] for row in first.report.against_table()[1]] == ["in context", "bias alone"]
+    header, rows = first.report.against_table()
+    assert [row[0] for row in rows] == ["in context", "bias alone"]
+    assert header[-3:] == ["non-inferior", "equivalent", "p of equivalence"]
     assert first.report.means_table()[0] == ["question", "n", "in context", "adapter", "bias alone"]
 
 
@@ -133,9 +136,21 @@ def test_every_question_has_a_picture(runs, form, magic, tmp_path):
         titles = ["score by rank", "score without one layer", "score by kind of question"]
         for title, image in zip(titles, ablated.values(), strict=True):
             assert f"<!-- {title}" in image.decode()
+        # The picture of one setting of a sweep names it.
+        assert f"<!-- {titles[-1]} (frames 3, segments 2, in context frames 2) -->" in pictures["kinds"].decode()
     written = write_pictures(tmp_path / f"a.{form}", ablated)
     assert [path.name for path in written] == [f"a.{form}", f"a.layers.{form}", f"a.kinds.{form}"]
     assert all(path.read_bytes() == image for path, image in zip(written, ablated.values(), strict=True))
+
+
+def test_no_point_hides_another_of_the_same_score():
+    assert set(MARKS) == set(TITLES)
+    crosses, others = [], []
+    for mark in MARKS.values():
+        (crosses if mark["marker"] in "x+|" else others).append(mark)
+    assert len({mark["marker"] for mark in crosses}) == len(crosses) == 3
+    sizes = [mark["markersize"] for mark in others]  # the lowest first
+    assert sizes == sorted({*sizes}, reverse=True)
 
 
 def test_a_setting_that_cannot_be_answered_does_not_end_a_sweep(videos, model_folder, tmp_path):

@@ -59,6 +59,19 @@ def test_few_clips_are_not_equivalent_although_no_answer_differs(clips, margin, 
     assert (same.tost_p < 0.025) == enough
 
 
+@pytest.mark.parametrize("score", [0.0, 1.0])
+def test_few_clips_are_enough_for_a_difference_outside_of_the_margin(score):
+    assert not compare([score] * 10, [1 - score] * 10, ["a"] * 10, range(10)).too_few
+
+
+def test_a_kind_of_few_clips_is_as_uncertain_as_they_are():
+    """The clip that is added has a whole question of every kind, not the small share that the average clip has."""
+    rare, common = list(range(20)), list(range(200))
+    alone = compare([1.0] * 20, [1.0] * 20, ["rare"] * 20, rare).least_margin
+    kinds = ["rare"] * 20 + ["common"] * 200
+    assert compare([1.0] * 220, [1.0] * 220, kinds, rare + common).least_margin > 0.45 * alone
+
+
 @pytest.mark.parametrize(("lost", "low"), [(0, 0.0362), (5, 0.1128), (50, 0.6017)])
 def test_one_question_per_clip_has_the_exact_interval_of_clopper_and_pearson(lost, low):
     compared = compare([0.0] * lost + [1.0] * (100 - lost), [1.0] * 100, ["a"] * 100, range(100))
@@ -82,6 +95,7 @@ def test_better_is_non_inferior_and_not_equivalent():
     better = compare([1.0] * 80, [0.0] * 80, kinds, clips)
     assert better.non_inferior
     assert not better.equivalent
+    assert (better.difference, better.high, better.tost_p) == (1.0, 1.0, 1.0)
 
 
 def test_every_kind_counts_the_same():

@@ -407,8 +407,8 @@ odd("cover.mkv", f"-i @plain.mp4 -c copy {COVER}", stream=0)
 ONLY = "-i @10s.m4a -i @still.jpg -map 0 -map 1 -c copy -disposition:v attached_pic"
 odd("cover only.m4a", ONLY, refused="only a cover picture")
 odd("cover only.mp4", ONLY, refused="only a cover picture")
-odd("sound only.mp4", "-i @10s.m4a -c copy", refused="no video stream")
-odd("sound only.mkv", "-i @10s.m4a -c copy", refused="no video stream", slow=True)
+odd("sound only.mp4", "-i @10s.m4a -c copy", refused="sound without video")
+odd("sound only.mkv", "-i @10s.m4a -c copy", refused="sound without video", slow=True)
 
 # Shapes and orientation -----------------------------------------------------------------------------------------------
 

@@ -215,6 +215,14 @@ class Terminal:
     def type(self, text: str) -> None:
         os.write(self.master, text.encode())
 
+    def interrupt(self) -> None:
+        """Types Ctrl-C when the process waits for input: Python loses one that comes between prompt and wait."""
+        stat, patience = Path(f"/proc/{self.process.pid}/stat"), Patience(self.process.pid)
+        while stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "S":
+            assert patience.left(), "the command never waited for input"
+            time.sleep(0.005)
+        self.type("\x03")
+
     def end(self) -> tuple[int, str]:
         """The exit code, and what came since the last wait."""
         patience = Patience(self.process.pid)

@@ -22,6 +22,7 @@ from v2l.inference.preview import preview_targets
 from v2l.inference.readings import cut, fill_reading
 from v2l.inference.staleness import Wanted, check_staleness
 from v2l.inference.targets import Destination, Target, find_targets
+from v2l.io.files import try_lock
 from v2l.video.client import probe
 from v2l.video.sampling import Reading
 
@@ -72,6 +73,13 @@ def test_parts_of_an_interrupted_timeline_go_with_the_wish_for_it(target, loader
     (partial,) = target.output.parent.glob(".*")
     assert partial.name == ".a.v2l.safetensors.partial"
     assert statuses(target, loader) == [("a.v2l.safetensors", "encoded")]
+    assert not partial.exists()
+    with pytest.raises(KeyboardInterrupt):
+        list(encode_targets([target], EncodeOptions(Reading(), TWO, overwrite=True), loader, Watch(interrupt)))
+    with open(partial / "lock") as lock:
+        try_lock(lock.fileno())  # as another process that makes them
+        assert statuses(target, loader) == [("a.v2l.safetensors", "current")] and partial.exists()
+    assert statuses(target, loader) == [("a.v2l.safetensors", "current")]
     assert not partial.exists()
 
 
@@ -214,8 +222,19 @@ def test_the_verdict_names_what_changed(target, loader):
     assert check_staleness(target.output, changed).reason == "frames was 8 and is 3"
     another = dataclasses.replace(wanted, provenance=dataclasses.replace(loader.provenance, sha256="0" * 64))
     assert check_staleness(target.output, another).reason == "it was made by another hypernetwork"
-    target.output.write_bytes(b"damaged")
+    target.output.write_bytes(target.output.read_bytes()[:-1])
     assert check_staleness(target.output, wanted).state == "stale"
+    target.output.write_text("the user's notes")
+    with pytest.raises(v2l.V2LError, match="is there and is no adapter"):
+        check_staleness(target.output, wanted)
+
+
+def test_settings_that_nobody_chose_make_nothing_stale(target, loader):
+    chosen = EncodeOptions(Reading(frames=3, fps=2.0))
+    assert [each.status for each in _outcomes(target, loader, chosen)] == ["encoded"]
+    (kept,) = _outcomes(target, loader, EncodeOptions(Reading(fps=2.0)))
+    assert kept.status == "kept" and "(frames was 3 and is 8)" in kept.note
+    assert [each.status for each in _outcomes(target, loader, EncodeOptions(Reading(fps=1.0)))] == ["encoded"]
 
 
 # Other processes and the cache ---------------------------------------------------------------------------------------

@@ -16,11 +16,13 @@ from v2l.adapters.timeline_description import NO_WISH, Segmentation, TimelineDes
 from v2l.inference import timeline as encoding
 from v2l.inference.ask import question_ids
 from v2l.inference.each import SegmentAnswer, ask_segments, to_srt, to_vtt
+from v2l.inference.estimate import seconds_to_decode
 from v2l.inference.preprocess import cut_windows, encode_video_images
 from v2l.inference.readings import fill_reading, plan_timeline
 from v2l.inference.staleness import Wanted, check_staleness
 from v2l.io.records import from_json, to_json
 from v2l.models.hypernetwork_file import TrainedWith
+from v2l.video.container import decoding_threads
 from v2l.video.sampling import Reading, choose_frames
 
 
@@ -103,6 +105,20 @@ def test_a_segment_is_what_encoding_its_range_gives(timeline, video, vlm, hypern
     assert timeline.select([1]).description.segments == alone.description.segments
     whole = v2l.encode(video, vlm, hypernetwork)
     assert torch.equal(timeline.overview().b, whole.b)
+
+
+def test_the_estimate_counts_decoding_by_the_first_frames(video, vlm, hypernetwork, tmp_path):
+    opened = encoding.open_video(video)
+    assert opened.video.frame_cost > 0
+    reading = fill_reading(Reading(), TrainedWith(), vlm.geometry)
+    wish = Segmentation(seconds=5)
+    parts = plan_timeline(opened.video, reading, TrainedWith(), wish)
+    slow, empty = (dataclasses.replace(opened.video, frame_cost=cost) for cost in (1e3, 0.0))
+    job = encoding.make_job(dataclasses.replace(opened, video=slow), reading, parts, hypernetwork, wish)
+    # All frames for the segments, and once more for the overview
+    least = (1 + 0.9) * slow.frame_count * 1e3 / decoding_threads()
+    assert least < job.estimate(vlm, hypernetwork, tmp_path / "x.v2l.safetensors").seconds < 1.3 * least
+    assert seconds_to_decode(empty, [0]) > 0
 
 
 def test_a_segment_is_read_as_a_video_of_its_own(video, vlm, hypernetwork):

@@ -110,6 +110,16 @@ def test_a_link_that_leads_to_another_video_is_noticed(workspace):
     assert workspace.is_stale()
 
 
+def test_a_change_behind_a_link_is_noticed_in_spite_of_its_date(workspace):
+    real = workspace.video.with_name("real.mp4")
+    os.replace(workspace.video, real)
+    workspace.video.symlink_to(real)
+    workspace.save()
+    workspace.write(real, b"after!!!")
+    os.utime(real, workspace.dates)
+    assert workspace.is_stale()
+
+
 def test_an_adapter_dated_in_the_future_hides_no_change(workspace):
     """For example one that was written while the clock was wrong."""
     future = time.time() + DAY

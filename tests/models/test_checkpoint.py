@@ -142,7 +142,7 @@ def test_what_is_not_a_hypernetwork(tmp_path, model_folder, monkeypatch):
         tmp_path / "bare.safetensors": "metadata",
         tmp_path / "notes.txt": "is not a hypernetwork",
         tmp_path / "missing.pt": "cannot read",
-        "smolvlm2-2.2b": "v2l pull gets it",
+        "smolvlm2-2.2b": "v2l pull smolvlm2-2.2b gets it",
     }.items():
         with pytest.raises(v2l.V2LError, match=message):
             v2l.load_hypernetwork(source)

@@ -1,7 +1,9 @@
 """A failed allocation is one error with sizes and advice; a model that failed to load is not loaded again."""
 
+import ctypes
 import errno
 import resource
+import sys
 
 import pytest
 import torch
@@ -142,3 +144,29 @@ def test_a_device_that_fails_ends_the_run_too(model_folder, monkeypatch):
     loader = ModelLoader(str(model_folder), "option", device="cpu")
     with pytest.raises(ModelError, match=r"cannot load .*: RuntimeError: CUDA error: no kernel image .*--device$"):
         loader.load()
+
+
+class Mallinfo(ctypes.Structure):
+    """`struct mallinfo2` of glibc 2.33 and later."""
+
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split()
+    ]
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="the allocator is not glibc 2.33"
+)
+def test_encoding_keeps_no_freed_memory(model_folder):
+    """Without the setting, glibc takes the second block from its heap, since the first one was freed."""
+    ModelLoader(str(model_folder), "option", device="cpu").load()
+    measured = ctypes.CDLL(None).mallinfo2
+    measured.restype = Mallinfo
+    for size in (8 << 20, 4 << 20):
+        before = measured().hblkhd
+        block = torch.zeros(size, dtype=torch.uint8)
+        held = measured().hblkhd
+        del block
+        after = measured().hblkhd
+        assert held - before >= size and held - after >= size

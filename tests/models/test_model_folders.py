@@ -228,6 +228,17 @@ def test_a_hypernetworks_hashes_are_hashes(hypernetwork, tmp_path):
         save_hypernetwork(strange, tmp_path / "h.safetensors")
 
 
+def test_another_preset_than_the_adapters_is_refused_before_it_is_looked_for(adapters, monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    tiny = v2l.load_vlm("tiny", vision=False)
+    base = dataclasses.replace(adapters[0].description.base_model, id=tiny.id, fingerprint=tiny.fingerprint)
+    with pytest.raises(v2l.V2LError, match="made for tiny and not for smolvlm2-500m; load its model"):
+        choose_model_for(base, "smolvlm2-500m")
+    assert choose_model_for(base, "tiny") == ("tiny", "option")
+    with pytest.raises(v2l.V2LError, match="the preset of that name is smolvlm2-500m"):
+        v2l.load_vlm("HuggingFaceTB/SmolVLM2-500M-Video-Instruct")
+
+
 def test_foreign_fingerprints_are_printable_in_every_message(adapters, vlm, monkeypatch):
     monkeypatch.delenv("V2L_MODEL", raising=False)
     made = adapters[0].description

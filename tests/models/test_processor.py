@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import small
+from PIL import Image
 from places import DATA
 from safetensors import safe_open
 
@@ -81,6 +82,16 @@ def test_odd_sizes_become_one_square(width, height):
     assert (images == 77).all()
 
 
+@pytest.mark.parametrize("landscape", [True, False])
+def test_an_odd_shorter_side_is_resized_to_the_next_even_number(landscape):
+    """128 x 98 pixels become 64 x 49, so 64 x 50, before they are squashed."""
+    pixels = np.random.default_rng(0).integers(0, 256, (98, 128, 3), dtype=np.uint8)
+    pixels, size = (pixels, (64, 50)) if landscape else (pixels.transpose(1, 0, 2).copy(), (50, 64))
+    expected = Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS).resize((64, 64), Image.Resampling.LANCZOS)
+    (found,) = frame_images(pixels, VisionGeometry(64, 1, 64), longest_edge=64)
+    assert np.array_equal(found, np.asarray(expected).transpose(2, 0, 1))
+
+
 def test_video_text():
     frames = [PromptFrame(0.0), PromptFrame(61.99)]
     text = video_text(frames, 30.9, "Say it.", VisionGeometry(512, 2, 512))
@@ -102,7 +113,9 @@ def test_the_last_frame_is_announced_as_such_where_that_is_asked_for():
     assert marked == plain.replace("Frame from 01:01:", "Last frame from 01:01:")
 
 
-@pytest.mark.parametrize(("end", "last"), [(None, True), (3.0, False), (5.999, False), (6.0, True), (9.0, True)])
+@pytest.mark.parametrize(
+    ("end", "last"), [(None, True), (3.0, False), (5.999, False), (5.9999995, True), (6.0, True), (9.0, True)]
+)
 def test_the_last_frame_is_the_videos_where_they_are_chosen_up_to_its_end(end, last):
     video = small.video_of(np.arange(12) * 0.5, fps=2.0)
     frames = prompt_frames(video, [0, 4, 9], end, (2, 3))

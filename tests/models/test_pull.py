@@ -200,40 +200,42 @@ def test_a_broken_connection_is_taken_up_again(hub, pull):
     assert begins == [None, "bytes=12582912-"]
 
 
-def test_a_moved_branch_does_not_move_what_is_pinned(hub, pull, tmp_path):
-    pull()
+def test_a_moved_branch_does_not_move_what_is_pinned(hub, fetch, tmp_path):
+    fetch()
     repo = hub.repos[MODEL]
     older = repo.files
     repo.commit, repo.files = "c" * 40, older | {"LICENSE": b"other"}
-    moved = pull()
-    assert moved.code == 1 and "no such revision" in moved.err  # this hub forgets; the real one gives the old commit
-    assert pull("--revision", "main").code == 0
+    with pytest.raises(V2LError, match="no such revision"):  # this hub forgets; the real one gives the old commit
+        fetch()
+    fetch(PullOptions("main"))
     assert lock(tmp_path)["repos"][MODEL]["commit"] == "c" * 40
     repo.files = older  # the same commit, and other files
-    first, again = pull(), pull()  # what is there contradicts the hub, then what came contradicts the record
-    assert first.code == 1 and "it was discarded, pull again" in first.err
-    assert again.code == 1 and "differs from the file that was recorded for this commit" in again.err
+    with pytest.raises(V2LError, match="it was discarded, pull again"):  # what is there contradicts the hub
+        fetch()
+    with pytest.raises(V2LError, match="differs from the file that was recorded for this commit"):
+        fetch()
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
-def test_a_file_that_is_not_what_the_hub_states_is_thrown_away(hub, pull, tmp_path, name):
+def test_a_file_that_is_not_what_the_hub_states_is_thrown_away(hub, fetch, tmp_path, name):
     data = hub.repos[MODEL].files[name]
     hub.served[name] = data[:-2] + b"!!"
-    done = pull()
-    assert done.code == 1 and f"{name} has the hash" in done.err and "it was discarded" in done.err
+    with pytest.raises(V2LError, match=f"{re.escape(name)} has the hash .* it was discarded"):
+        fetch()
     assert not (tmp_path / "home" / "v2l.lock.json").exists()
     hub.served.clear()
-    assert pull().code == 0
+    fetch()
+    assert read_lock().default == "smolvlm2-500m"
 
 
-def test_older_names_of_the_hypernetwork_are_tried(hub, pull, tmp_path):
+def test_older_names_of_the_hypernetwork_are_tried(hub, fetch, tmp_path):
     repo = hub.repos.pop(PUBLISHED)
     data = repo.files.popitem()[1]
     repo.files = {"video2lora-500m.pt": data, "video2lora-500m.trainer.pt": b"", "video2lora-2.2b.pt": b""}
     hub.repos[OLDEST] = repo
-    done = pull()
-    assert done.code == 0, done.err
-    assert done.err.count("trying a former name") == 2
+    notes = []
+    fetch(watch=PullWatch(notes.append))
+    assert sum("trying a former name" in note for note in notes) == 2
     assert list(lock(tmp_path)["repos"][OLDEST]["files"]) == ["video2lora-500m.pt"]
     small.write_video(tmp_path / "clip.mp4")
     assert run("encode", "clip.mp4", cwd=tmp_path, env={"HF_HOME": str(tmp_path / "home")}).code == 0
@@ -270,7 +272,7 @@ def test_one_of_several_hypernetworks_is_taken(hub, fetch):
 
 
 def test_a_hypernetwork_is_imported_once_and_stays_the_same(hub, fetch, tmp_path):
-    published = cached_file(PUBLISHED, HYPERNETWORK) if fetch() else None
+    published = cached_file(PRESETS["smolvlm2-500m"], PUBLISHED, HYPERNETWORK) if fetch() else None
     imported = locate("smolvlm2-500m")
     assert imported.parent == tmp_path / "home" / "v2l" / "hypernetworks"
     expected = load_hypernetwork(published).provenance
@@ -365,7 +367,9 @@ def test_a_model_is_stored_in_half_precision_on_request(hub, fetch, folder, tmp_
     fetch(PullOptions(dtype="float16"))
     assert downloads(hub) == [] and cached.exists() and find_model("smolvlm2-500m").fingerprint == expected
     shutil.rmtree(find_model("smolvlm2-500m").path)
-    with pytest.raises(V2LError, match=f"where v2l pull stored {MODEL}, is missing; pull it again"):
+    with pytest.raises(
+        V2LError, match=f"where v2l pull stored {MODEL}, is missing; v2l pull smolvlm2-500m gets it again"
+    ):
         find_model("smolvlm2-500m")
 
 
@@ -392,31 +396,36 @@ def test_a_terminal_is_asked_before_a_large_download(hub, fetch, monkeypatch, ty
     assert downloads(hub)
 
 
-def test_what_cannot_be_fetched_is_one_line(hub, pull, tmp_path):
-    refused = {
-        "HF_HUB_OFFLINE is set": pull(HF_HUB_OFFLINE="1"),
-        "cannot fetch from http://127.0.0.1:9": pull(HF_ENDPOINT="http://127.0.0.1:9"),
-        "has no such revision": pull("--revision", "v9"),
-    }
+def test_what_cannot_be_fetched_is_one_line(hub, pull, fetch, monkeypatch, tmp_path):
+    done = pull(HF_ENDPOINT="http://127.0.0.1:9")
+    assert done.code == 1 and sum(line.startswith("v2l: error:") for line in done.notes) == 1
+    assert "cannot fetch from http://127.0.0.1:9" in done.err
+
+    def refused(says, **options):
+        with pytest.raises(V2LError, match=re.escape(says)) as caught:
+            fetch(PullOptions(**options))
+        assert "\n" not in str(caught.value)
+
+    with monkeypatch.context() as offline:
+        offline.setattr(constants, "HF_HUB_OFFLINE", True)
+        refused("HF_HUB_OFFLINE is set")
+    refused("has no such revision", revision="v9")
     del hub.repos[MODEL].files["model.safetensors"]
-    refused["has no .safetensors at aaaaaaaaaaaa"] = pull()
+    refused("has no .safetensors at aaaaaaaaaaaa")
     hub.repos.pop(PUBLISHED)
     hub.repos[MODEL].files["model.safetensors"] = b"x"
-    refused["the hub has the hypernetwork under none of its names"] = pull()
+    refused("the hub has the hypernetwork under none of its names")
     del hub.repos[MODEL]
-    refused[f"the hub does not have {MODEL}"] = pull()
-    for says, done in refused.items():
-        assert done.code == 1 and says in done.err
-        assert sum(line.startswith("v2l: error:") for line in done.notes) == 1
+    refused(f"the hub does not have {MODEL}")
     assert not (tmp_path / "home" / "v2l.lock.json").exists()
     assert run("pull", "smolvlm9").code == 2
 
 
-def test_a_model_that_is_not_the_one_expected_fails_its_test(hub, pull, tmp_path, folder):
+def test_a_model_that_is_not_the_one_expected_fails_its_test(hub, fetch, tmp_path):
     other = small.write_model(tmp_path / "other")  # 4 tokens an image
     hub.repos[MODEL] = Repo.of(other)
-    done = pull()
-    assert done.code == 1 and "turns an image into 4 tokens and 64 were expected" in done.err
+    with pytest.raises(V2LError, match="turns an image into 4 tokens and 64 were expected"):
+        fetch()
     assert not (tmp_path / "home" / "v2l.lock.json").exists() or lock(tmp_path)["repos"] == {}
 
 

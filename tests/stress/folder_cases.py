@@ -249,7 +249,7 @@ for _file in (
     case(f"{_file} is a pipe", "is a device, pipe or socket", in_turn(_first, fifo(_file)))
     case(f"{_file} is /dev/zero", "is a device, pipe or socket", in_turn(_first, link(_file, "/dev/zero")))
     case(f"{_file} has 5 GiB", "has 5,368,709,120 bytes, v2l reads at most", in_turn(_first, sparse(_file)))
-    case(f"{_file} is deep", "cannot read .*recursion", in_turn(_first, content(_file, f'{{"a": {DEEP}')))
+    case(f"{_file} is deep", "is not JSON: .*recursion", in_turn(_first, content(_file, f'{{"a": {DEEP}')))
     case(f"{_file} is a list", "is not a JSON object", in_turn(_first, content(_file, "[]")))
 case("config.json is a folder", "cannot read .*Is a directory", subfolder(CONFIG))
 case("config.json is a dangling link", "config.json is missing", link(CONFIG, "nowhere"))
@@ -471,7 +471,7 @@ case("an index with a tensor too many", "has no x", sharded(lambda s: {"weight_m
 case("an index of megabytes", "v2l reads at most", sharded(lambda s: {"weight_map": s, "x": "x" * (5 << 20)}))
 case(
     "an index that is deep",
-    "cannot read .*recursion",
+    "is not JSON: .*recursion",
     in_turn(sharded(), content("model.safetensors.index.json", f'{{"weight_map": {DEEP}')),
 )
 case("an index that is a pipe", "is a device, pipe", in_turn(sharded(), fifo("model.safetensors.index.json")))

@@ -34,6 +34,7 @@ from v2l.bench.runner import drawn_video
 from v2l.inference.encode import open_video
 from v2l.inference.timeline import encode_timeline
 from v2l.io.text import clock
+from v2l.models.allocator import return_freed_memory
 from v2l.models.hypernetwork_file import TrainedWith
 
 HOUR = 3600
@@ -113,6 +114,7 @@ def encode_minutes(folder: Path, minutes: int, frames: int) -> dict[str, float]:
     """Encode a drawn video of so many minutes, a segment a minute, with the 500M's sizes and random weights."""
     vlm, hypernetwork = random_model("smolvlm2-500m", folder / f"500m-{minutes}", "cpu")
     video, output = drawn_video(60 * minutes, 384, folder), folder / f"{minutes}.v2l.safetensors"
+    return_freed_memory()  # as the command does
     v2l.encode(video, vlm, hypernetwork, frames=frames)
     peak, before = PeakMemory(CPU), time.process_time()
     timeline = encode_timeline(

@@ -50,6 +50,7 @@ def test_paths_match_those_of_the_dataset():
     assert Measurement("a", "test 300 two --scenes").manifest == "clips/test-two-scenes.jsonl"
     assert Measurement("a", "test 60", folder="few").manifest == "few/test.jsonl"
     assert Measurement("a", "test 60 --from=9").manifest == "clips/test-from-9.jsonl"
+    assert Measurement("a", "test 60 --like=held-out").manifest == "clips/test-like-held-out.jsonl"
 
 
 def test_every_result_in_the_docs_has_a_test():

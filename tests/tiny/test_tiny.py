@@ -41,10 +41,10 @@ def fresh(tiny, tmp_path_factory):
     return adapters, questions
 
 
-def accuracy(adapters, questions, tiny, whole=False):
+def accuracy(adapters, questions, tiny):
     right = []
     for adapter, asked in zip(adapters, questions, strict=True):
-        answers = v2l.ask_each([adapter] * len(asked), [question.prompt for question in asked], tiny, 16, whole=whole)
+        answers = v2l.ask_each([adapter] * len(asked), [question.prompt for question in asked], tiny, 16)
         right += [METRICS["exact"](text, question.answer) for text, question in zip(answers, asked, strict=True)]
     return np.mean(right)
 
@@ -58,8 +58,8 @@ def test_a_clip_is_answered_from_its_own_adapter_only(fresh, tiny):
     assert shuffled < 0.15
 
 
-def test_the_segment_that_shows_a_time_answers_best(tiny, tmp_path):
-    """All segments together rarely do."""
+def test_the_segment_that_shows_a_time_answers(tiny, tmp_path):
+    """Without the choice of a segment, most of these answers are those of another segment."""
     hypernetwork = v2l.load_hypernetwork("tiny", device="cpu")
     adapters, questions = [], []
     for seed in CLIPS[:4]:
@@ -72,10 +72,9 @@ def test_the_segment_that_shows_a_time_answers_best(tiny, tmp_path):
         adapters.append(v2l.compose(parts))
         asked = ask_by_scene(story, film.times, random)
         questions.append([question for question in asked if question.kind == "word at"])
-    chosen, every = (accuracy(adapters, questions, tiny, whole) for whole in (False, True))
-    print(f"the segment that shows a time {chosen:.3f}, all segments {every:.3f}")
+    chosen = accuracy(adapters, questions, tiny)
+    print(f"the segment that shows a time {chosen:.3f}")
     assert chosen > 0.6
-    assert every < 0.4
 
 
 def test_it_is_small_and_names_its_release(fresh):

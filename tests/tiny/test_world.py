@@ -7,13 +7,14 @@ import subprocess
 import sys
 from collections import Counter, defaultdict
 from dataclasses import replace
+from itertools import combinations
 
 import numpy as np
 import pytest
 
 from v2l.errors import V2LError
 from v2l.io.manifest import group_by_clip, read_manifest
-from v2l.models.processor import question_text
+from v2l.models.processor import frame_clock, question_text
 from v2l.tiny.world.clip import ClipFormat, frames, write_clip
 from v2l.tiny.world.dataset import FILMINGS, Filming, story_of, write_dataset
 from v2l.tiny.world.draw import draw
@@ -23,7 +24,6 @@ from v2l.tiny.world.questions import (
     ask_about,
     ask_by_scene,
     caption,
-    clock,
     describe,
     visible_words,
 )
@@ -31,6 +31,7 @@ from v2l.tiny.world.scene import (
     COLOURS,
     KINDS,
     MOTIONS,
+    SPLITS,
     WORDS,
     Story,
     held_out_in,
@@ -76,11 +77,23 @@ def test_two_processes_draw_the_same_pixels():
     assert drawn("1") == drawn("2")
 
 
+def look(scene):
+    """Return content of a scene that is the same in clips of any length and frame rate."""
+    return scene.board.words[0], scene.background
+
+
 def test_splits_share_no_scene():
-    stories = {split: set(scenes(split, 50)) for split in ("train", "validation", "test")}
-    assert not stories["train"] & stories["test"]
-    assert not stories["train"] & stories["validation"]
-    assert len(stories["train"]) == 50
+    """Neither with the same seed nor with one that is off by a round number, in clips of any length."""
+    shifts = [place * base**power for base in (2, 10) for power in range(17 - base) for place in (1, 2, 3)]
+    seeds = sorted({seed + more for seed in (0, *shifts) for more in (0, 1)})
+    films = [FILMINGS[name](np.random.default_rng(0)) for name in ("plain", "varied")]
+    looks = {}
+    for split in SPLITS:
+        stories = [story_of(split, seed, replace(film, scenes=1)) for film in films for seed in seeds]
+        looks[split] = {look(story.scenes[0]) for story in stories}
+        assert len(looks[split]) >= len(seeds)
+    for one, other in combinations(SPLITS, 2):
+        assert not looks[one] & looks[other], (one, other)
 
 
 def test_held_out_combinations_appear_in_their_split_only():
@@ -135,7 +148,7 @@ def test_answers_match_the_scene():
         words = visible_words(Story((scene,)), SECONDS)
         assert by_kind["words"].answer == " then ".join(words)
         assert by_kind["count"].answer == ("one", "two")[len(scene.shapes) - 1]
-        at = next(t for t in SECONDS if clock(t) in by_kind["word at"].prompt)
+        at = next(t for t in SECONDS if frame_clock(t) in by_kind["word at"].prompt)
         assert by_kind["word at"].answer == scene.board.word_at(at)
         if len(words) > 1:
             assert (by_kind["word first"].answer, by_kind["word last"].answer) == (words[0], words[-1])
@@ -219,6 +232,24 @@ def test_a_dataset_can_start_at_another_seed(tmp_path):
     assert late.name == "test-from-2.jsonl"
     assert late.read_text().splitlines() == [row for row in whole if '"test/00002' in row or '"test/00003' in row]
     assert sorted(path.name for path in (tmp_path / "test").iterdir()) == ["00002.mp4", "00003.mp4"]
+
+
+def test_seen_clips_can_have_as_many_words_as_held_out_ones(tmp_path):
+    """Held-out clips have more words than those of the other splits, and more words are harder."""
+
+    def short(random):
+        return Filming(form=ClipFormat(64, 64, 1.0))
+
+    def words(manifest):
+        return Counter(len(each.target.split(" then ")) for each in read_manifest(manifest) if each.kind == "words")
+
+    held_out, seen = (write_dataset(tmp_path, split, 40, short) for split in ("held-out", "test"))
+    like = write_dataset(tmp_path, "test", 40, short, like="held-out")
+    assert like.name == "test-like-held-out.jsonl"
+    assert words(like) == words(held_out) != words(seen)
+    clips = [clip[0].video for clip in group_by_clip(read_manifest(like))]
+    assert len(set(clips)) == 40 and {video.parent.name for video in clips} == {"test"}
+    assert len(set(clips) & {each.video for each in read_manifest(seen)}) > 20
 
 
 def test_questions_about_an_excerpt_are_about_its_frames(tmp_path):
@@ -375,7 +406,7 @@ def test_a_question_about_several_scenes_names_a_time_or_an_order():
         for question in ask_about(story, times, np.random.default_rng(draw_of_lots)):
             assert question.kind == "words" or " at " in question.kind + " " or question.kind.startswith("word ")
             if question.kind in ("colour at", "shape at", "word at"):
-                (seconds,) = [t for t in times if clock(t) in question.prompt]
+                (seconds,) = [t for t in times if frame_clock(t) in question.prompt]
                 scene = story.scenes[seconds // 4]
                 shapes = {shape.kind: shape.colour for shape in scene.shapes}
                 if question.kind == "colour at":

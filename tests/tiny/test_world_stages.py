@@ -191,6 +191,14 @@ def test_batches_of_the_language_stage_vary():
             assert len(clip.frame_labels["word"]) == int((clip.ids == view).sum())
 
 
+def rates_and_moment(optimizer, unclipped=0):
+    """Return the next learning rates and the norm of AdamW's first moment, without the last parameters of group 0."""
+    first, *more = optimizer["param_groups"]
+    clipped = first["params"][: len(first["params"]) - unclipped] + [each for group in more for each in group["params"]]
+    moment = torch.cat([optimizer["state"][number]["exp_avg"].ravel() for number in clipped])
+    return [group["lr"] for group in (first, *more)], moment.norm().item()
+
+
 def test_the_vision_stage_resumes_exactly(tmp_path):
     stage = VisionStage(steps=4, batch=4, save_every=2, measured=16)
     whole = list(train(stage, tmp_path / "whole"))
@@ -202,14 +210,17 @@ def test_the_vision_stage_resumes_exactly(tmp_path):
     assert [record["step"] for record in second] == [4]
     one, other = (torch.load(tmp_path / name / "vision.pt", weights_only=True) for name in ("whole", "parts"))
     assert all(torch.equal(one["reader"][name], other["reader"][name]) for name in one["reader"])
+    rates, moment = rates_and_moment(one["optimizer"])
+    assert rates == pytest.approx([stage.learning_rate * 5 / stage.warmup])
+    assert moment <= 1 - 0.9**4  # no gradient was longer than 1
 
 
 def test_the_language_stage_resumes_exactly(tmp_path):
     list(train(VisionStage(steps=1, batch=2, save_every=1, measured=4), tmp_path))
     stage = LanguageStage(steps=4, sizes=(Size(1.0, 2, 3, 160),), save_every=2, warmup=1)
 
-    def state(name):
-        return torch.load(tmp_path / name / "language.pt", weights_only=True)["model"]
+    def state(name, part="model"):
+        return torch.load(tmp_path / name / "language.pt", weights_only=True)[part]
 
     losses = [
         record["answers"] for record in LanguageTrainer(stage, tmp_path / "vision.pt", tmp_path / "whole").train()
@@ -221,6 +232,9 @@ def test_the_language_stage_resumes_exactly(tmp_path):
     assert losses[1] < losses[0]
     assert all(torch.equal(tensor, state("parts")[name]) for name, tensor in state("whole").items())
     assert v2l.load_vlm(tmp_path / "whole" / "model").max_positions == 512
+    rates, moment = rates_and_moment(state("whole", "optimizer"), 2 * len([*FRAME_LABELS, *LABELS, *LABELS]))
+    assert rates == pytest.approx([0.0, 0.0])
+    assert moment <= 1 - 0.9**4
 
 
 def test_a_release_needs_a_matching_pair(folder, tmp_path):

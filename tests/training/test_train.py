@@ -30,6 +30,7 @@ from v2l.training.data import MicroBatches, SampleReader, TrainingSample, Unread
 from v2l.training.losses import TrainingObjective
 from v2l.training.packing import IGNORED
 from v2l.training.resize import widened
+from v2l.training.schedule import warm_cosine
 from v2l.training.teacher import EMPTY_ANSWER, with_teacher_answers
 from v2l.training.trainer import METRICS, SETTINGS, STATE, Trainer, sizes_for
 
@@ -306,6 +307,28 @@ def test_micro_batches_change_nothing(vlm, examples, tmp_path):
     assert torch.allclose(one, all_at_once, atol=1e-6)
 
 
+def test_the_optimizer_has_the_settings_of_the_run(vlm, examples, tmp_path):
+    training = dataclasses.replace(TRAINING, learning_rate=2e-4, weight_decay=0.3)
+    (group,) = trainer(vlm, examples, tmp_path, training).optimizer.param_groups
+    assert (group["initial_lr"], group["weight_decay"]) == (2e-4, 0.3)
+
+
+@pytest.mark.parametrize("share", [0.01, 100.0])
+def test_a_step_uses_gradients_of_at_most_the_clip_norm(vlm, examples, tmp_path, share):
+    """AdamW's first moment after one step is a tenth of the gradient that it used."""
+
+    def first_moment(clip_norm, folder):
+        training = dataclasses.replace(TRAINING, clip_norm=clip_norm)
+        run = trainer(vlm, examples, tmp_path / folder, training, lively(vlm))
+        run._train_step(iter([run.samples.batch(0)]))
+        return torch.cat([state["exp_avg"].ravel() for state in run.optimizer.state.values()])
+
+    whole = first_moment(1e9, "whole")
+    norm = 10 * whole.norm().item()
+    clipped = first_moment(share * norm, "clipped")
+    assert torch.allclose(clipped, min(1.0, share) * whole, rtol=1e-3, atol=1e-9 * norm)
+
+
 # Runs --------------------------------------------------------------------------------------------------------------
 
 
@@ -341,6 +364,16 @@ def test_an_interrupted_run_resumes_exactly(finished, vlm, examples, tmp_path):
     assert same[0] == same[1]
 
 
+def test_a_run_resumes_with_the_micro_batches_of_its_next_step(vlm, examples, tmp_path):
+    training = dataclasses.replace(TRAINING, batch=2, together=1, steps=2, validate_every=1, validation_clips=1)
+    whole = list(trainer(vlm, examples, tmp_path / "whole", training).run())
+    parts = trainer(vlm, examples, tmp_path / "parts", training).run()
+    next(parts)
+    parts.close()
+    (last,) = trainer(vlm, examples, tmp_path / "parts", training, fresh(vlm, seed=9)).run()
+    assert (last.loss, last.validation) == (whole[1].loss, whole[1].validation)
+
+
 def test_a_run_keeps_the_best_and_its_figures(finished):
     folder, progress = finished
     assert [each.step for each in progress] == [2, 4]
@@ -350,6 +383,26 @@ def test_a_run_keeps_the_best_and_its_figures(finished):
     assert json.loads((folder / SETTINGS).read_text())["steps"] == 4
     provenance = v2l.load_hypernetwork(folder).provenance
     assert (provenance.id, provenance.trained_with.frames, provenance.trained_with.windows) == ("whole", 4, 3)
+
+
+def test_the_learning_rate_rises_and_then_follows_a_cosine_to_zero():
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=2.0)
+    schedule, rates = warm_cosine(optimizer, 8, 4), []
+    for _ in range(10):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    quarter = 2**0.5 / 2
+    assert rates == pytest.approx([0.5, 1.0, 1.5, 2.0, 2.0, 1 + quarter, 1.0, 1 - quarter, 0.0, 0.0])
+
+
+def test_a_run_changes_its_learning_rate_at_every_step(finished):
+    """The steps have the rates 1, 1, 0.75 and 0.25 of the peak; a report states that of its last step."""
+    folder, progress = finished
+    peak = TRAINING.learning_rate
+    assert [each.learning_rate for each in progress] == pytest.approx([peak, 0.25 * peak])
+    state = torch.load(folder / STATE, weights_only=True)
+    assert state["optimizer"]["param_groups"][0]["lr"] == pytest.approx(0.0, abs=1e-12)
 
 
 def test_a_run_with_other_settings_is_not_resumed(finished, vlm, examples):
@@ -494,6 +547,18 @@ def test_the_teacher_answers_once(vlm, hypernetwork, examples, tmp_path):
     assert [each.target for each in again] == ["kept"] * 3 + [answered[3].target]
     with pytest.raises(V2LError, match="another reading"):
         with_teacher_answers(asked, vlm, dataclasses.replace(reading, frames=2), cache)
+
+
+def test_the_teacher_answers_each_range_from_its_frames(vlm, hypernetwork, examples, tmp_path):
+    reading = fill_reading(v2l.Reading(frames=3), hypernetwork.provenance.trained_with, vlm.geometry)
+    ranges = [(0.0, 2.0), (None, None)]
+    asked = [dataclasses.replace(examples[3], start=start, end=end) for start, end in ranges]
+    answered = with_teacher_answers(asked, vlm, reading, tmp_path / "teacher.jsonl")
+    for example, (start, end) in zip(answered, ranges, strict=True):
+        clip = dataclasses.replace(reading, start=start, end=end)
+        text = v2l.ask_in_context(example.video, example.prompt, vlm, clip, 64)
+        assert example.target == (text or EMPTY_ANSWER)
+    assert answered[0].target != answered[1].target
 
 
 def test_what_the_teacher_cannot_read_is_left_out(vlm, hypernetwork, examples, tmp_path):

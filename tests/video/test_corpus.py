@@ -39,7 +39,7 @@ def with_opencv(folder):
         "8K.mp4": FRAMES,
         "VP9.webm": FRAMES,
         "wrong extension.avi": FRAMES,
-        "no video by its name.txt": FRAMES,
+        "no video by its name.dat": FRAMES,
         "\N{SNOWMAN} \N{CYRILLIC SMALL LETTER YA}.mp4": FRAMES,
         "two\nlines.mp4": FRAMES,
         "%d pattern.mp4": FRAMES,
@@ -63,7 +63,7 @@ def with_opencv(folder):
     write_clip(folder / "odd sizes.avi", "MJPG", width=63, height=47)
     write_clip(folder / "8K.mp4", frames=2, width=7680, height=4320)
     write_clip(folder / "VP9.webm", "VP90")
-    for name in ("wrong extension.avi", "no video by its name.txt", *list(outcomes)[7:12]):
+    for name in ("wrong extension.avi", "no video by its name.dat", *list(outcomes)[7:12]):
         (folder / name).write_bytes(clip)
     (folder / "link.mp4").symlink_to("plain.mp4")
     (folder / "zero bytes.mp4").touch()
@@ -108,7 +108,10 @@ def with_ffmpeg(folder, scratch):
         command = f"ffmpeg -hide_banner -loglevel error -y {options} '{folder / name}'"
         made = subprocess.run(command, shell=True, cwd=scratch, capture_output=True)
         assert made.returncode == 0, (name, made.stderr)
-    return dict.fromkeys(FFMPEG, FRAMES) | {"audio only.mp4": "no video stream", "picture.png": "an image, not a video"}
+    return dict.fromkeys(FFMPEG, FRAMES) | {
+        "audio only.mp4": "sound without video",
+        "picture.png": "an image, not a video",
+    }
 
 
 def check(folder, outcomes, model_folder):

@@ -88,6 +88,13 @@ def test_variable_rate_counts_the_seconds_of_the_range():
     slow = choose_frames(clip(times), 64, 1.0, 10, 20)
     assert len(slow) == 10 and all(10 <= times[i] < 20 for i in slow)
     assert all(times[i] < 10 for i in choose_frames(clip(times), 64, 1.0, 0, 10))
+    assert choose_frames(clip(times), 64, 1.0, 10, 1000) == choose_frames(clip(times), 64, 1.0, 10)
+
+
+def test_variable_rate_counts_no_seconds_before_the_first_frame():
+    """Four frames of four seconds, although the range has six."""
+    video = clip([2.0, 2.5, 3.1, 3.5, 4.0, 4.5, 5.1, 5.5, 6.0])
+    assert choose_frames(video, 12, end=6.0) == [0, 2, 4, 7]
 
 
 def test_video_can_be_pickled_and_compared():

@@ -20,6 +20,7 @@ from v2l.adapters.time_rules import (
     LAST,
     NEIGHBOURS,
     NEIGHBOURS_OF_THINGS,
+    READS_A_CLOCK,
     RULES,
     RULES_OF_COMPARISON,
     UNCLEAR,
@@ -64,7 +65,8 @@ def asked_time(question: str, duration: float) -> Asked:
             text.rewrite(rules, duration)
     times = tuple(dict.fromkeys(text.stretches()))
     is_moment = any(start == end for start, end in times)
-    if text.has("<HOWLONG>") or (text.has("<WHEN>", "<HOWOFTEN>") and (is_moment or not times)):
+    is_when = text.has("<WHEN>", "<HOWOFTEN>") and not text.has(READS_A_CLOCK)
+    if text.has("<HOWLONG>") or (is_when and (is_moment or not times)):
         return Asked()
     if not times and text.has("<other>"):
         return Asked()
@@ -74,6 +76,8 @@ def asked_time(question: str, duration: float) -> Asked:
         return Asked()
     relation = next((name for name, patterns in NEIGHBOURS.items() if text.has(*patterns)), "at")
     is_unclear = text.has(UNCLEAR) or (text.has("<CLOCK>") and any(start >= 3600 for start, _ in times))  # 12h30
+    if is_unclear and all(start > duration for start, _ in times):
+        return Asked()
     return Asked(times, relation, not is_unclear)
 
 

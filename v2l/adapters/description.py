@@ -106,6 +106,11 @@ class Description:
         return sum(block.rank for block in self.blocks) + self.bias_rank
 
     @property
+    def sources(self) -> tuple[FileIdentity, ...]:
+        """The videos, each once, in order."""
+        return tuple(dict.fromkeys(segment.source for segment in self.segments))
+
+    @property
     def not_validated(self) -> list[str]:
         """The ways in which this adapter exceeds the training of its hypernetwork, a line each; usually empty."""
         windows = max(len(segment.windows) for segment in self.segments)

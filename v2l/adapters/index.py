@@ -39,7 +39,9 @@ class TextIndex:
         # One connection, used by one thread at a time
         self._database = sqlite3.connect(":memory:", check_same_thread=False)
         try:
-            self._database.execute("CREATE VIRTUAL TABLE texts USING fts5(text, tokenize='porter unicode61')")
+            self._database.execute(
+                "CREATE VIRTUAL TABLE texts USING fts5(text, content='', tokenize='porter unicode61')"
+            )
         except sqlite3.OperationalError as error:
             raise V2LError(
                 "this Python's sqlite3 has no full-text search (FTS5); use another build of Python"
@@ -47,8 +49,8 @@ class TextIndex:
         rows = ((number + 1, text) for number, text in enumerate(texts))
         self._database.executemany("INSERT INTO texts(rowid, text) VALUES (?, ?)", rows)
 
-    def rank(self, query: str) -> list[tuple[int, float]]:
-        """Return (number, score) of the texts that share a word with the query, best first.
+    def rank(self, query: str, limit: int = -1) -> list[tuple[int, float]]:
+        """Return (number, score) of the texts that share a word with the query, best first; at most `limit`, or all.
 
         The score is Okapi BM25, above 0: a word counts the more, the fewer texts have it, and next to nothing if half
         of them have it. Equal texts have equal scores and keep their order.
@@ -56,8 +58,8 @@ class TextIndex:
         words = search_words(query)
         if not words:
             return []
-        found = self._database.execute("SELECT rowid, rank FROM texts WHERE texts MATCH ?", (_any_of(words),))
-        return sorted(((row - 1, -score) for row, score in found), key=lambda each: (-each[1], each[0]))
+        select = "SELECT rowid, rank FROM texts WHERE texts MATCH ? ORDER BY rank, rowid LIMIT ?"
+        return [(row - 1, -score) for row, score in self._database.execute(select, (_any_of(words), limit))]
 
     def matched_words(self, query: str) -> dict[int, set[str]]:
         """Return the words of the query that each text has, by the text's number; texts without one are left out."""

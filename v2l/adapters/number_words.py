@@ -12,6 +12,8 @@ UNITS = {
     3600: "h, hr, hrs, hour, hours, std, stunde, stunden, heure, heures, hora, horas",
 }
 """Names of units of time, by their seconds."""
+UNIT_SECONDS = {name: seconds for seconds, names in UNITS.items() for name in listed(names)}
+"""Seconds of a unit of time, by its name."""
 
 _ONES = {
     "en": """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen
@@ -61,7 +63,8 @@ ORDINALS = {
 """Ordinal numbers in words, which count minutes and seconds. First is in PHRASES."""
 
 QUARTERS = {
-    15: "a quarter of an hour, quarter of an hour, einer viertelstunde, un quart d heure, un cuarto de hora",
+    15: "a quarter of an hour, quarter of an hour, einer viertelstunde, un quart d heure, "
+    "un cuarto de hora, cuarto de hora",
     45: "three quarters of an hour, einer dreiviertelstunde, trois quarts d heure, tres cuartos de hora",
 }
 """Parts of an hour in words, by their minutes."""
@@ -79,6 +82,7 @@ FRACTIONS = {
     "drei vierteln": 0.75,
     "un quart": 0.25,
     "un tiers": 1 / 3,
+    "au tiers": 1 / 3,
     "deux tiers": 2 / 3,
     "trois quarts": 0.75,
     "un cuarto": 0.25,
@@ -105,6 +109,7 @@ def number_words() -> dict[str, float]:
             for one in range(1, 20 if tens in ("soixante", "quatre vingt") else 10):
                 words[_joined(language, tens, ones[one])] = 10.0 * number + one
     words |= {f"veinti{word}": 20.0 + value for value, word in enumerate(_ONES["es"].split()[:10]) if value}
+    words |= {f"{word}einhalb": value + 0.5 for word, value in words.items() if word in _ONES["de"].split()}
     return {word: value for word, value in words.items() if word not in listed(ONE)} | _OTHERS
 
 

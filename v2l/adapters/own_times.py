@@ -8,16 +8,14 @@ from collections.abc import Sequence
 
 from v2l.adapters.asked_time import asked_time
 from v2l.adapters.description import Segment
-from v2l.adapters.number_words import UNITS
-from v2l.adapters.time_text import Stretch
-from v2l.adapters.time_words import listed
+from v2l.adapters.number_words import UNIT_SECONDS
+from v2l.adapters.time_text import CLOCK, Stretch, clock_seconds
+from v2l.models.processor import frame_clock
 
-_UNIT_SECONDS = {name: seconds for seconds, names in UNITS.items() for name in listed(names)}
-_UNIT = rf"(?:{'|'.join(sorted(map(re.escape, _UNIT_SECONDS), key=len, reverse=True))})(?![^\W\d_])"
+_UNIT = rf"(?:{'|'.join(sorted(map(re.escape, UNIT_SECONDS), key=len, reverse=True))})(?![^\W\d_])"
 _AMOUNT = rf"(\d+(?:\.\d+)?) ?({_UNIT})"
 _AMOUNTS = rf"(?<![\d.:]){_AMOUNT}(?:(?:,| and)? ?{_AMOUNT}){{0,2}}"
-_CLOCK = r"(?<![\d:.])(?:(\d{1,2}):([0-5]?\d)|(\d{1,3})):([0-5]\d)(?:\.\d+)?(?!:?\d)"
-_TIMES = re.compile(rf"{_CLOCK}|{_AMOUNTS}", re.IGNORECASE)
+_TIMES = re.compile(rf"{CLOCK}|{_AMOUNTS}", re.IGNORECASE)
 """Written times that are replaced in place: 12:30 and 1:12:30, and amounts such as "37 s" and "1 minute and 14 s"."""
 
 MOST_WORDS = 40
@@ -48,7 +46,7 @@ def in_own_times(question: str, spans: Sequence[Stretch], duration: float) -> st
     length = max(end - math.floor(start) for start, end in spans)
     moments = {seconds for stretch in asked for seconds in stretch}
     in_place = _TIMES.sub(lambda found: _rewrite(found, moments, spans), question)
-    is_clock = moments <= {_seconds(found) for found in re.finditer(_CLOCK, question)}
+    is_clock = moments <= {clock_seconds(found) for found in re.finditer(CLOCK, question)}
     if is_clock or len(asked) > 1 or _agree(in_place, wanted, length):
         return in_place
     return _relocate(question, asked[0], wanted[0], duration) or in_place
@@ -77,22 +75,16 @@ def _agree(question: str, wanted: Sequence[tuple[int, int]], length: float) -> b
 def _rewrite(found: re.Match, moments: set[float], spans: Sequence[Stretch]) -> str:
     """Write the time of a match in its own form, if it is one of the moments that the question asks about."""
     if found[4] is not None:
-        value = _seconds(found)
-        return _clock(_own(value, spans)) if _is_in(value, moments) else found[0]
+        value = clock_seconds(found)
+        return frame_clock(_own(value, spans)) if _is_in(value, moments) else found[0]
     amounts = re.findall(_AMOUNT, found[0], re.IGNORECASE)
-    value = sum(_UNIT_SECONDS[unit.lower()] * float(number) for number, unit in amounts)
+    value = sum(UNIT_SECONDS[unit.lower()] * float(number) for number, unit in amounts)
     if not _is_in(value, moments):
         return found[0]
     number, unit = amounts[-1]
     space = " " if f"{number} {unit}" in found[0] else ""
     own = _own(value, spans)
-    return f"{own}{space}{unit}" if _UNIT_SECONDS[unit.lower()] == 1 else f"{own} seconds"
-
-
-def _seconds(found: re.Match) -> float:
-    """Return the time of a match of `_CLOCK`."""
-    hours, minutes, more, seconds = found.groups()[:4]
-    return 3600.0 * int(hours or 0) + 60 * int(minutes or more) + int(seconds)
+    return f"{own}{space}{unit}" if UNIT_SECONDS[unit.lower()] == 1 else f"{own} seconds"
 
 
 def _is_in(value: float, moments: set[float]) -> bool:
@@ -104,7 +96,7 @@ def _relocate(question: str, asked: Stretch, own: tuple[int, int], duration: flo
     words = question.split()
     if len(words) > MOST_WORDS:
         return None
-    start, end = map(_clock, own)
+    start, end = map(frame_clock, own)
     time = f"at {start}" if start == end else f"from {start} to {end}"
     for count in range(1, len(words) + 1):
         for first in range(len(words) - count + 1):
@@ -118,8 +110,3 @@ def _relocate(question: str, asked: Stretch, own: tuple[int, int], duration: flo
             mark = re.search(r"[,.:;?!]*$", named[-1])
             return " ".join([*before, time + (mark[0] if mark else ""), *after])
     return None
-
-
-def _clock(seconds: int) -> str:
-    """Format seconds as the prompt announces a frame: MM:SS."""
-    return f"{seconds // 60:02d}:{seconds % 60:02d}"

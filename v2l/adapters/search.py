@@ -5,16 +5,19 @@ This module reads headers only and imports no torch.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
-from v2l.adapters.description import MAX_TIMELINE_HEADER_BYTES, VERSION
+from v2l.adapters.description import MAX_TIMELINE_HEADER_BYTES, TIMELINE_VERSION, VERSION, BaseModel
 from v2l.adapters.index import TextIndex
-from v2l.adapters.timeline_description import TimelineFile
+from v2l.adapters.timeline_description import MAX_TIMELINE_BYTES, Recipe
 from v2l.errors import V2LError
-from v2l.io.safetensors_file import stated_version
+from v2l.io.records import from_json
+from v2l.io.safetensors_file import damaged, stated_version
+from v2l.io.safetensors_parts import read_parts_metadata
+from v2l.io.text import printable
 
 
 @dataclass(frozen=True)
@@ -35,13 +38,40 @@ class Finding:
     score: float
 
 
-class _IndexedSegment(NamedTuple):
-    path: Path
-    video: str
+@dataclass(frozen=True)
+class IndexedSegment:
+    """A segment of a timeline, without its frames. Fields as in `TimelinePart`."""
+
+    recipe: int
     start: float
     end: float
-    questions: tuple[str, ...]
     answers: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class IndexedTimeline:
+    """The fields of a `TimelineDescription` that a search needs. Reading them takes a third of the time of all."""
+
+    base_model: BaseModel
+    recipes: tuple[Recipe, ...]
+    segments: tuple[IndexedSegment, ...]
+    questions: tuple[str, ...]
+
+    @classmethod
+    def read(cls, path: Path) -> IndexedTimeline:
+        """Read a timeline file. Raises V2LError as `TimelineFile.read`, but other fields and the entries of the tensors
+        are not checked; a file that was cut or whose metadata were changed does not pass."""
+        limits = (MAX_TIMELINE_BYTES, MAX_TIMELINE_HEADER_BYTES)
+        metadata = read_parts_metadata(path, "adapter", TIMELINE_VERSION, *limits)
+        try:
+            found = from_json(cls, metadata, "metadata", subset=True)
+            if any(each.recipe >= len(found.recipes) or each.start > each.end for each in found.segments):
+                raise ValueError("a segment has an unknown recipe or an impossible time")
+            if {len(each.answers) for each in found.segments} != {len(found.questions)}:
+                raise ValueError("its index and its questions do not agree")
+        except ValueError as error:
+            raise damaged(path, "timeline", printable(error)) from error
+        return found
 
 
 class SearchIndex:
@@ -52,41 +82,42 @@ class SearchIndex:
     """
 
     def __init__(self) -> None:
-        self._segments: list[_IndexedSegment] = []
+        self._timelines: list[tuple[Path, IndexedTimeline]] = []
+        self._ends: list[int] = []  # numbers of segments up to the end of each timeline
         self.without_index = 0
         self.fingerprints: set[str] = set()
 
     def __len__(self) -> int:
         """Number of segments."""
-        return len(self._segments)
+        return self._ends[-1] if self._ends else 0
 
     def add(self, path: Path) -> None:
         """Read the header of an adapter file of either version. Raises V2LError if it is missing or damaged."""
         try:
-            made = TimelineFile.read(path).description
+            timeline = IndexedTimeline.read(path)
         except V2LError:
             if stated_version(path, "adapter", MAX_TIMELINE_HEADER_BYTES) != VERSION:
                 raise
             self.without_index += 1
             return
-        if not made.questions:
+        if not timeline.questions:
             self.without_index += 1
             return
-        self.fingerprints.add(made.base_model.fingerprint)
-        videos = [recipe.source.name for recipe in made.recipes]
-        self._segments += [
-            _IndexedSegment(path, videos[part.recipe], part.start, part.end, made.questions, part.answers)
-            for part in made.segments
-        ]
+        self.fingerprints.add(timeline.base_model.fingerprint)
+        self._ends.append(len(self) + len(timeline.segments))
+        self._timelines.append((path, timeline))
 
     def search(self, query: str, limit: int) -> list[Finding]:
         """Return the best segments, best first; at most `limit`. Segments with equal scores keep their order."""
-        index = TextIndex("\n".join(each.answers) for each in self._segments)
+        index = TextIndex("\n".join(each.answers) for _, timeline in self._timelines for each in timeline.segments)
         findings = []
-        for number, score in index.rank(query)[:limit]:
-            found = self._segments[number]
-            matches = tuple((found.questions[each], found.answers[each]) for each in covering(found.answers, query))
-            findings.append(Finding(found.path, found.video, found.start, found.end, matches, score))
+        for number, score in index.rank(query, limit):
+            place = bisect_right(self._ends, number)
+            path, timeline = self._timelines[place]
+            found = timeline.segments[number - self._ends[place]]  # counted from the end
+            video = timeline.recipes[found.recipe].source.name
+            matches = tuple((timeline.questions[at], found.answers[at]) for at in covering(found.answers, query))
+            findings.append(Finding(path, video, found.start, found.end, matches, score))
         return findings
 
 

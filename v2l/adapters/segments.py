@@ -158,7 +158,7 @@ def segments_for(adapter: Adapter, question: str) -> tuple[int, ...]:
     names no time, or if the adapter does not cover it."""
     segments = adapter.description.segments
     chosen: set[int] = set()
-    for source in dict.fromkeys(segment.source for segment in segments):
+    for source in adapter.description.sources:
         numbers = [number for number, segment in enumerate(segments) if segment.source == source]
         last = max(segments[number].end for number in numbers)
         asked = asked_time(question, last)

@@ -19,7 +19,7 @@ PLACEHOLDERS = ("CLOCK", "STAMP", "SPAN", "SHARE", "PLACE")
 _FIXED = {
     **{name: rf"{name}\d+" for name in PLACEHOLDERS},
     "TIME": r"(?:CLOCK|STAMP|PLACE)\d+",
-    "NUMBER": r"(?<![\d.,:])\d{1,5}(?:[.,]\d+)?(?: and a half| et demie?| y medi[oa])?",
+    "NUMBER": r"(?<![\d.,:/])\d{1,5}(?:[.,]\d+)?(?: and a half| et demie?| y medi[oa])?",
     "GAP": r"(?:[a-z0-9]+ ){0,7}?",
     "EDGE": r"(?= ,|$)",
 }
@@ -57,7 +57,7 @@ def _phrases() -> dict[str, list[tuple[str, list[str]]]]:
     tables += [(f"PART{round(1 / value)}", [part]) for part, value in PARTS.items()]
     for seconds, table in UNITS.items():
         tables += [(_UNITS[seconds], listed(table)), ("UNIT", listed(table))]
-        tables += [("UNITNAME", [name for name in listed(table) if len(name) > 3])]
+        tables += [("UNITNAME", [name for name in listed(table) if len(name) > 2])]
     names: defaultdict[str, list[str]] = defaultdict(list)
     for name, phrases in tables:
         for phrase in phrases:

@@ -12,15 +12,15 @@ import unicodedata
 from collections.abc import Callable, Iterable
 from functools import partial
 
-from v2l.adapters.number_words import FRACTIONS, ORDINALS, QUARTERS, UNITS, number_words
+from v2l.adapters.number_words import FRACTIONS, ORDINALS, QUARTERS, UNIT_SECONDS, number_words
 from v2l.adapters.time_patterns import TRIGGERS, Words
 from v2l.adapters.time_words import listed
 
 Stretch = tuple[float, float]
 """Start and end in seconds; equal for a moment."""
 
-Action = Callable[[list[Stretch], float], Stretch] | None
-"""Returns a stretch of the video, from the values in a match and from the duration of the video."""
+Action = Callable[[list[Stretch], float], Stretch | None] | None
+"""Returns a stretch of the video, from the values in a match and from the duration of the video; None if it is none."""
 
 
 class TimeText:
@@ -68,10 +68,10 @@ class TimeText:
         has none."""
 
         def place(action: Action, found: re.Match) -> str:
-            if action is None:
+            stretch = action and action(self.stretches(found[0]), duration)
+            if stretch is None:
                 return re.sub(r"[A-Z]{4,5}\d+", "other", found[0])
-            start, end = action(self.stretches(found[0]), duration)
-            return self.add("PLACE", max(min(start, end), 0.0), max(start, end))
+            return self.add("PLACE", max(min(stretch), 0.0), max(stretch))
 
         for pattern, action in rules:
             if self.replace(pattern, partial(place, action)):
@@ -107,9 +107,13 @@ def _normalise(question: str) -> str:
     if "." in text:
         text = re.sub(r"\b([ap])\.\s?m\b\.?", r"\1m", text)
     if "-" in text:
+        text = re.sub(_COMPOUND, " other ", text)
         text = re.sub(r"(?<=[a-z])-(?=\w)|(?<=\d)-(?=[a-z])", " ", text).replace("-", " - ")
     return re.sub(r"\s+", " ", text)
 
+
+_COMPOUND = r"(?<![\w.,])[\w.,]{1,30}-(?:(?:sekunden|minuten|stunden)[- ]|(?:second|minute|hour)-)(?!mark|point)[a-z]+"
+"""An amount of time that describes a noun, as in "the 20-Sekunden-Regel"."""
 
 _CHARACTERS = str.maketrans(
     dict.fromkeys("\u2019\u2032", "'")  # apostrophe and prime
@@ -119,11 +123,20 @@ _CHARACTERS = str.maketrans(
 )
 
 
+CLOCK = r"(?<![\d:.])(?:(\d{1,2}):([0-5]?\d)|(\d{1,3})):([0-5]\d)(\.\d+)?(?!:?\d)"
+"""A time such as 12:30, 1:12:30 or 0:37.5, in five groups, see `clock_seconds`."""
+
+
+def clock_seconds(found: re.Match) -> float:
+    """Return the time of a match whose first groups are those of `CLOCK`."""
+    hours, minutes, more, seconds, fraction = found.groups()[:5]
+    return 3600.0 * int(hours or 0) + 60 * int(minutes or more) + int(seconds) + float(fraction or 0)
+
+
 def _clock(text: TimeText, found: re.Match) -> str:
-    hours, minutes, more, seconds, fraction = found.groups()
-    value = 3600.0 * int(hours or 0) + 60 * int(minutes or more) + int(seconds) + float(fraction or 0)
+    hours, _, more, _, fraction = found.groups()
     is_stamp = hours or fraction or not 1 <= int(more) <= 24 or len(more) > 2
-    return text.add("STAMP" if is_stamp else "CLOCK", value)
+    return text.add("STAMP" if is_stamp else "CLOCK", clock_seconds(found))
 
 
 def _hours(text: TimeText, found: re.Match) -> str:
@@ -132,14 +145,14 @@ def _hours(text: TimeText, found: re.Match) -> str:
 
 def _ordinal(text: TimeText, found: re.Match) -> str:
     number = int(found[1]) if found[1] else next(n for n, table in ORDINALS.items() if found[2] in listed(table))
-    unit = _unit(found[3])
+    unit = UNIT_SECONDS[found[3]]
     return text.add("PLACE", (number - 1) * unit if unit > 1 else number, number * unit)
 
 
 def _label(text: TimeText, found: re.Match) -> str:
     """Replace one or two pairs of unit and number, such as "minute 12 second 30"."""
     pairs = text.find(r"(<UNITNAME>) (<NUMBER>)", found[0])
-    return text.add("PLACE", sum(_unit(unit) * _number(number) for unit, number in pairs))
+    return text.add("PLACE", sum(UNIT_SECONDS[unit] * _number(number) for unit, number in pairs))
 
 
 def _label_and_amount(text: TimeText, found: re.Match) -> str:
@@ -154,20 +167,17 @@ def _seconds(text: TimeText, found: re.Match) -> str:
 def _amount(text: TimeText, found: re.Match) -> str:
     """Replace up to three pairs of number and unit, such as "12m30s" and "a minute and a half"."""
     pairs = text.find(r"(<NUMBER>) ?(<UNIT>)", found["pairs"])
-    unit = _unit(pairs[-1][1])
-    total = sum(_unit(each) * _number(number) for number, each in pairs)
-    rest = int(found["rest"]) * unit / 60 if found["rest"] else unit / 2 if found["half"] else 0
-    return text.add("SPAN", total + rest)
+    unit = UNIT_SECONDS[pairs[-1][1]]
+    total = sum(UNIT_SECONDS[each] * _number(number) for number, each in pairs)
+    rest = int(found["rest"]) * unit / 60 if found["rest"] else int(found["part"] or 0) * unit / 100
+    is_stamp = re.fullmatch(r"\d+[hm]\d+[ms]?(?:\d+s)?", found[0])  # 12m30s
+    return text.add("STAMP" if is_stamp else "SPAN", total + rest)
 
 
 def _single(text: TimeText, found: re.Match) -> str:
     """Replace the unit of "the last minute", and of "the last few minutes" as three of them."""
     several = found[2] or re.search("[sn]$", found[3])
-    return found[1] + text.add("SPAN", _unit(found[3]) * (3.0 if several else 1.0))
-
-
-def _unit(name: str) -> int:
-    return next(seconds for seconds, table in UNITS.items() if name in listed(table))
+    return found[1] + text.add("SPAN", UNIT_SECONDS[found[3]] * (3.0 if several else 1.0))
 
 
 def _number(text: str) -> float:
@@ -177,20 +187,43 @@ def _number(text: str) -> float:
 _TH = r"(?:st|nd|rd|th|\.|eme|ere|er|e|o|a)"
 """Endings of ordinal numbers."""
 
+_INSIDE = "(?:<in|on|into|inside|outside|behind|near|of|during|from|dans|sur|devant|pendant|en> <THE>|<im|vom>)"
+
+_PARTS_OF_UNITS = {
+    25: "(?:a |un )?(?:quarter|quart|cuarto)",
+    50: "(?:a )?half|demie?|medi[oa]",
+    75: "three quarters|trois quarts|tres cuartos",
+}
+"""Parts of the unit before them, by their hundredths."""
+
 _FORMS: tuple[tuple[str, str | Callable[[TimeText, re.Match], str]], ...] = (
-    (r"(?<![\d:.])(?:(\d{1,2}):([0-5]?\d)|(\d{1,3})):([0-5]\d)(\.\d+)?(?!:?\d)", _clock),
+    (CLOCK, _clock),
     (r"(?<![\w.:])(\d{1,2}) ?h ?([0-5]\d)(?! ?(?:m|min|mn|minutes?)\b|\w)", _hours),
     *((f"<QUARTERS{minutes}>", f"{minutes} minutes") for minutes in QUARTERS),
+    *(
+        (rf"(?<![a-z])(<UNIT>) (?:and|et|y) (?:{part})\b(?! of)", rf"\1 plus{hundredths}")
+        for hundredths, part in _PARTS_OF_UNITS.items()
+    ),
     (r"<FRACTION>", lambda text, found: text.add("SHARE", FRACTIONS[found[0]])),
     (r"<NUMBER_WORD>", lambda _, found: f"{number_words()[found[0]]:g}"),
     (r"(?<!and a )<HALF>(?= <UNITNAME>)", "0.5"),
+    (r"(?<=the )(?=<hour|minute> <MARK>)", "1 "),
     (r"<ONE>(?= <UNITNAME>| (?:<AND>|<TO>|or) \d)", "1"),
+    (r"(?<!\d )<UNITNAME>(?= plus\d)", r"1 \g<0>"),
     (r"(?<!\d )<hour and|stunde und|heure et|hora y> (?=<NUMBER> ?<MINUTES>)", r"1 \g<0>"),
     (r"<at|vers|a las|sobre las> (?=\d\d? ?<HOURS>)\d\d? ?(?:heures|horas)\b", "at other"),  # a time of day
+    (
+        (
+            r"(?!1 |0\.5 )<NUMBER> <second|minute|hour> "
+            r"(?!<MARK>|marks|<WH>|<AND>|<TO>|<OF>|<AFTER>|<BEFORE>|<LEFT>|into|or)(?=[a-z])"
+        ),
+        "other ",
+    ),
+    (rf"({_INSIDE} |<color|colour|farbe|couleur> [a-z]+ <THE> )(?!<VIDEO>)(?:<EVENT>|<SHOWING>)(?! board)", r"\1place"),
     # Put the order first and repeat a unit that two numbers share
     (r"(<NUMBER>) (<LAST>|<FIRST>) (<UNITNAME>)", r"\2 \1 \3"),
     (r"(<NUMBER>) (<TO>|<AND>|<or>) (?=<NUMBER> ?(<UNIT>))", r"\1 \3 \2 "),
-    (r"(<UNITNAME>) (<NUMBER>) (<TO>|<AND>) (?=<NUMBER>(?! ?<UNIT>))", r"\1 \2 \3 \1 "),
+    (r"(<UNITNAME>) (<NUMBER>) (<TO>|<AND>) (?:el |al )?(?=<NUMBER>(?! ?<UNIT>))", r"\1 \2 \3 \1 "),
     (rf"(\d{{1,3}}{_TH}) (<AND>|<TO>) (?=(?:<THE> )?\d{{1,3}}{_TH} (<UNITNAME>))", r"\1 \3 \2 "),
     (rf"(?<!every )(?:\b(\d{{1,3}}){_TH}|(<ORDINAL>)) (<UNITNAME>)", _ordinal),
     (r"(?<!\d )<MINUTES> \d+(?: <AND>| con)? <NUMBER> ?<SECONDS>", _label_and_amount),
@@ -201,8 +234,8 @@ _FORMS: tuple[tuple[str, str | Callable[[TimeText, re.Match], str]], ...] = (
         (
             r"(?P<pairs><NUMBER> ?<HOURS>(?:(?:,| <AND>)? ?<NUMBER> ?<MINUTES>)?(?:(?:,| <AND>)? ?<NUMBER> ?<SECONDS>)?"
             r"|<NUMBER> ?<MINUTES>(?:(?:,| <AND>)? ?<NUMBER> ?<SECONDS>)?|<NUMBER> ?<SECONDS>)"
-            r"(?P<rest>(?<=\w)\d\d\b| \d\d(?=$| ?[,?.!:;)]| in\b| into\b))?"
-            r"(?P<half> and a half| et demie?| y medi[oa])?"
+            r"(?P<rest>(?<=\w)\d\d\b| \d\d(?=$| ?[,?.!:;)]| in\b| into\b| <WH>))?"
+            r"(?: plus(?P<part>\d\d))?"
         ),
         _amount,
     ),

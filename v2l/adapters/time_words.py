@@ -18,7 +18,7 @@ PHRASES = {
         ungefahr, etwa, genau, rund
         environ, exactement
         alrededor de, alrededor del, alrededor de los, aproximadamente, exactamente, cerca de, unos, unas""",
-    "LABEL": """time, timestamp, time stamp, timecode, time code, position, the moment, t =, t=, minute
+    "LABEL": """timestamp, time stamp, timecode, time code, position, the moment, t =, t=, minute
         zeitpunkt, zeitstempel, zeitmarke, stelle, zeitindex
         instant, moment, marqueur
         instante, momento, minuto, marca de tiempo""",
@@ -96,8 +96,7 @@ PHRASES = {
         auf, an, mit, zu
         sur, avec
         con""",
-    "HAPPENS": """comes, come, came, is, was, happens, happen, happened, shown, said, written, appears, there, see,
-        seen
+    "HAPPENS": """comes, come, came, is, was, happens, happen, happened, shown, said, written, appears, there, see, seen
         kommt, kam, passiert, geschieht, war, ist, stand
         vient, venait, passe, passait
         viene, venia, pasa, paso, ocurre, ocurrio, habia""",
@@ -134,7 +133,7 @@ PHRASES = {
     "END": """the end, the very end, at end, the close, the conclusion
         ende, schluss, videoende
         la fin, la toute fin
-        el final, al final, del final, el fin""",
+        el final, al final, al final del todo, del final, el fin""",
     "MIDDLE": """the middle, the midpoint, the exact middle
         mitte, der mitte, die mitte
         milieu, au milieu, le milieu
@@ -149,18 +148,12 @@ PHRASES = {
         restantes""",
     # Times that are no position
     "DAYTIME": """pm, o clock, oclock, noon, midnight, in the morning, in the afternoon, in the evening, at night, gmt,
-        utc, cet, est, local time, daily, every day, today, tomorrow, tonight, yesterday, on monday, on tuesday,
-        on wednesday, on thursday, on friday, on saturday, on sunday, sharp
+        utc, local time, sharp
         uhr, morgens, abends, nachmittags, vormittags, mittags, nachts, heute, morgen, ortszeit
         heures, du matin, du soir, de l apres midi
         horas, de la manana, de la tarde, de la noche, del mediodia""",
-    "TODAY": """in the morning, in the afternoon, in the evening, today, tomorrow, tonight, yesterday, every day,
-        on monday, on tuesday, on wednesday, on thursday, on friday, on saturday, on sunday
-        heute, morgen, gestern, taglich
-        aujourd hui, demain, hier
-        hoy, manana, ayer""",
-    "CUE": """at, @, by, around, about, approximately, roughly, near, between, and, from, to, until, till, since,
-        after, before, with, than, vs, versus, exactly, of, en, or, when, a, oder, ou
+    "CUE": """at, @, by, around, about, approximately, roughly, near, between, and, from, to, until, till, since, after,
+        before, with, than, vs, versus, exactly, of, en, or, when, a, through, oder, ou, el, al, del
         bei, beim, gegen, ab, bis, nach, vor, seit, und, von, mit, zwischen, zu, zum, etwa
         vers, environ, et, depuis, apres, avant, entre, de
         desde, hasta, hacia, tras, y, con""",
@@ -181,39 +174,61 @@ PHRASES = {
         gestellt auf, auf
         regle sur, sur, pour
         puesto a, para""",
-    "SCORE": """score, scoreline, result, won, win, wins, winning, lost, lose, loses, beat, beats, leads, lead,
-        leading, led, trailing, trails, tied, ended, ratio, scale, odds, proportion
-        resultat, ergebnis, spielstand, verhaltnis, massstab, gewann, gewinnt, verlor, steht es
-        proportion, gagne, perdu, mene, echelle
-        marcador, resultado, proporcion, gano, perdio, escala""",
-    "WIN": """win, scoreline, result, victory, lead, defeat, loss, score, draw, aspect, ratio, scale, mix
-        sieg, niederlage, fuhrung
+    "SCORE": """score, scoreline, result, won, win, wins, winning, lost, lose, loses, beat, beats, defeats, leads, lead,
+        leading, led, trailing, trails, tied, ended, ratio, scale, odds, proportion, dilution, game, match
+        resultat, ergebnis, spielstand, verhaltnis, massstab, mischverhaltnis, fuhrte, gewann, gewinnt, verlor,
+        steht es, spiel
+        proportion, gagne, perdu, mene, echelle, dosage, partie
+        marcador, resultado, proporcion, gano, ganaron, perdio, perdieron, escala, partido""",
+    "WIN": """win, scoreline, result, victory, lead, defeat, loss, score, draw, aspect, ratio, scale, mix, won
+        sieg, niederlage, fuhrung, gewonnen, verloren
         victoire, defaite
         victoria, derrota""",
     "EVENT": """meeting, meetings, appointment, train, trains, bus, buses, flight, plane, ferry, tram, class, classes,
-        concert, dinner, lunch, breakfast, call, reservation, booking, doctor, party, shop, store, office, museum,
-        bank, bakery, service, mass, departure, arrival, session, sessions, keynote, event, events, workshop, slot,
-        interview, screening, ship, boat, kickoff, exam, course, break, lecture, lectures, talk, lesson, presentation,
-        webinar
-        termin, besprechung, sitzung, zug, flug, abfahrt, ankunft, geschaft, laden, veranstaltung, konzert, unterricht,
-        treffen
-        reunion, rendez vous, rendezvous, vol, depart, arrivee, magasin, evenement, seance
-        reunion, cita, tren, vuelo, autobus, clase, salida, llegada, tienda, concierto, evento""",
-    "SHOWING": """school, show, film, movie, game, match, race, work, news, day
-        schule, kino, spiel, arbeit
-        ecole, travail, cours, cinema
-        escuela, partido, trabajo""",
+        concert, dinner, lunch, breakfast, call, reservation, booking, doctor, party, shop, store, office, museum, bank,
+        bakery, service, mass, departure, arrival, session, sessions, keynote, event, events, workshop, slot, interview,
+        screening, ship, boat, kickoff, kick off, check in, exam, course, break, lecture, lectures, talk, lesson,
+        presentation, webinar, coach, shuttle, taxi, tour, wedding, ceremony, alarm, wake up, wakes up, start work,
+        starts work, from work, to work, for work, shift, bell, bells, from school, to school, to bed
+        besprechung, sitzung, zug, flug, abfahrt, ankunft, geschaft, laden, veranstaltung, konzert, unterricht, treffen,
+        bus, wecker, fruhstuck, mittagessen, abendessen, kurs, date, arzt, schicht, flugzeug
+        reunion, vol, depart, arrivee, magasin, evenement, seance, reveil, diner, journal, medecin, avion,
+        petit dejeuner, se couche, se leve
+        reunion, tren, vuelo, autobus, clase, salida, llegada, tienda, concierto, evento, turno, medico""",
+    "SHOWING": """school, show, film, movie, game, match, race, work, news, day, gym, cafe, pharmacy, supermarket,
+        restaurant, bar, pub, pool, library, market, mall, shops, stores, doors, kitchen, exhibition
+        schule, kino, spiel, arbeit, apotheke, supermarkt, bibliothek, kuche
+        ecole, travail, cours, cinema, cafe, pharmacie, banque, musee, cuisine
+        escuela, partido, trabajo, museo, farmacia, banco, cocina""",
     "BEGINS": """start, starts, started, begin, begins, began, end, ends, leave, leaves, depart, departs, departed,
-        arrive, arrives, arrived, open, opens, opened, close, closes, closed, scheduled
-        beginnt, anfangt, endet, fahrt, kommt, offnet, schliesst, geht
-        commence, termine, part, arrive, ouvre, ferme
-        empieza, comienza, termina, sale, llega, abre, cierra""",
+        arrive, arrives, arrived, open, opens, opened, close, closes, closed, scheduled, leaving, departing, arriving,
+        opening, closing, sail, sails, come, comes, land, lands, ring, rings, rang, goes off
+        klingelt, landet, beginnt, anfangt, endet, fahrt, kommt, offnet, schliesst, geht
+        commence, termine, part, arrive, ouvre, ferme, atterrit
+        empieza, comienza, termina, sale, llega, abre, cierra, aterriza""",
     "SCHEDULE": """deadline, schedule, timetable, agenda, calendar, itinerary, planner, departure board, opening hours,
-        office hours, scheduled, diary, takes place, take place, taking place, planned, booked, due, appointments
+        office hours, scheduled, diary, takes place, take place, taking place, planned, booked, due, appointment,
+        appointments, reservation, daily, every day, each day, every morning, each morning, every evening, every night,
+        every week, weekdays, weekends, mondays, tuesdays, wednesdays, thursdays, fridays, saturdays, sundays, always,
+        usually, normally, monday, tuesday, wednesday, thursday, friday, saturday, sunday, today, tomorrow, tonight,
+        yesterday, in the morning, in the afternoon, in the evening, in the night, this morning, this evening,
+        that morning, that evening, that night, last night, january, february, april, june, july, august, september,
+        october, november, december, curfew, bedtime, happy hour, visiting hours, on tv
         fahrplan, stundenplan, zeitplan, terminplan, terminkalender, kalender, findet statt, stattfinden, geplant,
-        tagesordnung
-        emploi du temps, calendrier, ordre du jour, horaire, horaires, prevu, prevue, a lieu
-        horario, horarios, calendario, programado, programada, prevista, previsto, tiene lugar""",
+        tagesordnung, termin, termine, taglich, jeden tag, jeden morgen, jeden abend, werktags, immer, normalerweise,
+        montags, dienstags, mittwochs, donnerstags, freitags, samstags, sonntags, montag, dienstag, mittwoch,
+        donnerstag, freitag, samstag, sonntag, heute, morgen, gestern, offnungszeiten, arzttermin, im fernsehen
+        emploi du temps, calendrier, ordre du jour, horaire, horaires, prevu, prevue, a lieu, rendez vous,
+        tous les jours, tous les matins, tous les soirs, chaque jour, chaque matin, toujours, lundi, mardi, mercredi,
+        jeudi, vendredi, samedi, dimanche, ce soir, aujourd hui, demain, hier, heures d ouverture
+        horario, horarios, calendario, programado, programada, prevista, previsto, tiene lugar, cita, todos los dias,
+        cada dia, cada manana, cada noche, siempre, lunes, martes, miercoles, jueves, viernes, sabado, domingo, hoy,
+        manana, ayer, horas de apertura""",
+    "MEANS": """mean, means, meant, stands for, represents, equals, bedeutet, betragt, represente, representa, heisst,
+        veut dire, signifie, significa, quiere decir""",
+    "WHY": """why, how come, how do, how does, how did, how should, how is, warum, wieso, weshalb, wie, pourquoi,
+        comment, por que, como""",
+    "PICTURE": "frame, frames, scene, scenes, slide, slides, shot, shots, screenshot, picture, image, images, moment",
     "VERSE": """verse, verses, chapter, psalm, psalms, surah, sura, genesis, exodus, leviticus, deuteronomy, joshua,
         judges, ezra, nehemiah, esther, job, proverbs, ecclesiastes, isaiah, jeremiah, ezekiel, daniel, hosea, joel,
         amos, jonah, micah, nahum, habakkuk, zephaniah, haggai, zechariah, malachi, matthew, luke, john, acts, romans,
@@ -231,23 +246,23 @@ PHRASES = {
         als, fur, dauert, dauerte, innerhalb von, alle, binnen
         pendant, dure, durant, toutes les, de, en, que
         cada, durante, dura, dentro de""",
-    "TOOK": """takes, take, took, lasts, lasted, within, run, ran, finishes, finished, time of, duration of,
-        record, best""",
-    "LONG": """long, old, later, ago, of, apart, break, video, clip, song, film, each, per, every, faster, slower,
-        walk, drive, delay, pause, timer, rule, mile, marathon, time limit, interval, intervals, run, ride, version,
-        film, movie, recording, speech
-        lang, spater, pause, takt
-        plus tard, de pause, de cuisson
-        mas tarde, de pausa""",
+    "TOOK": """takes, take, took, lasts, lasted, within, run, ran, swam, finishes, finished, time of, duration of,
+        record, best, lief, schwamm, courir, correr, couru, nage, corrio, nado""",
+    "LONG": """long, old, later, ago, without, from work, from home, from here, of, apart, break, video, clip, song,
+        film, each, per, every, faster, slower, walk, drive, delay, delayed, late, early, away, pause, timer, rule,
+        mile, marathon, time limit, interval, intervals, run, ride, version, movie, recording, speech
+        lang, spater, pause, takt, ohne, zu fuss
+        plus tard, de pause, de cuisson, sans, at pied
+        mas tarde, de pausa, sin, a pie""",
     # Questions whose answer is a time, a duration or a number of times
-    "YES_NO": """is, are, was, were, does, do, did, has, have, can
+    "YES_NO": """is, are, was, were, does, do, did, has, have, can, will, should, faut il, hay que, muss, soll
         ist, sind, war, hat, zeigt, sagt, steht, endet, beginnt, gibt es
         est, est ce que, y a t il
         es, esta""",
     "WHEN": """when does, when after, when before, at what hour, when do, when did, when is, when are, when was,
         when were, when will, when can, when has, when exactly, tell me when, what time does, what time did,
-        what time do, at what time, at which time, since when, until when, at what point, at which point,
-        what is the time when
+        what time do, what time is, what time are, at what time, at which time, since when, until when, at what point,
+        at which point, what is the time when
         wann
         quand est ce, quand, at quel moment, at quelle heure, at quelle seconde
         cuando, en que momento, a que hora""",
@@ -263,9 +278,9 @@ PHRASES = {
         al final, el final, del final, first name, last name, first aid, first floor, first person, first class,
         first line, last line, first row, last row, first column, last column, first letter, last letter, first lady,
         first prize, first place, last place, last week, last year, last night, last month, last time, first language,
-        world first, first and foremost, last but one, second last, next to last, second to last, at long last,
-        next to, next door, look after, looks after, looking after, named after, after all, right side,
-        first and second, first or second, first in line, last in line, first to, last to, next word but one
+        world first, first and foremost, last but one, second last, next to last, second to last, at long last, next to,
+        next door, look after, looks after, looking after, named after, after all, right side, first and second,
+        first or second, first in line, last in line, first to, last to, next word but one
         erste hilfe, erste zeile, letzte zeile, letzte woche, letztes jahr, ersten stock, nach links, nach rechts,
         nach oben, nach unten, nach hause, nach vorn, nach hinten, vorletzte, zum ersten mal
         premier plan, premier etage, prenom, semaine derniere, dernier cri, premiers secours, avant dernier,

@@ -269,6 +269,15 @@ def distinct_methods(vlm: FrozenVLM, frames: int, as_timeline: bool = False) -> 
     ]
 
 
+def warm_up(subject: Subject) -> None:
+    """Encode one frame and answer from it, with v2l and with transformers, so that no method is charged for imports,
+    loading and first calls."""
+    one = replace(subject, reading=replace(subject.reading, frames=1), segments=1, new_tokens=2).encoded()
+    for prepare in (cold, attached_adapter, transformers_in_context):
+        for _ in prepare(one).answer(QUESTIONS[0]):
+            pass
+
+
 def trained_reading(reading: Reading, hypernetwork: Hypernetwork, vlm: FrozenVLM) -> Reading:
     """Return a reading with the frames and the rate that the hypernetwork was trained with, at the same resolution."""
     trained_with = check_belongs(hypernetwork, vlm).trained_with

@@ -19,6 +19,10 @@ UNSTEADY, MARK = 2.0, " *"
 """The spread of repeats from which a median is marked, and its mark."""
 
 
+UNCHARGED = "no time includes loading a model or its first answer, neither v2l's nor transformers'"
+"""The remark under the tables."""
+
+
 @dataclass(frozen=True)
 class BenchSetting:
     """The cells of one number of frames at one resolution, and the encoding of its adapter, None if the budget ended
@@ -155,7 +159,7 @@ def amortization(setting: BenchSetting, questions: int) -> Table:
             rows.append([cell.way, NOT_MEASURED, *[UNKNOWN] * len(counts), pays_off])
             continue
         means = [duration(per_question(cell, count)) for count in counts]
-        once = duration(_prepare(cell)) if cell.kept_bytes else "nothing"
+        once = duration(_prepare(cell)) if _prepare(cell) else "nothing"
         rows.append([cell.way, once, *means, pays_off])
     return header, rows
 

@@ -19,7 +19,8 @@ class Cell:
     way: name of the method
     status: "measured", "estimated" (not run) or "left out" (the budget was spent); why: the reason for the last two
     first_token: seconds of every repeat, or one estimate; tokens_per_second: median speed after the first token
-    prepare: seconds of work once per video; kept_bytes: size of what is kept of the video, in memory or on disk
+    prepare: seconds of work once per video, 0 if nothing is kept of it
+    kept_bytes: size of what is kept of the video, in memory or on disk
     peak_memory: bytes, maximum during preparation and answers
     beyond_positions: the prompt is longer than the model's positions, so its answers are meaningless
     """

@@ -17,7 +17,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from v2l.adapters.timeline_description import NO_WISH
-from v2l.bench.methods import METHODS, Method, PreparedMethod, Subject, distinct_methods, prompt_size, trained_reading
+from v2l.bench.methods import (
+    METHODS,
+    Method,
+    PreparedMethod,
+    Subject,
+    distinct_methods,
+    prompt_size,
+    trained_reading,
+    warm_up,
+)
 from v2l.bench.plan import Plan
 from v2l.bench.resources import (
     PeakMemory,
@@ -72,6 +81,7 @@ class Bench:
             )
         self._in_context_cells: dict[tuple, Cell] = {}
         self._rate: float | None = None
+        self._is_warm = False
         self._started = time.perf_counter()
 
     def header(self) -> dict[str, object]:
@@ -167,6 +177,7 @@ class Bench:
             return dataclasses.replace(cell, status="estimated", why=why, first_token=estimate)
         if expected is not None and expected > self._remaining():
             return dataclasses.replace(cell, why=f"takes about {expected:.0f} s, more than the budget has left")
+        self._warm_up(subject)
         peak = PeakMemory(self.vlm.device)
         start = time.perf_counter()
         prepared = method.prepare(dataclasses.replace(subject, reading=method.reading(subject.reading)))
@@ -183,6 +194,7 @@ class Bench:
             why = "the budget is spent"
             yield from (Cell(frames, resolution, method.name, False, "left out", why) for method in methods)
             return
+        self._warm_up(subject)
         peak, start = PeakMemory(self.vlm.device), time.perf_counter()
         subject = subject.encoded()
         encoding, encoding_peak = time.perf_counter() - start, peak.bytes()
@@ -206,7 +218,7 @@ class Bench:
             why="",
             first_token=tuple(timing.first_token),
             tokens_per_second=statistics.median(timing.speed) if timing.speed else None,
-            prepare=seconds,
+            prepare=seconds if prepared.kept_bytes else 0.0,  # what keeps nothing of the video prepares nothing
             kept_bytes=prepared.kept_bytes,
             peak_memory=peak,
         )
@@ -285,6 +297,12 @@ class Bench:
         filled = fill_reading(reading, self.provenance.trained_with, self.vlm.geometry).resolution
         assert filled is not None, "fill_reading fills the resolution"
         return filled
+
+    def _warm_up(self, subject: Subject) -> None:
+        """Run everything once before the first measurement, whichever it is in a resumed journal."""
+        if not self._is_warm:
+            warm_up(subject)
+            self._is_warm = True
 
     def _remaining(self) -> float:
         """Seconds left of the budget."""

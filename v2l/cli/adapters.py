@@ -24,6 +24,7 @@ from v2l.cli.options import (
     NumberType,
     Overwrite,
     Quiet,
+    check_no_video,
     check_replaceable,
     model_loader,
     seconds,
@@ -156,6 +157,7 @@ def verify(
     with command(as_json, quiet, debug) as display:
         if not (adapters or video):
             raise UsageError("name an adapter to check, or a video to prove a model on: --video VIDEO")
+        check_no_video(adapters or [], "a model is proven on it with: v2l verify --video {}")
         loader = model_loader(model, hypernetwork, device, dtype, display)
         raise typer.Exit(0 if verify_all(adapters or [], video or [], loader, display) else 1)
 
@@ -182,7 +184,7 @@ def _verify(source: AnswerSource, display: Display) -> bool:
     adapter = source.adapter
     if adapter:
         try:
-            announce_model(source.loader, display)
+            announce_model(source.loader, display, source.chosen_by)
             verification = verify(_measured(adapter), source.loader.language_model)
             trouble = verification.trouble
         except V2LError as error:
@@ -291,11 +293,12 @@ def export(
     """Convert an adapter to the format of another engine.
 
     peft is a folder for transformers with peft, and for vLLM. gguf is an adapter file for llama.cpp. The command line
-    that serves the adapter is printed.
+    that serves the adapter is printed; vLLM's has not been run.
     """
     with command(as_json, quiet, debug) as display:
         if at is not None and segment is not None:
             raise UsageError("--at and --segment exclude each other; give one of them")
+        check_no_video(adapters, "its adapter is made with: v2l encode {}")
         if len(adapters) > 1 and output:
             make_folder(output)
         for path in adapters:
@@ -351,4 +354,5 @@ def export_adapter(adapter: Adapter, form: str, output: Path, overwrite: bool, d
         display.announce_tiny()
     record = {"command": "export", "format": form, "output": output, "bytes": size, "serve": line}
     display.result(shown(output), record | {"demonstration": demonstration})
-    display.note(f"{amount(size)}, rank {adapter.rank}; to serve it: {line}")
+    untested = "" if form == ExportFormat.gguf else " (not run with vLLM yet)"
+    display.note(f"{amount(size)}, rank {adapter.rank}; to serve it{untested}: {line}")

@@ -5,41 +5,42 @@ No command imports a heavy library before it runs, so that `v2l --help` and comp
 
 from __future__ import annotations
 
-import copy
 import os
 import sys
-from collections.abc import Sequence
-from typing import Annotated
+from collections.abc import Iterable, Sequence
+from functools import cache
+from importlib import import_module
+from typing import Annotated, Any
 
 import typer
 
-from v2l.cli.adapters import ExportCommand, InfoCommand, VerifyCommand, export, info, verify
-from v2l.cli.ask import AskCommand, ask
-from v2l.cli.bench import BenchCommand, bench
-from v2l.cli.compose import ComposeCommand, compose
 from v2l.cli.console import command
-from v2l.cli.demo import DemoCommand, demo
-from v2l.cli.encode import EncodeCommand, encode
-from v2l.cli.eval import EvalCommand, evaluate
-from v2l.cli.find import FindCommand, find
-from v2l.cli.frames import FramesCommand, frames
-from v2l.cli.manual import CompletionCommand, HelpCommand, completion, show_help
-from v2l.cli.models import ImportCommand, PullCommand, import_checkpoint, pull
-from v2l.cli.train import TrainCommand, train
+from v2l.cli.usage import ExplainedGroup
 from v2l.io.text import stated_columns
 
-app = typer.Typer(
-    name="v2l",
-    help="Encode a video into a small adapter, from which a vision-language model answers without visual tokens.",
-    context_settings={"help_option_names": ["-h", "--help"]},
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,  # rich would double the time of `v2l --help`
-)
+COMMANDS = {
+    "encode": ("encode", "EncodeCommand", "encode"),
+    "ask": ("ask", "AskCommand", "ask"),
+    "find": ("find", "FindCommand", "find"),
+    "frames": ("frames", "FramesCommand", "frames"),
+    "demo": ("demo", "DemoCommand", "demo"),
+    "compose": ("compose", "ComposeCommand", "compose"),
+    "info": ("adapters", "InfoCommand", "info"),
+    "verify": ("adapters", "VerifyCommand", "verify"),
+    "export": ("adapters", "ExportCommand", "export"),
+    "pull": ("models", "PullCommand", "pull"),
+    "import": ("models", "ImportCommand", "import_checkpoint"),
+    "bench": ("bench", "BenchCommand", "bench"),
+    "eval": ("eval", "EvalCommand", "evaluate"),
+    "train": ("train", "TrainCommand", "train"),
+    "completion": ("manual", "CompletionCommand", "completion"),
+    "help": ("manual", "HelpCommand", "show_help"),
+}
+"""The commands, in the order of the help: the module of each in this folder, its class and its function."""
+LEAST_COLUMNS = 30
+"""The narrowest help that can be formatted."""
 
 
-@app.callback(invoke_without_command=True)
 def root(
     context: typer.Context,
     version: Annotated[
@@ -64,35 +65,38 @@ def root(
         raise typer.Exit(2)
 
 
-app.command("encode", cls=EncodeCommand, no_args_is_help=True)(encode)
-app.command("ask", cls=AskCommand, no_args_is_help=True)(ask)
-app.command("find", cls=FindCommand, no_args_is_help=True)(find)
-app.command("frames", cls=FramesCommand, no_args_is_help=True)(frames)
-app.command("demo", cls=DemoCommand)(demo)
-app.command("compose", cls=ComposeCommand, no_args_is_help=True)(compose)
-app.command("info", cls=InfoCommand, no_args_is_help=True)(info)
-app.command("verify", cls=VerifyCommand, no_args_is_help=True)(verify)
-app.command("export", cls=ExportCommand, no_args_is_help=True)(export)
-app.command("pull", cls=PullCommand, no_args_is_help=True)(pull)
-app.command("import", cls=ImportCommand, no_args_is_help=True)(import_checkpoint)
-app.command("bench", cls=BenchCommand)(bench)
-app.command("eval", cls=EvalCommand, no_args_is_help=True)(evaluate)
-app.command("train", cls=TrainCommand, no_args_is_help=True)(train)
-app.command("completion", cls=CompletionCommand, no_args_is_help=True)(completion)
-app.command("help", cls=HelpCommand)(show_help)
+def program(names: Iterable[str]) -> typer.Typer:
+    """Return the program with these commands, in their order. Imports the modules of these alone."""
+    built = typer.Typer(
+        name="v2l",
+        cls=ExplainedGroup,
+        help="Encode a video into a small adapter, from which a vision-language model answers without visual tokens.",
+        context_settings={"help_option_names": ["-h", "--help"]},
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,  # rich would double the time of `v2l --help`
+    )
+    built.callback(invoke_without_command=True)(root)
+    for name in names:
+        module, kind, function = COMMANDS[name]
+        found = import_module(f"v2l.cli.{module}")
+        built.command(name, cls=getattr(found, kind))(getattr(found, function))
+    return built
 
-LEAST_COLUMNS = 30
-"""The narrowest help that can be formatted."""
+
+@cache
+def __getattr__(name: str) -> Any:
+    """Return `app`, the program with all commands, built when it is asked for."""
+    if name != "app":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return program(COMMANDS)
 
 
-def _program(words: Sequence[str]) -> typer.Typer:
-    """Return the app with no other command than the first word names, if it names one: to build all of them takes a
-    tenth of the time of `v2l info`. `help` finds all of them."""
-    program = copy.copy(app)
-    first = "" if words[:1] == ["help"] else words[0] if words else ""
-    named = [registered for registered in app.registered_commands if registered.name == first]
-    program.registered_commands = named or app.registered_commands
-    return program
+def _named(words: Sequence[str]) -> Iterable[str]:
+    """Return the command that the first word names, or all of them: to build all takes a third of the time of `v2l
+    info`. `help` finds all of them."""
+    return words[:1] if words and words[0] in COMMANDS and words[0] != "help" else COMMANDS
 
 
 def main() -> None:
@@ -102,7 +106,7 @@ def main() -> None:
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115  # open as long as the process
     try:
         columns = stated_columns()
-        _program(sys.argv[1:])(terminal_width=columns and max(columns, LEAST_COLUMNS))
+        program(_named(sys.argv[1:]))(terminal_width=columns and max(columns, LEAST_COLUMNS))
     except KeyboardInterrupt:
         sys.exit(130)
     except OSError as error:  # the help could not be written

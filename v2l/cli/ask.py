@@ -218,7 +218,8 @@ def ask_all(
     ready = [source for source in sources if _is_ready(source, display)]
     ok = None not in encoded and len(ready) == len(sources) and not request.errors
     if not (asked or read_stdin):
-        return _chat(ready, options, display) and ok
+        _chat(ready, options, display)
+        return ok
     if len(sources) * len(asked) == 1:
         failed = sum(not _answer(source, asked[0], options, display) for source in ready)
     else:
@@ -226,13 +227,13 @@ def ask_all(
     return ok and not failed
 
 
-def _chat(sources: Sequence[AnswerSource], options: AnswerOptions, display: Display) -> bool:
+def _chat(sources: Sequence[AnswerSource], options: AnswerOptions, display: Display) -> None:
     def answer_each(question: str) -> bool:
         if any(source.file is None for source in sources):
             raise UsageError("a video in context has no segments; /each asks adapters")
         return answer_each_segment(sources, [question], options, display)
 
-    return chat(
+    chat(
         sources,
         lambda source, question: _answer(source, question, options, display),
         answer_each,
@@ -246,13 +247,14 @@ def _is_ready(source: AnswerSource, display: Display) -> bool:
     try:
         if source.error:
             raise source.error
-        announce_model(source.loader, display)
+        announce_model(source.loader, display, source.chosen_by)
         if source.file is None:
             _ = source.loader.vlm
             return True
-        from v2l.adapters.lora import check_made_for
+        model = source.loader.language_model
+        from v2l.adapters.lora import check_made_for  # imports torch, which the line about loading precedes
 
-        check_made_for(source.file.description.base_model, source.loader.language_model)
+        check_made_for(source.file.description.base_model, model)
     except V2LError as error:
         display.error(error_line(source.path, error))
         return False

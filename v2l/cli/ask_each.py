@@ -50,7 +50,7 @@ def _answer(source: AnswerSource, question: str, several: bool, options: AnswerO
     from v2l.inference.each import ask_segments
 
     def load() -> FrozenVLM:
-        announce_model(source.loader, display)
+        announce_model(source.loader, display, source.chosen_by)
         return source.loader.language_model
 
     def progress(done: int, total: int) -> None:

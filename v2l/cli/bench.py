@@ -55,6 +55,7 @@ class BenchCommand(GroupedCommand):
     """`v2l bench --help` with an example."""
 
     example = "v2l bench lecture.mp4 --model smolvlm2-500m --frames 12,64 -o bench.jsonl"
+    runs_alone = True
 
 
 def bench(
@@ -293,7 +294,15 @@ def _describe_video(header: Mapping[str, Any], bench: Bench) -> str:
 
 
 def _print_tables(settings: Sequence[BenchSetting], questions: int, title: str, display: Display) -> None:
-    from v2l.bench.report import amortization, encoding_line, first_token, sweep, token_load, unsteady_line
+    from v2l.bench.report import (
+        UNCHARGED,
+        amortization,
+        encoding_line,
+        first_token,
+        sweep,
+        token_load,
+        unsteady_line,
+    )
 
     for setting in settings:
         display.write(f"{setting.frames:,} frames, {setting.resolution} px; {title}\n")
@@ -302,6 +311,7 @@ def _print_tables(settings: Sequence[BenchSetting], questions: int, title: str, 
             display.write("\n")
         if setting.encoding:
             display.write(encoding_line(setting.encoding) + "\n\n")
+    display.write(f"{UNCHARGED}\n")
     if line := unsteady_line(settings):
         display.write(line + "\n")
     if len(settings) > 1:

@@ -38,30 +38,22 @@ Source = TypeVar("Source", bound=Named)
 
 def chat(
     sources: Sequence[Source],
-    answer: Callable[[Source, str], bool],
-    answer_each: Callable[[str], bool],
+    answer: Callable[[Source, str], object],
+    answer_each: Callable[[str], object],
     describe: Callable[[Source], str],
     display: Display,
-) -> bool:
-    """Answer questions until the chat is ended; True if all were answered.
+) -> None:
+    """Answer questions until the chat is ended. A question that fails does not fail the chat: its error was read.
 
-    answer: prints the answer of a source to a question; False if it failed
-    answer_each: prints the answers of all segments of all sources; False if one failed
+    answer: prints the answer of a source to a question, or its error
+    answer_each: prints the answers of all segments of all sources
     describe: returns a line about a source
     """
 
-    def answer_all(question: str) -> bool:
-        answered = True
-        for source in sources:
-            if len(sources) > 1:
-                display.write(f"{printable(source.path)}: ")
-            answered = answer(source, question) and answered
-        return answered
-
     if not sources:
-        return True
+        return
     display.note("type a question per line; /help lists the commands, Ctrl-D ends the chat, Ctrl-C stops an answer")
-    ok, last = True, ""
+    last = ""
     for line in _typed_lines(display):
         command, _, rest = line.partition(" ")
         try:
@@ -71,28 +63,29 @@ def chat(
                 display.write("".join(f"{describe(source)}\n" for source in sources))
             elif command == "/each":
                 last = rest.strip() or last
-                ok = _each(last, answer_each, display) and ok
+                _each(last, answer_each, display)
             elif command[:1] == "/" and command[1:].isalpha() and not rest:
                 display.error(f"no command {printable(command)}; /help lists the commands")
             else:
                 last = line
-                ok = answer_all(line) and ok
+                for source in sources:
+                    if len(sources) > 1:
+                        display.write(f"{printable(source.path)}: ")
+                    answer(source, line)
         except KeyboardInterrupt:
             display.end_progress()
             display.write("\n")
-    return ok
 
 
-def _each(question: str, answer_each: Callable[[str], bool], display: Display) -> bool:
-    """Ask every segment; a question that is missing fails nothing."""
+def _each(question: str, answer_each: Callable[[str], object], display: Display) -> None:
+    """Ask every segment, and print what fails."""
     if not question:
         display.error("no question yet; write it after /each")
-        return True
+        return
     try:
-        return answer_each(question)
+        answer_each(question)
     except V2LError as error:
         display.error(str(error))
-        return False
 
 
 def _typed_lines(display: Display) -> Iterator[str]:

@@ -14,7 +14,7 @@ import typer
 
 from v2l.cli.console import Display, command, shown
 from v2l.cli.help import GroupedCommand
-from v2l.cli.options import READ, WRITE, Debug, Json, Overwrite, Quiet, check_replaceable
+from v2l.cli.options import READ, WRITE, Debug, Json, Overwrite, Quiet, check_no_video, check_replaceable
 from v2l.errors import UsageError
 from v2l.io.text import amount, clock, printable
 
@@ -71,6 +71,7 @@ def compose(
     Timelines, and more segments than can be attached together, become one timeline, also of several videos.
     """
     with command(as_json, quiet, debug) as display:
+        check_no_video(adapters, "its adapter is made with: v2l encode {}")
         compose_adapters(adapters, output, rank, overwrite, display)
 
 

@@ -97,7 +97,7 @@ class Display:
     def table(self, header: list[str], rows: list[list[str]], justify: Literal["left", "right"] = "right") -> None:
         """Print a table: aligned on a terminal, as tab-separated lines in a pipe.
 
-        justify: alignment of all columns but the first
+        justify: alignment of all columns but the first; beside text, names of up to a third of the width stay whole
         """
         if _plain():
             self.write("".join("\t".join(map(escape, row)) + "\n" for row in [header, *rows]))
@@ -107,12 +107,14 @@ class Display:
         from rich.table import Table
         from rich.text import Text
 
-        table = Table(box=SIMPLE_HEAD)
+        table, console = Table(box=SIMPLE_HEAD), Console()
         for place, name in enumerate(header):
             table.add_column(name, justify=justify if place else "left", overflow="fold")
         for row in rows:
             table.add_row(*(Text(escape(cell)) for cell in row))
-        Console().print(table)
+        names = max((len(row[0]) for row in rows), default=0)
+        table.columns[0].no_wrap = justify == "left" and names <= console.width // 3
+        console.print(table)
 
     # Notes -----------------------------------------------------------------------------------------------------
 
@@ -275,10 +277,10 @@ def _jsonable(value: Any) -> Any:
     raise TypeError(f"{type(value)} is not JSON-serializable")
 
 
-def announce_model(loader: ModelLoader, display: Display) -> None:
+def announce_model(loader: ModelLoader, display: Display, chosen_by: str | None = None) -> None:
     """Say that the model is the demonstration model, if it is; with --verbose, how it was chosen. Raises V2LError if
-    the model is missing."""
-    display.detail(f"model {printable(loader.model)}, chosen by: {loader.chosen_by}")
+    the model is missing. chosen_by: as for `model_record`"""
+    display.detail(f"model {printable(loader.model)}, chosen by: {chosen_by or loader.chosen_by}")
     if loader.is_tiny:
         display.announce_tiny()
 
@@ -331,7 +333,7 @@ def _end_interrupted(display: Display) -> NoReturn:
     """Say so, on a line of its own, and exit."""
     display.end_progress()
     display.end_line()
-    display.note("interrupted; what was finished is kept")
+    display.note("interrupted; what was finished is kept, and the same command continues")
     raise typer.Exit(130) from None
 
 

@@ -37,6 +37,7 @@ class DemoCommand(GroupedCommand):
     """`v2l demo --help` with an example."""
 
     example = "v2l demo --output-dir /tmp"
+    runs_alone = True
 
 
 def demo(
@@ -124,17 +125,23 @@ def _print_answers(
         return
     knows_truth = answers[0].truth is not None
     header = ["question", *(["the clip shows"] if knows_truth else [])]
-    header += ["adapter", "in context", "visual tokens", "time to first token"]
+    header += ["adapter", "in context", "visual tokens", "first token (ms)"]
     rows = [
         [
             answer.question,
             *([answer.truth] if answer.truth is not None else []),
             *(answer.from_adapter, answer.in_context),
             f"{answer.visual_tokens[0]} / {answer.visual_tokens[1]}",
-            " / ".join(f"{(seconds or 0.0) * 1000:.1f}" for seconds in answer.first_token) + " ms",
+            " / ".join(map(_milliseconds, answer.first_token)),
         ]
         for answer in answers
     ]
-    display.table(header, rows)
+    display.table(header, rows, justify="left")
     display.note("adapter / in context; in context, the video is decoded and encoded again for every question")
     display.note(f'try it: v2l ask {shown(adapter)} "{"what is written first?" if knows_truth else "what is shown?"}"')
+
+
+def _milliseconds(seconds: float | None) -> str:
+    """Format a time with three digits, in milliseconds."""
+    time = (seconds or 0.0) * 1000
+    return f"{time:.3g}" if time < 999.5 else f"{time:,.0f}"

@@ -21,8 +21,15 @@ from v2l.inference.targets import find_targets
 from v2l.io.files import unreadable
 from v2l.io.records import to_json
 from v2l.io.text import amount, clock, printable
-from v2l.models.hypernetwork_file import HypernetworkConfig, HypernetworkFile, Provenance, locate, weight_shapes
-from v2l.models.presets import PRESETS, is_tiny
+from v2l.models.hypernetwork_file import (
+    FILE_NAME,
+    HypernetworkConfig,
+    HypernetworkFile,
+    Provenance,
+    locate,
+    weight_shapes,
+)
+from v2l.models.presets import PRESETS, check_no_repository, is_tiny
 
 Rows = list[tuple[str, str]]
 """Names and values."""
@@ -31,7 +38,7 @@ Rows = list[tuple[str, str]]
 def describe(path: Path) -> tuple[str, Rows, dict[str, Any]]:
     """Return the kind of a file, its description as rows, and as a record.
 
-    Raises V2LError if it is no adapter, hypernetwork or video, or is damaged.
+    Raises V2LError if it is no adapter, hypernetwork, preset or video, or is damaged.
     """
     if path.name.endswith(ADAPTER_SUFFIX) or is_adapter_file(path):
         file = read_adapter_file(path)
@@ -41,7 +48,9 @@ def describe(path: Path) -> tuple[str, Rows, dict[str, Any]]:
     if is_video(path.name):
         return "video", *_describe_video(path)
     if not (os.path.exists(path) or os.fspath(path) in ("tiny", *PRESETS)):
+        check_no_repository(os.fspath(path))
         raise unreadable(path, FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT)))
+    _check_hypernetwork(path)
     size = os.stat(path).st_size if path.is_file() else 0
     config, provenance = _read_hypernetwork(path)
     trained = provenance.trained_with
@@ -64,6 +73,20 @@ def describe(path: Path) -> tuple[str, Rows, dict[str, Any]]:
     record = {"kind": "hypernetwork", "file": path, "bytes": size, "parameters": parameters}
     record["demonstration"] = is_tiny(provenance.base_fingerprint)
     return "hypernetwork", rows, {**record, "config": to_json(config), **to_json(provenance)}
+
+
+def _check_hypernetwork(path: Path) -> None:
+    """Raise V2LError, with all that can be described, if a path cannot be that of a hypernetwork."""
+    if os.path.isdir(path):
+        kind = "" if os.path.lexists(path / FILE_NAME) else f"a folder without a hypernetwork ({FILE_NAME})"
+    else:
+        named = path.suffix in (".pt", ".safetensors") or os.fspath(path) in ("tiny", *PRESETS)
+        kind = "" if named else "a file of another kind"
+    if kind:
+        raise V2LError(
+            f"{printable(path)} is {kind}; info describes adapters (*{ADAPTER_SUFFIX}), videos, hypernetworks "
+            f"(.safetensors, .pt, or the folder of a model that has one) and {', '.join(['tiny', *PRESETS])}"
+        )
 
 
 def _read_hypernetwork(path: Path) -> tuple[HypernetworkConfig, Provenance]:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from v2l.cli.console import Display, announce_model, shown
+from v2l.cli.console import Display, announce_model, model_record, shown
 from v2l.io.text import amount, printable, span
 
 if TYPE_CHECKING:
@@ -62,10 +62,8 @@ def _record(preview: Preview, loader: ModelLoader) -> dict[str, object]:
     record = dataclasses.asdict(preview)
     target = preview.target
     del record["target"]
-    return {"command": "encode", "dry_run": True, "video": target.video, "adapter": target.output, **record} | {
-        "model": loader.folder.id,
-        "model_chosen_by": loader.chosen_by,
-    }
+    named = {"command": "encode", "dry_run": True, "video": target.video, "adapter": target.output}
+    return {**named, **record, **model_record(loader)}
 
 
 def _summary(found: Sequence[Preview], failed: int) -> str:

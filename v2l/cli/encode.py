@@ -156,7 +156,11 @@ def encode(
     ] = False,
     overwrite: Annotated[
         bool,
-        typer.Option("--overwrite", help="Encode again, even if an adapter is up to date.", rich_help_panel=WRITE),
+        typer.Option(
+            "--overwrite",
+            help="Encode again in any case, and replace whatever is at the place of an adapter.",
+            rich_help_panel=WRITE,
+        ),
     ] = False,
     fail_fast: Annotated[
         bool, typer.Option("--fail-fast", help="Stop at the first video that fails.", rich_help_panel=WRITE)
@@ -180,8 +184,10 @@ def encode(
     The adapter of lecture.mp4 is lecture.v2l.safetensors. A long video becomes a timeline: one file with an overview
     and segments, and each question is answered by the part that it is about. --frames and --fps are those of a
     segment; more frames than in training make a single encoding. An interrupted timeline is continued by the same
-    command. Adapters that are up to date are not encoded again. Where two videos differ in their suffix only, one
-    adapter has the full name: lecture.avi.v2l.safetensors. The path of every adapter is printed.
+    command. Adapters that are up to date are not encoded again. An adapter is kept if other settings were chosen for it
+    and none are given now, and if it was composed; one of another video, or another file, is an error. Where two videos
+    differ in their suffix only, one adapter has the full name: lecture.avi.v2l.safetensors. The path of every adapter
+    is printed.
     """
     with command(as_json, quiet, debug) as display:
         if segments and segment_seconds:

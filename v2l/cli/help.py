@@ -10,16 +10,15 @@ import inspect
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
-import typer.core
-
 from v2l.cli.options import OUTPUT, SETTINGS
 from v2l.cli.settings import NamedSetting
+from v2l.cli.usage import ExplainedCommand
 
 OTHERS = "Options"
 """The group of options that name none."""
 
 
-class GroupedCommand(typer.core.TyperCommand):
+class GroupedCommand(ExplainedCommand):
     """A command that prints its options in groups."""
 
     example: ClassVar[str] = ""

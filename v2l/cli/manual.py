@@ -33,6 +33,7 @@ class HelpCommand(GroupedCommand):
     """`v2l help --help` with an example."""
 
     example = "v2l help encode"
+    runs_alone = True
 
 
 def show_help(

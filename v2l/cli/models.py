@@ -28,6 +28,13 @@ class PullCommand(GroupedCommand):
 
     example = "v2l pull smolvlm2-500m"
 
+    @classmethod
+    def hint(cls, parameter: str, value: str) -> str:
+        """Return what can be pulled instead of a name that is no preset."""
+        from v2l.models.presets import no_preset
+
+        return no_preset(value) if parameter == "preset" else ""
+
 
 class ImportCommand(GroupedCommand):
     """`v2l import --help` with an example."""

@@ -7,7 +7,8 @@ from the library or described in words.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -25,6 +26,13 @@ if TYPE_CHECKING:
 
 READ, WRITE, MODEL, OUTPUT, SETTINGS = "What to read", "Where to write", "Model", "Output", "Settings"
 """Groups of options that most commands have."""
+
+
+DEVICES = frozenset(
+    "cpu cuda fpga hip hpu ideep ipu lazy maia meta mkldnn mps mtia npu opencl opengl privateuseone ve vulkan xla "
+    "xpu".split()
+)
+"""The kinds of devices that torch names, and npu, the name that a backend of its own is commonly given."""
 
 
 class Dtype(StrEnum):
@@ -119,9 +127,10 @@ def model_loader(
     display: Display,
 ) -> ModelLoader:
     """Return the loader of the model that the options name, or of the default model if they name none. The display
-    shows when it is being loaded."""
+    shows when it is being loaded. Raises UsageError if the device cannot be one."""
     from v2l.inference.model_loader import ModelLoader, choose_model
 
+    check_device(device)
     name, chosen_by = choose_model(model)
     return ModelLoader(name, chosen_by, hypernetwork, device, dtype, display.loading)
 
@@ -146,6 +155,22 @@ def check_above_zero(name: str, value: float | None) -> None:
     """Raise UsageError if an option was given and its number is not finite and above 0."""
     if value is not None and not 0 < value < float("inf"):
         raise UsageError(f"{name} is {value}; give a number above 0")
+
+
+def check_device(name: str | None) -> None:
+    """Raise UsageError for a name that is none of torch's devices. The device need not be there: only torch knows."""
+    kind, colon, number = (name or "cpu").partition(":")
+    if kind not in DEVICES or (colon and not re.fullmatch(r"0|[1-9]\d{0,4}", number, re.ASCII)):
+        raise UsageError(f"--device {printable(name or '')} is no device; name cpu, cuda, cuda:1, mps or xpu")
+
+
+def check_no_video(paths: Sequence[Path], advice: str) -> None:
+    """Raise UsageError if one of the adapters on a command line is a video. advice: the command, with {} for it"""
+    from v2l.inference.naming import is_video
+
+    for path in paths:
+        if is_video(path.name) and os.path.isfile(path):
+            raise UsageError(f"{printable(path)} is a video and no adapter; {advice.format(printable(path))}")
 
 
 def check_range(start: float | None, end: float | None) -> None:
@@ -323,7 +348,12 @@ Settings = Annotated[
 Json = Annotated[
     bool, typer.Option("--json", help="Print one JSON object per line instead of text.", rich_help_panel=OUTPUT)
 ]
-Quiet = Annotated[bool, typer.Option("--quiet", help="Print no notes and no progress.", rich_help_panel=OUTPUT)]
+Quiet = Annotated[
+    bool,
+    typer.Option(
+        "--quiet", help="Print no notes and no progress, except that tiny is for demonstration.", rich_help_panel=OUTPUT
+    ),
+]
 Debug = Annotated[
     bool,
     typer.Option(

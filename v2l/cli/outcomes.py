@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from v2l.cli.console import Display, model_record, shown
-from v2l.io.text import amount, printable
+from v2l.io.text import amount, counted, printable
 
 if TYPE_CHECKING:
     from v2l.adapters.adapter import Adapter
@@ -29,7 +29,7 @@ def _fewer_frames(adapter: Adapter | Timeline, options: EncodeOptions) -> Iterat
     segment, *more = adapter.description.segments
     if not more and len(segment.timestamps) < (options.reading.frames or 0):
         fps = options.reading.fps or 1.0
-        yield f"{len(segment.timestamps)} frames, {fps:g} a second; --fps takes more"
+        yield f"{counted(len(segment.timestamps), 'frame')}, {fps:g} a second; --fps takes more"
 
 
 def _record(outcome: Outcome, loader: ModelLoader) -> dict[str, Any]:
@@ -71,7 +71,8 @@ def print_outcome(
         record |= {"bytes": size, "frames": frames, "rank": made.rank, "seconds": round(outcome.seconds, 3)}
         record |= {"segments": segments} if segments > 1 else {}
         if sys.stdout.isatty():
-            text += f"  {amount(size)}, " + (f"{segments} segments, " if segments > 1 else "") + f"{frames} frames"
+            text += f"  {amount(size)}, " + (f"{segments} segments, " if segments > 1 else "")
+            text += counted(frames, "frame")
             text += f", {outcome.seconds:.1f} s" if outcome.seconds else ""
         for note in [*_fewer_frames(outcome.adapter, options), *outcome.adapter.description.not_validated]:
             display.note(f"{printable(output)}: {note}")

@@ -24,7 +24,7 @@ from v2l.bench.report import (
     unsteady_line,
 )
 from v2l.bench.results import Cell
-from v2l.evaluation.report import TITLES, Run, layer_means, rank_curves, varying
+from v2l.evaluation.report import TITLES, Run, describe_setting, layer_means, rank_curves, varying
 from v2l.io.files import write_atomically
 from v2l.io.text import duration
 
@@ -47,6 +47,18 @@ CONDITION_COLOURS = {
     "bias": FLOORS[1],
     "other_clip": FLOORS[2],
 }
+MARKS: Mapping[str, Mapping[str, Any]] = {
+    "segment_in_context": {"marker": "o", "markersize": 14, "fillstyle": "none", "markeredgewidth": 1.6},
+    "in_context": {"marker": "o", "markersize": 11, "fillstyle": "none", "markeredgewidth": 2},
+    "nothing": {"marker": "x", "markersize": 6},
+    "bias": {"marker": "+", "markersize": 8},
+    "other_clip": {"marker": "|", "markersize": 9, "markeredgewidth": 1.6},
+    "adapter": {"marker": "o", "markersize": 6.5},
+    "whole": {"marker": "D", "markersize": 4.5, "markeredgecolor": "white", "markeredgewidth": 0.5},
+    "overview": {"marker": "s", "markersize": 3.8, "markeredgecolor": "white", "markeredgewidth": 0.5},
+}
+"""The point of each condition in the picture of the kinds, the lowest first. Those of one score stay visible: rings are
+larger than the points above them, and crosses differ."""
 WIDTH, HEIGHT = 8.0, 3.6
 """Size of a picture in inches, at 200 pixels each."""
 
@@ -86,7 +98,8 @@ def plot_bench(settings: Sequence[BenchSetting], questions: int, title: str, ima
 def plot_eval(runs: Sequence[Run], title: str, image_format: str) -> dict[str, bytes]:
     """Return the pictures of an evaluation (paper figures 3, 5 and 6). image_format: png, svg or pdf
 
-    The curves of a sweep or an ablation, and the kinds of questions by condition, of the last run.
+    The curves of a sweep; those of an ablation and the kinds of questions by condition, of the last run, which their
+    titles name.
     """
     axes_of_sweep = varying([run.setting for run in runs])
     panels: dict[str, Panel] = {}
@@ -95,13 +108,15 @@ def plot_eval(runs: Sequence[Run], title: str, image_format: str) -> dict[str, b
     for axis in ("segments", "in_context_frames"):
         if axis in axes_of_sweep:
             panels[axis.replace("_", "-")] = partial(_along, runs=runs, axis=axis)
+    last = describe_setting(runs[-1].setting, axes_of_sweep)
+    shown = f" ({last})" if last else ""
     if rank_curves(runs[-1]):
-        panels["ranks"] = lambda ax: _ranks(ax, runs[-1])
+        panels["ranks"] = lambda ax: _ranks(ax, runs[-1], shown)
     if layer_means(runs[-1]):
-        panels["layers"] = lambda ax: _layers(ax, runs[-1])
+        panels["layers"] = lambda ax: _layers(ax, runs[-1], shown)
     pictures = {name: _picture(panel, title, image_format) for name, panel in panels.items()}
     rows = len(runs[-1].report.means) + 1
-    kinds = _picture(lambda ax: _kinds(ax, runs[-1]), title, image_format, max(HEIGHT, 1.4 + 0.28 * rows))
+    kinds = _picture(lambda ax: _kinds(ax, runs[-1], shown), title, image_format, max(HEIGHT, 1.4 + 0.28 * rows))
     return {**pictures, "kinds": kinds}
 
 
@@ -262,23 +277,31 @@ def _times_map(ax: Any, settings: Sequence[BenchSetting], value: Any, title: str
 # Evaluation ----------------------------------------------------------------------------------------------------
 
 
-def _kinds(ax: Any, run: Run) -> None:
-    """Draw a row for each kind of question, with a point for each condition."""
+def _kinds(ax: Any, run: Run, shown: str) -> None:
+    """Draw a row for each kind of question, with a point for each condition. shown: the setting in a sweep"""
     means = {**run.report.means, "all kinds": run.report.macro}
-    for name in reversed([name for name in TITLES if name in run.report.macro]):
+    for order, name in enumerate(name for name in MARKS if name in run.report.macro):
         shows = run.report.uses.get(name, {}).get("answerable")
         label = TITLES[name] if shows is None else f"{TITLES[name]} ({shows:.0%} of the times shown)"
-        size = 60 if name in ("adapter", "in_context") else 30
-        values = [mean[name] for mean in means.values()]
-        ax.scatter(values, range(len(means)), size, color=CONDITION_COLOURS[name], label=label, zorder=2, clip_on=False)
+        ax.plot(
+            [mean[name] for mean in means.values()],
+            range(len(means)),
+            color=CONDITION_COLOURS[name],
+            label=label,
+            linestyle="",
+            zorder=2 + order,
+            clip_on=False,
+            **MARKS[name],
+        )
     ax.set_yticks(range(len(means)), list(means), fontsize=9)
     ax.invert_yaxis()
     ax.grid(axis="y", color=PALE)
     ax.tick_params(axis="y", length=0)
     ax.set_xlim(0, 1)
-    ax.set_title("score by kind of question", loc="left", fontsize=10)
-    handles, labels = ax.get_legend_handles_labels()
-    ax.legend(handles[::-1], labels[::-1], fontsize=9, frameon=False, loc="center left", bbox_to_anchor=(1.02, 0.5))
+    ax.set_title(f"score by kind of question{shown}", loc="left", fontsize=10)
+    points = dict(zip((name for name in MARKS if name in run.report.macro), ax.lines, strict=True))
+    handles = [points[name] for name in TITLES if name in points]
+    ax.legend(handles=handles, fontsize=9, frameon=False, loc="center left", bbox_to_anchor=(1.02, 0.5))
 
 
 def _differences(ax: Any, runs: Sequence[Run]) -> None:
@@ -311,7 +334,7 @@ def _along(ax: Any, runs: Sequence[Run], axis: str) -> None:
     ax.set_title("score, mean over all kinds of question", loc="left", fontsize=10)
 
 
-def _ranks(ax: Any, run: Run) -> None:
+def _ranks(ax: Any, run: Run, shown: str) -> None:
     curves = rank_curves(run)
     counts = sorted({count for curve in curves.values() for count in curve})
     colours = (ADAPTER, CONTEXTS[0], CONTEXTS[3], ADAPTERS[3])
@@ -331,17 +354,17 @@ def _ranks(ax: Any, run: Run) -> None:
             )
     _lines(ax, ends)
     ax.set_xlabel("generated ranks kept, or left out from the top")
-    ax.set_title("score by rank, ranks ordered by the product of their factors' norms", loc="left", fontsize=10)
+    ax.set_title(f"score by rank, ordered by the product of the factors' norms{shown}", loc="left", fontsize=10)
 
 
-def _layers(ax: Any, run: Run) -> None:
+def _layers(ax: Any, run: Run, shown: str) -> None:
     means = layer_means(run)
     differences = [mean - run.report.macro["adapter"] for mean in means.values()]
     ax.bar(list(means), differences, color=ADAPTER)
     ax.xaxis.get_major_locator().set_params(integer=True)
     ax.axhline(0, color=INK, linewidth=0.8)
     ax.set_xlabel("layer left out")
-    ax.set_title("score without one layer, difference from the whole adapter", loc="left", fontsize=10)
+    ax.set_title(f"score without one layer, difference from the whole adapter{shown}", loc="left", fontsize=10)
 
 
 def _named(value: int | None, unit: str = "") -> str:

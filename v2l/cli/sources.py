@@ -16,7 +16,7 @@ from v2l.cli.encode import encode_with_progress
 from v2l.cli.outcomes import note_reason
 from v2l.errors import UsageError, V2LError
 from v2l.io.files import unreadable
-from v2l.io.text import clock, printable
+from v2l.io.text import clock, counted, printable
 
 if TYPE_CHECKING:
     from v2l.adapters.adapter import Adapter
@@ -98,7 +98,9 @@ def sort_words(words: Sequence[str], recursive: bool = False) -> AskRequest:
     errors = tuple(error for _, error in from_folders if error)
     is_joined = _is_one_question(questions, words)
     asked = [" ".join(questions)] if is_joined else questions
-    return AskRequest(tuple(adapters), tuple(videos), tuple(asked), "-" in words, is_joined, folders, errors)
+    return AskRequest(
+        tuple(dict.fromkeys(adapters)), tuple(videos), tuple(asked), "-" in words, is_joined, folders, errors
+    )
 
 
 def _is_one_question(questions: Sequence[str], words: Sequence[str]) -> bool:
@@ -156,7 +158,7 @@ class AnswerSource:
             return f"{printable(self.path)}: in context"
         made = self.file.description
         count, first, last = len(made.segments), made.segments[0], made.segments[-1]
-        segments = f"{count} segments" if count > 1 else f"{len(first.timestamps)} frames"
+        segments = f"{count} segments" if count > 1 else counted(len(first.timestamps), "frame")
         return f"{printable(self.path)}: {clock(first.start)}-{clock(last.end)}, {segments}, {made.base_model.id}"
 
     @cached_property
@@ -179,10 +181,12 @@ def encode_source(
 ) -> Path | None:
     """Return the up-to-date adapter of a video, encoding it if needed; None, with an error printed, if that fails.
 
+    An adapter of the video that was read in another way stays as it is: the one to ask goes to the cache.
+
     overwrite: encode it in any case
     """
     from v2l.adapters.timeline_description import Segmentation
-    from v2l.inference.batch import EncodeOptions
+    from v2l.inference.batch import EncodeOptions, locate_adapter
     from v2l.inference.targets import find_targets
     from v2l.video.sampling import Reading
 
@@ -194,6 +198,10 @@ def encode_source(
         replace_foreign=loader.chosen_by == "option",
         any_reading=reading == Reading(),
     )
+    for place, target in enumerate(targets if reading != Reading() else []):
+        with contextlib.suppress(V2LError):  # encoding raises it again
+            if target.cache and not target.error and locate_adapter(target, encoding, loader)[1].other_reading:
+                targets[place] = target.in_cache()
     adapter = None
     for outcome in encode_with_progress(targets, encoding, loader, display):
         display.end_progress()
@@ -260,12 +268,8 @@ def choose_in_folders(
 
 
 def _video_names(source: AnswerSource) -> tuple[str, ...]:
-    from v2l.adapters.description import AdapterFile
-
     assert source.file is not None, "only adapters have names of videos"
-    if isinstance(source.file, AdapterFile):
-        return tuple(dict.fromkeys(segment.source.name for segment in source.file.description.segments))
-    return tuple(each.name for each in source.file.description.sources)
+    return tuple(dict.fromkeys(each.name for each in source.file.description.sources))
 
 
 def _whole(path: Path) -> Path | None:

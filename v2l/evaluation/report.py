@@ -104,7 +104,8 @@ class Report:
 
     def against_table(self) -> Table:
         """Table of the adapter against each other condition, one row per margin."""
-        header = ["adapter against", "difference", "95% interval", "margin", "non-inferior", "equivalent", "p"]
+        verdicts = ["non-inferior", "equivalent", "p of equivalence"]
+        header = ["adapter against", "difference", "95% interval", "margin", *verdicts]
         rows = [
             [
                 TITLES[name],

@@ -19,7 +19,7 @@ from v2l.inference.model_loader import ModelLoader
 from v2l.inference.readings import fill_reading, plan_segments, plan_timeline
 from v2l.inference.staleness import Staleness, Wanted, check_staleness
 from v2l.inference.targets import Target
-from v2l.io.claims import Claim, Claims, UnwritableFolder
+from v2l.io.claims import Claim, Claims, UnwritableFolder, parts_folder
 from v2l.io.files import check_name, make_folder, sweep
 from v2l.io.text import printable
 from v2l.video.client import probe
@@ -57,7 +57,7 @@ class EncodeOptions:
 class Outcome:
     """The result for one adapter.
 
-    status: "encoded", "current", "kept" (it was made for another model) or "failed"
+    status: "encoded", "current", "kept" (made for another model or with other settings, or composed) or "failed"
     note: why it was encoded again or kept, or the error
     seconds: encoding time; adapter: the adapter or timeline if this run made it
     """
@@ -199,6 +199,10 @@ def _compare_and_claim(target: Target, options: EncodeOptions, loader: ModelLoad
     """Compare a target with its existing adapter, and claim it if it is to be encoded."""
     target, found = compare(target, options, loader)
     if found.state in ("current", "kept"):
+        if found.state == "current" and os.path.isdir(parts_folder(target.output)):  # of an interrupted --overwrite
+            from v2l.inference.timeline import discard_parts
+
+            discard_parts(target.output)
         return _Prepared(target, Outcome(target, found.state, found.reason))
     inode = _inode(target)
     try:
@@ -241,8 +245,16 @@ def locate_adapter(
     if options.overwrite:
         target = target.in_cache() if cache and cache.is_preferred else target
         return target, Staleness("stale" if os.path.lexists(target.output) else "missing")
-    wanted = Wanted(target.video, fill(options, loader), loader.fingerprint, loader.provenance, options.segmentation)
-    settled = {"current"} if options.replace_foreign else {"current", "foreign"}
+    defaults = {name for name in ("frames", "fps", "resolution") if getattr(options.reading, name) is None}
+    wanted = Wanted(
+        target.video,
+        fill(options, loader),
+        loader.fingerprint,
+        loader.provenance,
+        options.segmentation,
+        frozenset(defaults if options.segmentation.is_chosen else {*defaults, "segments"}),
+    )
+    settled = {"current", "kept"} if options.replace_foreign else {"current", "kept", "foreign"}
 
     def check(output: Path) -> Staleness:
         return check_staleness(output, wanted, options.check_hash, options.any_reading, touch)

@@ -142,8 +142,14 @@ def finish_encode(
     path, started = pending.opened.path, time.perf_counter()
     with memory_errors(f"encoding {printable(path)}", vlm.device, vlm.dtype, fix=FEWER_FRAMES):
         encoded = encode_images(pending.plan, vlm, lambda done, frames: progress(done, frames + vlm.num_layers))
-    seconds = time.perf_counter() - started
-    logger.debug("%s: %d frames, vision tower %.2f s", path, len(encoded.frames), seconds)
+    tower = time.perf_counter() - started - encoded.waited
+    logger.debug(
+        "%s: %d frames, waited %.2f s for decoding, vision tower %.2f s",
+        path,
+        len(encoded.frames),
+        encoded.waited,
+        tower,
+    )
     return adapter_from_frames(pending, encoded, vlm, hypernetwork, progress)
 
 

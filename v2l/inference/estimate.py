@@ -1,10 +1,10 @@
 """Estimate how long encodings take, before the first of them: the operations of the networks, at the measured speed of
-a matrix product."""
+a matrix product, and the frames to decode, at the measured speed of the first ones."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -13,8 +13,13 @@ import torch
 from v2l.inference.encode import ADAPTER_TYPE
 from v2l.models.config import SmolVLMConfig, VisionGeometry
 from v2l.models.hypernetwork_file import HypernetworkConfig
+from v2l.video.container import decoding_threads
+from v2l.video.decoder import frames_to_decode
+from v2l.video.sampling import Video
 
 MEASURED_SECONDS = 0.05
+LEAST_PIXEL_COST = 2e-9
+"""Processor seconds that decoding a pixel of any frame takes at least."""
 TEXT_TOKENS = 30
 """Tokens of text around a frame in the prompt."""
 ANSWER_TOKENS = 16
@@ -41,7 +46,7 @@ def factor_bytes(config: HypernetworkConfig, parts: int) -> int:
 def seconds_per_encoding(networks: Networks, frames: int, questions: int = 0) -> float:
     """Estimate the seconds of one encoding without tiles, from the number of frames and of questions for the index.
 
-    Within a factor of about two; decoding the video and overheads are not included.
+    Within a factor of about two; decoding and overheads are not included.
     """
     language, vision = networks.config.text_config, networks.config.vision_config
     tokens = frames * (networks.geometry.tokens_per_image + TEXT_TOKENS)
@@ -62,6 +67,17 @@ def seconds_per_encoding(networks: Networks, frames: int, questions: int = 0) ->
     # An answer reads all weights of the decoder for every token
     steps = questions and ANSWER_TOKENS * decoder
     return operations * _seconds_per_operation(networks, 256) + 2 * steps * _seconds_per_operation(networks, 1)
+
+
+def seconds_to_decode(video: Video, wanted: Sequence[int]) -> float:
+    """Estimate the seconds of decoding the frames with these ascending indices: all frames from the key frame before
+    the first to the last.
+
+    Within a factor of about two (docs/speed.md), and rather too many.
+    """
+    # The first frames may be empty, and so cheaper than the others
+    each = max(video.frame_cost, LEAST_PIXEL_COST * video.width * video.height)
+    return frames_to_decode(video, wanted) * each / decoding_threads()
 
 
 @cache

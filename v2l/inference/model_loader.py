@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from v2l.adapters.description import BaseModel
 from v2l.errors import ModelError, V2LError, reason
 from v2l.io.text import printable
+from v2l.models.allocator import return_freed_memory
 from v2l.models.hypernetwork_file import HypernetworkConfig, Provenance, locate, read_header
 from v2l.models.lock_file import lock_path, read_lock
 from v2l.models.presets import PRESETS, ModelFolder, find_model, is_tiny, preset_name
@@ -123,7 +124,11 @@ class ModelLoader:
         _ = self.fingerprint, self.provenance
 
     def load(self) -> tuple[FrozenVLM, Hypernetwork]:
-        """Load both, for encoding. Raises ModelError if one cannot be loaded, since every video would fail."""
+        """Load both, for encoding. Raises ModelError if one cannot be loaded, since every video would fail.
+
+        From then on, the process returns freed memory to the system, which bounds the peak of encoding.
+        """
+        return_freed_memory()
         return self.vlm, self.hypernetwork
 
     def _load(self, vision: bool) -> FrozenVLM:
@@ -167,11 +172,17 @@ def choose_model(option: str | None) -> tuple[str, str]:
 
 def choose_model_for(base: BaseModel, option: str | None) -> tuple[str, str]:
     """Return (model, chosen_by) for an adapter: the model it was made for, if neither the option nor the environment
-    names one."""
+    names one. Raises V2LError if its model has no name, or they name another preset than the adapter's."""
     model, chosen_by = choose_model(option)
-    if chosen_by not in ("default", "fallback"):
-        return model, chosen_by
     name = preset_name(base.id)
+    if chosen_by not in ("default", "fallback"):
+        own = "tiny" if is_tiny(base.fingerprint) else name
+        if own not in (None, model) and model in ("tiny", *PRESETS):
+            raise V2LError(
+                f"this adapter was made for {own} and not for {model}; load its model (--model {own}), or encode the "
+                "video again"
+            )
+        return model, chosen_by
     if name is None:
         raise V2LError(
             f"this adapter was made for {printable(base.id)} ({printable(base.fingerprint[:12])}), a model that v2l "

@@ -7,7 +7,6 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from v2l.adapters.description import Description
 from v2l.adapters.timeline_description import read_adapter_file
 from v2l.errors import V2LError
 from v2l.io.files import FileIdentity
@@ -163,10 +162,9 @@ def _sources(adapter: Path) -> list[FileIdentity]:
     if not os.path.lexists(adapter):
         return []
     try:
-        made = read_adapter_file(adapter).description
+        return list(read_adapter_file(adapter).description.sources)
     except V2LError:
         return []
-    return [segment.source for segment in made.segments] if isinstance(made, Description) else list(made.sources)
 
 
 def _size(video: Path) -> int | None:

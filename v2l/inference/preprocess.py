@@ -9,6 +9,7 @@ import math
 import os
 import queue
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -17,13 +18,14 @@ import numpy as np
 import torch
 
 from v2l.errors import V2LError
+from v2l.inference.readings import covered
 from v2l.io.text import printable
 from v2l.models.device import FEWER_FRAMES, memory_errors
 from v2l.models.hypernetwork_file import TrainedWith
 from v2l.models.processor import PromptFrame, frame_images, prompt_frames, tile_grid, video_text
 from v2l.models.smolvlm import IMAGES_AT_ONCE, FrozenVLM, Window
 from v2l.video.client import probe, read_frames
-from v2l.video.sampling import Reading, Video, choose_frames
+from v2l.video.sampling import Reading, Video, frames_of
 
 AHEAD = 2
 """Number of micro-batches of pixels that are decoded ahead of the vision tower."""
@@ -37,6 +39,7 @@ class EncodedFrames:
     images: (N, tokens, D) embeddings of all images, frame by frame; N is the number of frames if none is tiled
     span: start and end, in seconds of the video, of what the prompt presents as a video
     notes: remarks about the pictures for the user; damaged: whether any picture is damaged
+    waited: seconds for which the vision tower waited for decoded frames
     """
 
     video: Video
@@ -45,6 +48,7 @@ class EncodedFrames:
     span: tuple[float, float]
     notes: tuple[str, ...] = ()
     damaged: bool = False
+    waited: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,7 @@ def plan_frames(video: Video, vlm: FrozenVLM, reading: Reading) -> FramePlan:
     frame or a frame does not fit into a prompt."""
     assert reading.frames and reading.fps and reading.resolution, "fill_reading fills these"
     resolution, keep_damaged = reading.resolution, reading.keep_damaged
-    chosen = choose_frames(video, reading.frames, reading.fps, reading.start, reading.end, reading.skip_ends)
+    chosen = frames_of(video, reading)
     grid = tile_grid(video.width, video.height, vlm.geometry, resolution)
     _check_tiles(*grid, vlm, resolution)
     notes, damage = list(video.notes), list[str]()
@@ -95,8 +99,8 @@ def presented_span(video: Video, reading: Reading) -> tuple[float, float]:
     `own_times` the range of the reading, from a whole second."""
     if not reading.own_times:
         return 0.0, video.duration
-    end = video.duration if reading.end is None else min(reading.end, video.duration)
-    return float(math.floor(reading.start or 0.0)), end
+    start, end = covered(video, reading)
+    return float(math.floor(start)), end
 
 
 def encode_video_images(
@@ -118,11 +122,17 @@ def encode_images(
     """Encode the planned frames with the vision tower."""
     images_per_frame = plan.frames[0].rows * plan.frames[0].cols + 1
     embeddings: list[torch.Tensor] = []
-    for batch in plan.images:
+    waited = 0.0
+    while True:
+        asked = time.perf_counter()
+        batch = next(plan.images, None)
+        waited += time.perf_counter() - asked
+        if batch is None:
+            break
         embeddings.append(vlm.encode_images(batch))
         progress(sum(map(len, embeddings)) // images_per_frame, len(plan.frames))
     notes, damaged = tuple(plan.notes), bool(plan.damage)
-    return EncodedFrames(plan.video, plan.frames, torch.cat(embeddings), plan.span, notes, damaged)
+    return EncodedFrames(plan.video, plan.frames, torch.cat(embeddings), plan.span, notes, damaged, waited)
 
 
 def _check_tiles(rows: int, cols: int, vlm: FrozenVLM, resolution: int) -> None:
@@ -196,19 +206,19 @@ def cut_windows(encoded: EncodedFrames, vlm: FrozenVLM, trained_with: TrainedWit
     """Split a video into prompts that fit the model's positions.
 
     A video that fits is one window, as published. A longer one is split into windows of `window_frames` frames, or
-    fewer if those do not fit. Each window is a complete prompt with its own intro line, the times of its
-    frames and positions from zero. Raises V2LError if a single frame does not fit.
+    fewer if those do not fit. Each window is a complete prompt with its own intro line, the times of its frames
+    and positions from zero. Raises V2LError if a single frame does not fit.
     """
 
     def ids(start: int, stop: int) -> torch.Tensor:
         return video_ids(encoded, vlm, trained_with.prompt, start, stop, marks_end=trained_with.marks_end)
 
     count = len(encoded.frames)
-    spans = fitting_windows(count, ids, vlm.max_positions, trained_with.window_frames)
+    windows = fitting_windows(count, ids, vlm.max_positions, trained_with.window_frames)
     per_frame = len(encoded.images) // count
     return [
         Window(stop - start, window, encoded.images[start * per_frame : stop * per_frame])
-        for start, stop, window in spans
+        for start, stop, window in windows
     ]
 
 

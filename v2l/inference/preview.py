@@ -15,7 +15,7 @@ from v2l.inference.model_loader import ModelLoader
 from v2l.inference.readings import plan_timeline
 from v2l.inference.targets import Target
 from v2l.video.client import probe
-from v2l.video.sampling import choose_frames
+from v2l.video.sampling import frames_of
 
 if TYPE_CHECKING:
     from v2l.inference.estimate import Networks
@@ -69,21 +69,18 @@ def _with_cost(result: Preview, options: EncodeOptions, loader: ModelLoader) -> 
     config, provenance = loader.hypernetwork_header
     video, reading = probe(result.target.video), fill(options, loader)
     segments = plan_timeline(video, reading, provenance.trained_with, options.segmentation)
-    frames = [
-        len(choose_frames(video, part.frames or 1, part.fps or 1.0, part.start, part.end, part.skip_ends))
-        for part in (reading, *segments)
-    ]
-    from v2l.inference.estimate import factor_bytes, seconds_per_encoding
+    chosen = [frames_of(video, part) for part in (reading, *segments)]
+    from v2l.inference.estimate import factor_bytes, seconds_per_encoding, seconds_to_decode
     from v2l.inference.timeline import index_questions
 
     questions = len(index_questions(provenance)) if options.index and segments else 0
     networks = _networks(loader)
-    seconds = [
-        seconds_per_encoding(networks, frames[0]),
-        *(seconds_per_encoding(networks, n, questions) for n in frames[1:]),
-    ]
-    size = factor_bytes(config, len(frames))
-    return replace(result, frames=sum(frames), segments=len(segments) or 1, seconds=sum(seconds), bytes=size)
+    seconds = sum(
+        seconds_per_encoding(networks, len(part), questions if number else 0) + seconds_to_decode(video, part)
+        for number, part in enumerate(chosen)
+    )
+    size, frames = factor_bytes(config, len(chosen)), sum(map(len, chosen))
+    return replace(result, frames=frames, segments=len(segments) or 1, seconds=seconds, bytes=size)
 
 
 def _networks(loader: ModelLoader) -> Networks:

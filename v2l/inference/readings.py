@@ -8,7 +8,7 @@ from numbers import Integral
 
 from v2l.adapters.timeline_description import Segmentation
 from v2l.errors import V2LError
-from v2l.io.text import printable
+from v2l.io.text import counted, printable
 from v2l.models.config import VisionGeometry
 from v2l.models.hypernetwork_file import TrainedWith
 from v2l.video.sampling import Reading, Video
@@ -110,7 +110,7 @@ def cut(video: Video, reading: Reading, segments: int | None, seconds: float | N
         count, length = max(1, math.ceil(round((end - start) / seconds, 6))), seconds
     if count > 1 and video.constant_rate and length * video.fps < 1:
         raise V2LError(
-            f"{printable(video.path)} has {video.fps:g} frames a second, too few for {count:,} segments of "
+            f"{printable(video.path)} has {counted(video.fps, 'frame')} a second, too few for {count:,} segments of "
             f"{length:g} s; use fewer or longer segments"
         )
     starts = [round(start + index * length, 6) for index in range(count)]

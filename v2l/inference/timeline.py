@@ -17,9 +17,10 @@ from v2l.adapters.timeline_description import Segmentation, TimelineRequest
 from v2l.errors import V2LError
 from v2l.inference.ask import ask_each
 from v2l.inference.encode import OpenedVideo, PendingEncode, finish_encode, open_video, start_encode
-from v2l.inference.estimate import Networks, factor_bytes, seconds_per_encoding
+from v2l.inference.estimate import Networks, factor_bytes, seconds_per_encoding, seconds_to_decode
+from v2l.inference.naming import ADAPTER_SUFFIX
 from v2l.inference.readings import check_wish, covered, fill_reading, plan_segments
-from v2l.io.claims import hidden_beside
+from v2l.io.claims import parts_folder
 from v2l.io.files import (
     make_folder,
     open_regular,
@@ -29,14 +30,14 @@ from v2l.io.files import (
     write_atomically,
 )
 from v2l.io.safetensors_file import canonical_json
-from v2l.io.text import amount, clock, printable, span
+from v2l.io.text import amount, clock, counted, printable, span
 from v2l.models.checkpoint import check_belongs
 from v2l.models.hypernetwork import Hypernetwork
 from v2l.models.hypernetwork_file import Provenance
 from v2l.models.presets import INDEX_QUESTIONS
 from v2l.models.smolvlm import FrozenVLM
 from v2l.video.client import decoder_version
-from v2l.video.sampling import READING_REVISION, Reading
+from v2l.video.sampling import READING_REVISION, Reading, frames_of
 
 INDEX_TOKENS = 48
 """Maximum length of an answer in the index."""
@@ -153,12 +154,17 @@ class TimelineJob:
 
     def estimate(self, vlm: FrozenVLM, hypernetwork: Hypernetwork, output: Path) -> TimelineEstimate:
         """Estimate the work that is left before it begins."""
-        parts = 1 + len(self.segments)
-        with contextlib.suppress(V2LError), FinishedParts.beside(output, self._key(vlm, hypernetwork)) as finished:
-            parts -= finished.count()
+        finished: set[int] = set()
+        with contextlib.suppress(V2LError), FinishedParts.beside(output, self._key(vlm, hypernetwork)) as parts:
+            finished = parts.stored()
         networks = Networks(vlm.folder.config, vlm.geometry, hypernetwork.config, vlm.device, vlm.dtype)
-        each = seconds_per_encoding(networks, self.segments[0].frames or 1, len(self.questions))
-        return TimelineEstimate(self, parts * each, self.bytes(hypernetwork))
+        seconds = 0.0
+        for number, reading in enumerate([self.request.reading, *self.segments]):
+            if number not in finished:
+                chosen = frames_of(self.opened.video, reading)
+                seconds += seconds_per_encoding(networks, len(chosen), len(self.questions) if number else 0)
+                seconds += seconds_to_decode(self.opened.video, chosen)
+        return TimelineEstimate(self, seconds, self.bytes(hypernetwork))
 
     def _prepare(
         self, readings: Sequence[Reading], vlm: FrozenVLM, hypernetwork: Hypernetwork
@@ -208,14 +214,15 @@ class TimelineEstimate:
         first, count = self.job.segments[0], len(self.job.segments)
         length = (first.end or 0.0) - (first.start or 0.0)
         start, end = covered(self.job.opened.video, self.job.request.reading)
+        frames = counted(first.frames or 1, "frame")
         text = (
-            f"{clock(end - start)}: overview and {count} segments of {length:.3g} s, {first.frames} frames each, about "
+            f"{clock(end - start)}: overview and {count} segments of {length:.3g} s, {frames} each, about "
             f"{span(self.seconds)}, {amount(self.bytes)}"
         )
         spacing = length / (first.frames or 1)
         if spacing > 1.5 / (first.fps or 1.0):
             dense = (first.frames or 1) / (first.fps or 1.0)
-            text += f"; --segment-seconds {dense:g} reads {first.fps:g} frames a second"
+            text += f"; --segment-seconds {dense:g} reads {counted(first.fps or 1.0, 'frame')} a second"
         return text
 
 
@@ -229,14 +236,27 @@ def _check_space(output: Path, size: int) -> None:
         )
 
 
-def _parts_folder(output: Path) -> Path:
-    """Return the hidden folder beside an output that holds its finished parts."""
-    return hidden_beside(output, ".partial")
-
-
 def discard_parts(output: Path) -> None:
-    """Delete the finished parts of a timeline that was interrupted and is not wanted any more."""
-    shutil.rmtree(_parts_folder(output), ignore_errors=True)
+    """Delete the finished parts of a timeline that was interrupted and is not wanted any more, unless another process
+    makes them."""
+    folder = parts_folder(output)
+    if not folder.is_dir():
+        return
+    with contextlib.suppress(OSError):
+        lock = os.open(folder / "lock", os.O_RDWR)
+        try:
+            if _lock_unless_taken(lock):
+                shutil.rmtree(folder, ignore_errors=True)
+        finally:
+            os.close(lock)
+
+
+def _lock_unless_taken(lock: int) -> bool:
+    """Lock the folder of an open file; False if another process has it, True if the file system has no locks."""
+    try:
+        return try_lock(lock)
+    except OSError:
+        return True
 
 
 class FinishedParts:
@@ -254,18 +274,15 @@ class FinishedParts:
     def beside(cls, output: Path, key: dict) -> Iterator[FinishedParts]:
         """Open the folder of an output; one with another key is emptied first. Raises V2LError if another process
         works in it."""
-        folder = _parts_folder(output)
+        folder = parts_folder(output)
         make_folder(folder)
         try:
             lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o666)
         except OSError as error:
             raise unwritable(folder, error) from error
         try:
-            with contextlib.suppress(OSError):  # a file system without locks
-                if not try_lock(lock):
-                    raise V2LError(
-                        f"{printable(output)} is being encoded by another process; wait until it is finished"
-                    )
+            if not _lock_unless_taken(lock):
+                raise V2LError(f"{printable(output)} is being encoded by another process; wait until it is finished")
             parts = cls(folder, lock)
             parts._check_key(canonical_json(key))
             yield parts
@@ -280,9 +297,10 @@ class FinishedParts:
             return False
         return True
 
-    def count(self) -> int:
-        """Return the number of finished parts, sound or not."""
-        return len(list(self.folder.glob("*.v2l.safetensors")))
+    def stored(self) -> set[int]:
+        """Return the numbers of the finished parts, sound or not."""
+        files = self.folder.glob(f"*{ADAPTER_SUFFIX}")
+        return {int(number) for file in files if (number := file.name.removesuffix(ADAPTER_SUFFIX)).isdecimal()}
 
     def add(self, number: int, adapter: Adapter, answers: Sequence[str]) -> None:
         """Keep a part. Raises V2LError if it cannot be written."""
@@ -326,7 +344,7 @@ class FinishedParts:
         return tuple(found)
 
     def _adapter_file(self, number: int) -> Path:
-        return self.folder / f"{number:05d}.v2l.safetensors"
+        return self.folder / f"{number:05d}{ADAPTER_SUFFIX}"
 
     def _answers_file(self, number: int) -> Path:
         return self.folder / f"{number:05d}.json"

@@ -27,6 +27,11 @@ def hidden_beside(path: Path, ending: str) -> Path:
     return path.with_name(f".{name}{ending}")
 
 
+def parts_folder(output: Path) -> Path:
+    """Return the hidden folder beside an output that holds its finished parts."""
+    return hidden_beside(output, ".partial")
+
+
 class Claims:
     """The claims of a batch. Use it as a context manager, which gives them back at its end."""
 

@@ -364,8 +364,7 @@ def _remove_unless_locked(entry: os.DirEntry) -> None:
     access = os.O_RDONLY if is_folder else os.O_RDWR  # NFS locks only files that are open for writing
     handle = os.open(entry.path, access | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:
-        is_there = try_lock(handle) and os.path.samestat(os.fstat(handle), os.lstat(entry.path))
-        if is_there:  # and not removed by its owner, who may have made it again
+        if try_lock(handle) and os.path.samestat(os.fstat(handle), os.lstat(entry.path)):
             shutil.rmtree(entry.path) if is_folder else os.unlink(entry.path)
     finally:
         os.close(handle)

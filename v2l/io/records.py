@@ -49,13 +49,16 @@ def _write(value: Any) -> Any:
     return to_json(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else value
 
 
-def from_json(kind: type[Record], value: Any, where: str) -> Record:
+def from_json(kind: type[Record], value: Any, where: str, subset: bool = False) -> Record:
     """Convert JSON values to a record of type `kind`.
 
-    where: path of the value, for messages. Raises ValueError for anything unexpected.
+    where: path of the value, for messages
+    subset: allow fields that the records do not have, and leave them unread
+
+    Raises ValueError for anything unexpected.
     """
     try:
-        return _reader(kind)(value)
+        return _reader(kind, subset)(value)
     except _Unexpected as error:
         raise ValueError(f"{where}{error.place} {error.says}") from None
 
@@ -69,17 +72,17 @@ class _Unexpected(ValueError):
 
 
 @functools.cache
-def _reader(hint: Any) -> Callable[[Any], Any]:
+def _reader(hint: Any, subset: bool) -> Callable[[Any], Any]:
     """Return the function that converts a JSON value to this type. Made once per type, because files have thousands of
     values; paths of values are put together only for a message."""
     if get_origin(hint) is UnionType:
         (inner,) = (option for option in get_args(hint) if option is not NoneType)
-        read = _reader(inner)
+        read = _reader(inner, subset)
         return lambda value: None if value is None else read(value)
     if get_origin(hint) is tuple:
-        return _tuple_reader(_reader(get_args(hint)[0]))
+        return _tuple_reader(_reader(get_args(hint)[0], subset))
     if isinstance(hint, type) and dataclasses.is_dataclass(hint):
-        return _record_reader(hint)
+        return _record_reader(hint, subset)
     return functools.partial(_read_plain, hint)
 
 
@@ -99,20 +102,25 @@ def _tuple_reader(read: Callable[[Any], Any]) -> Callable[[Any], tuple]:
     return read_all
 
 
-def _record_reader(kind: type) -> Callable[[Any], Any]:
-    readers = {name: _reader(hint) for name, hint in get_type_hints(kind).items()}
+def _record_reader(kind: type, subset: bool) -> Callable[[Any], Any]:
+    readers = {name: _reader(hint, subset) for name, hint in get_type_hints(kind).items()}
     required = {field.name for field in dataclasses.fields(kind) if "added_later" not in field.metadata}
 
     def read_fields(value: Any) -> Any:
-        if not isinstance(value, dict) or not required <= value.keys() <= readers.keys():
-            raise _Unexpected(f"must be an object with exactly {', '.join(sorted(readers))}")
-        fields = {}
-        for name, item in value.items():
-            try:
-                fields[name] = readers[name](item)
-            except _Unexpected as error:
-                error.place = f".{name}{error.place}"
-                raise
+        if (
+            not isinstance(value, dict)
+            or not required <= value.keys()
+            or not (subset or value.keys() <= readers.keys())
+        ):
+            raise _Unexpected(f"must be an object with {'' if subset else 'exactly '}{', '.join(sorted(readers))}")
+        fields, name = {}, ""
+        try:
+            for name, read in readers.items():
+                if name in value:
+                    fields[name] = read(value[name])
+        except _Unexpected as error:
+            error.place = f".{name}{error.place}"
+            raise
         return kind(**fields)
 
     return read_fields

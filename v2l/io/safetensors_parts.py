@@ -21,8 +21,10 @@ from v2l.io.safetensors_file import (
     TensorBytes,
     canonical_json,
     damaged,
+    parse_header,
     parse_metadata,
     read_header,
+    read_header_text,
     without_format,
 )
 from v2l.io.text import printable
@@ -53,13 +55,52 @@ def read_parts_header(
     """Read the header only. Raises V2LError if it is damaged, of another format, does not match its own sha256, or
     does not describe exactly the bytes of the file."""
     length, size, header = read_header(path, kind, max_bytes, max_header_bytes)
-    metadata = parse_metadata(header, path, kind, version)
+    metadata, sha256 = _unseal(header, path, kind, version, check_form=True)
+    return PartsHeader(metadata, _entries(header, 8 + length, size, path, kind), sha256)
+
+
+def read_parts_metadata(
+    path: str | os.PathLike, kind: str, version: int, max_bytes: int, max_header_bytes: int
+) -> dict[str, Any]:
+    """Read the metadata only, in a third of the time. Errors as for `read_parts_header`, but neither the form of the
+    metadata is checked nor the tensors, except for the end of the last one."""
+    text, size = read_header_text(path, kind, max_bytes, max_header_bytes)
+    data_bytes = size - 8 - len(text)
+    header = _leading_metadata(text, data_bytes)
+    if header is None:  # another writer's order, or damaged
+        header = parse_header(text, path, kind)
+        try:
+            end = max(entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__")
+        except (LookupError, TypeError, ValueError):
+            end = None
+        if end != data_bytes:
+            raise damaged(path, kind, f"it has {size:,} bytes and its header describes others")
+    return _unseal(header, path, kind, version, check_form=False)[0]
+
+
+def _leading_metadata(text: bytes, data_bytes: int) -> dict[str, Any] | None:
+    """Return the first entry of a header in the order of `write_parts`: the metadata first, and last the tensor whose
+    end is that of the data. None for any other text. The entries of the tensors take most of a header's parsing."""
+    before = b'{"__metadata__":'
+    if not text.startswith(before) or not text.rstrip(b" ").endswith(b",%d]}}" % data_bytes):
+        return None
+    try:
+        return {"__metadata__": json.JSONDecoder().raw_decode(text.decode(), len(before))[0]}
+    except (ValueError, RecursionError):
+        return None
+
+
+def _unseal(
+    header: Mapping[str, Any], path: str | os.PathLike, kind: str, version: int, check_form: bool
+) -> tuple[dict[str, Any], str]:
+    """Return the metadata without its format, version and sha256, which it has to match, and the sha256."""
+    metadata = parse_metadata(header, path, kind, version, check_form)
     sha256 = metadata.pop("sha256", None)
-    # The text is canonical: cut the hash out of it instead of formatting thousands of segments again
+    # Cut the hash out of the text instead of formatting thousands of segments again
     before, _, after = header["__metadata__"][METADATA_KEY].rpartition(f',"sha256":{json.dumps(sha256)}')
     if sha256 != hashlib.sha256((before + after).encode()).hexdigest():
         raise damaged(path, kind, "its metadata does not match its own sha256")
-    return PartsHeader(without_format(metadata), _entries(header, 8 + length, size, path, kind), sha256)
+    return without_format(metadata), sha256
 
 
 def _entries(

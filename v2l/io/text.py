@@ -67,6 +67,11 @@ def amount(number: int) -> str:
     return f"{number / 1e6:.1f} MB" if number >= 1e5 else f"{number / 1e3:.1f} kB"
 
 
+def counted(number: float, noun: str) -> str:
+    """Format a number of things: `"1 frame"`, `"0.5 frames"`."""
+    return f"{number:g} {noun}{'' if number == 1 else 's'}"
+
+
 def duration(seconds: float) -> str:
     """Format a time span with three digits: `"1,234 s"`, `"12.3 s"`, `"4.56 ms"`."""
     if seconds >= 100:

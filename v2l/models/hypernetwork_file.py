@@ -18,7 +18,7 @@ from v2l.io.records import added_later, from_json, to_json
 from v2l.io.safetensors_file import NUMBER_TYPES, TensorBytes, damaged, read_metadata, read_sealed
 from v2l.io.text import printable
 from v2l.models.config import MAX_FRAME_SIZE
-from v2l.models.presets import EMBEDDED, MAX_INDEX_QUESTIONS, PRESETS, cached_hypernetwork
+from v2l.models.presets import EMBEDDED, MAX_INDEX_QUESTIONS, PRESETS, cached_hypernetwork, check_no_repository
 
 VERSION = 1
 MAX_SIZE = 2**18
@@ -189,6 +189,7 @@ def locate(source: str | os.PathLike) -> Path:
                 f"{printable(source)} has no hypernetwork ({FILE_NAME}), which encoding needs; train one with v2l "
                 "train, name one with --hypernetwork, or ask with the video in the prompt: v2l ask --in-context VIDEO"
             )
+    check_no_repository(source)
     if path.suffix not in (".pt", ".safetensors"):
         raise V2LError(
             f"{printable(path)} is not a hypernetwork; name a .safetensors, a published .pt or one of "

@@ -46,6 +46,11 @@ class Preset:
     hypernetworks: tuple[str, ...]
 
     @property
+    def name(self) -> str:
+        """The name of the preset."""
+        return next(name for name, preset in PRESETS.items() if preset is self)
+
+    @property
     def file(self) -> str:
         """The current file name of the hypernetwork."""
         return f"frames2lora-smolvlm2-{self.size}-best-ce.pt"
@@ -159,7 +164,10 @@ class ModelFolder:
         if self.copy is None:
             return self.stored_fingerprint
         if self.stored_fingerprint != self.copy.rounded:
-            raise V2LError(f"{printable(self.path)} has changed since v2l pull stored it; pull {self.id} again")
+            name = preset_name(self.id) or "PRESET"
+            raise V2LError(
+                f"{printable(self.path)} has changed since v2l pull stored it; v2l pull {name} gets it again"
+            )
         return self.copy.fingerprint
 
     @cached_property
@@ -193,15 +201,36 @@ def preset_name(model: str) -> str | None:
     return named.get(model)
 
 
+def named_by_repository(repo: str) -> tuple[str, ...]:
+    """Return the presets whose model or hypernetwork is in a repository of the hub."""
+    return tuple(name for name, preset in PRESETS.items() if repo in (preset.model, *preset.hypernetworks))
+
+
+def check_no_repository(name: str) -> None:
+    """Raise V2LError, with the preset, if a name is that of a repository and not of a local file or folder."""
+    if presets := named_by_repository(name):
+        raise V2LError(f"no file or folder {printable(name)}; the preset of that name is {' or '.join(presets)}")
+
+
+def no_preset(name: str) -> str:
+    """Return why a name cannot be pulled, for messages, and what can."""
+    if name in ("tiny", RELEASE):
+        return f"{name} is a part of v2l; there is nothing to pull"
+    if presets := named_by_repository(name):
+        return f"{printable(name)} is pulled by the name of its preset: v2l pull {' or '.join(presets)}"
+    return f"'{printable(name)}' is not a preset; choose from {', '.join(PRESETS)}"
+
+
 def find_model(name: str | os.PathLike) -> ModelFolder:
     """Return the model folder of a preset or a path. Raises V2LError, with the remedy, if there is none."""
     name = os.fspath(name)
     if name == "tiny":
         return open_folder(EMBEDDED, id=RELEASE, revision=None)
     if name in PRESETS:
-        return _find_preset(PRESETS[name].model)
+        return _find_preset(PRESETS[name])
     folder = Path(name)
     if not os.path.isdir(folder):  # unlike Path.is_dir, it never raises
+        check_no_repository(name)
         raise V2LError(
             f"no model folder {printable(name)}; name a folder in the Hugging Face layout or one of "
             f"{', '.join(['tiny', *PRESETS])}"
@@ -209,15 +238,18 @@ def find_model(name: str | os.PathLike) -> ModelFolder:
     return open_folder(folder, id=None, revision=None)
 
 
-def _find_preset(repo: str) -> ModelFolder:
+def _find_preset(preset: Preset) -> ModelFolder:
     """Return the model's copy that `v2l pull` stored, else its snapshot in the local Hugging Face cache."""
+    repo = preset.model
     locked = read_lock().repos.get(repo)
     if locked is None or locked.copy is None:
-        config = cached_file(repo, "config.json")
+        config = cached_file(preset, repo, "config.json")
         return open_folder(config.parent, id=repo, revision=config.parent.name)
     folder = copy_folder(repo, locked.commit, locked.copy.dtype)
     if not os.path.isdir(folder):
-        raise V2LError(f"{printable(folder)}, where v2l pull stored {repo}, is missing; pull it again")
+        raise V2LError(
+            f"{printable(folder)}, where v2l pull stored {repo}, is missing; v2l pull {preset.name} gets it again"
+        )
     return replace(open_folder(folder, id=repo, revision=locked.commit), copy=locked.copy)
 
 
@@ -226,15 +258,15 @@ def copy_folder(repo: str, commit: str, dtype: str) -> Path:
     return own_folder() / "models" / f"{repo.replace('/', '--')}-{commit}-{dtype}"
 
 
-def cached_file(repo: str, file: str) -> Path:
-    """Return the path of a hub file in the local cache (HF_HOME is obeyed), at the commit in the lock file, if any.
-    Raises V2LError if it is not there; nothing is downloaded."""
+def cached_file(preset: Preset, repo: str, file: str) -> Path:
+    """Return the path of a file of a preset in the local cache (HF_HOME is obeyed), at the commit in the lock file, if
+    any. Raises V2LError, with the command that gets it, if it is not there; nothing is downloaded."""
     from huggingface_hub import try_to_load_from_cache
 
     locked = read_lock().repos.get(repo)
     found = try_to_load_from_cache(repo, file, revision=locked.commit if locked else None)
     if not isinstance(found, str):
-        raise V2LError(f"{repo} is not in the local Hugging Face cache; v2l pull gets it")
+        raise V2LError(f"{repo} is not in the local Hugging Face cache; v2l pull {preset.name} gets it")
     return Path(found)
 
 
@@ -246,7 +278,7 @@ def cached_hypernetwork(preset: Preset) -> Path:
     """
     repo, name, sha256 = recorded_hypernetwork(preset)
     imported = imported_hypernetwork(sha256) if sha256 else None
-    return imported if imported and os.path.isfile(imported) else cached_file(repo, name)
+    return imported if imported and os.path.isfile(imported) else cached_file(preset, repo, name)
 
 
 def recorded_hypernetwork(preset: Preset) -> tuple[str, str, str]:

@@ -150,7 +150,7 @@ def video_text(
         f"from a {_clock_hours(duration)} [H:MM:SS] video.\n"
     )
     shown = "".join(
-        f"\n{'Last frame' if marks_end and frame.last else 'Frame'} from {_clock(frame.seconds)}:"
+        f"\n{'Last frame' if marks_end and frame.last else 'Frame'} from {frame_clock(frame.seconds)}:"
         f"{_image_text(frame, geometry)}"
         for frame in frames
     )
@@ -176,7 +176,8 @@ def _image_text(frame: PromptFrame, geometry: VisionGeometry) -> str:
     return f"{tiles}{IMAGE_EDGE}{GLOBAL_VIEW}{image}{IMAGE_EDGE}"
 
 
-def _clock(seconds: float) -> str:
+def frame_clock(seconds: float) -> str:
+    """Format the time of a frame as the prompt announces it: MM:SS, floored."""
     minutes, rest = divmod(math.floor(seconds), 60)
     return f"{minutes:02d}:{rest:02d}"
 

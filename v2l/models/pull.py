@@ -33,6 +33,7 @@ from v2l.models.presets import (
     cached_file,
     copy_folder,
     imported_hypernetwork,
+    no_preset,
     open_folder,
     recorded_hypernetwork,
 )
@@ -128,7 +129,7 @@ def pull(name: str, options: PullOptions = PullOptions(), watch: PullWatch = Pul
     Downloaded parts are kept for the next attempt.
     """
     if name not in PRESETS:
-        raise V2LError(f"unknown preset {printable(name)}; choose from {', '.join(PRESETS)}")
+        raise V2LError(no_preset(name))
     preset, before = PRESETS[name], read_lock()
     model = _plan_model(preset, options, before)
     plans = [model, _plan_hypernetwork(preset, before, watch.note)]
@@ -171,7 +172,7 @@ def _import_hypernetwork(preset: Preset) -> Hypernetwork:
         return load_hypernetwork(imported, device="cpu")
     except V2LError:  # missing or damaged
         make_folder(imported.parent)
-        return import_checkpoint(cached_file(repo, name), imported)
+        return import_checkpoint(cached_file(preset, repo, name), imported)
 
 
 # Plan --------------------------------------------------------------------------------------------------------------

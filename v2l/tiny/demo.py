@@ -13,7 +13,7 @@ import numpy as np
 
 from v2l.adapters.adapter import Adapter
 from v2l.adapters.timeline import Timeline
-from v2l.adapters.timeline_description import TimelineDescription, read_adapter_file
+from v2l.adapters.timeline_description import read_adapter_file
 from v2l.errors import V2LError
 from v2l.inference.ask import Stream, stream, stream_in_context
 from v2l.inference.encode import encode_reading
@@ -21,7 +21,7 @@ from v2l.inference.model_loader import ModelLoader
 from v2l.inference.naming import ADAPTER_SUFFIX
 from v2l.inference.readings import fill_reading
 from v2l.inference.timeline import CAPTION_QUESTIONS
-from v2l.io.files import identify, unwritable, write_atomically
+from v2l.io.files import identify, make_folder, unwritable, write_atomically
 from v2l.io.text import printable
 from v2l.models.presets import RELEASE
 from v2l.tiny.world.clip import ClipFormat, frame_times, write_clip
@@ -115,6 +115,7 @@ def run(
     story, questions = sample_lecture()
     if loader.folder.id != RELEASE:
         questions.insert(0, ask_for_caption(story))
+    make_folder(folder)
     write_lecture(story, video, overwrite)
     if os.path.lexists(output) and not overwrite:
         _check_own(output, video)
@@ -127,8 +128,7 @@ def run(
 
 def _check_own(output: Path, video: Path) -> None:
     """Raise V2LError unless an existing file is an adapter of this video, which may be replaced."""
-    made = read_adapter_file(output).description
-    sources = made.sources if isinstance(made, TimelineDescription) else [each.source for each in made.segments]
+    sources = read_adapter_file(output).description.sources
     if {each.sha256 for each in sources} != {identify(video).sha256}:
         raise V2LError(f"{printable(output)} already exists and is of another video; --overwrite replaces it")
 

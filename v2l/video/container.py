@@ -69,6 +69,7 @@ class Source:
     options: additional FFmpeg options; threads: number of decoding threads
     stream: PyAV's video stream; others: number of further video streams without covers
     wanted: index of the stream to select, None for the default
+    decoded, decoding: number of frames that probing decoded, and the processor seconds that it took
     suspects: presentation times of packets that the container marks as damaged, as it also does at the joint of two
         recordings
     """
@@ -81,6 +82,8 @@ class Source:
     stream: Any = None
     others: int = 0
     wanted: int | None = None
+    decoded: int = 0
+    decoding: float = 0.0
     suspects: set[int | None] = field(default_factory=set)
 
     def __enter__(self) -> Source:
@@ -167,6 +170,11 @@ class Source:
         return 0.0 if start is None else start / av.time_base
 
 
+def decoding_threads() -> int:
+    """Return the number of threads that decode selected frames."""
+    return min(THREADS, _processors())
+
+
 def open_source(
     path: str,
     shown: str,
@@ -183,7 +191,7 @@ def open_source(
     options: additional FFmpeg options
     Raises V2LError if the file cannot be opened or has no video stream.
     """
-    source = Source(path, shown, dict(options), threads or min(THREADS, _processors()), wanted=stream)
+    source = Source(path, shown, dict(options), threads or decoding_threads(), wanted=stream)
     source.reopen()
     return source
 
@@ -203,7 +211,8 @@ def _open_container(path: str, shown: str, options: dict[str, str]) -> Any:
         return av.open(file, options=_OPTIONS | options, buffer_size=READ_BYTES, metadata_errors="replace")
     except (av.FFmpegError, ValueError, UnicodeError) as error:
         file.seek(0)
-        kind = _image(file.read(64))
+        head = file.read(64)
+        kind = _image(head) or _sound(head)
         file.close()
         raise V2LError(f"{shown!r} is {kind}" if kind else _no_stream(shown)) from error
 
@@ -274,6 +283,16 @@ def _image(head: bytes) -> str:
     return _STILL if head.startswith(magic) else ""
 
 
+def _sound(head: bytes) -> str:
+    """Describe the sound file that starts with these bytes; empty if it is not one."""
+    container = head[:4] + head[8:12]
+    known = container in (b"RIFFWAVE", b"FORMAIFF", b"FORMAIFC") or head.startswith((b"ID3", b"fLaC", b"#!AMR"))
+    return _SOUND if known or (head[:1] == b"\xff" and head[1:2] in _SYNCS) else ""
+
+
+_SYNCS = tuple(bytes([each]) for each in b"\xe2\xe3\xf0\xf1\xf2\xf3\xf4\xf5\xf8\xf9\xfa\xfb\xfc\xfd")
+"""Second bytes of MPEG audio after 0xff: MP2 and MP3 of all versions, and AAC."""
+_SOUND = "sound without video: give a video file"
 _STILL = "an image, not a video: give a video file"
 
 
@@ -295,7 +314,7 @@ def _choose(container: Any, shown: str, wanted: int | None) -> tuple[Any, int]:
     if not films:
         if pictures:
             raise V2LError(f"{shown!r} has only a cover picture, no video: give a video file")
-        raise V2LError(_no_stream(shown))
+        raise V2LError(f"{shown!r} is {_SOUND}" if container.streams.audio else _no_stream(shown))
     chosen = next((each for each in films if each.disposition & kinds.default), films[0])
     if chosen.codec_context is None:
         raise V2LError(f"{shown!r} holds video of a kind that FFmpeg cannot decode: re-encode it to H.264")

@@ -112,6 +112,57 @@ class _Group:
     counts_from: int
 
 
+def frames_to_decode(video: Video, wanted: Sequence[int]) -> int:
+    """Return how many frames of a sound file are decoded to read those with these ascending indices."""
+    if video.index is None:
+        return wanted[-1] + 1 if wanted else 0
+    groups = _groups(video.index, wanted, _neighbours(video))
+    return sum(group.stop - int(video.index.keys[group.key]) for group in groups)
+
+
+def _neighbours(video: Video) -> int:
+    """Return how many frames before and after each selected one are needed, to deinterlace it."""
+    return 1 if video.interlaced else 0
+
+
+def _groups(
+    stored: FrameIndex, wanted: Sequence[int], neighbours: int, lead: int = 0, singly: bool = False
+) -> Iterator[_Group]:
+    """Split the selected frames into groups, each decoded without seeking.
+
+    lead: number of key packets by which decoding starts earlier; singly: one group for each frame
+    """
+    group: _Group | None = None
+    gap = 0 if len(stored.keys) >= len(stored.packet) else DECODE_ON
+    for index in wanted:
+        around = _around(stored, index, neighbours)
+        key = min(_key_of(stored, each) for each in around)
+        stop = int(max(stored.packet[each] for each in around)) + 1
+        if group and not singly and stored.keys[key] <= group.stop + gap:
+            group = replace(group, stop=max(stop, group.stop), indices=[*group.indices, index])
+            continue
+        if group:
+            yield group
+        group = _Group(max(key - lead, 0), stop, [index], int(stored.keys[key]) if lead else 0)
+    if group:
+        yield group
+
+
+def _key_of(stored: FrameIndex, index: int) -> int:
+    """Return the number of the last key packet stored and shown no later than this frame.
+
+    The frame should not refer to anything before it.
+    """
+    at = int(np.searchsorted(stored.key_pts, stored.pts[index], side="right")) - 1
+    while at > 0 and stored.keys[at] > stored.packet[index]:
+        at -= 1
+    return max(at, 0)
+
+
+def _around(stored: FrameIndex, index: int, neighbours: int) -> range:
+    return range(max(index - neighbours, 0), min(index + neighbours, len(stored.packet) - 1) + 1)
+
+
 class Decoder:
     """Decodes selected frames of one open file. decoded: number of frames decoded so far
 
@@ -124,7 +175,7 @@ class Decoder:
         self._heartbeat = heartbeat
         self._reader = PacketReader(source, heartbeat)
         self._converter = Converter(source.stream.sample_aspect_ratio)
-        self._neighbours = 1 if video.interlaced else 0
+        self._neighbours = _neighbours(video)
         # After an error, decoding is repeated from this many key packets earlier, so that all references are available.
         # Errors before the original key packet do not count.
         self._lead = 0
@@ -152,42 +203,12 @@ class Decoder:
         return self.video.index
 
     def _pass(self, wanted: Sequence[int]) -> Iterator[Frame]:
-        for group in self._groups(wanted):
+        for group in _groups(self._index, wanted, self._neighbours, self._lead, self._singly):
             yield from self._group(group)
-
-    def _groups(self, wanted: Sequence[int]) -> Iterator[_Group]:
-        """Split the selected frames into groups, each decoded without seeking."""
-        stored = self._index
-        group: _Group | None = None
-        gap = 0 if len(stored.keys) >= len(stored.packet) else DECODE_ON
-        for index in wanted:
-            around = self._around(index)
-            key = min(self._key_of(each) for each in around)
-            stop = int(max(stored.packet[each] for each in around)) + 1
-            if group and not self._singly and stored.keys[key] <= group.stop + gap:
-                group = replace(group, stop=max(stop, group.stop), indices=[*group.indices, index])
-                continue
-            if group:
-                yield group
-            counts_from = int(stored.keys[key]) if self._lead else 0
-            group = _Group(max(key - self._lead, 0), stop, [index], counts_from)
-        if group:
-            yield group
-
-    def _key_of(self, index: int) -> int:
-        """Return the number of the last key packet stored and shown no later than this frame.
-
-        The frame should not refer to anything before it.
-        """
-        stored = self._index
-        at = int(np.searchsorted(stored.key_pts, stored.pts[index], side="right")) - 1
-        while at > 0 and stored.keys[at] > stored.packet[index]:
-            at -= 1
-        return max(at, 0)
 
     def _group(self, group: _Group) -> Iterator[Frame]:
         stored, pending = self._index, deque(group.indices)
-        around = {i: self._around(i) for i in pending}
+        around = {i: _around(stored, i, self._neighbours) for i in pending}
         needed = {int(stored.pts[each]) for i in pending for each in around[i]}
         self._reader.go_to(int(stored.keys[group.key]), int(stored.key_pts[group.key]))
         self._forget_damage()
@@ -204,9 +225,6 @@ class Decoder:
         self._collect_damage()
         while pending:
             yield self._frame(pending.popleft(), held, group)
-
-    def _around(self, index: int) -> range:
-        return range(max(index - self._neighbours, 0), min(index + self._neighbours, self.video.frame_count - 1) + 1)
 
     def _frame(self, index: int, held: dict[int, Any], group: _Group) -> Frame:
         """Convert the frame with this index. Raises _Again if it must be decoded again."""

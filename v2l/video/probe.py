@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any
 
@@ -70,6 +71,7 @@ def probe(path: str | os.PathLike[str], shown: str = "", heartbeat: Heartbeat = 
             notes=(*_notes(source, packets, index, seconds), *converter.notes(head[0])),
             seconds=seconds,
             index=index,
+            frame_cost=source.decoding / source.decoded,
         )
 
 
@@ -163,15 +165,25 @@ def _decoded(
     reader = PacketReader(source, heartbeat, position=len(packets.pts))
     reader.go_to(start, int(packets.pts[start]))
     take_errors(source)
-    frames = list(decode(source, reader, stop, None, since, counts_from))
+    frames = list(_timed(source, decode(source, reader, stop, None, since, counts_from)))
     return frames, bool(frames) and not take_errors(source)
+
+
+def _timed(source: Source, frames: Iterator[Any]) -> Iterator[Any]:
+    """Yield decoded frames, and add their number and the processor time that they took to the source's."""
+    started = time.thread_time()
+    for frame in frames:
+        source.decoded += 1
+        source.decoding += time.thread_time() - started
+        yield frame
+        started = time.thread_time()
 
 
 def _decode_all(source: Source, heartbeat: Heartbeat) -> np.ndarray:
     """Decode the whole file and return the presentation times, (N,) int64; all MISSING if they do not ascend."""
     source.reopen()
     times = []
-    for frame in decode(source, PacketReader(source, heartbeat), None):
+    for frame in _timed(source, decode(source, PacketReader(source, heartbeat), None)):
         times.append(MISSING if frame.pts is None else frame.pts)
     pts = np.array(times, np.int64)
     ascending = len(pts) > 0 and pts[0] != MISSING and bool(np.all(np.diff(pts) > 0))

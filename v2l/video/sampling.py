@@ -41,6 +41,7 @@ class Video:
     seconds: (N,) float64, presentation time of every frame from the container's start, rounded to microseconds; evenly
         spaced by 1 / fps if the rate is constant
     index: None if the packets do not determine the frames, so that every read decodes from the start
+    frame_cost: processor seconds that decoding a frame takes, measured on the first ones
     """
 
     path: str
@@ -55,6 +56,7 @@ class Video:
     notes: tuple[str, ...]
     seconds: np.ndarray = field(repr=False, compare=False)
     index: FrameIndex | None = field(repr=False, compare=False)
+    frame_cost: float = field(default=0.0, repr=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -171,3 +173,9 @@ def choose_frames(
         until = video.duration if end is None else min(end, video.duration)
         rate = count / (until - max(start or 0.0, float(video.seconds[0])))
     return [first + index for index in sample_indices(count, rate, frames, fps, skip_seconds=float(skip_ends))]
+
+
+def frames_of(video: Video, reading: Reading) -> list[int]:
+    """Return `choose_frames` for a reading whose number of frames and rate are filled."""
+    assert reading.frames and reading.fps, "fill_reading fills these"
+    return choose_frames(video, reading.frames, reading.fps, reading.start, reading.end, reading.skip_ends)

@@ -16,10 +16,10 @@ import torch
 from tokenizers import Tokenizer
 
 from v2l.models.hypernetwork_file import INTERNALIZATION_PROMPT
-from v2l.models.processor import PromptFrame, frame_images, question_text, tile_grid, video_text
+from v2l.models.processor import PromptFrame, frame_clock, frame_images, question_text, tile_grid, video_text
 from v2l.tiny.recipe.vision_stage import GEOMETRY, LABELS, frame_labels
 from v2l.tiny.world.draw import draw
-from v2l.tiny.world.questions import EASY, PHRASINGS, Question, ask_about, caption, clock
+from v2l.tiny.world.questions import EASY, PHRASINGS, Question, ask_about, caption
 from v2l.tiny.world.scene import SHAPES, WORDS, Story, sample_story
 from v2l.training.packing import IGNORED, PLACE, UNASKED, pack_questions, place_in_rows
 
@@ -156,7 +156,7 @@ def pointers(
     time = re.search(r"\d\d:(\d\d)", question.prompt)
     if time is not None:
         place = max(place for place, token in enumerate(ids) if token == tokenizer.token_to_id(time[1]))
-        frames = tuple(frame for frame, seconds in enumerate(clip.times) if clock(seconds) == time[0])
+        frames = tuple(frame for frame, seconds in enumerate(clip.times) if frame_clock(seconds) == time[0])
         return [Pointer(place, frames, words[frames[0]], True, False, tuple(range(prompt_length - 1, len(ids) - 2)))]
     known = {tokenizer.token_to_id(f"Ġ{word}"): word for word in WORDS}
     first = 0 if question.kind in ("word after", "word before") else prompt_length

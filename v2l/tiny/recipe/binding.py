@@ -26,10 +26,10 @@ from torch.nn import functional as F
 
 from v2l.errors import V2LError
 from v2l.models.language_model import LanguageModel, causal
-from v2l.models.processor import question_text
+from v2l.models.processor import frame_clock, question_text
 from v2l.models.smolvlm import FrozenVLM
 from v2l.tiny.recipe.language_stage import REFERRING
-from v2l.tiny.world.questions import PHRASINGS, clock
+from v2l.tiny.world.questions import PHRASINGS
 from v2l.tiny.world.scene import WORDS
 from v2l.training.data import NO_END, TrainingSample
 from v2l.training.packing import IGNORED, PackedSequence
@@ -221,7 +221,7 @@ class TimeKeys:
     def __init__(self, vlm: FrozenVLM, binding: Binding):
         keys = []
         for asks in (PHRASINGS["word at"][1], PHRASINGS["word at"][3]):
-            questions = [question_text(asks.format(time=clock(second))) for second in range(60 * MINUTES)]
+            questions = [question_text(asks.format(time=frame_clock(second))) for second in range(60 * MINUTES)]
             ids = torch.stack([vlm.tokenize(question) for question in questions]).to(vlm.device)
             place = next(place for place in range(2, ids.shape[1]) if binding.is_second(ids[0].tolist(), place))
             keys.append(torch.stack([inner[:, place].float() for inner in _activations(vlm.language_model, ids)]))

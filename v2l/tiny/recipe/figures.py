@@ -80,6 +80,7 @@ TESTS = (
     Measurement("tiny/test-from-1000", "test 1000 --from=1000", f"{ADAPTER} --set margin=0.05,0.02"),
     Measurement("tiny/test-kept", "test 1000 --kept"),
     Measurement("tiny/held-out", "held-out 300"),
+    Measurement("tiny/test-like-held-out", "test 300 --like=held-out"),
     _scenes("two-scenes", 300, "two --scenes", 16, "1,2"),
     _scenes("eight-scenes", 100, "eight --scenes", 64, "1,8"),
     Measurement("tiny/segments", "test 100", f"{ADAPTER} --segments 2,4 {TIMES} --set in_context_frames=8", "some"),

@@ -1,20 +1,23 @@
 """Write folders of clips with a manifest for `v2l train` and `v2l eval`.
 
-`python -m v2l.tiny.world.dataset FOLDER SPLIT COUNT [FILMING] [--kept|--scenes|--styles|--benchmarks] [--from SEED]`
-writes COUNT clips of a split and the manifest FOLDER/SPLIT[-FILMING].jsonl. --kept asks in the phrasings reserved for
-the test, --scenes asks questions that depend on a time or an order, --styles asks for the paper's five caption styles
-and --benchmarks asks the questions of its four benchmarks. --from sets the seed of the first clip. The name of the
-manifest ends with these options. docs/world.md describes filmings and questions.
+`python -m v2l.tiny.world.dataset FOLDER SPLIT COUNT [FILMING] [--kept|--scenes|--styles|--benchmarks] [--from SEED]
+[--like SPLIT]` writes COUNT clips of a split and the manifest FOLDER/SPLIT[-FILMING].jsonl. --kept asks in the
+phrasings reserved for the test, --scenes asks questions that depend on a time or an order, --styles asks for the
+paper's five caption styles and --benchmarks asks the questions of its four benchmarks. --from sets the seed of the
+first clip. --like chooses clips with as many words as the first COUNT clips of another split. The name of the manifest
+ends with these options. docs/world.md describes filmings and questions.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -241,6 +244,28 @@ ASKINGS: dict[str, Asking] = {
 """Alternatives to `everything`, by option name."""
 
 
+def seeds_like(
+    split: str, other: str, count: int, filming: Callable[[np.random.Generator], Filming], first: int = 0
+) -> Iterator[int]:
+    """Yield `count` seeds of a split, from `first` on, whose clips have as many words as the clips of another split.
+
+    For every number of words there are as many clips as among those with the first `count` seeds of the other split.
+    Clips with more words are harder, and contain a held-out combination more often.
+    """
+
+    def words(split: str, seed: int) -> int:
+        story = story_of(split, seed, filming(np.random.default_rng(seed)))
+        return sum(len(scene.board.words) for scene in story.scenes)
+
+    missing = Counter(words(other, seed) for seed in range(count))
+    for seed in itertools.count(first):
+        if not missing.total():
+            return
+        if missing[number := words(split, seed)]:
+            missing[number] -= 1
+            yield seed
+
+
 def write_dataset(
     folder: str | os.PathLike,
     split: str,
@@ -249,6 +274,7 @@ def write_dataset(
     name: str | None = None,
     asking: str | None = None,
     first: int = 0,
+    like: str | None = None,
 ) -> Path:
     """Write clips of a split and their questions; return the path of the manifest, `{name}.jsonl` in the folder.
 
@@ -259,12 +285,14 @@ def write_dataset(
     name: of the folder of clips and of the manifest; the split by default
     asking: one of ASKINGS, added to the manifest's name; by default `everything_often` for training, else `everything`
     first: seed of the first clip; if not 0, the manifest's name ends in `-from-{first}`
+    like: choose the clips by `seeds_like` another split; the manifest's name ends in `-like-{like}`
     """
     folder, name = Path(folder), name or split
     make_folder(folder / name)
     rows = []
     ask = ASKINGS[asking] if asking else everything_often if split == "train" else everything
-    for seed in tqdm(range(first, first + count), unit="clip", disable=not sys.stderr.isatty()):
+    seeds = seeds_like(split, like, count, filming, first) if like else range(first, first + count)
+    for seed in tqdm(seeds, total=count, unit="clip", disable=not sys.stderr.isatty()):
         path = f"{name}/{seed:05d}.mp4"
         random = np.random.default_rng(seed)
         film = filming(random)
@@ -290,7 +318,7 @@ def write_dataset(
                     **span,
                 }
             )
-    parts = (name, asking, f"from-{first}" if first else None)
+    parts = (name, asking, f"from-{first}" if first else None, f"like-{like}" if like else None)
     manifest = folder / f"{'-'.join(filter(None, parts))}.jsonl"
     write_atomically(manifest, "".join(json.dumps(row) + "\n" for row in rows).encode())
     return manifest
@@ -307,10 +335,12 @@ if __name__ == "__main__":
     for name in ASKINGS:
         parser.add_argument(f"--{name}", dest="asking", action="store_const", const=name)
     parser.add_argument("--from", dest="first", type=int, default=0, metavar="SEED", help="seed of the first clip")
+    parser.add_argument("--like", choices=SPLITS, help="choose clips with as many words as those of another split")
     given = parser.parse_args()
     if given.first < 0:
         parser.error(f"--from {given.first}: seeds start at 0")
     name = given.split if given.filming == "plain" else f"{given.split}-{given.filming}"
     with errors_in_one_line():
         filming = FILMINGS[given.filming]
-        print(write_dataset(given.folder, given.split, given.count, filming, name, given.asking, given.first))
+        options = (name, given.asking, given.first, given.like)
+        print(write_dataset(given.folder, given.split, given.count, filming, *options))

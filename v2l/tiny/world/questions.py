@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from v2l.errors import V2LError
+from v2l.models.processor import frame_clock
 from v2l.tiny.world.scene import Scene, Shape, Story, place_is_clear, place_name
 
 PHRASINGS = {
@@ -279,11 +280,6 @@ def shows_motion(scene: Scene, times: Sequence[float]) -> bool:
     return len(times) >= 4 and scene.progress(times[-1]) - scene.progress(times[0]) >= 0.7
 
 
-def clock(seconds: float) -> str:
-    """Format a time as the prompt announces a frame: MM:SS."""
-    return f"{math.floor(seconds) // 60:02d}:{math.floor(seconds) % 60:02d}"
-
-
 Fact = tuple[str, dict[str, str], str]
 """Kind, values for the phrasing's placeholders, and answer."""
 
@@ -327,7 +323,7 @@ def _word_facts(story: Story, times: Sequence[float], pick: Callable, whole_seco
     clear = _unambiguous(story.word_at, times) if whole_seconds else times
     if clear:
         seconds = pick(clear)
-        yield "word at", {"time": clock(seconds)}, story.word_at(seconds)
+        yield "word at", {"time": frame_clock(seconds)}, story.word_at(seconds)
     if len(words) > 1:  # with one word these repeat the question for all words
         before, after = pick(list(pairwise(words)))
         yield "word first", {}, words[0]
@@ -341,8 +337,8 @@ def _timed_facts(story: Story, times: Sequence[float], pick: Callable, whole_sec
     if clear:
         seconds = pick(clear)
         shape: Shape = pick(story.at(seconds).shapes)
-        yield "colour at", {"kind": shape.kind, "time": clock(seconds)}, shape.colour
-        yield "shape at", {"colour": shape.colour, "time": clock(seconds)}, shape.kind
+        yield "colour at", {"kind": shape.kind, "time": frame_clock(seconds)}, shape.colour
+        yield "shape at", {"colour": shape.colour, "time": frame_clock(seconds)}, shape.kind
     placed = [
         (shape, seconds, place)
         for seconds in clear
@@ -352,7 +348,7 @@ def _timed_facts(story: Story, times: Sequence[float], pick: Callable, whole_sec
     ]
     if placed:
         shape, seconds, place = pick(placed)
-        yield "place at", {"kind": shape.kind, "time": clock(seconds)}, place
+        yield "place at", {"kind": shape.kind, "time": frame_clock(seconds)}, place
 
 
 def _clear_place(scene: Scene, shape: Shape, seconds: float) -> str | None:

@@ -38,7 +38,8 @@ SHAPES = 1
 """Maximum number of shapes per scene for the embedded model, which does not learn to distinguish two."""
 
 SPLITS = ("train", "validation", "test", "held-out")
-"""`held-out` shows combinations that appear in no other split. Splits share no scene, whatever the seeds."""
+"""`held-out` shows combinations that appear in no other split. No two splits share a random stream, whatever the seeds,
+but the few words and shapes of a scene can occur in a scene of another split."""
 HELD_OUT_SHARE = 16
 """One in this many combinations of colour, shape, motion and word is held out."""
 

@@ -1,0 +1,24 @@
+"""The C library's allocator of memory, in which torch keeps tensors on the CPU. Imports no torch."""
+
+from __future__ import annotations
+
+import sys
+
+MAPPED_FROM, KEPT = 1 << 20, 16 << 20
+"""Bytes from which a block of memory is mapped by itself, and that may stay free at the end of the heap."""
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
+
+
+def return_freed_memory() -> None:
+    """Return large blocks of memory to the system as soon as they are freed, in this process from now on.
+
+    glibc raises the size from which it does so to that of the blocks that were freed, up to 32 MiB, and keeps smaller
+    ones in its heap, where the next large one often does not fit. The peak of encoding then varies by up to half
+    between runs. Other C libraries have no such setting and stay as they are.
+    """
+    import ctypes
+
+    set_option = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if set_option is not None:
+        set_option(_M_MMAP_THRESHOLD, MAPPED_FROM)
+        set_option(_M_TRIM_THRESHOLD, KEPT)
