@@ -111,18 +111,15 @@ def label_free_stages(share: float = 1.0) -> Iterator[Stage]:
     def of(count: int) -> int:
         return max(2, round(count * share))
 
-    for filming, count in {"varied": 4_000, "two": 1_000}.items():
-        yield Stage(f"clips, {filming}", f"v2l.tiny.world.dataset . train {of(count)} {filming}")
+    yield Stage("clips", f"v2l.tiny.world.dataset . train {of(4000)} varied")
     yield Stage("clips to choose by", f"v2l.tiny.world.dataset . validation {of(128)} varied")
-    yield Stage(
-        "manifest", "v2l.tiny.world.mixture train.jsonl train-varied.jsonl train-two.jsonl --captions 4 --ends 3"
-    )
+    yield Stage("manifest", "v2l.tiny.world.mixture train.jsonl train-varied.jsonl --captions 4 --ends 3 --motions 3")
     yield Stage("layers", f"v2l.tiny.recipe.layer_stage train.jsonl tiny layers --steps {of(2000)}")
     yield Stage(
         "hypernetwork",
         "v2l train train.jsonl --teacher --validation validation-varied.jsonl --model tiny -o hypernetwork --frames 16 "
-        f"--hypernetwork layers/hypernetwork.safetensors --steps {of(3000)} --batch 16 --learning-rate 5e-4 "
-        + _sets(f"questions=10,segments=4,windows=2,denser=1,hidden_weight=1,validate_every={of(250)}"),
+        f"--hypernetwork layers/hypernetwork.safetensors --steps {of(1000)} --batch 16 --learning-rate 5e-4 "
+        + _sets(f"questions=10,segments=1,windows=1,denser=1,hidden_weight=1,validate_every={of(1000)}"),
         shared=True,
     )
     yield Stage("clips to measure", f"v2l.tiny.world.dataset . test {of(1000)}")
