@@ -598,7 +598,7 @@ def options(folder, steps):
 
 def launch(workplace, *words):
     return subprocess.run(
-        [sys.executable, "-m", *words], cwd=workplace, capture_output=True, text=True, timeout=240, check=False
+        [sys.executable, "-m", *words], cwd=workplace, capture_output=True, text=True, timeout=900, check=False
     )
 
 
