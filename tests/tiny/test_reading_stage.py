@@ -3,7 +3,6 @@
 import json
 import math
 import re
-import subprocess
 import sys
 from dataclasses import replace
 
@@ -12,11 +11,12 @@ import pytest
 import torch
 from training_runs import SIZES, TRAINING
 
+from v2l.errors import errors_in_one_line
 from v2l.io.manifest import group_by_clip
 from v2l.models.hypernetwork import Hypernetwork
 from v2l.models.hypernetwork_file import FILE_NAME
 from v2l.models.presets import find_model
-from v2l.tiny.recipe.reading_stage import ReadingLoss, ReadingTraining, edge_targets, frame_facts
+from v2l.tiny.recipe.reading_stage import ReadingLoss, ReadingTraining, edge_targets, frame_facts, main
 from v2l.tiny.recipe.vision_stage import PLACE_NAMES
 from v2l.tiny.world.dataset import varied, write_dataset
 from v2l.tiny.world.scene import WORDS
@@ -179,57 +179,40 @@ def test_heads_that_the_other_run_lacks_are_new(vlm, world_examples, tmp_path):
     assert torch.equal(reading.heads, heads) and not reading.when.any()
 
 
-def test_options_become_the_settings_of_the_run(tmp_path):
+def run_program(monkeypatch, *words):
+    """`python -m v2l.tiny.recipe.reading_stage WORDS...` in this process, which has imported torch."""
+    monkeypatch.setattr(sys, "argv", ["reading_stage", *map(str, words)])
+    with errors_in_one_line():
+        main()
+
+
+def test_options_become_the_settings_of_the_run(tmp_path, monkeypatch, capsys):
     """Each numeric option gets a different value, and all are found in training.json."""
     manifest = write_dataset(tmp_path, "train", 2, varied, "train-varied")
     model = find_model("tiny").path
-    usage = subprocess.run(
-        [sys.executable, "-m", "v2l.tiny.recipe.reading_stage", "--help"], capture_output=True, text=True, check=True
-    )
-    names = re.findall(r"\[--(\S+-weight|seed|learning-rate) ", usage.stdout)
+    with pytest.raises(SystemExit, match="0"):
+        run_program(monkeypatch, "--help")
+    names = re.findall(r"\[--(\S+-weight|seed|learning-rate) ", capsys.readouterr().out)
     assert len(names) > 8
     values = {name: number / 1000 if name != "seed" else number for number, name in enumerate(names, 3)}
     options = [part for name, value in values.items() for part in (f"--{name}", str(value))]
     files = [manifest, manifest, model, model / FILE_NAME, tmp_path / "run"]
-    subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "v2l.tiny.recipe.reading_stage",
-            *files,
-            "--answers",
-            "--steps",
-            "1",
-            "--segments",
-            "1",
-            *options,
-        ],
-        check=True,
-        capture_output=True,
-    )
+    run_program(monkeypatch, *files, "--answers", "--steps", "1", "--segments", "1", *options)
     kept = json.loads((tmp_path / "run" / "training.json").read_text())
     assert {name: kept[name.replace("-", "_")] for name in names} == values
     assert (kept["steps"], kept["answers"], kept["curriculum"]["marks_end"]) == (1, True, True)
 
 
 @pytest.mark.parametrize(
-    ("options", "code", "message"),
+    ("options", "message"),
     [
-        (
-            ["--bind-weight", "1"],
-            2,
-            "--bind-weight and --found-weight concern the words of questions and need --answers",
-        ),
-        (
-            ["--found-weight", "1"],
-            2,
-            "--bind-weight and --found-weight concern the words of questions and need --answers",
-        ),
-        (["--resolution", "64,7"], 1, "--resolution '64,7': give numbers of at least 8"),
+        ("--bind-weight 1", "--bind-weight and --found-weight concern the words of questions and need --answers"),
+        ("--found-weight 1", "--bind-weight and --found-weight concern the words of questions and need --answers"),
+        ("--resolution 64,7", "--resolution '64,7': give numbers of at least 8"),
     ],
 )
-def test_invalid_options_are_refused(options, code, message):
-    done = subprocess.run(
-        [sys.executable, "-m", "v2l.tiny.recipe.reading_stage", *"abcde", *options], capture_output=True, text=True
-    )
-    assert done.returncode == code and message in done.stderr.splitlines()[-1]
+def test_invalid_options_are_refused(options, message, monkeypatch, capsys):
+    with pytest.raises(SystemExit) as caught:
+        run_program(monkeypatch, *"abcde", *options.split())
+    code = caught.value.code  # Python prints a text and exits with 1
+    assert message in (code if code != 2 else capsys.readouterr().err.splitlines()[-1])

@@ -230,7 +230,8 @@ def test_the_language_stage_resumes_exactly(tmp_path):
     first.close()
     list(LanguageTrainer(stage, tmp_path / "vision.pt", tmp_path / "parts").train())
     assert losses[1] < losses[0]
-    assert all(torch.equal(tensor, state("parts")[name]) for name, tensor in state("whole").items())
+    one, other = state("whole"), state("parts")
+    assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
     assert v2l.load_vlm(tmp_path / "whole" / "model").max_positions == 512
     rates, moment = rates_and_moment(state("whole", "optimizer"), 2 * len([*FRAME_LABELS, *LABELS, *LABELS]))
     assert rates == pytest.approx([0.0, 0.0])

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import shutil
-import subprocess
 import sys
 from collections import Counter
 
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from peers import side_path, transformers_model
+from terminal import run
 from torch.nn import functional as F
 from training_runs import CURRICULUM, SIZES, TRAINING, fresh, lively
 
@@ -596,20 +596,18 @@ def options(folder, steps):
     return f"m.jsonl -o {folder} --model model --device cpu {run} {settings}".split()
 
 
-def launch(workplace, *words):
-    return subprocess.run(
-        [sys.executable, "-m", *words], cwd=workplace, capture_output=True, text=True, timeout=240, check=False
-    )
+def train(workplace, *words):
+    return run("train", *words, cwd=workplace)
 
 
 def test_two_processes_compute_the_gradients_of_one(workplace):
-    one = launch(workplace, "v2l", "train", *options("one", 2))
-    assert (one.returncode, one.stdout) == (0, "one/hypernetwork.safetensors\n")
-    assert "validation" in one.stderr
+    one = train(workplace, *options("one", 2))
+    assert (one.code, one.out) == (0, "one/hypernetwork.safetensors\n")
+    assert "validation" in one.err
     shared = "torch.distributed.run --standalone --nproc_per_node 2"  # accelerate launch --cpu starts one alone
-    two = launch(workplace, *shared.split(), "-m", "v2l", "train", *options("two", 2))
-    assert (two.returncode, two.stdout) == (0, "two/hypernetwork.safetensors\n"), two.stderr
-    assert two.stderr.count("2 processes share each step") == 1
+    two = run(*options("two", 2), cwd=workplace, program=[sys.executable, "-m", *shared.split(), "-m", "v2l", "train"])
+    assert (two.code, two.out) == (0, "two/hypernetwork.safetensors\n"), two.err
+    assert two.err.count("2 processes share each step") == 1
     single, double = (torch.load(workplace / name / STATE, weights_only=True) for name in ("one", "two"))
     # the gradients themselves: AdamW's first moment is their running mean
     moments = [[state["exp_avg"] for state in each["optimizer"]["state"].values()] for each in (single, double)]
@@ -619,25 +617,25 @@ def test_two_processes_compute_the_gradients_of_one(workplace):
 
 
 def test_the_command_resumes_and_prints_json(workplace):
-    first = launch(workplace, "v2l", "train", *options("run", 2), "--json")
-    lines = [json.loads(line) for line in first.stdout.splitlines()]
+    first = train(workplace, *options("run", 2), "--json")
+    lines = [json.loads(line) for line in first.out.splitlines()]
     assert lines[-1]["hypernetwork"] == "run/hypernetwork.safetensors"
     assert lines[0]["validation"] > 0
-    assert "loss" in lines[0] and "--teacher" not in first.stderr
-    again = launch(workplace, "v2l", "train", *options("run", 2))
-    assert "resuming after step 2 of 2" in again.stderr
-    other = launch(workplace, "v2l", "train", *options("run", 3))
-    assert other.returncode == 1
-    assert other.stderr.startswith("v2l: error: run holds a run with other settings")
-    taught_run = launch(workplace, "v2l", "train", *options("taught", 1), "--teacher")
-    assert taught_run.returncode == 0
+    assert "loss" in lines[0] and "--teacher" not in first.err
+    again = train(workplace, *options("run", 2))
+    assert "resuming after step 2 of 2" in again.err
+    other = train(workplace, *options("run", 3))
+    assert other.code == 1
+    assert other.err.startswith("v2l: error: run holds a run with other settings")
+    taught_run = train(workplace, *options("taught", 1), "--teacher")
+    assert taught_run.code == 0
     assert len((workplace / "m.teacher.jsonl").read_text().splitlines()) == 1 + len(QUESTIONS) * 3
 
 
 def test_the_end_is_marked_if_requested_or_if_the_weights_were_trained_so(workplace):
     def marks(folder, *words):
-        run = launch(workplace, "v2l", "train", *options(folder, 1), *words)
-        assert run.returncode == 0, run.stderr
+        done = train(workplace, *options(folder, 1), *words)
+        assert done.code == 0, done.err
         marked = v2l.load_hypernetwork(workplace / folder).provenance.trained_with.marks_end
         assert json.loads((workplace / folder / SETTINGS).read_text())["curriculum"]["marks_end"] == marked
         return marked
@@ -659,8 +657,8 @@ def test_the_end_is_marked_if_requested_or_if_the_weights_were_trained_so(workpl
     ],
 )
 def test_invalid_options_are_one_line(workplace, words, code, complaint):
-    run = launch(workplace, "v2l", "train", "m.jsonl", "-o", "bad", "--model", "model", "--steps", "1", *words)
-    assert run.returncode == code
-    assert complaint in run.stderr
-    assert run.stderr.count("\n") == 1
+    done = train(workplace, "m.jsonl", "-o", "bad", "--model", "model", "--steps", "1", *words)
+    assert done.code == code
+    assert complaint in done.err
+    assert done.err.count("\n") == 1
     assert not (workplace / "bad" / STATE).exists()

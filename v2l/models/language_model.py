@@ -14,7 +14,6 @@ intermediate size, R rank.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -200,7 +199,7 @@ class LanguageModel:
         """Return the most likely token of each normalised hidden state, (B, D), and whether it was finite before the
         norm, (2, B) int64. The norm turns infinite values into NaN, and values whose squares are infinite into zero."""
         squares = hidden.float().square().sum(-1)
-        return torch.stack([self.logits(hidden).argmax(-1), ((squares > 0) & (squares < math.inf)).long()])
+        return torch.stack([self.logits(hidden).argmax(-1), squares / squares == 1])  # NaN for 0 / 0 and inf / inf
 
 
 def rotate(x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
@@ -208,8 +207,7 @@ def rotate(x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
     cos, sin = rotary
     if cos.dtype != x.dtype:  # autocast computes heads in half precision
         cos, sin = cos.to(x.dtype), sin.to(x.dtype)
-    swapped = x.unflatten(-1, (2, -1)).flip(-2).view(x.shape)
-    return torch.addcmul(x * cos, swapped, sin)
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), sin)
 
 
 # Attention ---------------------------------------------------------------------------------------------------------
@@ -283,17 +281,21 @@ class KVCache:
             if mask is not None:
                 visible = visible & mask[:, None, None]
         batch, kv_heads = self.keys.shape[1:3]
+        # Views for every layer, made once: a token takes less time to compute than to slice
+        known_keys, known_values = self.keys[:, :, :, :end].unbind(), self.values[:, :, :, :end].unbind()
+        new_keys, new_values = (
+            part[:, :, :, start:end].transpose(2, 3).unbind() for part in (self.keys, self.values)
+        )  # (B, tokens, K, E) each
 
         def attend(index: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-            known_keys, known_values = self.keys[index, :, :, :end], self.values[index, :, :, :end]
-            known_keys[:, :, start:] = keys.view(batch, tokens, *keys.shape[1:]).transpose(1, 2)
-            known_values[:, :, start:] = values.view(batch, tokens, *values.shape[1:]).transpose(1, 2)
+            new_keys[index].copy_(keys.view(new_keys[index].shape))
+            new_values[index].copy_(values.view(new_values[index].shape))
             if tokens > 1:
                 queries = queries.view(batch, tokens, *queries.shape[1:]).transpose(1, 2)
-                return _attend(queries, known_keys, known_values, visible, is_causal=visible is None)
+                return _attend(queries, known_keys[index], known_values[index], visible, is_causal=visible is None)
             # One query per sequence: the query heads of a key/value head are the rows of one matrix
             grouped = queries.view(batch, kv_heads, -1, queries.shape[-1])  # (B, K, H / K, E)
-            read = F.scaled_dot_product_attention(grouped, known_keys, known_values, attn_mask=visible)
+            read = F.scaled_dot_product_attention(grouped, known_keys[index], known_values[index], attn_mask=visible)
             return read.flatten(1)
 
         return attend
