@@ -3,8 +3,9 @@
     python tests/stress/search.py FOLDER [--clips 200] [--from 9000] [--json FILE]
 
 Draws clips of one scene in the embedded world, encodes each as a timeline of two segments, and searches all of them for
-the colour, shape and words of each clip, in words that are not those of the index. Then searches 1,000 files of 64
-segments (the same file under 1,000 names), in processor seconds of the whole command.
+the colour, shape and words of each clip, in words that are not those of the index. Then searches single timelines of
+eight scenes, each a segment, for a word and for a colour and shape that one scene alone shows. Then searches 1,000
+files of 64 segments (the same file under 1,000 names), in processor seconds of the whole command.
 """
 
 from __future__ import annotations
@@ -13,9 +14,11 @@ import os
 import resource
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
+from eight_scenes import SCENES, write_clips
 from figures import print_figures
 
 import v2l
@@ -46,6 +49,32 @@ def right_video(folder: Path, clips: int, first: int) -> dict[str, float]:
     return {"clips": clips, "right video first": sum(found) / len(found)}
 
 
+def right_segment(folder: Path, clips: int, first: int) -> dict[str, float]:
+    """Return how often the segment that a query describes comes first of eight, and the number of queries."""
+    vlm, hypernetwork = v2l.load_vlm("tiny"), v2l.load_hypernetwork("tiny")
+    folder.mkdir(exist_ok=True)
+    found: dict[str, list[bool]] = {"word": [], "colour and shape": []}
+    for story, video in write_clips(folder, clips, first):
+        output = folder / f"{video.stem}.v2l.safetensors"
+        if not output.exists():
+            v2l.encode_timeline(video, vlm, hypernetwork, output, segments=SCENES)
+        parts = v2l.Timeline.load(output).description.segments
+        index = SearchIndex()
+        index.add(output)
+        words = [visible_words(story, part.timestamps) for part in parts]
+        often = Counter(word for each in words for word in {*each})
+        pairs = [(scene.shapes[0].colour, scene.shapes[0].kind) for scene in story.scenes]
+        for number, part in enumerate(parts):
+            queries = [("word", f"where is {word} on the board") for word in words[number] if often[word] == 1]
+            if pairs.count(pairs[number]) == 1:
+                queries.append(("colour and shape", "some {} thing, a {}".format(*pairs[number])))
+            for kind, query in queries:
+                best = index.search(query, 1)
+                found[kind].append(bool(best) and best[0].start == part.start)
+    counts = {f"{kind}, queries": float(len(each)) for kind, each in found.items()}
+    return {f"right segment of eight, {kind}": sum(each) / len(each) for kind, each in found.items()} | counts
+
+
 def thousand_files(folder: Path, source: Path) -> dict[str, float]:
     """Return the processor seconds of searching a thousand files by the command."""
     library = folder / "library"
@@ -69,7 +98,11 @@ def main(folder: Path, clips: int, first: int) -> dict[str, object]:
             sample_story("test", first, 256.0, count=16, shapes=SHAPES), folder / "hour.mp4", ClipFormat(fps=2.0)
         )
         v2l.encode_timeline(folder / "hour.mp4", vlm, hypernetwork, source, segments=SEGMENTS)
-    return {**thousand_files(folder, source), **right_video(folder, clips, first)}
+    return {
+        **thousand_files(folder, source),
+        **right_video(folder, clips, first),
+        **right_segment(folder / "eight", clips // 2, first),
+    }
 
 
 if __name__ == "__main__":
