@@ -199,7 +199,8 @@ class LanguageModel:
         """Return the most likely token of each normalised hidden state, (B, D), and whether it was finite before the
         norm, (2, B) int64. The norm turns infinite values into NaN, and values whose squares are infinite into zero."""
         squares = hidden.float().square().sum(-1)
-        return torch.stack([self.logits(hidden).argmax(-1), squares / squares == 1])  # NaN for 0 / 0 and inf / inf
+        finite = squares / squares == 1  # 0 / 0 and inf / inf are NaN
+        return torch.stack([self.logits(hidden).argmax(-1), finite.long()])
 
 
 def rotate(x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
