@@ -133,6 +133,15 @@ def test_greedy_answers_are_those_of_transformers(pair, ids):
 
 
 @torch.no_grad()
+def test_a_choice_says_whether_the_state_was_finite_before_the_norm(pair):
+    model = pair[0].language_model
+    states = torch.ones(5, model.config.hidden_size)
+    states[1:] *= torch.tensor([0.0, torch.inf, torch.nan, 1e30])[:, None]  # the last has an infinite square
+    chosen, finite = model.choose(states)
+    assert finite.tolist() == [1, 0, 0, 0, 0]
+    assert chosen[0] == model.logits(states[0]).argmax()
+
+
 def test_image_features_are_those_of_transformers(pair):
     vlm, peer = pair
     images = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(2)) * 2 - 1
