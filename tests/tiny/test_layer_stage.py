@@ -75,7 +75,8 @@ def test_an_adapter_with_the_wanted_change_has_no_loss(vlm, targets):
     values = torch.randn(vlm.num_layers, *batch.used.shape, heads, width) * batch.used[..., None, None]
     rows = torch.einsum("lcnke,lked->lcknd", values, objective.projections[:, :, 0]).flatten(2, 3)
     active = attention[..., 0, :].flatten(3, 4)
-    terms, wrong = (objective._at_ends(batch, each, rows, values) for each in (active, active.roll(1, -1)))
+    weights = 1 / (batch.scale * objective.sizes)
+    terms, wrong = (objective._at_ends(batch, each, rows, values, weights) for each in (active, active.roll(1, -1)))
     assert terms["reads"].abs() < 1e-3 * wrong["reads"] and terms["writes"].abs() < 1e-3
     assert wrong["fires"] > terms["fires"]
 

@@ -191,7 +191,7 @@ class LayerObjective:
         return {
             "change": missed,
             "keeps": stage.keep_weight * self._keeps(frames, clip, token, place),
-            **self._at_ends(batch, active, b, values),
+            **self._at_ends(batch, active, b, values, weights),
             "steer": stage.steer_weight * guided,
         }
 
@@ -220,12 +220,12 @@ class LayerObjective:
         return missed[1:].sum() / len(self.finders)
 
     def _at_ends(
-        self, batch: LayerBatch, active: torch.Tensor, b: torch.Tensor, values: torch.Tensor
+        self, batch: LayerBatch, active: torch.Tensor, b: torch.Tensor, values: torch.Tensor, weights: torch.Tensor
     ) -> dict[str, torch.Tensor]:
         """The three terms of single ranks, weighted by how much of the change each layer reads at ends of frames.
 
         active: (L, C, M, 2 R), the activation of every rank; b: (L, C, 2 R, D)
-        values: (L, C, N, K, E), at the ends of the frames
+        values: (L, C, N, K, E), at the ends of the frames; weights: (L, C, M), of the tokens
         """
         stage, width = self.stage, b.shape[-1]
         ranks = self.heads * stage.latents
@@ -240,8 +240,6 @@ class LayerObjective:
         energy = torch.einsum("lcmkgn,lckgnd,lckhnd,lcmkhn->lcmkn", attention, content, content, attention) / width
 
         # Sum over ranks and average over tokens, relative to all that is read in a layer: (L,)
-        weights = 1 / (batch.scale * self.sizes)  # (L, C, M)
-
         def total(terms: torch.Tensor) -> torch.Tensor:
             return (terms.sum((3, 4)) * weights).mean((1, 2))
 
