@@ -1,5 +1,6 @@
 """Start the `v2l` command: the console script, and `python -m v2l`."""
 
+import gc
 import os
 import signal
 import sys
@@ -14,6 +15,7 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     finally:
+        gc.freeze()  # the memory goes with the process: to collect torch's million objects takes a tenth of a start
         if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
             signal.signal(signal.SIGINT, lambda *_: os._exit(130))
 

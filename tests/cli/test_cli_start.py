@@ -19,6 +19,23 @@ for words in json.loads(sys.argv[1]):
 print(*[name for name in ("torch", "transformers", "cv2", "av") if name in sys.modules])
 """
 
+COLLECTIONS = """
+import gc, json, sys
+from v2l.__main__ import main
+found = []
+def note(phase, details):
+    found.append("torch" in sys.modules)
+gc.callbacks.append(note)
+sys.argv = ["v2l", *json.loads(sys.argv[1])]
+try:
+    main()
+except SystemExit as end:
+    gc.callbacks.remove(note)
+    print(end.code, sum(found), gc.isenabled(), len(gc.get_objects()))
+"""
+"""Run a command, and print its exit code, how many collections began or ended once torch was imported in part, whether
+garbage is still collected, and from how many objects."""
+
 
 @pytest.fixture
 def desk(tmp_path, videos, adapters):
@@ -54,3 +71,12 @@ def test_a_terminal_shows_what_is_loaded_before_torch_is_imported(desk, model_fo
     terminal.end()
     assert f"loading {model_folder}" in before
     assert ("1 video to encode, 1 to compare" in before) == (words[0] == "encode")
+
+
+def test_the_objects_of_torch_are_collected_neither_during_its_import_nor_at_exit(desk, model_folder):
+    program = [sys.executable, "-c", COLLECTIONS]
+    done = run(json.dumps(["ask", f"talk{SUFFIX}", "what?"]), program=program, cwd=desk, model=model_folder)
+    code, collections, is_enabled, objects = done.lines[-1].split()
+    assert (code, is_enabled) == ("0", "True")
+    assert int(collections) < 100, "over 600 if the import collects"
+    assert int(objects) < 10_000, "some 190,000 if all are visited at exit"

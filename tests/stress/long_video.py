@@ -34,8 +34,8 @@ from v2l.bench.runner import drawn_video
 from v2l.inference.encode import open_video
 from v2l.inference.timeline import encode_timeline
 from v2l.io.text import clock
-from v2l.models.allocator import return_freed_memory
 from v2l.models.hypernetwork_file import TrainedWith
+from v2l.models.process_memory import return_freed_memory
 
 HOUR = 3600
 QUESTIONS, KILLS, STEP = 100, 20, 6

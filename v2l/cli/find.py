@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import gc
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -101,6 +99,7 @@ def find_words(text: str, inputs: Sequence[Path], recursive: bool, limit: int, d
     from v2l.adapters.index import search_words
     from v2l.adapters.search import SearchIndex
     from v2l.models.presets import is_tiny
+    from v2l.models.process_memory import without_collection
 
     if os.path.exists(text) and (inputs == [Path()] or not any(map(os.path.exists, inputs))):
         raise UsageError(f'say what to find, before the files: v2l find "a red ring" {printable(text)}')
@@ -112,7 +111,7 @@ def find_words(text: str, inputs: Sequence[Path], recursive: bool, limit: int, d
         raise UsageError(f"{printable(text)!r} has no word to search for; name a thing, a colour or a written word")
     index = SearchIndex()
     paths, ok = _adapters(inputs, recursive, display)
-    with _without_collection():
+    with without_collection():
         for path in paths:
             try:
                 index.add(path)
@@ -134,17 +133,6 @@ def find_words(text: str, inputs: Sequence[Path], recursive: bool, limit: int, d
             display.note(f"{counted(deeper, 'more adapter')} in subfolders; --recursive searches them")
     _print(found, "answer", display)
     return ok
-
-
-@contextlib.contextmanager
-def _without_collection() -> Iterator[None]:
-    """Collect no garbage in the block: the objects of an index stay until the end, and visiting them again and again
-    takes a seventh of the time."""
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
 
 
 def _adapters(inputs: Sequence[Path], recursive: bool, display: Display) -> tuple[list[Path], bool]:

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING
 from v2l.adapters.description import BaseModel
 from v2l.errors import ModelError, V2LError, reason
 from v2l.io.text import printable
-from v2l.models.allocator import return_freed_memory
 from v2l.models.hypernetwork_file import HypernetworkConfig, Provenance, locate, read_header
 from v2l.models.lock_file import lock_path, read_lock
 from v2l.models.presets import PRESETS, ModelFolder, find_model, is_tiny, preset_name
+from v2l.models.process_memory import return_freed_memory, without_collection
 
 if TYPE_CHECKING:
     import torch
@@ -142,11 +142,12 @@ class ModelLoader:
     @contextmanager
     def _loading(self, part: str) -> Iterator[None]:
         """Raise any error of the block as a ModelError, and raise it again instead of loading the part another time,
-        which would take as long and fail as well."""
+        which would take as long and fail as well. The block imports torch, whose objects stay."""
         if part in self._failures:
             raise ModelError(self._failures[part])
         try:
-            yield
+            with without_collection():
+                yield
         except Exception as error:
             described = str(error)
             if not isinstance(error, V2LError):
