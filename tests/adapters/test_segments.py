@@ -36,6 +36,12 @@ def test_the_order_given_is_kept_and_recorded(adapters):
     assert torch.equal(turned.b[:, 8:], adapters[0].b[:, 4:])
 
 
+@pytest.mark.parametrize(("checks", "whole"), [((7, 3, 5), 3), ((3, 7, 5), 3), ((3, None, 5), None)])
+def test_a_composition_was_checked_when_its_oldest_part_was(adapters, checks, whole):
+    parts = [dataclasses.replace(each, checked_ns=time) for each, time in zip(adapters, checks, strict=True)]
+    assert v2l.compose(parts).checked_ns == whole
+
+
 def test_adapters_of_both_number_types_compose(adapters):
     near = adapters[1].a.float() * (1 + 2**-10)  # rounds to the same values
     wide = dataclasses.replace(adapters[1], a=near, b=adapters[1].b.float())
