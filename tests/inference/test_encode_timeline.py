@@ -201,6 +201,20 @@ def test_parts_of_other_settings_and_damaged_parts_are_encoded_again(timeline, v
     assert output.read_bytes() == timeline.path.read_bytes()
 
 
+@pytest.mark.parametrize("change", ["index", "overview"])
+def test_parts_with_another_index_or_overview_are_encoded_again(timeline, video, vlm, hypernetwork, tmp_path, change):
+    output, wanted = tmp_path / "long.v2l.safetensors", job(video, vlm, hypernetwork, seconds=5.0)
+    fewer = dataclasses.replace(wanted.request.reading, frames=2)
+    changes = {
+        "index": {"questions": ("where?",)},
+        "overview": {"request": dataclasses.replace(wanted.request, reading=fewer)},
+    }
+    with pytest.raises(KeyboardInterrupt):
+        dataclasses.replace(wanted, **changes[change]).run(vlm, hypernetwork, output, stop_after(2))
+    wanted.run(vlm, hypernetwork, output)
+    assert output.read_bytes() == timeline.path.read_bytes()
+
+
 def test_two_processes_do_not_encode_one_timeline(video, vlm, hypernetwork, tmp_path):
     output = tmp_path / "long.v2l.safetensors"
     other = job(video, vlm, hypernetwork, segments=2)

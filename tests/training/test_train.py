@@ -385,6 +385,15 @@ def test_a_run_keeps_the_best_and_its_figures(finished):
     assert (provenance.id, provenance.trained_with.frames, provenance.trained_with.windows) == ("whole", 4, 3)
 
 
+def test_a_worse_validation_leaves_the_best_hypernetwork(vlm, examples, tmp_path):
+    """The rate is so high that the run gets worse and ends so."""
+    training = dataclasses.replace(TRAINING, learning_rate=0.3, steps=3, validate_every=1)
+    losses = [each.validation for each in trainer(vlm, examples, tmp_path / "run", training).run()]
+    assert losses[-1] > 1.05 * min(losses)
+    saved = v2l.load_hypernetwork(tmp_path / "run")
+    assert trainer(vlm, examples, tmp_path / "again", training, saved).validate() == pytest.approx(min(losses))
+
+
 def test_the_learning_rate_rises_and_then_follows_a_cosine_to_zero():
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=2.0)
     schedule, rates = warm_cosine(optimizer, 8, 4), []
@@ -457,7 +466,12 @@ def test_clips_that_cannot_be_read_are_skipped(vlm, examples, reader, tmp_path):
 def test_sizes_that_make_no_network(vlm, sizes, complaint):
     with pytest.raises(V2LError, match=complaint):
         sizes_for(vlm, sizes)
-    assert sizes_for(vlm, {}).lora_alpha == 128.0
+
+
+def test_the_multiplier_follows_from_the_rank_unless_it_is_chosen_or_trained(vlm):
+    assert [sizes_for(vlm, sizes).lora_alpha for sizes in ({}, {"rank": 4})] == [128.0, 16.0]
+    assert sizes_for(vlm, {"rank": 4, "lora_alpha": 7}).lora_alpha == 7
+    assert sizes_for(vlm, {"rank": 8}, lively(vlm).config).lora_alpha == lively(vlm).config.lora_alpha != 2 * 8**1.5
 
 
 def test_a_wider_hypernetwork_starts_with_almost_the_same_output(vlm, examples, samples, tmp_path):
