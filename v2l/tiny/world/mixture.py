@@ -1,8 +1,8 @@
-"""Concatenate training manifests and repeat captions, first and last words, and motions.
+"""Concatenate training manifests and repeat captions, first and last words, motions, and lists of words.
 
-`python -m v2l.tiny.world.mixture MIXED MANIFEST ... [--captions TIMES] [--ends TIMES] [--motions TIMES]`, all in one
-folder. A clip has at most one question of each of these kinds among about 25 others, and training samples a few
-questions per clip: without repetition each kind would be 4% of them.
+`python -m v2l.tiny.world.mixture MIXED MANIFEST ... [--captions TIMES] [--ends TIMES] [--motions TIMES]
+[--words TIMES]`, all in one folder. A clip has one to three questions of each of these kinds among about 25, and
+training samples a few questions per clip: without repetition each kind would be 4 to 10% of them.
 """
 
 from __future__ import annotations
@@ -20,12 +20,16 @@ ENDS = "word first", "word last"
 """Kinds of question repeated by --ends."""
 MOTIONS = ("motion",)
 """Kinds of question repeated by --motions."""
+WORDS = "words", "word after"
+"""Kinds of question repeated by --words: with "word before", of which a clip has twice as many, the order of words."""
 
 
-def mix(mixed: Path, manifests: Sequence[Path], captions: int = 1, ends: int = 1, motions: int = 1) -> None:
+def mix(
+    mixed: Path, manifests: Sequence[Path], captions: int = 1, ends: int = 1, motions: int = 1, words: int = 1
+) -> None:
     """Write all rows of the manifests, followed by the repeated ones under ids `again-N-ID`.
 
-    captions, ends, motions: how often captions, first and last words, and motions occur in the result
+    captions, ends, motions, words: how often captions, first and last words, motions, and `WORDS` occur in the result
     Raises V2LError if a manifest cannot be read, or is in another folder: rows name videos relative to their own.
     """
     lines = []
@@ -41,10 +45,12 @@ def mix(mixed: Path, manifests: Sequence[Path], captions: int = 1, ends: int = 1
             raise unreadable(path, error) from error
     rows = [json.loads(line) for line in lines]
     described = [row for row in rows if row["task_type"] == "caption"]
-    named, moved = ([row for row in rows if row.get("metadata", {}).get("kind") in kinds] for kinds in (ENDS, MOTIONS))
+    named, moved, listed = (
+        [row for row in rows if row.get("metadata", {}).get("kind") in kinds] for kinds in (ENDS, MOTIONS, WORDS)
+    )
     again = [
         {**row, "id": f"again-{turn}-{row['id']}"}
-        for repeated, times in ((described, captions), (named, ends), (moved, motions))
+        for repeated, times in ((described, captions), (named, ends), (moved, motions), (listed, words))
         for turn in range(1, times)
         for row in repeated
     ]
@@ -58,6 +64,7 @@ if __name__ == "__main__":
     parser.add_argument("--captions", type=int, default=1, metavar="TIMES", help="how often captions occur")
     parser.add_argument("--ends", type=int, default=1, metavar="TIMES", help="how often first and last words occur")
     parser.add_argument("--motions", type=int, default=1, metavar="TIMES", help="how often motions occur")
+    parser.add_argument("--words", type=int, default=1, metavar="TIMES", help="how often lists of words occur")
     given = parser.parse_args()
     with errors_in_one_line():
-        mix(given.mixed, given.manifests, given.captions, given.ends, given.motions)
+        mix(given.mixed, given.manifests, given.captions, given.ends, given.motions, given.words)
