@@ -142,6 +142,7 @@ def test_a_choice_says_whether_the_state_was_finite_before_the_norm(pair):
     assert chosen[0] == model.logits(states[0]).argmax()
 
 
+@torch.no_grad()
 def test_image_features_are_those_of_transformers(pair):
     vlm, peer = pair
     images = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(2)) * 2 - 1

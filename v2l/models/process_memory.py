@@ -32,11 +32,10 @@ def return_freed_memory() -> None:
 def without_collection() -> Iterator[None]:
     """Collect no garbage in the block, for objects that stay until the end: visiting them again and again takes a tenth
     of the time of `import torch`, and a seventh of that of an index. A block in another one changes nothing."""
-    if not gc.isenabled():
-        yield
-        return
+    was_enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        gc.enable()
+        if was_enabled:
+            gc.enable()

@@ -45,12 +45,13 @@ def mix(
             raise unreadable(path, error) from error
     rows = [json.loads(line) for line in lines]
     described = [row for row in rows if row["task_type"] == "caption"]
-    named, moved, listed = (
-        [row for row in rows if row.get("metadata", {}).get("kind") in kinds] for kinds in (ENDS, MOTIONS, WORDS)
-    )
+
+    def of(kinds: Sequence[str]) -> list[dict]:
+        return [row for row in rows if row.get("metadata", {}).get("kind") in kinds]
+
     again = [
         {**row, "id": f"again-{turn}-{row['id']}"}
-        for repeated, times in ((described, captions), (named, ends), (moved, motions), (listed, words))
+        for repeated, times in ((described, captions), (of(ENDS), ends), (of(MOTIONS), motions), (of(WORDS), words))
         for turn in range(1, times)
         for row in repeated
     ]
