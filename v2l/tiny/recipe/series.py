@@ -111,28 +111,24 @@ def label_free_stages(share: float = 1.0) -> Iterator[Stage]:
     def of(count: int) -> int:
         return max(2, round(count * share))
 
-    def taught(name: str, manifest: str, start: str, steps: int, every: int, settings: str) -> Stage:
-        """`v2l train --teacher`, from the hypernetwork of the stage `start` to the one of the stage `name`."""
-        command = (
-            f"v2l train {manifest} --teacher --validation validation-varied.jsonl --model tiny --frames 16 --batch 16 "
-            f"--hypernetwork {start}/hypernetwork.safetensors -o {name} --steps {of(steps)} {settings} "
-        )
-        always = f"questions=10,windows=1,denser=1,hidden_weight=1,validate_every={of(every)}"
-        return Stage(name, command + _sets(always), shared=True)
-
+    clips = "train-varied.jsonl --captions 6 --motions 2 --words 3 --neighbours 2"
     yield Stage("clips", f"v2l.tiny.world.dataset . train {of(4000)} varied")
     yield Stage("clips to choose by", f"v2l.tiny.world.dataset . validation {of(128)} varied")
-    yield Stage("manifest", "v2l.tiny.world.mixture train.jsonl train-varied.jsonl --captions 4 --ends 3 --motions 3")
-    yield Stage("layers", f"v2l.tiny.recipe.layer_stage train.jsonl tiny layers --steps {of(2000)}")
-    yield taught("answers", "train.jsonl", "layers", 1000, 1000, "--learning-rate 5e-4 --set segments=1")
+    yield Stage("manifest", f"v2l.tiny.world.mixture train.jsonl {clips}")
+    yield Stage("layers", f"v2l.tiny.recipe.layer_stage train.jsonl tiny layers --steps {of(1200)}")
     yield Stage(
-        "manifest, words", "v2l.tiny.world.mixture words.jsonl train-varied.jsonl --captions 4 --motions 3 --words 3"
+        "hypernetwork",
+        "v2l train train.jsonl --teacher --validation validation-varied.jsonl --model tiny "
+        f"--hypernetwork layers/hypernetwork.safetensors -o hypernetwork --frames 16 --steps {of(2200)} --batch 16 "
+        "--learning-rate 5e-4 "
+        + _sets(f"questions=10,segments=2,windows=1,denser=1,hidden_weight=1,recompute=no,validate_every={of(550)}"),
+        shared=True,
     )
-    yield taught("hypernetwork", "words.jsonl", "answers", 1800, 900, "--learning-rate 3e-4 --set segments=2 --seed 43")
     yield Stage("clips to measure", f"v2l.tiny.world.dataset . test {of(1000)}")
     yield Stage(
         "figures",
-        "v2l eval test.jsonl --model tiny --hypernetwork hypernetwork/hypernetwork.safetensors --segments 1,2",
+        "v2l eval test.jsonl --model tiny --hypernetwork hypernetwork/hypernetwork.safetensors "
+        "--max-new-tokens 40 --segments 1,2",
     )
 
 

@@ -1,8 +1,8 @@
-"""Concatenate training manifests and repeat captions, first and last words, motions, and lists of words.
+"""Concatenate training manifests and repeat captions, first and last words, motions, lists of words, and neighbours.
 
 `python -m v2l.tiny.world.mixture MIXED MANIFEST ... [--captions TIMES] [--ends TIMES] [--motions TIMES]
-[--words TIMES]`, all in one folder. A clip has one to three questions of each of these kinds among about 25, and
-training samples a few questions per clip: without repetition each kind would be 4 to 10% of them.
+[--words TIMES] [--neighbours TIMES]`, all in one folder. A clip has one to three questions of most of these kinds among
+about 25, and training samples a few questions per clip: without repetition each kind would be 4 to 10% of them.
 """
 
 from __future__ import annotations
@@ -20,16 +20,25 @@ ENDS = "word first", "word last"
 """Kinds of question repeated by --ends."""
 MOTIONS = ("motion",)
 """Kinds of question repeated by --motions."""
-WORDS = "words", "word after"
-"""Kinds of question repeated by --words: with "word before", of which a clip has twice as many, the order of words."""
+WORDS = ("words",)
+"""Kinds of question repeated by --words."""
+NEIGHBOURS = "word after", "word before"
+"""Kinds of question repeated by --neighbours."""
 
 
 def mix(
-    mixed: Path, manifests: Sequence[Path], captions: int = 1, ends: int = 1, motions: int = 1, words: int = 1
+    mixed: Path,
+    manifests: Sequence[Path],
+    captions: int = 1,
+    ends: int = 1,
+    motions: int = 1,
+    words: int = 1,
+    neighbours: int = 1,
 ) -> None:
     """Write all rows of the manifests, followed by the repeated ones under ids `again-N-ID`.
 
-    captions, ends, motions, words: how often captions, first and last words, motions, and `WORDS` occur in the result
+    captions, ends, motions, words, neighbours: how often captions, first and last words, motions, lists of words, and
+        `NEIGHBOURS` occur in the result
     Raises V2LError if a manifest cannot be read, or is in another folder: rows name videos relative to their own.
     """
     lines = []
@@ -51,7 +60,13 @@ def mix(
 
     again = [
         {**row, "id": f"again-{turn}-{row['id']}"}
-        for repeated, times in ((described, captions), (of(ENDS), ends), (of(MOTIONS), motions), (of(WORDS), words))
+        for repeated, times in (
+            (described, captions),
+            (of(ENDS), ends),
+            (of(MOTIONS), motions),
+            (of(WORDS), words),
+            (of(NEIGHBOURS), neighbours),
+        )
         for turn in range(1, times)
         for row in repeated
     ]
@@ -66,6 +81,10 @@ if __name__ == "__main__":
     parser.add_argument("--ends", type=int, default=1, metavar="TIMES", help="how often first and last words occur")
     parser.add_argument("--motions", type=int, default=1, metavar="TIMES", help="how often motions occur")
     parser.add_argument("--words", type=int, default=1, metavar="TIMES", help="how often lists of words occur")
+    parser.add_argument(
+        "--neighbours", type=int, default=1, metavar="TIMES", help="how often the words after and before another occur"
+    )
     given = parser.parse_args()
     with errors_in_one_line():
-        mix(given.mixed, given.manifests, given.captions, given.ends, given.motions, given.words)
+        times = given.captions, given.ends, given.motions, given.words, given.neighbours
+        mix(given.mixed, given.manifests, *times)
