@@ -111,10 +111,10 @@ def label_free_stages(share: float = 1.0) -> Iterator[Stage]:
     def of(count: int) -> int:
         return max(2, round(count * share))
 
-    clips = "train-varied.jsonl --captions 6 --motions 2 --words 3 --neighbours 2"
+    times = "--captions 6 --motions 2 --words 3 --neighbours 2"
     yield Stage("clips", f"v2l.tiny.world.dataset . train {of(4000)} varied")
     yield Stage("clips to choose by", f"v2l.tiny.world.dataset . validation {of(128)} varied")
-    yield Stage("manifest", f"v2l.tiny.world.mixture train.jsonl {clips}")
+    yield Stage("manifest", f"v2l.tiny.world.mixture train.jsonl train-varied.jsonl {times}")
     yield Stage("layers", f"v2l.tiny.recipe.layer_stage train.jsonl tiny layers --steps {of(1200)}")
     yield Stage(
         "hypernetwork",
