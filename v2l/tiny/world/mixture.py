@@ -16,29 +16,21 @@ from v2l.errors import V2LError, errors_in_one_line
 from v2l.io.files import unreadable, write_atomically
 from v2l.io.text import printable
 
-ENDS = "word first", "word last"
-"""Kinds of question repeated by --ends."""
-MOTIONS = ("motion",)
-"""Kinds of question repeated by --motions."""
-WORDS = ("words",)
-"""Kinds of question repeated by --words."""
-NEIGHBOURS = "word after", "word before"
-"""Kinds of question repeated by --neighbours."""
+REPEATED = {
+    "captions": ("caption",),
+    "ends": ("word first", "word last"),
+    "motions": ("motion",),
+    "words": ("words",),
+    "neighbours": ("word after", "word before"),
+}
+"""The kinds of question that each option repeats."""
 
 
-def mix(
-    mixed: Path,
-    manifests: Sequence[Path],
-    captions: int = 1,
-    ends: int = 1,
-    motions: int = 1,
-    words: int = 1,
-    neighbours: int = 1,
-) -> None:
+def mix(mixed: Path, manifests: Sequence[Path], **times: int) -> None:
     """Write all rows of the manifests, followed by the repeated ones under ids `again-N-ID`.
 
-    captions, ends, motions, words, neighbours: how often captions, first and last words, motions, lists of words, and
-        `NEIGHBOURS` occur in the result
+    times: how often the kinds of a name of REPEATED occur in the result, once without it. Every question of the task
+        "caption" is of the kind "caption" here
     Raises V2LError if a manifest cannot be read, or is in another folder: rows name videos relative to their own.
     """
     lines = []
@@ -53,22 +45,13 @@ def mix(
         except OSError as error:
             raise unreadable(path, error) from error
     rows = [json.loads(line) for line in lines]
-    described = [row for row in rows if row["task_type"] == "caption"]
-
-    def of(kinds: Sequence[str]) -> list[dict]:
-        return [row for row in rows if row.get("metadata", {}).get("kind") in kinds]
-
+    kinds = ["caption" if row["task_type"] == "caption" else row.get("metadata", {}).get("kind") for row in rows]
     again = [
         {**row, "id": f"again-{turn}-{row['id']}"}
-        for repeated, times in (
-            (described, captions),
-            (of(ENDS), ends),
-            (of(MOTIONS), motions),
-            (of(WORDS), words),
-            (of(NEIGHBOURS), neighbours),
-        )
-        for turn in range(1, times)
-        for row in repeated
+        for name, count in times.items()
+        for turn in range(1, count)
+        for row, kind in zip(rows, kinds, strict=True)
+        if kind in REPEATED[name]
     ]
     write_atomically(mixed, "".join(line + "\n" for line in (*lines, *map(json.dumps, again))).encode())
 
@@ -77,14 +60,9 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m v2l.tiny.world.mixture", description="Concatenate manifests.")
     parser.add_argument("mixed", type=Path)
     parser.add_argument("manifests", type=Path, nargs="+", metavar="manifest")
-    parser.add_argument("--captions", type=int, default=1, metavar="TIMES", help="how often captions occur")
-    parser.add_argument("--ends", type=int, default=1, metavar="TIMES", help="how often first and last words occur")
-    parser.add_argument("--motions", type=int, default=1, metavar="TIMES", help="how often motions occur")
-    parser.add_argument("--words", type=int, default=1, metavar="TIMES", help="how often lists of words occur")
-    parser.add_argument(
-        "--neighbours", type=int, default=1, metavar="TIMES", help="how often the words after and before another occur"
-    )
+    for name, kinds in REPEATED.items():
+        how = f"how often each {' and '.join(kinds)} question occurs"
+        parser.add_argument(f"--{name}", type=int, default=1, metavar="TIMES", help=how)
     given = parser.parse_args()
     with errors_in_one_line():
-        times = given.captions, given.ends, given.motions, given.words, given.neighbours
-        mix(given.mixed, given.manifests, *times)
+        mix(given.mixed, given.manifests, **{name: getattr(given, name) for name in REPEATED})
