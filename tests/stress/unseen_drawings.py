@@ -16,7 +16,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import patch
 
-import torch
+from speed import CPU
 
 from v2l.bench.resources import describe_machine
 from v2l.tiny.world import draw
@@ -29,7 +29,7 @@ KINDS = "word first", "word last"
 
 
 def board(size: float = 1.0, upper: bool = False):
-    """Return `draw._draw_board` with words of another size or in upper case."""
+    """Draw words of another size or in upper case, while the returned patch is active."""
     original = draw._draw_board
 
     def drawn(image, board, word):
@@ -39,7 +39,7 @@ def board(size: float = 1.0, upper: bool = False):
 
 
 def font(file: Path):
-    """Draw with a TrueType font. OpenCV 5 can."""
+    """Draw with a TrueType font, which OpenCV 5 can, while the returned patch is active."""
     face = cv2.FontFace(str(file))
 
     def size(word, *_):
@@ -86,5 +86,5 @@ if __name__ == "__main__":
             found[name] = accuracy(drawing, words.clips, Path(folder))
         print(name, {way: round(share, 3) for way, share in found[name].items()}, flush=True)
     if words.json:
-        report = {"machine": describe_machine(torch.device("cpu")), "clips": words.clips, "exact": found}
+        report = {"machine": describe_machine(CPU), "clips": words.clips, "exact": found}
         words.json.write_text(json.dumps(report, indent=1) + "\n")
